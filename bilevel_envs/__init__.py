@@ -1,0 +1,61 @@
+"""Environments whose world a leader configures, and the followers that live in them.
+
+Importing this package registers the ``BiLevel/*`` ids with Gymnasium and loads neither torch nor
+Stable-Baselines3: entry points are strings, and the names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bilevel_envs.registration import register_all
+
+if TYPE_CHECKING:
+    from bilevel_envs.follower import BestResponse, Follower
+    from bilevel_envs.gym_env import TabularEnv, TabularVectorEnv
+    from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
+    from bilevel_envs.tabular import TabularModel
+    from bilevel_envs.wrapper import BilevelWrapper
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BestKnown": "model",
+    "BestResponse": "follower",
+    "BilevelWrapper": "wrapper",
+    "ConfigurableMDP": "model",
+    "Follower": "follower",
+    "Parameterization": "model",
+    "Preferences": "model",
+    "Rollout": "model",
+    "TabularEnv": "gym_env",
+    "TabularModel": "tabular",
+    "TabularVectorEnv": "gym_env",
+    "Terms": "model",
+}
+
+__all__ = [
+    "BestKnown",
+    "BestResponse",
+    "BilevelWrapper",
+    "ConfigurableMDP",
+    "Follower",
+    "Parameterization",
+    "Preferences",
+    "Rollout",
+    "TabularEnv",
+    "TabularModel",
+    "TabularVectorEnv",
+    "Terms",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+register_all()

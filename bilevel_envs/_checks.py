@@ -1,0 +1,85 @@
+"""Refuses bad values with a message that names the argument, what it must be and what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning: str = "") -> None:
+    """Refuses `x` unless its trailing axes are `shape`."""
+    if tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape) or x.ndim < len(shape):
+        raise ValueError(f"`{name}` must have shape {_axes(shape)}{meaning and f' {meaning}'}, got {_axes(x.shape)}")
+
+
+def check_finite(x: Tensor | np.ndarray, name: str) -> None:
+    """Refuses `x` if an entry is NaN or infinite."""
+    bad = ~np.isfinite(np.asarray(x.detach() if isinstance(x, Tensor) else x))
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"`{name}` must be finite; at {at} it is {float(x[at])}")
+
+
+def check_distribution(p: Tensor, name: str, axes: str) -> None:
+    """Refuses `p` unless its last axis holds probabilities."""
+    check_finite(p, name)
+    p = p.detach()
+    total = p.sum(-1)
+    error = (total - 1).abs() + p.amin(-1).clamp(max=0).abs()
+    worst = int(error.argmax())
+    if error.flatten()[worst] > 1e-6:
+        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), total.shape))
+        raise ValueError(
+            f"`{name}` {axes} must be non-negative and sum to 1 over its last axis; "
+            f"at {at} it sums to {total[at]:.6g}, and its smallest entry is {p[at].min():.3g}. "
+            "If these are logits, pass `logits.softmax(-1)`."
+        )
+
+
+def check_number(
+    value: Any,
+    name: str,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    remedy: str = "",
+) -> float:
+    """Returns `value` as a float; refuses anything but a finite number within the bounds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"`{name}` must be a number, got {value!r}")
+    bounds = [
+        (above, "above", above is None or value > above),
+        (at_least, "at least", at_least is None or value >= at_least),
+        (below, "below", below is None or value < below),
+        (at_most, "at most", at_most is None or value <= at_most),
+    ]
+    if not np.isfinite(value) or not all(holds for _, _, holds in bounds):
+        wanted = " and ".join(f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None)
+        raise ValueError(f"`{name}` must be {wanted or 'finite'}, got {value}{remedy and f'. {remedy}'}")
+    return float(value)
+
+
+def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
+    """Returns `value` as an int; refuses anything but a whole number of at least `at_least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"`{name}` must be a whole number, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"`{name}` must be at least {at_least}, got {value}")
+    return int(value)
+
+
+def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
+    """Refuses `value` unless it is one of `options`."""
+    options = list(options)
+    if value not in options:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def _axes(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,0 +1,109 @@
+"""Pictures of small worlds as RGB arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PAPER, WALL = (38, 42, 51), (250, 249, 246), (92, 98, 112)
+AGENT, GOAL, TARGET, START = (240, 150, 40), (46, 125, 80), (40, 100, 190), (130, 130, 130)
+PENALTY = np.array([205, 60, 50])
+SCALE = 2  # drawn large and scaled down, for smooth edges
+
+
+def shade(weight: np.ndarray, colour: np.ndarray = PENALTY) -> np.ndarray:
+    """Paper tinted by `weight` in [0, 1], uint8 [..., 3]."""
+    weight = np.clip(weight, 0, 1)[..., None]
+    return np.round((1 - weight) * np.array(PAPER) + weight * colour).astype(np.uint8)
+
+
+def grid_image(
+    walls: np.ndarray,
+    fill: np.ndarray,
+    marks: Mapping[tuple[int, int], tuple[str, tuple[int, int, int]]],
+    agent: tuple[int, int] | None = None,
+    cell: int = 32,
+) -> np.ndarray:
+    """A grid world from above.
+
+    Args:
+      walls: True where no one can be, [rows, columns].
+      fill: colour of each free cell, uint8 [rows, columns, 3].
+      marks: letter and colour by (row, column).
+      agent: where the follower stands, (row, column).
+      cell: pixels per cell.
+
+    Returns:
+      uint8 [rows · cell, columns · cell, 3].
+    """
+    side = cell * SCALE
+    rows, columns = walls.shape
+    image = Image.new("RGB", (columns * side, rows * side), WALL)
+    draw = ImageDraw.Draw(image)
+    for row, column in np.argwhere(~walls):
+        corner = (column * side, row * side)
+        box = (*corner, corner[0] + side - SCALE, corner[1] + side - SCALE)
+        draw.rectangle(box, fill=tuple(int(c) for c in fill[row, column]), outline=(225, 223, 217))
+    if agent is not None:
+        _disc(draw, ((agent[1] + 0.5) * side, (agent[0] + 0.5) * side), 0.34 * side, AGENT)
+    for (row, column), (letter, colour) in marks.items():
+        _text(draw, ((column + 0.5) * side, (row + 0.5) * side), letter, colour, 0.55 * side)
+    return _finish(image, columns * cell, rows * cell)
+
+
+def graph_image(
+    positions: np.ndarray,
+    labels: Sequence[str],
+    edges: Mapping[tuple[int, int], float],
+    current: int | None = None,
+    size: tuple[int, int] = (480, 320),
+) -> np.ndarray:
+    """States as discs, possible moves as arrows.
+
+    Args:
+      positions: centre of each state as fractions of the picture, [S, 2] (x to the right, y down).
+      labels: one word per state.
+      edges: strength in [0, 1] by (from, to); stronger is darker.
+      current: the state to highlight.
+      size: width and height in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    width, height = size[0] * SCALE, size[1] * SCALE
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    centre = positions * np.array([width, height])
+    radius = 0.085 * min(width, height)
+    for (here, there), strength in sorted(edges.items(), key=lambda item: item[1]):
+        if here == there or strength <= 0:
+            continue
+        along = centre[there] - centre[here]
+        along = along / np.linalg.norm(along)
+        across = np.array([-along[1], along[0]])
+        begin, end = centre[here] + radius * along + 6 * across, centre[there] - 1.1 * radius * along + 6 * across
+        grey = int(225 - 165 * min(strength, 1.0))
+        draw.line([tuple(begin), tuple(end)], fill=(grey, grey, grey), width=3)
+        tip = [tuple(end), tuple(end - 16 * along + 7 * across), tuple(end - 16 * along - 7 * across)]
+        draw.polygon(tip, fill=(grey, grey, grey))
+    for index, label in enumerate(labels):
+        _disc(draw, tuple(centre[index]), radius, AGENT if index == current else (214, 222, 232))
+        _text(draw, tuple(centre[index]), label, INK, radius * (1.0 if len(label) < 4 else 0.55))
+    return _finish(image, *size)
+
+
+def _disc(draw: ImageDraw.ImageDraw, centre: Sequence[float], radius: float, colour: tuple[int, int, int]) -> None:
+    x, y = centre
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=INK, width=SCALE)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw, centre: Sequence[float], text: str, colour: tuple[int, int, int], size: float
+) -> None:
+    draw.text(tuple(centre), text, fill=colour, font=ImageFont.load_default(size), anchor="mm")  # type: ignore[arg-type]
+
+
+def _finish(image: Image.Image, width: int, height: int) -> np.ndarray:
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))

@@ -1,0 +1,232 @@
+"""Four rooms with penalties that the leader places (arXiv:2603.14867, section 5.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_choice, check_number, check_shape
+from bilevel_envs.drawing import GOAL, START, TARGET, grid_image, shade
+from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Budget
+from bilevel_envs.tabular import TabularModel
+
+MAP = (
+    "#############",
+    "#.....#..G..#",
+    "#.....#.....#",
+    "#.....D.....#",
+    "#S....#.....#",
+    "#.....#.....#",
+    "##D####.....#",
+    "#.....###D###",
+    "#...T.#.....#",
+    "#.....#.....#",
+    "#.....D.....#",
+    "#.....#.....#",
+    "#############",
+)
+WALLS = np.array([[cell == "#" for cell in line] for line in MAP])
+CELLS = np.argwhere(~WALLS)  # [104, 2]; a state is the rank of its cell in row-major order
+STATE = {(int(row), int(column)): index for index, (row, column) in enumerate(CELLS)}
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left
+START_STATE, GOAL_STATE, TARGET_STATE = STATE[4, 1], STATE[1, 9], STATE[8, 4]
+CORRIDORS = (STATE[3, 6], STATE[6, 2], STATE[7, 9], STATE[10, 6])  # top, left, right, bottom
+BUDGET = 0.2
+# Probability of the intended move: of the world that is simulated, and of the one that is planned in.
+# 0.56 applies the classic factor 4/3 twice to a failure rate of 0.33; 0.67 applies it once.
+INTENDED = {"published": (0.56, 0.56), "classic": (0.67, 0.67), "mismatched": (0.67, 0.56)}
+BEST_KNOWN = {1e-3: 0.7683, 3e-3: 0.6160, 5e-3: 1.5391}
+
+
+@dataclass(frozen=True)
+class FourRooms(ConfigurableMDP):
+    r"""A follower walks from S to G through four rooms; the leader's penalties are to lead it past T.
+
+    Description:
+        ::
+
+            #############
+            #.....#..G..#      S start, G goal, T the leader's target,
+            #.....#.....#      D the four corridors
+            #.....D.....#
+            #S....#.....#
+            #.....#.....#
+            ##D####.....#
+            #.....###D###
+            #...T.#.....#
+            #.....#.....#
+            #.....D.....#
+            #.....#.....#
+            #############
+
+        The shortest way, 11 moves through the top corridor, misses T. The leader spreads at most 0.2 of penalty
+        over the cells, which the follower feels at every step, and pays for it when the follower arrives.
+
+    Action Space:
+        ``Discrete(4)``: 0 up, 1 right, 2 down, 3 left. The intended move is made with the probability that
+        ``dynamics`` says, each other one with a third of the rest. Walls stop.
+
+    Observation Space:
+        ``Discrete(104)``: the rank of the cell among the free ones, row by row. With ``observation="vector"``
+        a ``Box`` of (row, column, goal row, goal column).
+
+    Starting State:
+        S = (4, 1), state 31.
+
+    Configuration:
+        The incentives θ ∈ [−0.2, 0]^104, one per cell, with Σ|θ| ≤ 0.2; −0.2/105 each by default.
+        Parameterisation: θ = −0.2 · softmax(raw) without its last entry, raw ∈ R^105, started at N(0, 0.01²).
+
+    Reward:
+        The follower's: 1 at G, θ of the cell elsewhere, at the cell where the step begins.
+
+    Leader's Reward:
+        1 for every step begun at T; −5 Σ|θ| for the step begun at G (``info["leader_reward"]``).
+
+    Episode End:
+        Terminated by the step taken *at* G, whatever its action: the goal pays once. That step still earns
+        its entropy (V_F(G) = 1 + β ln 4); nothing follows it. Truncated after 200 steps; exact values have no time
+        limit. At β = 5e-3 the best penalties known keep half of the episodes going for more than 200 steps.
+
+    Information:
+        ``leader_reward``, and ``step``, the 0-based index of the step.
+
+    Arguments:
+        ``dynamics``: ``"published"`` (default; intended move 0.56 in simulator and planner, so that values
+        compare with the paper's), ``"classic"`` (0.67 in both), or ``"mismatched"`` (simulator 0.67, planner and
+        exact values 0.56: what the published code did; for reproduction only).
+
+        ``closing``: probability that each corridor (top, left, right, bottom) is shut when tried; 0 by default.
+
+        ``beta``: 1e-3, 3e-3 and 5e-3 in the paper. ``gamma_leader``, ``gamma_follower``: 0.99.
+
+    Best Known:
+        0.7683, 0.6160, 1.5391 for β = 1e-3, 3e-3, 5e-3 with the published dynamics: lower bounds by multi-start
+        ascent along the exact hypergradient. From θ ≈ 0 that ascent ends at J_L ≈ 0 instead.
+
+    References:
+        Kudo, Tanabe, Wachi, Akimoto: arXiv:2603.14867, section 5.1. The map is the classic one of Sutton,
+        Precup, Singh, Artificial Intelligence 112 (1999).
+
+    Version History:
+        v0: first release.
+    """
+
+    dynamics: str = "published"
+    closing: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    beta: float = 5e-3
+    gamma_leader: float = 0.99
+    gamma_follower: float = 0.99
+
+    theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-BUDGET, 0.0, (len(CELLS),), np.float64)
+    default_theta: ClassVar[np.ndarray] = np.full(len(CELLS), -BUDGET / (len(CELLS) + 1))
+    max_episode_steps: ClassVar[int] = 200
+    preferences: Preferences = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_choice(self.dynamics, INTENDED, "dynamics")
+        object.__setattr__(self, "closing", tuple(self.closing))
+        if len(self.closing) != len(CORRIDORS):
+            raise ValueError(
+                f"`closing` must give one probability per corridor (top, left, right, bottom), got {self.closing}"
+            )
+        for index, closing in enumerate(self.closing):
+            check_number(closing, f"closing[{index}]", at_least=0, at_most=1)
+        object.__setattr__(self, "preferences", Preferences(self.gamma_leader, self.gamma_follower, self.beta))
+
+    def check_theta(self, theta: np.ndarray) -> None:
+        """Refuses θ [..., 104] outside [−0.2, 0] or with more than 0.2 spent."""
+        super().check_theta(theta)
+        spent = np.abs(theta).sum(-1)
+        if spent.max() > BUDGET + 1e-9:
+            raise ValueError(
+                f"`theta` must spend at most {BUDGET} in all; Σ|theta| is {spent.max():.6g}. "
+                f"Scale it: theta * {BUDGET} / abs(theta).sum()"
+            )
+
+    def model(self, theta: Tensor) -> TabularModel:
+        """The world as the follower plans in it and as `exact` evaluates it, at θ [R, 104]."""
+        return self._with_rewards(self._planned, theta)
+
+    def simulator(self, theta: Tensor) -> TabularModel:
+        """The world that is simulated; another one only with ``dynamics="mismatched"``."""
+        return self._with_rewards(self._simulated, theta)
+
+    def parameterization(self, runs: int, noise: Noise) -> Budget:
+        """θ = −0.2 · softmax(raw) without its last entry, raw ~ N(0, 0.01²) in R^105."""
+        return Budget(0.01 * noise.normal(len(CELLS) + 1), -BUDGET)
+
+    def best_known(self, preferences: Preferences) -> BestKnown | None:
+        """The paper's three β with the published planner; None elsewhere."""
+        discounts = (preferences.gamma_leader, preferences.gamma_follower)
+        if self.dynamics == "classic" or any(self.closing) or discounts != (0.99, 0.99):
+            return None
+        value = BEST_KNOWN.get(preferences.beta)
+        return None if value is None else BestKnown(value, "multi-start ascent along the exact hypergradient")
+
+    def observe(self, state: np.ndarray) -> np.ndarray:
+        """(row, column, goal row, goal column) of states, float32 [..., 4]."""
+        goal = np.broadcast_to(CELLS[GOAL_STATE], (*np.shape(state), 2))
+        return np.concatenate([CELLS[state], goal], -1).astype(np.float32)
+
+    @property
+    def vector_space(self) -> gym.spaces.Box:
+        """The space of `observe`."""
+        return gym.spaces.Box(0.0, float(len(MAP) - 1), (4,), np.float32)
+
+    def draw(self, state: int | None, theta: np.ndarray) -> np.ndarray:
+        """The grid from above: penalties in red, the follower as a disc."""
+        fill = np.zeros((*WALLS.shape, 3), np.uint8)
+        # The square root keeps small penalties visible; the scale is the same for every θ.
+        fill[tuple(CELLS.T)] = shade(np.sqrt(np.abs(theta) / BUDGET))
+        marks = {
+            tuple(CELLS[START_STATE]): ("S", START),
+            tuple(CELLS[GOAL_STATE]): ("G", GOAL),
+            tuple(CELLS[TARGET_STATE]): ("T", TARGET),
+        }
+        agent = None if state is None else (int(CELLS[state][0]), int(CELLS[state][1]))
+        return grid_image(WALLS, fill, marks, agent)
+
+    def _with_rewards(self, base: TabularModel, theta: Tensor) -> TabularModel:
+        check_shape(theta, (len(CELLS),), "theta", "[cell]")
+        here = torch.eye(len(CELLS), dtype=theta.dtype)
+        goal, target = here[GOAL_STATE], here[TARGET_STATE]
+        r_follower = theta * (1 - goal) + goal
+        r_leader = target + 5.0 * theta.sum(-1, keepdim=True) * goal  # θ ≤ 0, so Σ|θ| = −Σθ
+        shape = (-1, -1, len(MOVES))
+        return base.with_rewards(r_leader[..., None].expand(shape), r_follower[..., None].expand(shape))
+
+    @cached_property
+    def _planned(self) -> TabularModel:
+        return self._dynamics(INTENDED[self.dynamics][1])
+
+    @cached_property
+    def _simulated(self) -> TabularModel:
+        simulated, planned = INTENDED[self.dynamics]
+        return self._planned if simulated == planned else self._dynamics(simulated)
+
+    def _dynamics(self, intended: float) -> TabularModel:
+        states, actions = len(CELLS), len(MOVES)
+        moves = np.zeros((states, actions, states))
+        for state, (row, column) in enumerate(CELLS):
+            for action, (down, right) in enumerate(MOVES):
+                reached = STATE.get((int(row) + down, int(column) + right), state)
+                closed = self.closing[CORRIDORS.index(reached)] if reached in CORRIDORS and reached != state else 0.0
+                moves[state, action, reached] += 1 - closed
+                moves[state, action, state] += closed
+        noise = np.full((actions, actions), (1 - intended) / (actions - 1))
+        np.fill_diagonal(noise, intended)
+        transition = np.einsum("be,set->sbt", noise, moves)
+        continues = np.ones((states, actions))
+        continues[GOAL_STATE] = 0.0
+        zeros = torch.zeros(1, states, actions, dtype=torch.float64)
+        initial = torch.eye(states, dtype=torch.float64)[START_STATE : START_STATE + 1]
+        return TabularModel(torch.from_numpy(transition)[None], initial, zeros, zeros, torch.from_numpy(continues)[None])

@@ -1,0 +1,162 @@
+"""Random MDPs in which θ may enter everywhere: the testing ground for estimators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_count, check_number, check_shape
+from bilevel_envs.drawing import graph_image
+from bilevel_envs.model import ConfigurableMDP, Preferences
+from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Free
+from bilevel_envs.tabular import TabularModel
+
+
+class _Affine(NamedTuple):
+    """base + slope · θ for one table."""
+
+    base: Tensor
+    slope: Tensor
+
+    def at(self, theta: Tensor) -> Tensor:
+        return self.base + torch.einsum("...d,rd->r...", self.slope, theta)
+
+
+class _Tables(NamedTuple):
+    successor: Tensor
+    transition: _Affine
+    initial: _Affine
+    r_leader: _Affine
+    r_follower: _Affine
+
+
+@dataclass(frozen=True)
+class RandomMDP(ConfigurableMDP):
+    r"""A Garnet MDP whose rewards, transitions and start depend on θ as much as you ask.
+
+    Description:
+        Every pair (s, b) has ``branching`` successors, drawn at random. Transition logits, rewards and start logits are
+        affine in θ: bases and slopes are N(0, 1), the slopes times their share.
+
+    Action Space:
+        ``Discrete(actions)``.
+
+    Observation Space:
+        ``Discrete(states)``.
+
+    Starting State:
+        Drawn from softmax of the start logits.
+
+    Configuration:
+        θ ∈ R^dim, 0 by default. Parameterisation: θ itself, started at N(0, 0.1²).
+
+    Reward:
+        The follower's r_F(s, b; θ).
+
+    Leader's Reward:
+        r_L = ρ r_F + sqrt(1 − ρ²) · an independent table of the same law, ρ = ``alignment``
+        (``info["leader_reward"]``).
+
+    Episode End:
+        Never by itself; truncated after 100 steps.
+
+    Information:
+        ``leader_reward``, and ``step``, the 0-based index of the step.
+
+    Arguments:
+        ``seed``: which MDP. ``states``, ``actions``, ``branching``, ``dim``: its size.
+        ``reward_share``, ``transition_share``, ``start_share``: how strongly θ enters each table.
+        ``alignment``: ρ ∈ [−1, 1]. ``beta`` (0.2), ``gamma_leader``, ``gamma_follower`` (0.9).
+
+    References:
+        Archibald, McKinnon, Thomas: On the generation of Markov decision processes, J. Oper. Res. Soc. 46 (1995).
+
+    Version History:
+        v0: first release.
+    """
+
+    seed: int = 0
+    states: int = 10
+    actions: int = 3
+    branching: int = 4
+    dim: int = 5
+    reward_share: float = 1.0
+    transition_share: float = 1.0
+    start_share: float = 1.0
+    alignment: float = 0.0
+    beta: float = 0.2
+    gamma_leader: float = 0.9
+    gamma_follower: float = 0.9
+
+    max_episode_steps: ClassVar[int] = 100
+    preferences: Preferences = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_count(self.seed, "seed", at_least=0)
+        for name in ("states", "actions", "branching", "dim"):
+            check_count(getattr(self, name), name)
+        if self.branching > self.states:
+            raise ValueError(f"`branching` must be at most `states` ({self.states}), got {self.branching}")
+        for name in ("reward_share", "transition_share", "start_share"):
+            check_number(getattr(self, name), name, at_least=0)
+        check_number(self.alignment, "alignment", at_least=-1, at_most=1)
+        object.__setattr__(self, "preferences", Preferences(self.gamma_leader, self.gamma_follower, self.beta))
+
+    @property
+    def theta_space(self) -> gym.spaces.Box:  # type: ignore[override]
+        """R^dim."""
+        return gym.spaces.Box(-np.inf, np.inf, (self.dim,), np.float64)
+
+    @property
+    def default_theta(self) -> np.ndarray:  # type: ignore[override]
+        """0."""
+        return np.zeros(self.dim)
+
+    def model(self, theta: Tensor) -> TabularModel:
+        """The MDP at θ [R, dim]."""
+        check_shape(theta, (self.dim,), "theta")
+        tables = self._tables
+        probability = tables.transition.at(theta).softmax(-1)
+        successor = tables.successor.expand(*probability.shape)
+        transition = theta.new_zeros(*probability.shape[:-1], self.states).scatter(-1, successor, probability)
+        r_follower = tables.r_follower.at(theta)
+        other = np.sqrt(1 - self.alignment**2)
+        r_leader = self.alignment * r_follower + other * tables.r_leader.at(theta)
+        return TabularModel(transition, tables.initial.at(theta).softmax(-1), r_leader, r_follower)
+
+    def parameterization(self, runs: int, noise: Noise) -> Free:
+        """θ itself, started at N(0, 0.1²)."""
+        return Free(0.1 * noise.normal(self.dim))
+
+    def draw(self, state: int, theta: np.ndarray) -> np.ndarray:
+        """States on a circle, arrows as dark as the move is likely under a random action."""
+        angle = 2 * np.pi * np.arange(self.states) / self.states
+        positions = 0.5 + np.stack([0.38 * np.cos(angle), 0.42 * np.sin(angle)], -1)
+        likely = self.model(torch.as_tensor(theta)[None]).transition[0].mean(1).numpy()
+        edges = {(int(i), int(j)): float(likely[i, j] / likely.max()) for i, j in np.argwhere(likely > 0)}
+        return graph_image(positions, [str(i) for i in range(self.states)], edges, state, (420, 380))
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        rng = np.random.default_rng(self.seed)
+        pairs = (self.states, self.actions)
+        successor = rng.permuted(np.tile(np.arange(self.states), (*pairs, 1)), axis=-1)[..., : self.branching]
+
+        def affine(shape: tuple[int, ...], share: float) -> _Affine:
+            base, slope = rng.standard_normal(shape), share * rng.standard_normal((*shape, self.dim))
+            return _Affine(torch.from_numpy(base), torch.from_numpy(slope))
+
+        return _Tables(
+            torch.from_numpy(np.ascontiguousarray(successor)),
+            affine((*pairs, self.branching), self.transition_share),
+            affine((self.states,), self.start_share),
+            affine(pairs, self.reward_share),
+            affine(pairs, self.reward_share),
+        )

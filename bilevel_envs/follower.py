@@ -1,0 +1,46 @@
+"""What a follower is asked for, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from bilevel_envs.model import Model, Preferences
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table
+
+
+@dataclass(frozen=True)
+class BestResponse:
+    """How the follower lives at one θ.
+
+    Attributes:
+      policy: g, with `sample`, `log_prob`, `expect`.
+      q: Q_F; `q(state, action)`, or `q(state)` for all actions.
+      v: V_F; `v(state)`. β log g = Q_F − V_F.
+      residual: largest violation of the follower's optimality equation, [R], in units of its reward.
+      optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum.
+    """
+
+    policy: BoltzmannPolicy
+    q: Table
+    v: Table
+    residual: Tensor
+    optimal: bool
+
+
+class Follower(Protocol):
+    """Answers a model with its way of living in it.
+
+    Attributes:
+      beta: entropy coefficient that overrides the problem's own; None keeps the problem's.
+    """
+
+    beta: float | None
+
+    def best_response(
+        self, model: Model, preferences: Preferences, start: BestResponse | None = None
+    ) -> BestResponse:
+        """The response to `model`; `start` is an earlier response to begin from."""

@@ -1,0 +1,120 @@
+"""Best response of a table by soft Bellman backups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_count, check_number
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Model, Preferences
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table, TabularModel
+
+MOST_NEWTON_STEPS = 200
+
+
+@dataclass(frozen=True)
+class SoftValueIteration:
+    r"""Solves V(s) = β log Σ_b exp(Q(s, b) / β), Q = r_F + γ_F E[V(s') if the episode goes on].
+
+    By default Newton's method, which is soft policy iteration with one linear solve per step: some ten steps
+    from cold, three or four from the previous response. With `rounds` and `sweeps`, the fixed schedule of the
+    published code instead: each round freezes g = softmax(Q/β) and sweeps its evaluation equation `sweeps` times,
+    from Q = 0.
+
+    Attributes:
+      beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
+      tol: largest soft Bellman residual accepted, relative to max(1, max|V|).
+      rounds: policy refreshes of the fixed schedule (published: 100).
+      sweeps: backups per round (published: 5).
+
+    Source: Newton's form is e.g. Geist, Scherrer, Pietquin, arXiv:1901.11275; the schedule is that of
+    arXiv:2603.14867's four rooms.
+    """
+
+    beta: float | None = None
+    tol: float = 1e-10
+    rounds: int | None = None
+    sweeps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beta is not None:
+            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        check_number(self.tol, "tol", above=0)
+        if (self.rounds is None) != (self.sweeps is None):
+            raise ValueError(
+                "`rounds` and `sweeps` make the fixed schedule together: give both (published: 100 and 5) or neither, "
+                f"got rounds={self.rounds}, sweeps={self.sweeps}"
+            )
+        if self.rounds is not None:
+            check_count(self.rounds, "rounds")
+            check_count(self.sweeps, "sweeps")
+
+    def best_response(
+        self, model: Model, preferences: Preferences, start: BestResponse | None = None
+    ) -> BestResponse:
+        """The soft-optimal response to a table.
+
+        Args:
+          model: a `TabularModel`; its gradients are not followed.
+          preferences: γ_F, and β unless this follower has its own.
+          start: an earlier response; Newton begins at its V_F (the fixed schedule always begins at 0).
+
+        Raises:
+          TypeError: if `model` is not a table.
+          RuntimeError: if the residual does not fall below `tol`.
+        """
+        if not isinstance(model, TabularModel):
+            raise TypeError(
+                f"`model` must be a TabularModel for SoftValueIteration to plan in, got {type(model).__name__}; "
+                "for an environment without tables choose a follower that learns from interaction"
+            )
+        beta = preferences.beta if self.beta is None else self.beta
+        model, gamma = model.detach(), preferences.gamma_follower
+        if self.rounds is not None and self.sweeps is not None:
+            return self._schedule(model, gamma, beta, self.rounds, self.sweeps)
+        return self._newton(model, gamma, beta, start)
+
+    def _newton(self, model: TabularModel, gamma: float, beta: float, start: BestResponse | None) -> BestResponse:
+        v = torch.zeros(model.runs, model.states, dtype=torch.float64)
+        if start is not None and start.v.values.shape[-1] == model.states:
+            v = start.v.values.expand(model.runs, -1) if start.v.values.shape[0] in (1, model.runs) else v
+        for _ in range(MOST_NEWTON_STEPS):
+            q = model.r_follower + gamma * model.expected_next(v)
+            soft_v = beta * torch.logsumexp(q / beta, -1)
+            log_probs = (q - soft_v[..., None]) / beta
+            residual = (soft_v - v).abs().amax(-1)
+            converged = residual <= self.tol * soft_v.abs().amax(-1).clamp(min=1)
+            if converged.all():
+                return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)
+            probs = log_probs.exp()
+            reward = (probs * (model.r_follower - beta * log_probs)).sum(-1)
+            # A run that has converged stands still, so that it does not depend on the runs beside it.
+            v = torch.where(converged[:, None], v, model.resolvent(probs, gamma, reward))
+        raise RuntimeError(
+            f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} after {MOST_NEWTON_STEPS} steps; "
+            f"`tol`={self.tol:g} may be below what float64 can reach here: raise it"
+        )
+
+    def _schedule(self, model: TabularModel, gamma: float, beta: float, rounds: int, sweeps: int) -> BestResponse:
+        shifted = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
+        for _ in range(rounds):
+            log_probs = torch.log_softmax(shifted / beta, -1)
+            probs = log_probs.exp()
+            bonus = -beta * (probs * log_probs).sum(-1, keepdim=True)
+            # The swept table carries the entropy of its own state: shifted = Q + β H(g(·|s)).
+            for _ in range(sweeps):
+                v = (probs * shifted).sum(-1)
+                shifted = model.r_follower + bonus + gamma * model.expected_next(v)
+        q = shifted - bonus
+        soft_v = beta * torch.logsumexp(q / beta, -1)
+        residual = _bellman_residual(model, gamma, q, soft_v)
+        policy = BoltzmannPolicy((q - soft_v[..., None]) / beta)
+        return BestResponse(policy, Table(q), Table(soft_v), residual, optimal=False)
+
+
+def _bellman_residual(model: TabularModel, gamma: float, q: Tensor, v: Tensor) -> Tensor:
+    return (model.r_follower + gamma * model.expected_next(v) - q).abs().amax((-2, -1))

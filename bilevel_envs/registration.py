@@ -1,0 +1,23 @@
+"""Which id belongs to which problem."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+PROBLEMS = {
+    "BiLevel/TollBridge-v0": ("bilevel_envs.envs.toll_bridge:TollBridge", 10),
+    "BiLevel/FourRooms-v0": ("bilevel_envs.envs.four_rooms:FourRooms", 200),
+    "BiLevel/RandomMDP-v0": ("bilevel_envs.envs.random_mdp:RandomMDP", 100),
+}
+
+
+def register_all() -> None:
+    """Registers every id; entry points are strings, so that nothing heavy is imported."""
+    for name, (problem, max_episode_steps) in PROBLEMS.items():
+        gym.register(
+            name,
+            entry_point="bilevel_envs.gym_env:make_env",
+            vector_entry_point="bilevel_envs.gym_env:make_vector_env",
+            max_episode_steps=max_episode_steps,
+            kwargs={"problem": problem},
+        )

@@ -1,0 +1,161 @@
+"""An environment and a follower, seen from the leader's chair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import AutoresetMode
+
+from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.follower import BestResponse, Follower
+from bilevel_envs.followers import FOLLOWERS
+from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
+from bilevel_envs.noise import Noise
+from bilevel_envs.rollout import table_rollout, vector_rollout
+from bilevel_envs.tabular import TabularModel
+
+SAMPLERS = ("fused", "steps")
+
+
+class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
+    """Joins a configurable environment and the follower that lives in it.
+
+    It stays an environment of the follower's; beside `reset` and `step` it answers what a leader asks:
+    how the follower responds to θ, and what that looks like in trajectories.
+
+    Args:
+      env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure`.
+      follower: a follower, or its name with its arguments in `follower_kwargs`.
+      follower_kwargs: only with a name.
+
+    Raises:
+      TypeError: if `env` is not configurable.
+      ValueError: if the follower's name is unknown.
+    """
+
+    def __init__(self, env: gym.Env, follower: Follower | str = "soft_value_iteration", **follower_kwargs: Any) -> None:
+        RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
+        gym.Wrapper.__init__(self, env)
+        missing = [name for name in ("theta_space", "preferences", "configure") if not hasattr(env.unwrapped, name)]
+        if missing:
+            raise TypeError(f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}")
+        if isinstance(follower, str):
+            check_choice(follower, FOLLOWERS, "follower")
+            follower = cast(Follower, FOLLOWERS[follower](**follower_kwargs))
+        elif follower_kwargs:
+            raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
+        if not hasattr(follower, "best_response"):
+            raise TypeError(f"`follower` must have `best_response(model, preferences)`, got {follower!r}")
+        self.follower: Follower = follower
+        self._vector: gym.vector.VectorEnv | None = None
+
+    @property
+    def problem(self) -> ConfigurableMDP:
+        """The configurable MDP behind the environment."""
+        return getattr(self.unwrapped, "problem", cast(ConfigurableMDP, self.unwrapped))
+
+    @property
+    def theta_space(self) -> gym.spaces.Box:
+        """What θ may be."""
+        return self.problem.theta_space
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β; the follower's own β, where it has one."""
+        preferences = self.problem.preferences
+        return preferences if self.follower.beta is None else replace(preferences, beta=self.follower.beta)
+
+    @property
+    def best_known(self) -> BestKnown | None:
+        """The best leader value known under `preferences`."""
+        return self.problem.best_known(self.preferences)
+
+    def model(self, theta: Any) -> TabularModel:
+        """The follower's MDP at θ.
+
+        Raises:
+          TypeError: if the environment shows no model.
+        """
+        if not hasattr(self.unwrapped, "model"):
+            raise TypeError(
+                f"{type(self.unwrapped).__name__} must offer `model(theta)` for a planning follower or an exact value; "
+                "without one, choose a follower that learns from interaction"
+            )
+        return self.unwrapped.model(theta)
+
+    def best_response(self, theta: Any, start: BestResponse | None = None) -> BestResponse:
+        """How the follower lives at θ.
+
+        Args:
+          theta: [*θ.shape], or [R, *θ.shape] for R runs at once.
+          start: an earlier response to begin from.
+
+        Returns:
+          The response, its tables with a leading runs axis (1 for a single θ).
+        """
+        return self.follower.best_response(self.model(theta).detach(), self.preferences, start)
+
+    def rollout(
+        self,
+        theta: Any,
+        best: BestResponse,
+        noise: Noise,
+        *,
+        rows: int,
+        horizon: int,
+        whole_episodes: bool = False,
+        sampler: str = "fused",
+    ) -> Rollout:
+        """Trajectories of the follower at θ.
+
+        Args:
+          theta: [*θ.shape], or [R, *θ.shape].
+          best: the follower's response at θ.
+          noise: one stream per run, R in all.
+          rows: N, trajectories side by side for each run.
+          horizon: T, steps of each row.
+          whole_episodes: one episode per row, without the time limit.
+          sampler: "fused" draws from the model's tables; "steps" drives `reset` and `step` of a vector environment.
+
+        Returns:
+          A batch [R, N, T].
+        """
+        check_choice(sampler, SAMPLERS, "sampler")
+        check_count(rows, "rows")
+        check_count(horizon, "horizon")
+        time_limit = self.spec.max_episode_steps if self.spec else None
+        limit = None if whole_episodes else time_limit
+        if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
+            world = self.unwrapped.simulator(theta).detach()
+            return table_rollout(
+                world, best.policy, noise, rows=rows, horizon=horizon, time_limit=limit, whole_episodes=whole_episodes
+            )
+        envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
+        envs.call("configure", theta) if not hasattr(envs, "configure") else envs.configure(theta)
+        return vector_rollout(envs, best.policy, noise, horizon=horizon, whole_episodes=whole_episodes)
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""
+        observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        if options and "theta" in options:
+            info = {**info, "best_response": self.best_response(self.unwrapped.theta)}  # type: ignore[attr-defined]
+        return observation, info
+
+    def _vector_env(self, count: int, time_limit: int | None) -> gym.vector.VectorEnv:
+        """Copies of the wrapped environment, kept from call to call."""
+        kept = self._vector
+        if kept is not None and kept.num_envs == count and self._vector_limit == time_limit:
+            return kept
+        spec = self.unwrapped.spec
+        if spec is None:
+            raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
+        kwargs: dict[str, Any] = {"max_episode_steps": time_limit} if time_limit is not None else {}
+        if spec.vector_entry_point is None:
+            kwargs |= {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+        self._vector, self._vector_limit = gym.make_vec(spec, num_envs=count, **kwargs), time_limit
+        return self._vector
