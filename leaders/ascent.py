@@ -1,0 +1,91 @@
+"""The optimiser of a leader: gradient clipping and step sizes per run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_choice, check_number
+
+OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+class Ascent:
+    """Descends the gradients that lie in the parameters, every run with its own clip and step size.
+
+    Args:
+      module: the parameters; with R > 1 each has R as its leading axis.
+      runs: R.
+      optimizer: "sgd" or "adam".
+      learning_rate: one number, or one per run.
+      max_grad_norm: a run's gradient is scaled down to this ℓ2 norm; inf for never.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        runs: int,
+        optimizer: str,
+        learning_rate: float | np.ndarray,
+        max_grad_norm: float,
+    ) -> None:
+        check_choice(optimizer, OPTIMIZERS, "optimizer")
+        for rate in np.atleast_1d(learning_rate).ravel():
+            check_number(rate, "learning_rate", above=0)
+        if max_grad_norm != float("inf"):
+            check_number(max_grad_norm, "max_grad_norm", above=0)
+        self._leaves = [leaf for leaf in module.parameters() if leaf.requires_grad]
+        if not self._leaves:
+            raise ValueError("`policy` must have parameters that require gradients; it has none")
+        self.runs, self.max_grad_norm = runs, max_grad_norm
+        self._rates = torch.as_tensor(np.asarray(learning_rate, dtype=float)) if np.ndim(learning_rate) else None
+        self._optimizer = OPTIMIZERS[optimizer](
+            self._leaves, lr=1.0 if self._rates is not None else float(learning_rate)
+        )
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+        self._optimizer.zero_grad()
+
+    def step(self) -> Tensor:
+        """One step; returns each run's gradient norm before clipping, [R].
+
+        Raises:
+          FloatingPointError: if a gradient is not finite; the parameters then stay as they were.
+        """
+        norm = torch.sqrt(sum((self._by_run(leaf.grad) ** 2).sum(1) for leaf in self._leaves if leaf.grad is not None))  # type: ignore[arg-type]
+        if not torch.is_tensor(norm) or norm.ndim == 0:
+            return torch.zeros(self.runs, dtype=torch.float64)
+        if not norm.isfinite().all():
+            bad = (~norm.isfinite()).nonzero().flatten().tolist()
+            raise FloatingPointError(f"the hypergradient of run {bad[0]} is not finite; its parameters were left alone")
+        if (norm > self.max_grad_norm).any():
+            scale = (self.max_grad_norm / norm).clamp(max=1.0)
+            for leaf in self._leaves:
+                if leaf.grad is not None:
+                    self._by_run(leaf.grad).mul_(scale[:, None])
+        if self._rates is None:
+            self._optimizer.step()
+        else:
+            # Every optimiser's step is proportional to its learning rate: take it with rate 1, then scale per run.
+            before = [leaf.detach().clone() for leaf in self._leaves]
+            self._optimizer.step()
+            with torch.no_grad():
+                for leaf, old in zip(self._leaves, before, strict=True):
+                    rate = self._rates.view(-1, *[1] * (leaf.ndim - 1))
+                    leaf.copy_(old + rate * (leaf - old))
+        return norm.double()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's memory."""
+        return self._optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the memory back."""
+        self._optimizer.load_state_dict(state)
+
+    def _by_run(self, x: Tensor) -> Tensor:
+        return x.view(self.runs, -1)

@@ -1,0 +1,31 @@
+"""What a leader's critic is asked for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Model, Rollout
+from bilevel_envs.noise import Noise
+from bilevel_envs.policies import BoltzmannPolicy
+
+
+class Critic(Protocol):
+    """Estimates Q_L, the leader's return after a state and a follower's action."""
+
+    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+        """Learns from a batch; `model` is there for critics that need no samples, None where nobody knows it."""
+
+    def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
+        """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each."""
+
+    def copies(self, count: int) -> Critic:
+        """A critic for `count` times as many runs, copy j of run i at j·R + i, each as this one is now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the critic has learnt, as tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""

@@ -1,0 +1,58 @@
+"""Q_L without sampling, for models whose tables are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Model, Rollout
+from bilevel_envs.noise import Noise
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table, TabularModel
+
+
+class ExactCritic:
+    """Solves the leader's Bellman equation under g: Q_L = r_L + γ_L E[V_L(s') if the episode goes on].
+
+    Args:
+      gamma: γ_L.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+        self.table = torch.zeros(1, 0, 0, dtype=torch.float64)
+
+    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+        """Solves anew; the batch is not looked at."""
+        if not isinstance(model, TabularModel):
+            raise TypeError(
+                f'critic="exact" needs the tables of a TabularModel, got {type(model).__name__}; choose one that learns'
+            )
+        probs = best.policy.probs.expand(max(model.runs, best.policy.probs.shape[0]), -1, -1)
+        reward = (probs * model.r_leader).sum(-1)
+        v = model.resolvent(probs, self.gamma, reward)
+        self.table = model.r_leader + self.gamma * model.expected_next(v)
+
+    def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
+        """Look-ups."""
+        return table_values(self.table, batch, policy)
+
+    def copies(self, count: int) -> ExactCritic:
+        """Itself: there is nothing to copy."""
+        return ExactCritic(self.gamma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: it is solved anew each time."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to put back."""
+
+
+def table_values(q: Tensor, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
+    """Q_L, V_L = E_b[Q_L] and V_L at the next state from a table [R|1, S, B]."""
+    v = Table((policy.probs * q).sum(-1))
+    return Table(q)(batch.state, batch.action), v(batch.state), v(batch.next_state)

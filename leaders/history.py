@@ -1,0 +1,85 @@
+"""What a run records, one row per run and outer iteration."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COLUMNS = ("env_steps", "follower_solves", "leader_value", "leader_return", "grad_norm", "residual", "episodes")
+COUNTS = ("env_steps", "follower_solves", "episodes")
+
+
+class History:
+    """Columns [iterations, R]; grows by one row per outer iteration.
+
+    `leader_value` and everything else belong to θ before the update; `env_steps` and `follower_solves` are spent up to and
+    with the iteration.
+
+    Args:
+      runs: R.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+        self._data = np.empty((0, len(COLUMNS), runs))
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """One column, [iterations, R]."""
+        return self._data[: self._length, COLUMNS.index(column)]
+
+    def append(self, **row: Any) -> None:
+        """Adds one iteration; every column is a number or [R]."""
+        if self._length == len(self._data):
+            grown = np.empty((max(256, 2 * self._length), len(COLUMNS), self.runs))
+            grown[: self._length] = self._data[: self._length]
+            self._data = grown
+        for index, column in enumerate(COLUMNS):
+            self._data[self._length, index] = row[column]
+        self._length += 1
+
+    def last(self, column: str, default: float = 0.0) -> np.ndarray:
+        """The newest entries of a column, [R]; `default` before the first."""
+        return self[column][-1] if self._length else np.full(self.runs, default)
+
+    def write_csv(self, path: str | Path) -> None:
+        """Writes every row, replacing the file at once."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["run", "iteration", *COLUMNS])
+        table = self._data[: self._length]
+        for run in range(self.runs):
+            for iteration, row in enumerate(table[:, :, run].tolist()):
+                cells = [int(x) if c in COUNTS else repr(x) for c, x in zip(COLUMNS, row, strict=True)]
+                writer.writerow([run, iteration, *cells])
+        replace_file(path, text.getvalue().encode())
+
+    def state(self) -> np.ndarray:
+        """All rows, [iterations, columns, R]."""
+        return self._data[: self._length].copy()
+
+    def load_state(self, state: np.ndarray) -> None:
+        """Puts back what `state` gave."""
+        self._data, self._length = np.array(state), len(state)
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

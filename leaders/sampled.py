@@ -1,0 +1,200 @@
+"""Leaders that estimate from trajectories: batch → critic → kick → weights → surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Rollout
+from bilevel_envs.noise import Noise
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.wrapper import SAMPLERS
+from leaders.critic import Critic
+from leaders.critics import ExactCritic, ExpectedSarsa, MonteCarlo, Sarsa
+from leaders.kicks import KICKS
+from leaders.surrogate import surrogate
+from leaders.train import Common, Estimate, Leader
+from leaders.values import evaluate
+from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
+
+CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "exact")
+FEATURES = ("constant", "none")
+CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
+CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a leader turns trajectories into a hypergradient.
+
+    Attributes:
+      kick: name of the estimator, a key of `KICKS`.
+      batch_size: transitions per outer iteration and run.
+      rows: trajectories side by side that make up a batch; None for as few as the time limit allows.
+      critic: "expected_sarsa", "sarsa", "monte_carlo", "exact", or an object of your own.
+      critic_learning_rate: η, a number or one per run.
+      critic_start: first critic table, "zeros" or "normal".
+      features: state control variate: "constant", "none", or a function state → [..., F].
+      tail: what becomes of episodes that the batch cuts, "drop", "bootstrap" or "reference".
+      arrival: weight of ∇log p, "td_error" or "value".
+      sampler: "fused" or "steps".
+    """
+
+    kick: str
+    batch_size: int = 100
+    rows: int | None = None
+    critic: Any = "expected_sarsa"
+    critic_learning_rate: Any = 0.5
+    critic_start: str = "zeros"
+    features: str | Callable[[Tensor], Tensor] = "constant"
+    tail: str = "bootstrap"
+    arrival: str = "td_error"
+    sampler: str = "fused"
+
+
+class SampledLeader(Leader):
+    """A leader that looks at trajectories.
+
+    Args:
+      env: the environment with its follower.
+      common: settings that all leaders share.
+      sampling: how the estimate is made.
+      arguments: what the subclass was constructed with, for `save`.
+    """
+
+    def __init__(self, env: gym.Env, common: Common, sampling: Sampling, arguments: dict[str, Any]) -> None:
+        super().__init__(env, common, arguments)
+        check_choice(sampling.tail, TAILS, "tail")
+        check_choice(sampling.arrival, ARRIVALS, "arrival")
+        check_choice(sampling.sampler, SAMPLERS, "sampler")
+        if not callable(sampling.features):
+            check_choice(sampling.features, FEATURES, "features")
+        self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
+        self.sampling = sampling
+        self.rows, self.horizon = self._batch_shape()
+        self.critic = self._make_critic()
+
+    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+        batch = self.env.rollout(
+            theta.detach(), best, self.noise, rows=self.rows, horizon=self.horizon, sampler=self.sampling.sampler
+        )
+        self.critic.fit(batch, best, model.detach(), self.noise)
+        weights = self._weights(batch, best, self.critic, self.sampling.tail)
+        return Estimate(
+            surrogate=surrogate(model.terms(batch), weights),
+            leader_return=_mean_return(batch, self.env.preferences.gamma_leader),
+            env_steps=self.sampling.batch_size,
+            episodes=(batch.valid & (batch.terminated | batch.truncated)).sum((1, 2)),
+        )
+
+    def _weights(self, batch: Rollout, best: BestResponse, critic: Critic, tail: str | None) -> Weights:
+        """From a batch to the four weights; the whole estimator on half a screen."""
+        preferences = self.env.preferences
+        values = evaluate(critic, best, batch)
+        counts = occupancy(batch, preferences.gamma_leader, tail)
+        kick = KICKS[self.sampling.kick](batch, values, counts, preferences)
+        if self.sampling.features != "none":
+            kick = residualised(kick, self._features(batch), batch)
+        return weights_from_kick(kick, batch, values, counts, preferences, tail=tail, arrival=self.sampling.arrival)
+
+    def _features(self, batch: Rollout) -> Tensor:
+        if callable(self.sampling.features):
+            return self.sampling.features(batch.state).to(batch.r_leader.dtype)
+        return torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
+
+    def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
+        rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
+        preferences = self.env.preferences
+        gamma = max(preferences.gamma_leader, preferences.gamma_follower)
+        horizon = int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
+        theta = self._theta().detach()
+        best = self.env.follower.best_response(self.env.model(theta), preferences, self.progress.best)
+        at_once = max(1, CHUNK // (self.runs * rows * horizon))
+        gradients = []
+        for first in range(0, count, at_once):
+            copies = min(at_once, count - first)
+            # Sample j of run i is run j·R + i of a larger stack, with a stream of its own.
+            streams = [
+                [self.seed + run, 1 + (0 if seed is None else 1 + seed), self.progress.iterations, first + copy]
+                for copy in range(copies)
+                for run in range(self.runs)
+            ]
+            noise = Noise(streams)
+            tiled = theta.repeat(copies, *[1] * (theta.ndim - 1)).requires_grad_()
+            model, response = self.env.model(tiled), _tiled(best, copies)
+            batch = self.env.rollout(
+                tiled.detach(),
+                response,
+                noise,
+                rows=rows,
+                horizon=horizon,
+                whole_episodes=True,
+                sampler=self.sampling.sampler,
+            )
+            critic = self.critic.copies(copies)
+            critic.fit(batch, response, model.detach(), noise)
+            total = surrogate(model.terms(batch), self._weights(batch, response, critic, tail=None)).sum()
+            (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
+            gradients.append(gradient.view(copies, self.runs, *theta.shape[1:]))
+        return torch.cat(gradients)
+
+    def _critic_state(self) -> dict[str, Any]:
+        return self.critic.state_dict()
+
+    def _load_critic_state(self, state: dict[str, Any]) -> None:
+        self.critic.load_state_dict(state)
+
+    def _batch_shape(self) -> tuple[int, int]:
+        """Rows and steps per row of a batch."""
+        size = check_count(self.sampling.batch_size, "batch_size")
+        limit = (self.env.spec.max_episode_steps if self.env.spec else None) or size
+        rows = self.sampling.rows
+        rows = -(-size // limit) if rows is None else check_count(rows, "rows")
+        if size % rows:
+            raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
+        return rows, size // rows
+
+    def _make_critic(self) -> Critic:
+        sampling, gamma = self.sampling, self.env.preferences.gamma_leader
+        if not isinstance(sampling.critic, str):
+            if not hasattr(sampling.critic, "fit") or not hasattr(sampling.critic, "values"):
+                raise TypeError(f"`critic` must have `fit` and `values` (see leaders.critic.Critic), got {sampling.critic!r}")
+            return sampling.critic
+        check_choice(sampling.critic, CRITICS, "critic")
+        rate, start = sampling.critic_learning_rate, sampling.critic_start
+        rate = np.asarray(rate, dtype=float) if np.ndim(rate) else rate
+        if sampling.critic == "sarsa":
+            return Sarsa(gamma, rate, start, cut_is_end=sampling.tail == "reference")
+        if sampling.critic == "expected_sarsa":
+            return ExpectedSarsa(gamma, rate, start)
+        return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
+
+
+def changed(settings: Any, given: dict[str, Any]) -> Any:
+    """A frozen dataclass with the fields of `given` that are not None."""
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _mean_return(batch: Rollout, gamma: float) -> Tensor:
+    """Mean discounted return of the episodes begun, as far as the batch goes, [R]."""
+    discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).sum((1, 2))
+    return discounted / batch.starts.sum((1, 2)).clamp(min=1)
+
+
+def _tiled(best: BestResponse, copies: int) -> BestResponse:
+    """The response of `copies` times as many runs."""
+
+    def repeat(table: Tensor) -> Tensor:
+        return table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
+
+    policy = BoltzmannPolicy(repeat(best.policy.log_probs))
+    return BestResponse(policy, Table(repeat(best.q.values)), Table(repeat(best.v.values)), best.residual, best.optimal)

@@ -1,0 +1,446 @@
+"""The outer loop: what every leader does, whatever its estimator."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_count, check_shape
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Parameterization
+from bilevel_envs.noise import Noise
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.wrapper import BilevelWrapper
+from leaders import exact
+from leaders.ascent import Ascent
+from leaders.history import History, replace_file
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.logger import Logger
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One outer iteration's estimate, before any step is taken.
+
+    Attributes:
+      surrogate: its gradient in θ is the hypergradient estimate of each run, [R].
+      leader_return: mean sampled discounted return of the leader, [R]; NaN without samples.
+      env_steps: steps of the environment spent, per run.
+      episodes: episodes that came to an end, [R].
+      follower_solves: best responses asked for beside the iteration's own, per run.
+    """
+
+    surrogate: Tensor
+    leader_return: Tensor | float = float("nan")
+    env_steps: int = 0
+    episodes: Tensor | float = 0
+    follower_solves: int = 0
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every leader is told.
+
+    Attributes:
+      runs: number of stacked runs; None for a single one without a runs axis.
+      seed: run i uses the stream of seed + i.
+      policy: the parameterisation of θ; None for the environment's default.
+      learning_rate: step size, a number or one per run.
+      optimizer: "sgd" or "adam".
+      max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
+      verbose: 0 silent, 1 a table now and then, 2 also says what is set up.
+      tensorboard_log: folder for TensorBoard events; None for none.
+    """
+
+    runs: int | None = None
+    seed: int = 0
+    policy: torch.nn.Module | None = None
+    learning_rate: Any = 0.1
+    optimizer: str = "sgd"
+    max_grad_norm: float = 1.0
+    verbose: int = 0
+    tensorboard_log: str | None = None
+
+
+@dataclass
+class Progress:
+    """How far a leader has come.
+
+    Attributes:
+      iterations: outer iterations done.
+      best: the follower's last response, where the next one begins.
+      optimum: the soft optimum at the last θ, where the follower itself is not optimal.
+    """
+
+    iterations: int = 0
+    best: BestResponse | None = None
+    optimum: BestResponse | None = None
+
+
+class Leader:
+    """A trainer for one player's decision θ while another player answers; subclasses say how they estimate.
+
+    Args:
+      env: the environment with its follower.
+      common: settings that all leaders share.
+      arguments: what the subclass was constructed with, for `save`.
+    """
+
+    name: ClassVar[str] = "leader"
+
+    def __init__(self, env: gym.Env, common: Common, arguments: dict[str, Any]) -> None:
+        if not isinstance(env, BilevelWrapper):
+            raise TypeError(
+                f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
+                "wrap it, BilevelWrapper(env, follower=SoftValueIteration())"
+            )
+        self.env, self.common, self._arguments = env, common, arguments
+        self._stacked = common.runs is not None
+        self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
+        self.seed = check_count(common.seed, "seed", at_least=0)
+        self._check_rate(common.learning_rate, "learning_rate")
+        self.noise = Noise([self.seed + run for run in range(self.runs)])
+        self.policy = self._parameterization()
+        self._ascent = Ascent(self.policy, self.runs, common.optimizer, common.learning_rate, common.max_grad_norm)
+        self.history = History(self.runs)
+        self.progress = Progress()
+        self._logger: Logger | None = None
+
+    # What a subclass provides ---------------------------------------------------------------------------------
+
+    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+        """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""
+        raise NotImplementedError
+
+    def _critic_state(self) -> dict[str, Any]:
+        """What the subclass learns beside θ."""
+        return {}
+
+    def _load_critic_state(self, state: dict[str, Any]) -> None:
+        """Puts it back."""
+
+    # What a user calls ----------------------------------------------------------------------------------------
+
+    @property
+    def theta(self) -> np.ndarray:
+        """What the leader commits to, [*θ.shape], or [R, *θ.shape] for stacked runs."""
+        theta = self._theta().detach().numpy().copy()
+        return theta if self._stacked else theta[0]
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps spent by each run, under the name that SB3's callbacks look for."""
+        return int(self.history.last("env_steps")[0])
+
+    @property
+    def logger(self) -> Logger:
+        """The SB3 logger in use."""
+        if self._logger is None:
+            from stable_baselines3.common.logger import Logger, configure
+
+            formats = ["stdout"] * bool(self.common.verbose) + ["tensorboard"] * bool(self.common.tensorboard_log)
+            if formats:
+                self._logger = configure(self.common.tensorboard_log, formats)
+            else:
+                self._logger = Logger(folder=None, output_formats=[])
+        return self._logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Uses another SB3 logger."""
+        self._logger = logger
+
+    def get_env(self) -> None:
+        """None: a leader has no SB3 VecEnv; here for SB3's callbacks."""
+        return None
+
+    def learn(
+        self,
+        total_iterations: int,
+        callback: BaseCallback | Callable | list | None = None,
+        log_interval: int = 100,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Takes so many more outer iterations.
+
+        Args:
+          total_iterations: how many.
+          callback: SB3 callbacks; one that returns False from `on_step` ends the training after that iteration.
+          log_interval: outer iterations between two dumps of the logger.
+          progress_bar: shows how far it is.
+
+        Returns:
+          The leader itself.
+        """
+        check_count(total_iterations, "total_iterations", at_least=0)
+        check_count(log_interval, "log_interval")
+        callbacks = _as_callback(callback)
+        callbacks.init_callback(self)  # type: ignore[arg-type]
+        callbacks.on_training_start(locals(), globals())
+        started, steps = time.perf_counter(), self.num_timesteps
+        with _bar(progress_bar, total_iterations) as advance:
+            for _ in range(total_iterations):
+                self._iterate()
+                callbacks.update_locals(locals())
+                advance(float(self.history.last("leader_value").mean()))
+                if self.progress.iterations % log_interval == 0:
+                    self._log(time.perf_counter() - started, self.num_timesteps - steps)
+                if not callbacks.on_step():
+                    break
+        callbacks.on_training_end()
+        return self
+
+    def gradient_samples(
+        self, count: int, *, raw: bool = False, episodes: int | None = None, seed: int | None = None
+    ) -> np.ndarray:
+        """Independent hypergradient estimates at the current θ, before clipping; changes nothing.
+
+        Each averages whole episodes, run to their end or until max(γ_L, γ_F)^H ≤ 1e-5, so that nothing is cut off.
+
+        Args:
+          count: how many.
+          raw: gradients in the raw parameters, flat, instead of in θ.
+          episodes: how many episodes an estimate averages; None for 10, or the batch's rows if those are more.
+          seed: another seed draws other samples; None for the leader's own at this iteration.
+
+        Returns:
+          [count, *θ.shape], or [count, R, *θ.shape] for stacked runs; with `raw` the last axes are flat.
+        """
+        check_count(count, "count")
+        gradients = self._samples(count, episodes, seed)  # [count, R, *θ.shape]
+        if raw:
+            gradients = torch.stack([exact.raw_gradient(self.policy, gradient) for gradient in gradients])
+        return (gradients if self._stacked else gradients[:, 0]).numpy()
+
+    def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} draws no samples")
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
+        described = {
+            "format": FORMAT,
+            "leader": type(self).__name__,
+            "arguments": _described(self._arguments),
+            "theta_shape": list(self.env.theta_space.shape),
+            "noise": self.noise.state_dict(),
+            "iterations": self.progress.iterations,
+        }
+        state = {
+            "policy": self.policy.state_dict(),
+            "optimizer": self._ascent.state_dict(),
+            "critic": self._critic_state(),
+            "best": _response_state(self.progress.best),
+            "optimum": _response_state(self.progress.optimum),
+        }
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("leader.json", json.dumps(described, indent=1))
+            archive.writestr("state.pt", _bytes(lambda file: torch.save(state, file)))
+            archive.writestr("history.npy", _bytes(lambda file: np.save(file, self.history.state())))
+        replace_file(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path, env: gym.Env, **changed: Any) -> Self:
+        """A leader as it was saved.
+
+        Args:
+          path: what `save` wrote.
+          env: the environment to go on in.
+          changed: arguments that are to differ, such as `verbose`; objects that cannot be written to a file (`policy`,
+            a critic of your own) must be given again here.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if the file is none of ours, is another leader's, or does not fit `env`.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                described = json.loads(archive.read("leader.json"))
+                state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
+                history = np.load(io.BytesIO(archive.read("history.npy")), allow_pickle=False)
+        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"`path` must be a file that `save` wrote; {path} is not ({error})") from error
+        if described["format"] != FORMAT:
+            raise ValueError(f"{path} has format {described['format']}; this version reads {FORMAT}")
+        if described["leader"] != cls.__name__:
+            raise ValueError(f"{path} holds a {described['leader']}; load it with {described['leader']}.load")
+        arguments = {**described["arguments"], **changed}
+        lost = [name for name, value in arguments.items() if isinstance(value, dict) and "object" in value]
+        if lost:
+            raise ValueError(f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)")
+        leader = cls(env, **arguments)
+        if list(leader.env.theta_space.shape) != described["theta_shape"]:
+            raise ValueError(
+                f"`env` must have θ of shape {described['theta_shape']} like the saved leader's, "
+                f"got {list(leader.env.theta_space.shape)}"
+            )
+        leader.policy.load_state_dict(state["policy"])
+        leader._ascent.load_state_dict(state["optimizer"])
+        leader._load_critic_state(state["critic"])
+        leader.noise.load_state_dict(described["noise"])
+        leader.history.load_state(history)
+        leader.progress = Progress(described["iterations"], _response(state["best"]), _response(state["optimum"]))
+        return leader
+
+    # The iteration --------------------------------------------------------------------------------------------
+
+    def _iterate(self) -> None:
+        theta = self._theta()  # [R, ...]
+        model = self.env.model(theta)  # differentiable in θ
+        fixed = model.detach()
+        best = self.env.follower.best_response(fixed, self.env.preferences, self.progress.best)
+        estimate = self._estimate(theta, model, best)
+        loss = -(estimate.surrogate + self._regulariser())
+        self._ascent.zero_grad()
+        if loss.requires_grad:
+            loss.sum().backward()
+        value = self._leader_value(fixed, best)
+        try:
+            grad_norm = self._ascent.step()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
+        self.history.append(
+            env_steps=self.history.last("env_steps") + estimate.env_steps,
+            follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
+            leader_value=value,
+            leader_return=estimate.leader_return,
+            grad_norm=grad_norm,
+            residual=best.residual,
+            episodes=estimate.episodes,
+        )
+        self.progress.best = best
+        self.progress.iterations += 1
+
+    def _leader_value(self, model: TabularModel, best: BestResponse) -> Tensor:
+        """J_L at θ under the soft-optimal follower, [R]."""
+        if not best.optimal:
+            best = self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
+        v = exact.leader_value(model, best.policy.probs, self.env.preferences.gamma_leader)
+        return exact.start_value(model, v)
+
+    def _theta(self) -> Tensor:
+        theta = self.policy().double()
+        return theta if self._stacked or theta.ndim > len(self.env.theta_space.shape) else theta[None]
+
+    def _regulariser(self) -> Tensor:
+        return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
+
+    def _parameterization(self) -> torch.nn.Module:
+        policy = self.common.policy
+        if policy is None:
+            return self.env.problem.parameterization(self.runs, self.noise)
+        if not isinstance(policy, torch.nn.Module):
+            raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
+        theta = policy()
+        wanted = self.env.theta_space.shape
+        check_shape(theta, wanted, "policy()")
+        leading = tuple(theta.shape[: theta.ndim - len(wanted)])
+        if leading not in ((self.runs,), ()) or (leading == () and self.runs > 1):
+            raise ValueError(
+                f"`policy` must yield θ of shape {[self.runs, *wanted]} for {self.runs} runs, got {list(theta.shape)}"
+            )
+        self.env.problem.check_theta(theta.detach().double().numpy())
+        return policy
+
+    def _check_rate(self, rate: Any, name: str) -> None:
+        if np.ndim(rate) and np.shape(rate) != (self.runs,):
+            raise ValueError(f"`{name}` must be a number or one per run ({self.runs}), got shape {list(np.shape(rate))}")
+
+    def _log(self, seconds: float, steps: int) -> None:
+        for column, key in (
+            ("leader_value", "rollout/leader_value"),
+            ("leader_return", "rollout/leader_return"),
+            ("episodes", "rollout/episodes"),
+            ("grad_norm", "train/grad_norm"),
+            ("residual", "train/follower_residual"),
+        ):
+            self.logger.record(key, float(self.history.last(column).mean()))
+        self.logger.record("time/iterations", self.progress.iterations)
+        self.logger.record("time/env_steps", self.num_timesteps)
+        self.logger.record("time/follower_solves", int(self.history.last("follower_solves")[0]))
+        self.logger.record("time/fps", int(self.runs * steps / max(seconds, 1e-9)))
+        self.logger.dump(self.progress.iterations)
+
+
+@dataclass
+class _bar:
+    """A progress bar that shows the leader's value; or nothing."""
+
+    shown: bool
+    total: int
+    _bar: Any = field(default=None, init=False)
+
+    def __enter__(self) -> Callable[[float], None]:
+        if not self.shown:
+            return lambda value: None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        value = TextColumn("leader value {task.fields[value]:.4f}")
+        self._bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), value)
+        task = self._bar.add_task("learn", total=self.total, value=float("nan"))
+        self._bar.start()
+        return lambda value: self._bar.update(task, advance=1, value=value)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _as_callback(callback: BaseCallback | Callable | list | None) -> BaseCallback:
+    from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+
+    if callback is None:
+        return CallbackList([])
+    if isinstance(callback, list):
+        return CallbackList(callback)
+    return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
+
+
+def _described(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as JSON; what cannot be written is named, so that `load` can ask for it."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, (np.ndarray, np.generic)):
+            return value.tolist()
+        if value is None or isinstance(value, (str, int, float, list, tuple)):
+            return value
+        return {"object": type(value).__name__}
+
+    return {name: one(value) for name, value in arguments.items()}
+
+
+def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+def _response_state(best: BestResponse | None) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    tables = {"log_probs": best.policy.log_probs, "q": best.q.values, "v": best.v.values, "residual": best.residual}
+    return {**tables, "optimal": best.optimal}
+
+
+def _response(state: dict[str, Any] | None) -> BestResponse | None:
+    if state is None:
+        return None
+    policy, q, v = BoltzmannPolicy(state["log_probs"]), Table(state["q"]), Table(state["v"])
+    return BestResponse(policy, q, v, state["residual"], state["optimal"])

@@ -1,0 +1,50 @@
+"""The constants that a kick reads: both players' values at the visited steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Rollout
+from leaders.critic import Critic
+
+
+@dataclass(frozen=True)
+class Values:
+    """Both players' values at the visited steps, [R, N, T] each; values of a next state are 0 after the end.
+
+    Attributes:
+      q_leader: Q_L(s_k, b_k).
+      v_leader: V_L(s_k) = E_b[Q_L(s_k, b)].
+      v_leader_next: V_L(next_state_k).
+      q_follower: Q_F(s_k, b_k).
+      v_follower_next: V_F(next_state_k).
+    """
+
+    q_leader: Tensor
+    v_leader: Tensor
+    v_leader_next: Tensor
+    q_follower: Tensor
+    v_follower_next: Tensor
+
+    @property
+    def benefit(self) -> Tensor:
+        """B_L = Q_L − V_L (arXiv:2603.14867, Theorem 1), [R, N, T]."""
+        return self.q_leader - self.v_leader
+
+
+def evaluate(critic: Critic, best: BestResponse, batch: Rollout) -> Values:
+    """Looks both players' values up at the visited steps."""
+    goes_on = (batch.valid & ~batch.terminated).to(batch.r_leader.dtype)
+    q_leader, v_leader, v_leader_next = critic.values(batch, best.policy)
+    v_follower_next = best.v(batch.next_state)
+    return Values(
+        q_leader=q_leader,
+        v_leader=v_leader,
+        v_leader_next=v_leader_next * goes_on,
+        q_follower=best.q(batch.state, batch.action),
+        v_follower_next=torch.where(goes_on > 0, v_follower_next, 0.0),
+    )

@@ -1,0 +1,243 @@
+r"""Weights on the differentiable terms of a batch: the whole hypergradient in four arrays of scalars.
+
+Exchanging the sums over the leader's steps t and the follower's later steps k turns Theorem 1 of arXiv:2603.14867 into one
+pass forward in time: each step kicks a trace by c_t = γ_L^t B_L / β, the trace decays by γ_F, and at step k it is
+the weight of everything that ∇Q_F collects there,
+
+    Σ_t c_t ∇Q_F(s_t, b_t) = Σ_k w_k [∇r_F(s_k, b_k) + γ_F V_F(s_{k+1}) ∇log p(s_{k+1} | s_k, b_k)],  w_k = γ_F w_{k−1} + c_k.
+
+Constants with zero mean may be taken from the weight of a ∇log p: given (s_k, b_k) the expectation of what arrives follows
+from the value of the pair, γ E[V(s')] = Q − r, so γ V(s') − (Q − r), a (soft) temporal-difference error, has the same
+mean gradient and far less variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_choice
+from bilevel_envs.model import Preferences, Rollout
+from leaders.values import Values
+from leaders.visits import visit_mean
+
+TAILS = ("drop", "bootstrap", "reference")
+ARRIVALS = ("td_error", "value")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Constants that multiply the fields of `Terms`, [R, N, T] each.
+
+    Attributes:
+      r_leader: on r_L.
+      r_follower: on r_F.
+      log_start: on log ρ0.
+      log_arrival: on log p(next state).
+    """
+
+    r_leader: Tensor
+    r_follower: Tensor
+    log_start: Tensor
+    log_arrival: Tensor
+
+
+def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
+    r"""Accumulates kicks forward in time: w_k = decay · w_{k−1} + kick_k, from 0 where an episode starts.
+
+    Args:
+      kick: what each step adds, [..., T].
+      decay: factor per step, in [0, 1]; 0 keeps each step's own kick only.
+      starts: where an episode starts, bool [..., T].
+
+    Returns:
+      The trace w, [..., T], in the units of `kick`.
+
+    Raises:
+      ValueError: if `decay` is outside [0, 1].
+
+    Source: Kudo, Tanabe, Wachi, Akimoto, arXiv:2603.14867, Theorem 1, with the sums exchanged.
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
+    factor = np.moveaxis(np.where(starts.numpy(), 0.0, decay), -1, 0)
+    trace = np.array(np.moveaxis(kick.numpy(), -1, 0))  # time leads, so that each step is one contiguous row
+    for before, now, decays in zip(trace[:-1], trace[1:], factor[1:], strict=True):
+        now += decays * before
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(trace, 0, -1)))
+
+
+def occupancy(batch: Rollout, gamma: float, tail: str | None) -> Tensor:
+    """How much each step counts for the leader: γ_L^k over the number of episodes, [R, N, T].
+
+    Args:
+      batch: the transitions.
+      gamma: γ_L.
+      tail: what becomes of episodes that the batch cuts. None: they count as far as they go, among the episodes started.
+        "drop": they are left out. "bootstrap": likewise counted, and what lies behind the cut is read off earlier
+        visits of the state reached (see `continued`). "reference": counted, but not among the episodes (published code).
+    """
+    discount = gamma ** batch.step.double() * batch.valid
+    if tail == "drop":
+        return discount * _reaches(batch, batch.finished) / _number(batch.finished)
+    if tail == "reference":
+        return discount / _number(batch.valid & (batch.terminated | batch.truncated))
+    if tail == "bootstrap":
+        return eligibility_trace(continued(_start_share(batch), batch, gamma), gamma, batch.starts)
+    return discount / _number(batch.starts)
+
+
+def continued(kick: Tensor, batch: Rollout, decay: float) -> Tensor:
+    r"""Adds to the kicks what a trace still carries where the batch cuts an episode.
+
+    A trace cut in state s' goes on as it would from the visits of s' in the same run's batch: each of the n visits
+    takes 1/n of it as a further kick, whatever of that reaches a cut again goes on likewise, and so on: a linear system
+    with one unknown per cut. A trace cut in a state that was never left has nowhere to go and is dropped.
+
+    Args:
+      kick: [R, N, T].
+      batch: the transitions, with countable states.
+      decay: the trace's factor per step, below 1.
+
+    Returns:
+      The kicks with the continuation added, [R, N, T].
+    """
+    cut = batch.cut
+    if not cut.any():
+        return kick
+    runs, rows, horizon = kick.shape
+    steps = rows * horizon
+    # Row-wise position of the cut that ends each step's episode, or -1; how far away it is.
+    position = torch.arange(horizon).expand(runs, rows, -1)
+    ends = cut | (batch.valid & batch.terminated)
+    end_at = torch.where(ends, position, horizon).flip(-1).cummin(-1).values.flip(-1)
+    inside = end_at < horizon
+    reaches = inside & batch.valid & cut.gather(-1, end_at.clamp(max=horizon - 1))
+    carried = torch.where(reaches, decay ** (end_at - position + 1).to(kick.dtype), 0.0).view(runs, steps)
+    row_start = (horizon * torch.arange(rows)).view(1, -1, 1)
+    cut_at = (end_at.clamp(max=horizon - 1) + row_start).view(runs, steps)  # flat index of that cut
+
+    rank = cut.view(runs, steps).cumsum(-1) - 1  # which cut of its run
+    cuts = int(rank.max()) + 1
+    to_cut = torch.zeros(runs, steps, cuts, dtype=kick.dtype)
+    to_cut.scatter_(2, rank.gather(1, cut_at).clamp(min=0)[..., None], carried[..., None])
+    reached = torch.full((runs, cuts), -1)
+    which = cut.view(runs, steps).nonzero(as_tuple=True)
+    reached[which[0], rank[which]] = batch.next_state.reshape(runs, steps)[which]
+    visits = (batch.state.view(runs, 1, steps) == reached[..., None]) & batch.valid.view(runs, 1, steps)
+    share = visits.to(kick.dtype) / visits.sum(-1, keepdim=True).clamp(min=1)  # [R, cuts, steps]
+
+    arriving = torch.einsum("rk,rkc->rc", kick.view(runs, steps), to_cut)
+    again = share @ to_cut  # [R, from cut, to cut]
+    total = torch.linalg.solve(torch.eye(cuts, dtype=kick.dtype) - again.mT, arriving)
+    return kick + torch.einsum("rc,rck->rk", total, share).view_as(kick)
+
+
+def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
+    r"""Subtracts from every episode's ∇Q_F the least-squares fit on φ(s) made on the other episodes of its run.
+
+    E_b[B_L | s] = 0, so a function of s that was not made from the same episode leaves the estimate's mean as it is. In
+    terms of kicks: c ← c − Mᵀ c with the rows M_e = Φ_e (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ₋ₑᵀ. With a single episode nothing is subtracted.
+
+    Args:
+      kick: [R, N, T].
+      features: φ(s_k), [R, N, T, F].
+      batch: the transitions.
+
+    Returns:
+      The residualised kicks, [R, N, T].
+    """
+    runs, rows, horizon = kick.shape
+    steps, size = rows * horizon, features.shape[-1]
+    phi = (features * batch.valid[..., None]).reshape(runs, steps, size)
+    first = (torch.arange(steps) - batch.step.view(runs, steps)).clamp(min=0)  # an episode is named by its first step
+    names, episode = torch.unique(first + steps * torch.arange(runs)[:, None], return_inverse=True)
+    run = names // steps
+    gram = torch.zeros(len(names), size, size, dtype=kick.dtype)
+    moment = torch.zeros(len(names), size, dtype=kick.dtype)
+    flat = phi.reshape(-1, size)
+    gram.index_add_(0, episode.flatten(), flat[:, :, None] * flat[:, None, :])
+    moment.index_add_(0, episode.flatten(), flat * kick.reshape(-1, 1))
+    total = torch.zeros(runs, size, size, dtype=kick.dtype).index_add_(0, run, gram)
+    # φ_jᵀ Σ_{e ≠ e(j)} (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ_eᵀ c_e; the pseudo-inverse is 0 where there is no other episode.
+    share = (torch.linalg.pinv(total[run] - gram, hermitian=True) @ moment[..., None])[..., 0]
+    everyone = torch.zeros(runs, size, dtype=kick.dtype).index_add_(0, run, share)
+    others = everyone[:, None, :] - share[episode].view(runs, steps, size)
+    return (kick - (phi * others).sum(-1).view_as(kick)) * batch.valid
+
+
+def weights_from_kick(
+    kick: Tensor,
+    batch: Rollout,
+    values: Values,
+    counts: Tensor,
+    preferences: Preferences,
+    *,
+    tail: str | None,
+    arrival: str = "td_error",
+) -> Weights:
+    """The weights of an estimator, from its kick.
+
+    Args:
+      kick: what each step adds to the follower's trace, [R, N, T].
+      batch: the transitions.
+      values: both players' values at the visited steps.
+      counts: `occupancy(batch, γ_L, tail)`.
+      preferences: γ_L and γ_F.
+      tail: as in `occupancy`.
+      arrival: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives.
+    """
+    check_choice(arrival, ARRIVALS, "arrival")
+    gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
+    trace_kick = continued(kick, batch, gamma_follower) if tail == "bootstrap" else kick
+    trace = eligibility_trace(trace_kick, gamma_follower, batch.starts) * batch.valid
+    leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else counts
+    arriving_leader = gamma_leader * values.v_leader_next
+    arriving_follower = gamma_follower * values.v_follower_next
+    if arrival == "td_error":
+        arriving_leader = arriving_leader - (values.q_leader - batch.r_leader)
+        arriving_follower = arriving_follower - (values.q_follower - batch.r_follower)
+    return Weights(
+        r_leader=leader,
+        r_follower=trace,
+        log_start=_start_weight(values.v_leader, batch, arrival),
+        log_arrival=counts * arriving_leader + trace * arriving_follower,
+    )
+
+
+def _start_weight(v_leader: Tensor, batch: Rollout, arrival: str) -> Tensor:
+    """V_L(s_0) over the number of episodes; less the mean over the other episodes where variance is to be reduced."""
+    starts = batch.starts
+    number = _number(starts)
+    value = v_leader * starts
+    if arrival == "td_error":
+        others = (value.sum((1, 2), keepdim=True) - value) / (number - 1).clamp(min=1)
+        value = torch.where(number > 1, value - others, value) * starts
+    return value / number
+
+
+def _first_visit_shared(batch: Rollout, gamma: float) -> Tensor:
+    """The published direct term: an every-visit average over the start states, cut tails included."""
+    return eligibility_trace(visit_mean(_start_share(batch), batch.state, batch.valid), gamma, batch.starts)
+
+
+def _start_share(batch: Rollout) -> Tensor:
+    """1 over the number of episodes where one starts, else 0."""
+    return batch.starts / _number(batch.starts)
+
+
+def _number(mark: Tensor) -> Tensor:
+    """How many steps of each run are marked, at least 1, float64 [R, 1, 1]."""
+    return mark.sum((1, 2), keepdim=True).clamp(min=1).double()
+
+
+def _reaches(batch: Rollout, mark: Tensor) -> Tensor:
+    """True for the steps of episodes that come to a marked step."""
+    ends = (batch.valid & (batch.terminated | batch.truncated)).clone()
+    ends[..., -1] = True
+    position = torch.arange(ends.shape[-1]).expand_as(ends)
+    end_at = torch.where(ends, position, ends.shape[-1] - 1).flip(-1).cummin(-1).values.flip(-1)
+    return mark.gather(-1, end_at) & batch.valid
