@@ -83,7 +83,10 @@ def graph_image(
         along = centre[there] - centre[here]
         along = along / np.linalg.norm(along)
         across = np.array([-along[1], along[0]])
-        begin, end = centre[here] + radius * along + 6 * across, centre[there] - 1.1 * radius * along + 6 * across
+        begin, end = (
+            centre[here] + radius * along + 6 * across,
+            centre[there] - 1.1 * radius * along + 6 * across,
+        )
         grey = int(225 - 165 * min(strength, 1.0))
         draw.line([tuple(begin), tuple(end)], fill=(grey, grey, grey), width=3)
         tip = [tuple(end), tuple(end - 16 * along + 7 * across), tuple(end - 16 * along - 7 * across)]

@@ -40,7 +40,5 @@ class Follower(Protocol):
 
     beta: float | None
 
-    def best_response(
-        self, model: Model, preferences: Preferences, start: BestResponse | None = None
-    ) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
         """The response to `model`; `start` is an earlier response to begin from."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -68,7 +67,7 @@ class _TabularFace:
         return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
 
     def model(self, theta: Any) -> TabularModel:
-        """The follower's MDP at θ ([*θ.shape] or [R, *θ.shape]); differentiable where θ is a tensor that asks for it."""
+        """The follower's MDP at θ, [*θ.shape] or [R, *θ.shape]; differentiable where θ is a tensor with gradients."""
         return cast(TabularModel, self.problem.model(self._runs_first(theta)))
 
     def simulator(self, theta: Any) -> TabularModel:
@@ -102,7 +101,7 @@ class TabularEnv(_TabularFace, gym.Env):
       render_mode: "rgb_array", "human" (needs the extra `render`), or None.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array", "human"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(
         self,
@@ -195,7 +194,7 @@ class TabularEnv(_TabularFace, gym.Env):
     def _table(self) -> tuple[dict, np.ndarray]:
         model = self.simulator(self.theta)
         transition, reward = model.transition[0].numpy(), model.r_follower[0].numpy()
-        ends = model.continues[0].numpy() == 0  # type: ignore[index]
+        ends = model.continues[0].numpy() == 0
         table = {
             s: {
                 b: [
@@ -213,8 +212,12 @@ class TabularEnv(_TabularFace, gym.Env):
         tables = model.structure.stepping
         self._start_cdf = tables.start_cdf[0].tolist()
         if getattr(self, "_loaded", None) is not tables:
-            self._successor, self._cdf, self._loaded = tables.successor[0].tolist(), tables.cdf[0].tolist(), tables
-        columns = (model.r_follower[0], model.r_leader[0], model.continues[0] == 0)  # type: ignore[index]
+            self._successor, self._cdf, self._loaded = (
+                tables.successor[0].tolist(),
+                tables.cdf[0].tolist(),
+                tables,
+            )
+        columns = (model.r_follower[0], model.r_leader[0], model.continues[0] == 0)
         rows = [column.tolist() for column in columns]
         self._outcome = [list(zip(*state, strict=True)) for state in zip(*rows, strict=True)]
 
@@ -249,7 +252,7 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
       render_mode: "rgb_array" or None.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"],
         "render_fps": 10,
         "autoreset_mode": AutoresetMode.SAME_STEP,
@@ -341,9 +344,7 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
         arrived = self._successor[move, (self._cdf[move] <= uniform[:, None]).sum(1)]
         reward, leader_reward, terminated = self._r_follower[pair], self._r_leader[pair], self._ends[pair]
         self._step += 1
-        truncated = (
-            np.zeros(self.num_envs, bool) if self.time_limit is None else self._step >= self.time_limit
-        )
+        truncated = np.zeros(self.num_envs, bool) if self.time_limit is None else self._step >= self.time_limit
         ended = terminated | truncated
         everyone = np.ones(self.num_envs, bool)
         infos: dict[str, Any] = {
@@ -358,7 +359,9 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
             reached = self._observe(arrived)
             for index in np.flatnonzero(ended):
                 final[index] = reached[index]
-            infos = {key: value & ~ended if key[0] == "_" else np.where(ended, 0, value) for key, value in infos.items()}
+            infos = {
+                key: value & ~ended if key[0] == "_" else np.where(ended, 0, value) for key, value in infos.items()
+            }
             infos["final_obs"], infos["_final_obs"] = final, ended
             infos["final_info"] = {
                 "leader_reward": np.where(ended, leader_reward, 0.0),
@@ -392,7 +395,7 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
         flat = (model.runs, model.states, model.actions)
         self._r_follower = model.r_follower.expand(flat).reshape(-1).numpy()
         self._r_leader = model.r_leader.expand(flat).reshape(-1).numpy()
-        self._ends = (model.continues.expand(flat).reshape(-1) == 0).numpy()  # type: ignore[union-attr]
+        self._ends = (model.continues.expand(flat).reshape(-1) == 0).numpy()
         self._run = np.arange(self.num_envs) // (self.num_envs // model.runs)
 
     def _begin(self, index: np.ndarray) -> None:

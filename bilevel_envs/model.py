@@ -155,19 +155,19 @@ class BestKnown(float):
 
 
 class ConfigurableMDP(Protocol):
-    """What an environment's author writes: a space for θ, preferences, and `model(theta)`.
+    """What an environment's author writes: a space for θ, a default, preferences, and `model(theta)`."""
 
-    Attributes:
-      theta_space: what θ may be, in the environment's own units.
-      default_theta: θ in force until `configure` is called, shaped like `theta_space`.
-      preferences: γ_L, γ_F and β.
-      max_episode_steps: time limit of the registered environment.
-    """
+    @property
+    def theta_space(self) -> gym.spaces.Box:
+        """What θ may be, in the environment's own units."""
 
-    theta_space: gym.spaces.Box
-    default_theta: np.ndarray
-    preferences: Preferences
-    max_episode_steps: int
+    @property
+    def default_theta(self) -> np.ndarray:
+        """θ in force until `configure` is called, shaped like `theta_space`."""
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
 
     def model(self, theta: Tensor) -> Model:
         """The follower's MDP at θ [R, *θ.shape], differentiable in θ: what planners and `exact` use."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -42,7 +44,8 @@ def vector_rollout(
         raise ValueError(f"`envs` must autoreset in the mode {AutoresetMode.SAME_STEP}, got {mode}")
     rows = envs.num_envs // noise.runs
     shape = (noise.runs, rows)
-    observation, _ = envs.reset(seed=[int(seed) for seed in noise.seeds(rows).reshape(-1)])
+    seeds: Any = noise.seeds(rows).reshape(-1).tolist()  # Gymnasium takes one per environment; its type hint does not
+    observation, _ = envs.reset(seed=seeds)
     uniform = noise.uniform(horizon, rows)
     step, valid = np.zeros(shape, int), np.ones(shape, bool)
     columns: list[list[np.ndarray]] = [[] for _ in range(9)]
@@ -104,7 +107,7 @@ def table_rollout(
     policy_ladder, policy_row = ladder_of(policy.cdf), row_of(policy.cdf)
     next_ladder, next_row = tables.ladder, row_of(tables.cdf) * actions
     successor = tables.successor.reshape(-1)
-    ends = (model.continues == 0).numpy()  # type: ignore[attr-defined]
+    ends = model.continues.numpy() == 0
     ends_row, ends = row_of(ends), ends.reshape(-1, actions)
 
     # Time leads while drawing, so that each step reads and writes one contiguous row.

@@ -132,7 +132,7 @@ class TabularModel:
     initial: Tensor
     r_leader: Tensor
     r_follower: Tensor
-    continues: Tensor | None = None
+    continues: Tensor = field(default=None)  # type: ignore[assignment]
     structure: Structure = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -154,12 +154,13 @@ class TabularModel:
             check_shape(table, shape, name)
             if table.ndim != len(shape) + 1 or table.shape[0] not in (1, self.runs):
                 raise ValueError(
-                    f"`{name}` must have a leading runs axis (1 or {self.runs}) before {list(shape)}, got {list(table.shape)}"
+                    f"`{name}` must have a leading runs axis (1 or {self.runs}) before {list(shape)}, "
+                    f"got {list(table.shape)}"
                 )
             check_finite(table, name)
         check_distribution(self.transition, "transition", "[run, state, action, next state]")
         check_distribution(self.initial, "initial", "[run, state]")
-        derived = Structure(self.transition.detach(), self.initial.detach(), self.continues.detach())  # type: ignore[union-attr]
+        derived = Structure(self.transition.detach(), self.initial.detach(), self.continues.detach())
         object.__setattr__(self, "structure", derived)
 
     @property

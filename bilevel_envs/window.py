@@ -18,15 +18,17 @@ class Window:
     """
 
     def __init__(self, fps: int) -> None:
-        pygame.display.init()  # not pygame.init(), which also asks for a sound card
-        self._fps, self._clock, self._surface = fps, pygame.time.Clock(), None
+        self._fps, self._clock = fps, pygame.time.Clock()
 
     def show(self, frame: np.ndarray) -> None:
         """Shows one picture, uint8 [height, width, 3]."""
-        if self._surface is None:
+        # pygame has a single window, which another environment may have closed or resized.
+        surface = pygame.display.get_surface() if pygame.display.get_init() else None
+        if surface is None or surface.get_size() != frame.shape[1::-1]:
+            pygame.display.init()  # not pygame.init(), which also asks for a sound card
             pygame.display.set_caption("bilevel-envs")
-            self._surface = pygame.display.set_mode(frame.shape[1::-1])
-        self._surface.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
+            surface = pygame.display.set_mode(frame.shape[1::-1])
+        surface.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
         pygame.event.pump()
         pygame.display.update()
         self._clock.tick(self._fps)

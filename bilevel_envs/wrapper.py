@@ -43,7 +43,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         missing = [name for name in ("theta_space", "preferences", "configure") if not hasattr(env.unwrapped, name)]
         if missing:
-            raise TypeError(f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}")
+            raise TypeError(
+                f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}"
+            )
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
             follower = cast(Follower, FOLLOWERS[follower](**follower_kwargs))
@@ -53,6 +55,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise TypeError(f"`follower` must have `best_response(model, preferences)`, got {follower!r}")
         self.follower: Follower = follower
         self._vector: gym.vector.VectorEnv | None = None
+        self._vector_limit: int | None = None
 
     @property
     def problem(self) -> ConfigurableMDP:
@@ -133,10 +136,16 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
             world = self.unwrapped.simulator(theta).detach()
             return table_rollout(
-                world, best.policy, noise, rows=rows, horizon=horizon, time_limit=limit, whole_episodes=whole_episodes
+                world,
+                best.policy,
+                noise,
+                rows=rows,
+                horizon=horizon,
+                time_limit=limit,
+                whole_episodes=whole_episodes,
             )
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
-        envs.call("configure", theta) if not hasattr(envs, "configure") else envs.configure(theta)
+        _configure(envs, theta)
         return vector_rollout(envs, best.policy, noise, horizon=horizon, whole_episodes=whole_episodes)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -156,6 +165,21 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
         kwargs: dict[str, Any] = {"max_episode_steps": time_limit} if time_limit is not None else {}
         if spec.vector_entry_point is None:
-            kwargs |= {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+            kwargs |= {
+                "vectorization_mode": "sync",
+                "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
+            }
         self._vector, self._vector_limit = gym.make_vec(spec, num_envs=count, **kwargs), time_limit
         return self._vector
+
+
+def _configure(envs: Any, theta: Any) -> None:
+    """Hands θ to an array-stepped vector environment, or to each copy of a stack of scalar ones."""
+    if hasattr(envs, "configure"):
+        envs.configure(theta)
+        return
+    theta = np.asarray(theta)
+    extra = theta.ndim - len(envs.get_attr("theta_space")[0].shape)
+    each = np.repeat(theta, envs.num_envs // len(theta), axis=0) if extra else [theta] * envs.num_envs
+    for env, own in zip(envs.envs, each, strict=True):
+        env.unwrapped.configure(own)

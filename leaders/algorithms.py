@@ -33,7 +33,8 @@ class BCHG(SampledLeader):
 
     .. math::
 
-        \nabla J_L = \text{direct} + \mathbb{E}\Big[\sum_t \gamma_L^t \tfrac{1}{\beta} B_L(s_t, b_t) \nabla Q_F(s_t, b_t)\Big],
+        \nabla J_L = \text{direct}
+        + \mathbb{E}\Big[\sum_t \gamma_L^t \tfrac{1}{\beta} B_L(s_t, b_t) \nabla Q_F(s_t, b_t)\Big],
         \qquad B_L = Q_L - \mathbb{E}_b[Q_L].
 
     ::
@@ -45,18 +46,19 @@ class BCHG(SampledLeader):
             w_k ← γ_F w_{k−1} + c_k         its eligibility trace
             θ ← θ + α ∇ Σ_k [γ_L^k r_L + w_k (r_F + δ_F log p)]
 
-    The default is the unbiased form with reduced variance: the weight of a ∇log p is a temporal-difference error, and the kick is
-    centred on features of the state that were fitted on other episodes. ``preset="paper"`` is the published code, choice
-    by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut episodes summed as far as they
-    go and divided by the finished ones, an every-visit direct term, SGD with the gradient clipped to norm 1.
+    The default is the recommended form with reduced variance: the weight of a ∇log p is a temporal-difference error,
+    and the kick is centred on features of the state that were fitted on other episodes. ``preset="paper"`` is the
+    published code, choice by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut
+    episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 
-    On four rooms the published form leaves the plateau J_L ≈ 0 by the noise of its estimates; the clean form follows the
-    exact hypergradient and, from θ ≈ 0, may end there (see the page of that environment).
+    On four rooms the published form leaves the plateau J_L ≈ 0 by the noise of its estimates; the clean form follows
+    the exact hypergradient and, from θ ≈ 0, may end there (see the page of that environment).
 
     Args:
         env: a ``BilevelWrapper``.
         preset: None or ``"paper"``; what is given explicitly below wins over it.
-        critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"``, ``"monte_carlo"``, ``"exact"`` (needs tables), or an object.
+        critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"``, ``"monte_carlo"``, ``"exact"`` (needs tables), or
+            an object with the methods of ``leaders.critic.Critic``.
         critic_learning_rate: η of the two SARSA tables, a number or one per run.
         critic_start: their first table, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
@@ -73,7 +75,7 @@ class BCHG(SampledLeader):
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs; None for a single one without a runs axis.
         seed: run i uses the stream of seed + i.
-        verbose: 0, 1 or 2.
+        verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
     References:
@@ -113,22 +115,20 @@ class BCHG(SampledLeader):
         shared = paper if shared is None else shared
         sampling = changed(
             defaults,
-            dict(
-                kick="bc_hg_shared" if shared else "bc_hg",
-                critic=critic,
-                critic_learning_rate=critic_learning_rate,
-                critic_start=critic_start,
-                features=features,
-                tail=tail,
-                arrival=arrival,
-                batch_size=batch_size,
-                rows=rows,
-                sampler=sampler,
-            ),
+            kick="bc_hg_shared" if shared else "bc_hg",
+            critic=critic,
+            critic_learning_rate=critic_learning_rate,
+            critic_start=critic_start,
+            features=features,
+            tail=tail,
+            arrival=arrival,
+            batch_size=batch_size,
+            rows=rows,
+            sampler=sampler,
         )
-        common = Common(runs, seed, policy, verbose=verbose, tensorboard_log=tensorboard_log)
-        steps = dict(learning_rate=learning_rate, optimizer=optimizer, max_grad_norm=max_grad_norm)
-        super().__init__(env, changed(common, steps), sampling, arguments)
+        common = Common(runs, seed, policy, verbose, tensorboard_log, **(PUBLISHED_STEPS if paper else {}))
+        steps = {"learning_rate": learning_rate, "optimizer": optimizer, "max_grad_norm": max_grad_norm}
+        super().__init__(env, changed(common, **steps), sampling, arguments)
 
 
 class NaivePGD(SampledLeader):
@@ -136,7 +136,8 @@ class NaivePGD(SampledLeader):
 
     .. math::
 
-        \nabla J_L \approx \mathbb{E}\Big[\sum_t \gamma_L^t \big(\nabla r_L + V_L(s_t) \nabla \log p(s_t | s_{t-1}, b_{t-1})\big)\Big]
+        \nabla J_L \approx \mathbb{E}\Big[
+        \sum_t \gamma_L^t \big(\nabla r_L + V_L(s_t) \nabla \log p(s_t | s_{t-1}, b_{t-1})\big)\Big]
 
     The kick is 0, so nothing ever weighs ∇r_F. It is the floor that every other leader is measured against; in
     ``TollBridge`` it is exactly 0.
@@ -157,7 +158,7 @@ class NaivePGD(SampledLeader):
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs; None for a single one without a runs axis.
         seed: run i uses the stream of seed + i.
-        verbose: 0, 1 or 2.
+        verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
     References:
@@ -189,21 +190,20 @@ class NaivePGD(SampledLeader):
     ) -> None:
         arguments = _given(locals())
         check_choice(preset, PRESETS, "preset")
+        paper = preset == "paper"
         sampling = changed(
-            Sampling("naive_pgd", features="none", tail="reference" if preset == "paper" else "bootstrap"),
-            dict(
-                critic=critic or ("monte_carlo" if preset == "paper" else None),
-                critic_learning_rate=critic_learning_rate,
-                tail=tail,
-                arrival=arrival,
-                batch_size=batch_size,
-                rows=rows,
-                sampler=sampler,
-            ),
+            Sampling("naive_pgd", features="none", tail="reference" if paper else "bootstrap"),
+            critic=critic or ("monte_carlo" if paper else None),
+            critic_learning_rate=critic_learning_rate,
+            tail=tail,
+            arrival=arrival,
+            batch_size=batch_size,
+            rows=rows,
+            sampler=sampler,
         )
-        common = Common(runs, seed, policy, verbose=verbose, tensorboard_log=tensorboard_log)
-        steps = dict(learning_rate=learning_rate, optimizer=optimizer, max_grad_norm=max_grad_norm)
-        super().__init__(env, changed(common, steps), sampling, arguments)
+        common = Common(runs, seed, policy, verbose, tensorboard_log, **(PUBLISHED_STEPS if paper else {}))
+        steps = {"learning_rate": learning_rate, "optimizer": optimizer, "max_grad_norm": max_grad_norm}
+        super().__init__(env, changed(common, **steps), sampling, arguments)
 
 
 class ExactGradient(Leader):
@@ -223,7 +223,7 @@ class ExactGradient(Leader):
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs (different starts); None for a single one without a runs axis.
         seed: run i uses the stream of seed + i.
-        verbose: 0, 1 or 2.
+        verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
     References:
@@ -246,9 +246,9 @@ class ExactGradient(Leader):
         tensorboard_log: str | None = None,
     ) -> None:
         arguments = _given(locals())
-        common = Common(runs, seed, policy, verbose=verbose, tensorboard_log=tensorboard_log)
-        steps = dict(learning_rate=learning_rate, optimizer=optimizer, max_grad_norm=max_grad_norm)
-        super().__init__(env, changed(common, steps), arguments)
+        common = Common(runs, seed, policy, verbose, tensorboard_log)
+        steps = {"learning_rate": learning_rate, "optimizer": optimizer, "max_grad_norm": max_grad_norm}
+        super().__init__(env, changed(common, **steps), arguments)
 
     def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
         solves = 0
@@ -275,5 +275,7 @@ PUBLISHED = Sampling(
     tail="reference",
     arrival="value",
 )
+
+PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
 
 LEADERS: dict[str, type[Leader]] = {leader.name: leader for leader in (BCHG, NaivePGD, ExactGradient)}

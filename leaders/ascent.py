@@ -56,9 +56,10 @@ class Ascent:
         Raises:
           FloatingPointError: if a gradient is not finite; the parameters then stay as they were.
         """
-        norm = torch.sqrt(sum((self._by_run(leaf.grad) ** 2).sum(1) for leaf in self._leaves if leaf.grad is not None))  # type: ignore[arg-type]
-        if not torch.is_tensor(norm) or norm.ndim == 0:
+        squares = [(self._by_run(leaf.grad) ** 2).sum(1) for leaf in self._leaves if leaf.grad is not None]
+        if not squares:
             return torch.zeros(self.runs, dtype=torch.float64)
+        norm = torch.stack(squares).sum(0).sqrt()
         if not norm.isfinite().all():
             bad = (~norm.isfinite()).nonzero().flatten().tolist()
             raise FloatingPointError(f"the hypergradient of run {bad[0]} is not finite; its parameters were left alone")

@@ -1,12 +1,12 @@
 r"""The leader's objective and its hypergradient without sampling: the truth that estimators are held against.
 
-For a table three linear solves give the hypergradient in any dimension of θ, by the adjoint of the follower's fixed point. With
-d the discounted visits of the leader and c the indicator that the episode goes on,
+For a table three linear solves give the hypergradient in any dimension of θ, by the adjoint of the follower's fixed
+point. With d the discounted visits of the leader and c the indicator that the episode goes on,
 
     ω(s, b) = d(s) g(b|s) B_L(s, b) / β + m(s) g(b|s),    m = γ_F Πᵀ-resolvent of what the first part sends on,
 
-is the weight of ∇r_F(s, b) + γ_F c Σ ∇p V_F; the direct term weighs ∇r_L + γ_L c Σ ∇p V_L by d g, and ∇ρ0 by V_L. The first part
-sums to 0 over b, because E_b[B_L] = 0, and so ∇V_F(s) never enters at s itself.
+is the weight of ∇r_F(s, b) + γ_F c Σ ∇p V_F; the direct term weighs ∇r_L + γ_L c Σ ∇p V_L by d g, and ∇ρ0 by V_L. The
+first part sums to 0 over b, because E_b[B_L] = 0, and so ∇V_F(s) never enters at s itself.
 
 Source: Theorem 1 of arXiv:2603.14867, with the infinite sums solved.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 from bilevel_envs._checks import check_count, check_number
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.followers import SoftValueIteration
-from bilevel_envs.model import Parameterization, Preferences
+from bilevel_envs.model import Preferences
 from bilevel_envs.policies import BoltzmannPolicy
 from bilevel_envs.tabular import TabularModel
 
@@ -107,7 +107,9 @@ def hypergradient_parts(
     parts = []
     for weights in table_weights(model.detach(), best, preferences):
         loss = tables_surrogate(model, weights).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True) if loss.requires_grad else (torch.zeros_like(leaf),)
+        (gradient,) = (
+            torch.autograd.grad(loss, leaf, retain_graph=True) if loss.requires_grad else (torch.zeros_like(leaf),)
+        )
         parts.append(gradient)
     if parameters is not None:
         parts = [raw_gradient(parameters, gradient) for gradient in parts]
@@ -168,7 +170,7 @@ def table_weights(
     def arrivals(weight: Tensor, gamma: float, v: Tensor) -> Tensor | None:
         if not with_transition:
             return None
-        return (gamma * model.continues * weight)[..., None] * v[:, None, None, :]  # type: ignore[operator]
+        return (gamma * model.continues * weight)[..., None] * v[:, None, None, :]
 
     zero = torch.zeros_like(pairs)
     return (

@@ -10,15 +10,23 @@ from typing import Any
 
 import numpy as np
 
-COLUMNS = ("env_steps", "follower_solves", "leader_value", "leader_return", "grad_norm", "residual", "episodes")
+COLUMNS = (
+    "env_steps",
+    "follower_solves",
+    "leader_value",
+    "leader_return",
+    "grad_norm",
+    "residual",
+    "episodes",
+)
 COUNTS = ("env_steps", "follower_solves", "episodes")
 
 
 class History:
     """Columns [iterations, R]; grows by one row per outer iteration.
 
-    `leader_value` and everything else belong to θ before the update; `env_steps` and `follower_solves` are spent up to and
-    with the iteration.
+    `leader_value` and all else belong to θ before the update; `env_steps` and `follower_solves` are what was spent up
+    to and with the iteration.
 
     Args:
       runs: R.

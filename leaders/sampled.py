@@ -85,7 +85,12 @@ class SampledLeader(Leader):
 
     def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
         batch = self.env.rollout(
-            theta.detach(), best, self.noise, rows=self.rows, horizon=self.horizon, sampler=self.sampling.sampler
+            theta.detach(),
+            best,
+            self.noise,
+            rows=self.rows,
+            horizon=self.horizon,
+            sampler=self.sampling.sampler,
         )
         self.critic.fit(batch, best, model.detach(), self.noise)
         weights = self._weights(batch, best, self.critic, self.sampling.tail)
@@ -124,7 +129,12 @@ class SampledLeader(Leader):
             copies = min(at_once, count - first)
             # Sample j of run i is run j·R + i of a larger stack, with a stream of its own.
             streams = [
-                [self.seed + run, 1 + (0 if seed is None else 1 + seed), self.progress.iterations, first + copy]
+                [
+                    self.seed + run,
+                    1 + (0 if seed is None else 1 + seed),
+                    self.progress.iterations,
+                    first + copy,
+                ]
                 for copy in range(copies)
                 for run in range(self.runs)
             ]
@@ -167,7 +177,9 @@ class SampledLeader(Leader):
         sampling, gamma = self.sampling, self.env.preferences.gamma_leader
         if not isinstance(sampling.critic, str):
             if not hasattr(sampling.critic, "fit") or not hasattr(sampling.critic, "values"):
-                raise TypeError(f"`critic` must have `fit` and `values` (see leaders.critic.Critic), got {sampling.critic!r}")
+                raise TypeError(
+                    f"`critic` must have `fit` and `values` (see leaders.critic.Critic), got {sampling.critic!r}"
+                )
             return sampling.critic
         check_choice(sampling.critic, CRITICS, "critic")
         rate, start = sampling.critic_learning_rate, sampling.critic_start
@@ -179,8 +191,8 @@ class SampledLeader(Leader):
         return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
 
 
-def changed(settings: Any, given: dict[str, Any]) -> Any:
-    """A frozen dataclass with the fields of `given` that are not None."""
+def changed(settings: Any, **given: Any) -> Any:
+    """A frozen dataclass with those of the given fields that are not None."""
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -61,21 +61,22 @@ class Common:
       runs: number of stacked runs; None for a single one without a runs axis.
       seed: run i uses the stream of seed + i.
       policy: the parameterisation of θ; None for the environment's default.
-      learning_rate: step size, a number or one per run.
-      optimizer: "sgd" or "adam".
-      max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-      verbose: 0 silent, 1 a table now and then, 2 also says what is set up.
+      verbose: 0 silent, 1 a table now and then.
       tensorboard_log: folder for TensorBoard events; None for none.
+      learning_rate: step size, a number or one per run.
+      optimizer: "sgd" or "adam"; Adam by default, because hypergradients range over many orders of magnitude.
+      max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none. Estimates have heavy tails at small β, and one
+        outlier would otherwise slow Adam down for thousands of iterations.
     """
 
     runs: int | None = None
     seed: int = 0
     policy: torch.nn.Module | None = None
-    learning_rate: Any = 0.1
-    optimizer: str = "sgd"
-    max_grad_norm: float = 1.0
     verbose: int = 0
     tensorboard_log: str | None = None
+    learning_rate: Any = 0.05
+    optimizer: str = "adam"
+    max_grad_norm: float = 1.0
 
 
 @dataclass
@@ -231,7 +232,7 @@ class Leader:
         raise NotImplementedError(f"{type(self).__name__} draws no samples")
 
     def save(self, path: str | Path) -> None:
-        """Writes everything that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
+        """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
         described = {
             "format": FORMAT,
             "leader": type(self).__name__,
@@ -284,7 +285,9 @@ class Leader:
         arguments = {**described["arguments"], **changed}
         lost = [name for name, value in arguments.items() if isinstance(value, dict) and "object" in value]
         if lost:
-            raise ValueError(f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)")
+            raise ValueError(
+                f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)"
+            )
         leader = cls(env, **arguments)
         if list(leader.env.theta_space.shape) != described["theta_shape"]:
             raise ValueError(
@@ -361,7 +364,9 @@ class Leader:
 
     def _check_rate(self, rate: Any, name: str) -> None:
         if np.ndim(rate) and np.shape(rate) != (self.runs,):
-            raise ValueError(f"`{name}` must be a number or one per run ({self.runs}), got shape {list(np.shape(rate))}")
+            raise ValueError(
+                f"`{name}` must be a number or one per run ({self.runs}), got shape {list(np.shape(rate))}"
+            )
 
     def _log(self, seconds: float, steps: int) -> None:
         for column, key in (
@@ -435,7 +440,12 @@ def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
 def _response_state(best: BestResponse | None) -> dict[str, Any] | None:
     if best is None:
         return None
-    tables = {"log_probs": best.policy.log_probs, "q": best.q.values, "v": best.v.values, "residual": best.residual}
+    tables = {
+        "log_probs": best.policy.log_probs,
+        "q": best.q.values,
+        "v": best.v.values,
+        "residual": best.residual,
+    }
     return {**tables, "optimal": best.optimal}
 
 

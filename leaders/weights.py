@@ -1,14 +1,15 @@
 r"""Weights on the differentiable terms of a batch: the whole hypergradient in four arrays of scalars.
 
-Exchanging the sums over the leader's steps t and the follower's later steps k turns Theorem 1 of arXiv:2603.14867 into one
-pass forward in time: each step kicks a trace by c_t = γ_L^t B_L / β, the trace decays by γ_F, and at step k it is
-the weight of everything that ∇Q_F collects there,
+Exchanging the sums over the leader's steps t and the follower's later steps k turns Theorem 1 of arXiv:2603.14867
+into one pass forward in time: each step kicks a trace by c_t = γ_L^t B_L / β, the trace decays by γ_F, and at step k
+it is the weight of everything that ∇Q_F collects there,
 
-    Σ_t c_t ∇Q_F(s_t, b_t) = Σ_k w_k [∇r_F(s_k, b_k) + γ_F V_F(s_{k+1}) ∇log p(s_{k+1} | s_k, b_k)],  w_k = γ_F w_{k−1} + c_k.
+    Σ_t c_t ∇Q_F(s_t, b_t) = Σ_k w_k [∇r_F(s_k, b_k) + γ_F V_F(s_{k+1}) ∇log p(s_{k+1} | s_k, b_k)],
+    w_k = γ_F w_{k−1} + c_k.
 
-Constants with zero mean may be taken from the weight of a ∇log p: given (s_k, b_k) the expectation of what arrives follows
-from the value of the pair, γ E[V(s')] = Q − r, so γ V(s') − (Q − r), a (soft) temporal-difference error, has the same
-mean gradient and far less variance.
+Whatever is known before a move is drawn may be taken from the weight of its ∇log p: given (s_k, b_k) the expectation
+of what arrives follows from the value of the pair, γ E[V(s')] = Q − r, so γ V(s') − (Q − r), a (soft)
+temporal-difference error, has the same mean gradient and far less variance.
 """
 
 from __future__ import annotations
@@ -63,11 +64,13 @@ def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
     """
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
-    factor = np.moveaxis(np.where(starts.numpy(), 0.0, decay), -1, 0)
-    trace = np.array(np.moveaxis(kick.numpy(), -1, 0))  # time leads, so that each step is one contiguous row
+    steps = kick.shape[-1]
+    # Time leads, so that each step is one contiguous row.
+    trace = np.array(kick.reshape(-1, steps).numpy().T, order="C")
+    factor = np.where(starts.reshape(-1, steps).numpy().T, 0.0, decay)
     for before, now, decays in zip(trace[:-1], trace[1:], factor[1:], strict=True):
         now += decays * before
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(trace, 0, -1)))
+    return torch.from_numpy(np.ascontiguousarray(trace.T)).view(kick.shape)
 
 
 def occupancy(batch: Rollout, gamma: float, tail: str | None) -> Tensor:
@@ -76,9 +79,9 @@ def occupancy(batch: Rollout, gamma: float, tail: str | None) -> Tensor:
     Args:
       batch: the transitions.
       gamma: γ_L.
-      tail: what becomes of episodes that the batch cuts. None: they count as far as they go, among the episodes started.
-        "drop": they are left out. "bootstrap": likewise counted, and what lies behind the cut is read off earlier
-        visits of the state reached (see `continued`). "reference": counted, but not among the episodes (published code).
+      tail: what becomes of episodes that the batch cuts. None: they count as far as they go, among the episodes
+        started. "drop": they are left out. "bootstrap": as None, and what lies behind the cut is read off other visits
+        of the state reached (see `continued`). "reference": they count, but not as episodes (published code).
     """
     discount = gamma ** batch.step.double() * batch.valid
     if tail == "drop":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -128,8 +128,6 @@ class FourRooms(ConfigurableMDP):
 
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-BUDGET, 0.0, (len(CELLS),), np.float64)
     default_theta: ClassVar[np.ndarray] = np.full(len(CELLS), -BUDGET / (len(CELLS) + 1))
-    max_episode_steps: ClassVar[int] = 200
-    preferences: Preferences = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice(self.dynamics, INTENDED, "dynamics")
@@ -151,6 +149,11 @@ class FourRooms(ConfigurableMDP):
                 f"`theta` must spend at most {BUDGET} in all; Σ|theta| is {spent.max():.6g}. "
                 f"Scale it: theta * {BUDGET} / abs(theta).sum()"
             )
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+        return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
 
     def model(self, theta: Tensor) -> TabularModel:
         """The world as the follower plans in it and as `exact` evaluates it, at θ [R, 104]."""
@@ -182,16 +185,25 @@ class FourRooms(ConfigurableMDP):
         """The space of `observe`."""
         return gym.spaces.Box(0.0, float(len(MAP) - 1), (4,), np.float32)
 
+    def grid(self, values: np.ndarray) -> np.ndarray:
+        """Values per state on the map, NaN at walls, [13, 13]."""
+        picture = np.full(WALLS.shape, np.nan)
+        picture[tuple(CELLS.T)] = values
+        return picture
+
+    @property
+    def landmarks(self) -> dict[str, tuple[int, int]]:
+        """(row, column) by letter: S start, G goal, T target."""
+        cells = {"S": START_STATE, "G": GOAL_STATE, "T": TARGET_STATE}
+        return {letter: (int(CELLS[state][0]), int(CELLS[state][1])) for letter, state in cells.items()}
+
     def draw(self, state: int | None, theta: np.ndarray) -> np.ndarray:
         """The grid from above: penalties in red, the follower as a disc."""
         fill = np.zeros((*WALLS.shape, 3), np.uint8)
         # The square root keeps small penalties visible; the scale is the same for every θ.
         fill[tuple(CELLS.T)] = shade(np.sqrt(np.abs(theta) / BUDGET))
-        marks = {
-            tuple(CELLS[START_STATE]): ("S", START),
-            tuple(CELLS[GOAL_STATE]): ("G", GOAL),
-            tuple(CELLS[TARGET_STATE]): ("T", TARGET),
-        }
+        colours = {"S": START, "G": GOAL, "T": TARGET}
+        marks = {cell: (letter, colours[letter]) for letter, cell in self.landmarks.items()}
         agent = None if state is None else (int(CELLS[state][0]), int(CELLS[state][1]))
         return grid_image(WALLS, fill, marks, agent)
 
@@ -229,4 +241,6 @@ class FourRooms(ConfigurableMDP):
         continues[GOAL_STATE] = 0.0
         zeros = torch.zeros(1, states, actions, dtype=torch.float64)
         initial = torch.eye(states, dtype=torch.float64)[START_STATE : START_STATE + 1]
-        return TabularModel(torch.from_numpy(transition)[None], initial, zeros, zeros, torch.from_numpy(continues)[None])
+        return TabularModel(
+            torch.from_numpy(transition)[None], initial, zeros, zeros, torch.from_numpy(continues)[None]
+        )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -95,9 +95,6 @@ class RandomMDP(ConfigurableMDP):
     gamma_leader: float = 0.9
     gamma_follower: float = 0.9
 
-    max_episode_steps: ClassVar[int] = 100
-    preferences: Preferences = field(init=False, repr=False)
-
     def __post_init__(self) -> None:
         check_count(self.seed, "seed", at_least=0)
         for name in ("states", "actions", "branching", "dim"):
@@ -110,14 +107,19 @@ class RandomMDP(ConfigurableMDP):
         object.__setattr__(self, "preferences", Preferences(self.gamma_leader, self.gamma_follower, self.beta))
 
     @property
-    def theta_space(self) -> gym.spaces.Box:  # type: ignore[override]
+    def theta_space(self) -> gym.spaces.Box:
         """R^dim."""
         return gym.spaces.Box(-np.inf, np.inf, (self.dim,), np.float64)
 
     @property
-    def default_theta(self) -> np.ndarray:  # type: ignore[override]
+    def default_theta(self) -> np.ndarray:
         """0."""
         return np.zeros(self.dim)
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+        return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
 
     def model(self, theta: Tensor) -> TabularModel:
         """The MDP at θ [R, dim]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import gymnasium as gym
@@ -76,11 +76,14 @@ class TollBridge(ConfigurableMDP):
 
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(0.0, 2.0, (1,), np.float64)
     default_theta: ClassVar[np.ndarray] = np.zeros(1)
-    max_episode_steps: ClassVar[int] = 10
-    preferences: Preferences = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "preferences", Preferences(self.gamma_leader, self.gamma_follower, self.beta))
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+        return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
 
     def model(self, theta: Tensor) -> TabularModel:
         """The commuter's MDP at θ [R, 1]."""

@@ -53,9 +53,7 @@ class SoftValueIteration:
             check_count(self.rounds, "rounds")
             check_count(self.sweeps, "sweeps")
 
-    def best_response(
-        self, model: Model, preferences: Preferences, start: BestResponse | None = None
-    ) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
         """The soft-optimal response to a table.
 
         Args:
@@ -85,7 +83,7 @@ class SoftValueIteration:
         for _ in range(MOST_NEWTON_STEPS):
             q = model.r_follower + gamma * model.expected_next(v)
             soft_v = beta * torch.logsumexp(q / beta, -1)
-            log_probs = (q - soft_v[..., None]) / beta
+            log_probs = torch.log_softmax(q / beta, -1)
             residual = (soft_v - v).abs().amax(-1)
             converged = residual <= self.tol * soft_v.abs().amax(-1).clamp(min=1)
             if converged.all():
@@ -95,7 +93,8 @@ class SoftValueIteration:
             # A run that has converged stands still, so that it does not depend on the runs beside it.
             v = torch.where(converged[:, None], v, model.resolvent(probs, gamma, reward))
         raise RuntimeError(
-            f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} after {MOST_NEWTON_STEPS} steps; "
+            f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} "
+            f"after {MOST_NEWTON_STEPS} steps; "
             f"`tol`={self.tol:g} may be below what float64 can reach here: raise it"
         )
 
@@ -112,7 +111,7 @@ class SoftValueIteration:
         q = shifted - bonus
         soft_v = beta * torch.logsumexp(q / beta, -1)
         residual = _bellman_residual(model, gamma, q, soft_v)
-        policy = BoltzmannPolicy((q - soft_v[..., None]) / beta)
+        policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))
         return BestResponse(policy, Table(q), Table(soft_v), residual, optimal=False)
 
 

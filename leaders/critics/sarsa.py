@@ -67,7 +67,11 @@ class Sarsa(_LearnedTable):
     """
 
     def __init__(
-        self, gamma: float, learning_rate: float | np.ndarray = 0.5, start: str = "zeros", cut_is_end: bool = False
+        self,
+        gamma: float,
+        learning_rate: float | np.ndarray = 0.5,
+        start: str = "zeros",
+        cut_is_end: bool = False,
     ) -> None:
         super().__init__(gamma, learning_rate, start)
         self.cut_is_end = cut_is_end

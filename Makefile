@@ -1,0 +1,48 @@
+# Every target sets itself up: the first one that runs makes the virtual environment.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+OUT    ?= runs/demo
+# One thread per process: the matrices are small, and the tests run in parallel.
+export OMP_NUM_THREADS := 1
+export SDL_VIDEODRIVER ?= dummy
+export MPLBACKEND := Agg
+
+.PHONY: demo test check format docs bench clean
+
+demo: $(READY)  ## BC-HG leads a follower through the four rooms; leaves curve, map and film in runs/demo
+	@rm -rf $(OUT)
+	$(BIN)/bilevel train --env BiLevel/FourRooms-v0 --leader bchg --preset paper --beta 5e-3 \
+	  --runs 10 --iterations 3000 --batch 100 --seed 0 --out $(OUT)
+	$(BIN)/bilevel video $(OUT)
+
+test: $(READY)  ## everything, within an hour on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 -p no:cacheprovider examples
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
+
+check: $(READY)  ## the quick round: format, lint, types, tests that are not slow
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## the site, in docs/_build/html
+	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
+
+bench: $(READY)
+	$(BIN)/python benchmarks/outer_iteration.py
+	$(BIN)/python benchmarks/dimension.py
+
+clean:
+	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)

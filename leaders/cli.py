@@ -1,0 +1,266 @@
+"""The command `bilevel`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import gymnasium as gym
+import tyro
+
+import bilevel_envs  # registers BiLevel/*
+from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.registration import PROBLEMS
+
+NOT_FOR_THE_CONSTRUCTORS = (
+    "env",
+    "leader",
+    "iterations",
+    "out",
+    "resume",
+    "progress",
+    "env_args",
+    "leader_args",
+)
+Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
+
+
+@dataclass(frozen=True)
+class Envs:
+    """List the environments, with the size of θ and the best value known."""
+
+    def run(self) -> None:
+        """Prints one line per environment."""
+        for name in PROBLEMS:
+            face: Any = gym.make(name).unwrapped
+            p, best = face.preferences, face.best_known
+            known = "-" if best is None else f"{best:.4f} ({'optimum' if best.exact else 'best known'})"
+            print(
+                f"{name:24s} θ {list(face.theta_space.shape)!s:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}"
+            )
+            print(f"{'':24s} {inspect.getdoc(type(face.problem)).splitlines()[0]}")  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a leader and leave a run directory: config.json, history.csv, leader.zip, curve.png, ..."""
+
+    env: str
+    """id of the environment, such as BiLevel/FourRooms-v0"""
+    out: Path
+    """the run directory; must not exist, be empty, or hold this run (with --resume)"""
+    leader: str = "bchg"
+    """bchg, naive-pgd or exact"""
+    preset: Text = None
+    """"paper" for the published code, choice by choice"""
+    iterations: int = 3000
+    """outer iterations in all"""
+    runs: int = 10
+    """stacked runs"""
+    batch: int = 100
+    """transitions per outer iteration and run"""
+    seed: int = 0
+    """run i uses seed + i"""
+    beta: float | None = None
+    """the follower's entropy coefficient; the environment's own if not given"""
+    dynamics: Text = None
+    """of FourRooms: published, classic or mismatched"""
+    learning_rate: float | None = None
+    """step size"""
+    optimizer: Text = None
+    """sgd or adam"""
+    max_grad_norm: float | None = None
+    """clip of the raw gradient"""
+    critic: Text = None
+    """expected_sarsa, sarsa, monte_carlo or exact"""
+    critic_learning_rate: float | None = None
+    """step size of the critic"""
+    features: Text = None
+    """state control variate: constant or none"""
+    tail: Text = None
+    """drop, bootstrap or reference"""
+    env_args: KeyValues = ()
+    """further arguments of the environment; values are JSON, or text"""
+    leader_args: KeyValues = ()
+    """further arguments of the leader"""
+    resume: bool = False
+    """go on with the run in --out"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Trains, saves and draws; nothing is written before every argument is known to be good."""
+        import torch
+
+        from bilevel_envs.wrapper import BilevelWrapper
+        from leaders.run import Checkpoint, RunDirectory
+
+        torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
+        check_count(self.iterations, "iterations")
+        env, leader_class, arguments = self._resolved()
+        directory = RunDirectory(self.out, self._config())
+        wrapped = BilevelWrapper(env)
+        leader = leader_class(wrapped, **arguments)
+        directory.check(self.resume)
+        if directory.checkpoint:
+            leader = leader_class.load(directory.checkpoint, wrapped)
+            print(f"resuming after {leader.progress.iterations} outer iterations")
+        directory.begin()
+        self._log_to(leader)
+        left = max(0, self.iterations - leader.progress.iterations)
+        leader.learn(left, callback=Checkpoint(directory), progress_bar=self.progress and sys.stderr.isatty())
+        directory.save(leader)
+        leader.logger.close()
+        self._draw(leader)
+        self._report(leader)
+
+    def _resolved(self) -> tuple[gym.Env, Any, dict[str, Any]]:
+        """The environment, the leader's class and its arguments."""
+        from leaders import LEADERS
+
+        check_choice(self.leader, LEADERS, "leader")
+        env_args = _key_values(self.env_args, "env_args")
+        for name in ("beta", "dynamics"):
+            if getattr(self, name) is not None:
+                env_args[name] = getattr(self, name)
+        env = _make(self.env, env_args)
+        given = {
+            name: value
+            for name, value in asdict(self).items()
+            if value is not None and name not in (*NOT_FOR_THE_CONSTRUCTORS, "batch", "beta", "dynamics")
+        }
+        leader_class = LEADERS[self.leader]
+        allowed = [name for name in inspect.signature(leader_class.__init__).parameters if name not in ("self", "env")]
+        if "batch_size" in allowed:
+            given["batch_size"] = self.batch
+        given |= _key_values(self.leader_args, "leader_args")
+        unknown = sorted(set(given) - set(allowed))
+        if unknown:
+            raise ValueError(
+                f"the leader {self.leader!r} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}"
+            )
+        return env, leader_class, given
+
+    def _config(self) -> dict[str, Any]:
+        config = asdict(self)
+        for name in ("out", "resume", "progress"):
+            del config[name]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+    def _log_to(self, leader: Any) -> None:
+        from stable_baselines3.common.logger import configure
+
+        leader.set_logger(configure(str(self.out / "tensorboard"), ["tensorboard"]))
+
+    def _draw(self, leader: Any) -> None:
+        from leaders import plots
+        from leaders.published import four_rooms
+
+        preferences = leader.env.preferences
+        published = None
+        if self.env.endswith("FourRooms-v0") and leader.env.problem.dynamics != "classic":
+            published = four_rooms(self.leader, preferences.beta, self.batch)
+        title = f"{self.env}, β = {preferences.beta:g}" + (f", preset {self.preset}" if self.preset else "")
+        plots.save(plots.curve_figure(leader, title, published), self.out / "curve.png")
+        figure = plots.incentives_figure(leader)
+        if figure is not None:
+            plots.save(figure, self.out / "incentives.png")
+
+    def _report(self, leader: Any) -> None:
+        value = leader.history["leader_value"]
+        tail = value[-max(1, len(value) // 10) :].mean(0)
+        spread = f" ± {tail.std(ddof=1) / len(tail) ** 0.5:.4f} s.e." if len(tail) > 1 else ""
+        best = leader.env.best_known
+        print(f"\nwrote to {self.out}:")
+        for path in sorted(self.out.iterdir()):
+            if not path.name.startswith("."):
+                print(f"  {path.name}")
+        print(f"\nleader's value over the last tenth of {len(value)} iterations:")
+        print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
+        print(f"  best run: {tail.max():.4f}; at the start: {value[0].mean():.4f}")
+        print("  best known: " + ("nobody has looked" if best is None else f"{best:.4f} ({best.source})"))
+
+
+@dataclass(frozen=True)
+class Video:
+    """Film the follower before and after a run's leader has learnt, side by side."""
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """a run directory"""
+    steps: int = 200
+    """longest episode shown"""
+    fps: int = 10
+    """steps per second"""
+    seed: int = 0
+    """of the world and the follower's draws"""
+
+    def run(self) -> None:
+        """Writes follower.mp4 into the run directory."""
+        from bilevel_envs.wrapper import BilevelWrapper
+        from leaders import plots
+        from leaders.run import CONFIG, LEADER
+        from leaders.video import follower_film
+
+        check_count(self.steps, "steps")
+        check_count(self.fps, "fps")
+        check_count(self.seed, "seed", at_least=0)
+        if not (self.directory / CONFIG).is_file() or not (self.directory / LEADER).is_file():
+            raise ValueError(f"`directory` must hold a run with {CONFIG} and {LEADER}; {self.directory} does not")
+        told: dict[str, Any] = json.loads((self.directory / CONFIG).read_text())["arguments"]
+        told |= {"out": self.directory, "env_args": tuple(told["env_args"]), "leader_args": tuple(told["leader_args"])}
+        train = Train(**told)
+        env, leader_class, _ = train._resolved()
+        wrapped = BilevelWrapper(env)
+        if not hasattr(wrapped.problem, "draw"):
+            raise ValueError(f"{train.env} cannot be drawn")
+        leader = leader_class.load(self.directory / LEADER, wrapped)
+        run = plots.best_run(leader)
+        before, after = plots.initial_theta(leader)[run], leader.theta[run]
+        path = self.directory / "follower.mp4"
+        frames = follower_film(wrapped, before, after, path, steps=self.steps, fps=self.fps, seed=self.seed)
+        print(f"wrote {path}: run {run}, {frames} frames")
+
+
+def _make(name: str, kwargs: dict[str, Any]) -> gym.Env:
+    try:
+        return gym.make(name, **kwargs)
+    except gym.error.Error as error:
+        raise ValueError(f"`env` must be a registered id; {error}. Known here: {', '.join(PROBLEMS)}") from error
+
+
+def _key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
+    parsed = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"`{name}` must be KEY=VALUE, got {pair!r}")
+        try:
+            parsed[key] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[key] = text
+    return parsed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; a bad argument ends with one line and status 2."""
+    command = tyro.cli(
+        Annotated[Envs, tyro.conf.subcommand("envs")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Video, tyro.conf.subcommand("video")],
+        prog="bilevel",
+        description=bilevel_envs.__doc__.splitlines()[0],
+        args=arguments,
+    )
+    try:
+        command.run()
+    except (ValueError, TypeError, FileExistsError, FileNotFoundError, ImportError) as error:
+        print(f"bilevel: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("\nbilevel: stopped; go on with --resume", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,46 @@
+"""Curves read from the published figures."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+METHODS = {"bchg": "bchg", "naive-pgd": "baseline"}  # our leader → its key in the file
+WINDOW = 100  # trailing mean that the published four-rooms curves went through
+
+
+class Curve(NamedTuple):
+    """One published learning curve.
+
+    Attributes:
+      iteration: outer iterations done, 1-based, [K].
+      mean: leader's value, mean over 10 seeds, [K].
+      sem: its standard error (population form), [K].
+    """
+
+    iteration: np.ndarray
+    mean: np.ndarray
+    sem: np.ndarray
+
+    def at(self, iteration: int) -> tuple[float, float]:
+        """Mean and standard error at the stored iteration nearest to `iteration`."""
+        index = int(np.abs(self.iteration - iteration).argmin())
+        return float(self.mean[index]), float(self.sem[index])
+
+
+def four_rooms(leader: str, beta: float, batch_size: int) -> Curve | None:
+    """The published curve of a leader in the four rooms; None where the paper shows none."""
+    with files(__name__).joinpath("four_rooms_every10.npz").open("rb") as file, np.load(file) as data:
+        key = f"beta{beta:.3f}_batch{batch_size}_{METHODS.get(leader, '')}".replace(".", "_")
+        if f"{key}_mean" not in data or abs(round(beta, 3) - beta) > 1e-12:
+            return None
+        return Curve(data["iteration"], data[f"{key}_mean"], data[f"{key}_sem"])
+
+
+def trailing_mean(curve: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Mean of the last `window` entries up to each point, of fewer at the beginning, over axis 0."""
+    total = np.cumsum(curve, axis=0)
+    total[window:] = total[window:] - total[:-window]
+    return total / np.minimum(np.arange(1, len(curve) + 1), window).reshape(-1, *[1] * (curve.ndim - 1))

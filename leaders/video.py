@@ -1,0 +1,92 @@
+"""A film of the follower before and after the leader has learnt, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from bilevel_envs.drawing import INK, PAPER
+from bilevel_envs.wrapper import BilevelWrapper
+
+HEADER = 56  # pixels above each picture; even, as video codecs want
+GAP = 16
+
+
+def follower_film(
+    env: BilevelWrapper,
+    before: np.ndarray,
+    after: np.ndarray,
+    path: Path,
+    *,
+    steps: int = 200,
+    fps: int = 10,
+    seed: int = 0,
+) -> int:
+    """Films one episode at each of two configurations, with the same seed.
+
+    Args:
+      env: an environment that can be drawn.
+      before: θ of the left picture.
+      after: θ of the right picture.
+      path: where the film goes; its ending says the format (".mp4").
+      steps: longest episode shown.
+      fps: steps per second.
+      seed: of the world and of the follower's draws.
+
+    Returns:
+      The number of frames.
+    """
+    try:
+        from moviepy import ImageSequenceClip
+    except ImportError as error:
+        raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
+    left, right = (
+        _episode(env, theta, caption, steps, seed) for theta, caption in ((before, "before"), (after, "after"))
+    )
+    length = max(len(left), len(right))
+    frames = [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
+    frames += frames[-1:] * fps  # hold the last picture for a second
+    partial = path.with_name(f".part-{path.name}")
+    ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)
+    partial.replace(path)
+    return len(frames)
+
+
+def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int) -> list[np.ndarray]:
+    assert env.spec is not None
+    world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps)
+    best, rng = env.best_response(theta), np.random.default_rng(seed)
+    state, _ = world.reset(seed=seed, options={"theta": theta})
+    frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
+    while not over:
+        action = int(best.policy.sample(state, rng.random()))
+        state, _, terminated, truncated, info = world.step(action)
+        collected += info["leader_reward"]
+        k, over = k + 1, terminated or truncated
+        ending = "  arrived" if terminated else "  time is up" if truncated else ""
+        if not terminated:
+            frames.append(_titled(world.render(), caption, k, collected, ending))
+    if terminated:  # the last step is taken at the goal: the picture stays, the caption changes
+        frames.append(_titled(frames[-1][HEADER:], caption, k, collected, ending))
+    world.close()
+    return frames
+
+
+def _titled(picture: Any, caption: str, step: int, collected: float, ending: str) -> np.ndarray:
+    height, width = picture.shape[:2]
+    image = Image.new("RGB", (width, height + HEADER), PAPER)
+    image.paste(Image.fromarray(picture), (0, HEADER))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    draw.text((8, 6), caption, fill=INK, font=ImageFont.load_default(19))
+    draw.text((8, 32), f"step {step}   leader has collected {collected:.2f}{ending}", fill=INK, font=font)
+    return np.asarray(image)
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    gap = np.full((left.shape[0], GAP, 3), PAPER, np.uint8)
+    frame = np.concatenate([left, gap, right], 1)
+    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]

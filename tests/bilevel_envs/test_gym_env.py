@@ -1,0 +1,205 @@
+"""The Gymnasium face: contracts, θ, seeds."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from bilevel_envs.registration import PROBLEMS
+
+IDS = sorted(PROBLEMS)
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("mode", [None, "rgb_array", "human"])
+def test_gymnasium_and_sb3_accept_the_env(name, mode):
+    env = gym.make(name, render_mode=mode)
+    check_env(env.unwrapped)
+    sb3_check_env(env.unwrapped)
+    env.close()
+
+
+def test_vector_observation_passes_the_checkers_too():
+    env = gym.make("BiLevel/FourRooms-v0", observation="vector")
+    check_env(env.unwrapped)
+    observation, _ = env.reset(seed=0)
+    assert observation.tolist() == [4, 1, 1, 9]
+
+
+def test_sb3_learns_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PPO("MlpPolicy", gym.make("BiLevel/FourRooms-v0"), n_steps=256, seed=0).learn(2_000)
+
+
+def test_importing_is_light():
+    code = "import bilevel_envs, json, sys; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "stable_baselines3", "matplotlib"} & set(json.loads(out.stdout))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_spec_survives_json(name):
+    theta = gym.make(name).unwrapped.theta.tolist()
+    spec = gym.make(name, theta=theta).spec
+    again = gym.make(gym.envs.registration.EnvSpec.from_json(spec.to_json()))
+    np.testing.assert_array_equal(again.unwrapped.theta, theta)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_p_says_what_step_does(name):
+    env = gym.make(name).unwrapped
+    model = env.simulator(env.theta)
+    table, start = env.P, env.initial_state_distrib
+    assert start.sum() == pytest.approx(1.0)
+    for s in range(env.states):
+        for b in range(env.actions):
+            assert sum(p for p, *_ in table[s][b]) == pytest.approx(1.0)
+            for p, t, r, ends in table[s][b]:
+                assert p == float(model.transition[0, s, b, t])
+                assert r == float(model.r_follower[0, s, b])
+                assert ends == (float(model.continues[0, s, b]) == 0)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_many_steps_are_the_same_again(name):
+    def life():
+        env = gym.make(name)
+        rng, seen = np.random.default_rng(1), []
+        state, _ = env.reset(seed=5)
+        for _ in range(1500):
+            state, reward, terminated, truncated, info = env.step(int(rng.integers(env.action_space.n)))
+            seen.append((state, reward, terminated, truncated, info["leader_reward"]))
+            if terminated or truncated:
+                state, _ = env.reset()
+                seen.append(state)
+        return seen
+
+    assert life() == life()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_vector_env_lives_the_scalar_envs_lives(name):
+    # more steps than one block of random numbers holds
+    envs = gym.make_vec(name, num_envs=3)
+    scalars = [gym.make(name) for _ in range(3)]
+    observation, _ = envs.reset(seed=11)
+    assert observation.tolist() == [env.reset(seed=11 + i)[0] for i, env in enumerate(scalars)]
+    rng = np.random.default_rng(0)
+    for _ in range(1300):
+        action = rng.integers(envs.single_action_space.n, size=3)
+        observation, reward, terminated, truncated, infos = envs.step(action)
+        for i, env in enumerate(scalars):
+            o, r, te, tr, info = env.step(int(action[i]))
+            assert (r, te, tr) == (reward[i], terminated[i], truncated[i])
+            if te or tr:
+                assert infos["final_obs"][i] == o
+                assert infos["final_info"]["leader_reward"][i] == info["leader_reward"]
+                assert not infos["_leader_reward"][i]
+                o, _ = env.reset()
+            else:
+                assert infos["leader_reward"][i] == info["leader_reward"]
+            assert observation[i] == o
+
+
+def test_resetting_some_leaves_the_others():
+    envs = gym.make_vec("BiLevel/FourRooms-v0", num_envs=4)
+    envs.reset(seed=0)
+    for _ in range(10):
+        before, *_ = envs.step(np.array([1, 1, 2, 2]))
+    mask = np.array([True, False, False, True])
+    after, _ = envs.reset(options={"reset_mask": mask})
+    assert after[mask].tolist() == [31, 31]
+    assert after[~mask].tolist() == before[~mask].tolist()
+
+
+def rewards(env, n=3):
+    env.reset(seed=0)
+    return env.step(0)[1]
+
+
+def test_theta_is_sticky_and_in_force_from_the_next_reset():
+    env = gym.make("BiLevel/FourRooms-v0")
+    half = np.full(104, -0.1 / 104)
+    env.reset(seed=0)
+    first = env.step(0)[1]
+    assert first == pytest.approx(-0.2 / 105)
+    env.unwrapped.configure(half)
+    assert env.step(0)[1] == first  # the running episode keeps its world
+    assert rewards(env) == pytest.approx(-0.1 / 104)
+    assert rewards(env) == pytest.approx(-0.1 / 104)  # a reset without options keeps it
+    env.reset(seed=0, options={"theta": np.zeros(104)})
+    assert rewards(env) == 0.0
+    np.testing.assert_array_equal(env.unwrapped.theta, np.zeros(104))
+
+
+def test_vector_theta_can_differ_by_run():
+    envs = gym.make_vec("BiLevel/FourRooms-v0", num_envs=4)
+    theta = np.stack([np.zeros(104), np.full(104, -0.1 / 104)])
+    envs.reset(seed=0, options={"theta": theta})
+    _, reward, *_ = envs.step(np.zeros(4, int))
+    np.testing.assert_allclose(reward, [0, 0, -0.1 / 104, -0.1 / 104])
+
+
+@pytest.mark.parametrize(
+    ("theta", "message"),
+    [
+        (np.zeros(103), r"`theta` must have shape \[104\], got \[103\]"),
+        (np.full(104, 0.1), r"`theta` must lie in theta_space; at \(0,\) it is 0.1, outside \[-0.2, 0\]"),
+        (np.full(104, -0.01), r"`theta` must spend at most 0.2 in all; Σ\|theta\| is 1.04"),
+        (np.full(104, np.nan), r"`theta` must be finite; at \(0,\) it is nan"),
+        ("penalties", "`theta` must be an array of numbers"),
+        (np.zeros((2, 104)), r"`theta` must have shape \[104\], got \[2, 104\]"),
+    ],
+)
+def test_bad_theta_is_refused_and_the_old_one_stays(theta, message):
+    env = gym.make("BiLevel/FourRooms-v0")
+    old = env.unwrapped.theta.copy()
+    with pytest.raises(ValueError, match=message):
+        env.unwrapped.configure(theta)
+    with pytest.raises(ValueError, match=message):
+        env.reset(options={"theta": theta})
+    with pytest.raises(ValueError, match=message):
+        gym.make("BiLevel/FourRooms-v0", theta=theta)
+    np.testing.assert_array_equal(env.unwrapped.theta, old)
+
+
+def test_unknown_arguments_are_named():
+    with pytest.raises(TypeError, match=r"FourRooms has no argument 'dynamic'; it takes dynamics, closing"):
+        gym.make("BiLevel/FourRooms-v0", dynamic="classic")
+    with pytest.raises(gym.error.NameNotFound):
+        gym.make("BiLevel/FiveRooms-v0")
+    env = gym.make("BiLevel/FourRooms-v0")
+    with pytest.raises(ValueError, match=r"`options` may hold \['theta'\], got \['thet'\]"):
+        env.reset(options={"thet": 1})
+    env.reset()
+    with pytest.raises(ValueError, match="`action` must lie in Discrete"):
+        env.unwrapped.step(4)
+
+
+def test_stepping_before_reset_is_refused():
+    with pytest.raises(gym.error.ResetNeeded):
+        gym.make("BiLevel/TollBridge-v0").unwrapped.step(0)
+    with pytest.raises(gym.error.ResetNeeded):
+        gym.make_vec("BiLevel/TollBridge-v0", num_envs=2).step(np.zeros(2, int))
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_pictures_change_with_the_state(name):
+    env = gym.make(name, render_mode="rgb_array")
+    env.reset(seed=0)
+    first = env.render()
+    assert first.dtype == np.uint8
+    assert first.ndim == 3
+    pictures = [first]
+    for _ in range(1 if name.endswith("TollBridge-v0") else 5):
+        env.step(1)
+        pictures.append(env.render())
+    assert any((picture != first).any() for picture in pictures)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs import TabularModel
+from bilevel_envs.tabular import ALMOST_ONE, Table, closed_cdf, draw, ladder_of
+
+
+def two_states(**changes):
+    """State 0 goes to 1 or stays; state 1 ends."""
+    tables = {
+        "transition": torch.tensor([[[[0.5, 0.5], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]]], dtype=torch.float64),
+        "initial": torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+        "r_leader": torch.zeros(1, 2, 2).double(),
+        "r_follower": torch.zeros(1, 2, 2).double(),
+        "continues": torch.tensor([[[1.0, 1.0], [0.0, 0.0]]], dtype=torch.float64),
+    }
+    return TabularModel(**(tables | changes))
+
+
+def test_expected_next_counts_only_what_goes_on():
+    v = torch.tensor([[2.0, 10.0]], dtype=torch.float64)
+    # state 0: action 0 → (2 + 10) / 2, action 1 → 2; state 1 ends, so nothing follows
+    expected = torch.tensor([[[6.0, 2.0], [0.0, 0.0]]], dtype=torch.float64)
+    torch.testing.assert_close(two_states().expected_next(v), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"transition": torch.full((1, 2, 2, 2), 0.55).double()},
+            r"at \(0, 0, 0\) it sums to 1.1.*logits\.softmax",
+        ),
+        ({"transition": torch.ones(1, 2, 2, 3).double() / 3}, r"`transition` must have shape \[2, 2, 2\]"),
+        (
+            {"initial": torch.tensor([[1.5, -0.5]], dtype=torch.float64)},
+            r"`initial` .*smallest entry is -0.5",
+        ),
+        (
+            {"r_follower": torch.full((1, 2, 2), float("nan")).double()},
+            r"`r_follower` must be finite; at \(0, 0, 0\)",
+        ),
+        ({"r_leader": torch.zeros(2, 2).double()}, r"`r_leader` must have a leading runs axis"),
+    ],
+)
+def test_bad_tables_are_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        two_states(**change)
+
+
+def test_refusing_rewards_of_the_wrong_shape_after_the_fact():
+    with pytest.raises(ValueError, match="`r_leader` must have shape"):
+        two_states().with_rewards(torch.zeros(1, 3, 2), torch.zeros(1, 2, 2))
+
+
+def test_cdf_closes_at_the_last_possible_outcome():
+    # thirds do not add up to 1 in floating point; the impossible last outcome must never be drawn
+    cdf = closed_cdf(np.array([[1 / 3, 1 / 3, 1 / 3, 0.0]]))
+    assert cdf[0, 2] == 1.0
+    assert draw(ladder_of(cdf), np.array([0]), np.array([ALMOST_ONE]))[0] == 2
+
+
+def test_ladder_draws_from_the_row_asked_for():
+    cdf = closed_cdf(np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]))
+    ladder = ladder_of(cdf)
+    # row 0 never yields its first outcome, row 1 (flat index 3) always does
+    assert draw(ladder, np.array([0, 0, 0, 1, 1]), np.array([0.0, 0.2, 0.3, 0.0, ALMOST_ONE])).tolist() == [
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
+
+
+def test_table_refuses_states_without_the_runs_axis():
+    table = Table(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="leading runs axis of 3"):
+        table(torch.zeros(2, 5, dtype=torch.long))
+    assert Table(torch.arange(4.0)[None])(2) == 2.0

@@ -1,0 +1,208 @@
+"""The command line, its run directory, and what survives a kill."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from leaders.cli import main
+
+QUICK = [
+    "train",
+    "--env",
+    "BiLevel/FourRooms-v0",
+    "--preset",
+    "paper",
+    "--runs",
+    "2",
+    "--iterations",
+    "30",
+    "--no-progress",
+]
+
+
+def files_in(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()} if path.exists() else {}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    main([*QUICK, "--out", str(out)])
+    return out
+
+
+def test_envs_are_listed(capsys):
+    main(["envs"])
+    out = capsys.readouterr().out
+    for words in (
+        "BiLevel/FourRooms-v0",
+        "1.5391 (best known)",
+        "BiLevel/TollBridge-v0",
+        "0.8995 (optimum)",
+        "RandomMDP",
+    ):
+        assert words in out
+
+
+def test_a_run_leaves_its_files(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"config.json", "history.csv", "leader.zip", "curve.png", "incentives.png", "tensorboard"}
+    assert any("tfevents" in path.name for path in (finished / "tensorboard").iterdir())
+    with open(finished / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    assert list(rows[0])[:7] == [
+        "run", "iteration", "env_steps", "follower_solves", "leader_value", "leader_return", "grad_norm",
+    ]  # fmt: skip
+    assert rows[29]["iteration"] == "29"
+    assert rows[29]["env_steps"] == "3000"
+    assert float(rows[0]["leader_value"]) == pytest.approx(-0.6674, abs=1e-3)
+    told = json.loads((finished / "config.json").read_text())["arguments"]
+    assert told["preset"] == "paper"
+    for picture in ("curve.png", "incentives.png"):
+        assert (finished / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_film_shows_both_episodes(finished):
+    main(["video", str(finished), "--steps", "20"])
+    from moviepy import VideoFileClip
+
+    with VideoFileClip(str(finished / "follower.mp4")) as clip:
+        frame = clip.get_frame(0.5)
+        assert clip.duration > 2.0
+    height, width = frame.shape[:2]
+    assert width > 2 * (height - 60)  # two pictures side by side
+    left, right = frame[60:, : width // 2 - 20], frame[60:, width // 2 + 20 :]
+    assert left.std() > 10
+    assert right.std() > 10
+
+
+def history(out):
+    return (out / "history.csv").read_bytes()
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one(finished, tmp_path):
+    at_once, in_two = tmp_path / "one", tmp_path / "two"
+    main([*QUICK, "--out", str(at_once), "--iterations", "50"])
+    main([*QUICK, "--out", str(in_two)])
+    main([*QUICK, "--out", str(in_two), "--iterations", "50", "--resume"])
+    assert history(in_two) == history(at_once)
+    assert history(in_two).startswith(b"run,iteration,")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delays", [(0.2, 1.7, 0.05), (2.6,), (3.1, 0.4)])
+def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
+    arguments = [*QUICK[:-1], "--no-progress", "--iterations", "400", "--seed", "5"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    main([*arguments, "--out", str(whole)])
+    # checkpoints at every iteration, so that a kill finds the writer at work
+    code = (
+        "import sys, leaders.run as run; run.Checkpoint.__init__.__defaults__ = (0.0,);"
+        "from leaders.cli import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, *arguments, "--out", str(killed), "--resume"]
+    for delay in delays:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = time.monotonic()
+        while not (killed / "leader.zip").exists() and process.poll() is None and time.monotonic() - started < 60:
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    main([*arguments, "--out", str(killed), "--resume"])
+    assert history(killed) == history(whole)
+    assert not [path for path in killed.iterdir() if path.name.endswith(".part") and path.stat().st_size == 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "BiLevel/FiveRooms-v0"], "`env` must be a registered id"),
+        (["--leader", "bchgg"], "`leader` must be one of 'bchg'"),
+        (["--beta", "0"], "`beta` must be above 0"),
+        (["--dynamics", "odd"], "`dynamics` must be one of"),
+        (["--preset", "papers"], "`preset` must be one of None, 'paper'"),
+        (["--learning-rate", "-1"], "`learning_rate` must be above 0"),
+        (["--iterations", "0"], "`iterations` must be at least 1"),
+        (["--batch", "0"], "`batch_size` must be at least 1"),
+        (
+            ["--env-args", "colour=red"],
+            "FourRooms has no argument 'colour'; it takes dynamics, closing, beta",
+        ),
+        (["--env-args", "colour"], "`env_args` must be KEY=VALUE, got 'colour'"),
+        (["--leader-args", "depth=3"], "the leader 'bchg' has no argument depth; it takes preset, critic"),
+        (["--leader", "exact"], "the leader 'exact' has no argument preset"),
+        (["--env", "CartPole-v1"], "must be configurable by a leader"),
+    ],
+)
+def test_bad_arguments_end_in_one_line_and_write_nothing(tmp_path, capsys, arguments, message):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main([*QUICK, *arguments, "--out", str(out)])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(finished, tmp_path, capsys):
+    before = files_in(finished)
+    for arguments, message in (
+        ([], "already holds this run; add --resume"),
+        (["--seed", "9", "--resume"], "another configuration (seed: 0 there, 9 here)"),
+        (["--beta", "1e-3", "--resume"], "beta: None there, 0.001 here"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*QUICK, *arguments, "--out", str(finished)])
+        assert message in capsys.readouterr().err
+    assert files_in(finished) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("precious")
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--out", str(other)])
+    assert "has files but no config.json" in capsys.readouterr().err
+    assert files_in(other) == {"thesis.tex": b"precious"}
+    with pytest.raises(SystemExit):
+        main(["video", str(other)])
+    assert "must hold a run" in capsys.readouterr().err
+
+
+def test_other_worlds_and_leaders_train_too(tmp_path):
+    for env, leader in (("TollBridge", "naive-pgd"), ("RandomMDP", "exact"), ("RandomMDP", "bchg")):
+        out = tmp_path / f"{env}-{leader}"
+        main(
+            [
+                "train",
+                "--env",
+                f"BiLevel/{env}-v0",
+                "--leader",
+                leader,
+                "--runs",
+                "2",
+                "--iterations",
+                "5",
+                "--out",
+                str(out),
+            ]
+        )
+        assert (out / "curve.png").exists()
+        assert not (out / "incentives.png").exists()
+
+
+def test_env_arguments_reach_the_environment(tmp_path):
+    out = tmp_path / "out"
+    mdp = ["train", "--env", "BiLevel/RandomMDP-v0", "--leader", "exact", "--iterations", "2", "--runs", "1"]
+    main([*mdp, "--out", str(out), "--env-args", "states=6", "seed=3", "--leader-args", "learning_rate=0.2"])
+    told = json.loads((out / "config.json").read_text())["arguments"]
+    assert told["env_args"] == ["states=6", "seed=3"]
+    assert np.isfinite(float((out / "history.csv").read_text().splitlines()[1].split(",")[4]))

@@ -1,0 +1,131 @@
+"""Sampled hypergradients average to the exact one, and with little variance."""
+
+import numpy as np
+import pytest
+from truth import z_scores
+
+from bilevel_envs.parameterizations import Budget, Free
+from leaders import BCHG, NaivePGD, exact
+
+SAMPLES = 400
+
+
+def check_unbiased(leader):
+    """|z| < 4 against the truth where the guiding term matters; far off without it and with its sign flipped."""
+    direct, guiding = exact.hypergradient_parts(leader.env, leader.theta)
+    assert np.linalg.norm(guiding) >= np.linalg.norm(direct)
+    samples = leader.gradient_samples(SAMPLES)
+    assert samples.shape == (SAMPLES, *leader.theta.shape)
+    assert np.abs(z_scores(samples, direct + guiding)).max() < 4
+    assert np.abs(z_scores(samples, direct)).max() > 8
+    assert np.abs(z_scores(samples, direct - guiding)).max() > 8
+    return direct, guiding
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_random_mdp(make, seed):
+    check_unbiased(BCHG(make("RandomMDP", seed=seed), critic="exact"))
+
+
+def test_random_mdp_without_the_td_error(make):
+    check_unbiased(BCHG(make("RandomMDP", seed=0), critic="exact", arrival="value"))
+
+
+@pytest.mark.parametrize("features", ["constant", "none", "one-hot"])
+def test_random_mdp_with_each_control_variate(make, features):
+    import torch
+
+    def one_hot(state):
+        return torch.nn.functional.one_hot(state, 10)
+
+    check_unbiased(BCHG(make("RandomMDP"), critic="exact", features=one_hot if features == "one-hot" else features))
+
+
+def test_random_mdp_with_two_different_discounts(make):
+    policy = Free(np.array([[0.5, -0.3, 0.8, 0.1, -0.6]]))
+    env = make("RandomMDP", seed=1, gamma_leader=0.7, gamma_follower=0.8)
+    check_unbiased(BCHG(env, critic="exact", policy=policy))
+
+
+def test_four_rooms(make, blocked_corridor):
+    env = make("FourRooms")
+    check_unbiased(BCHG(env, critic="exact", policy=Budget(blocked_corridor[None], -0.2)))
+
+
+def test_four_rooms_in_raw_coordinates(make, blocked_corridor):
+    leader = BCHG(make("FourRooms"), critic="exact", policy=Budget(blocked_corridor[None], -0.2))
+    samples = leader.gradient_samples(SAMPLES, raw=True)
+    assert samples.shape == (SAMPLES, 105)
+    truth = exact.hypergradient(leader.env, parameters=leader.policy)
+    assert np.abs(z_scores(samples, truth)).max() < 4
+
+
+def test_toll_bridge_and_its_blind_naive_leader(make):
+    env = make("TollBridge")
+    check_unbiased(BCHG(env, critic="exact"))
+    assert (NaivePGD(env, critic="exact").gradient_samples(20) == 0).all()
+
+
+def test_naive_pgd_averages_to_the_direct_term(make):
+    leader = NaivePGD(make("RandomMDP"), critic="exact")
+    direct, guiding = exact.hypergradient_parts(leader.env, leader.theta)
+    samples = leader.gradient_samples(SAMPLES)
+    assert np.abs(z_scores(samples, direct)).max() < 4
+    assert np.abs(z_scores(samples, direct + guiding)).max() > 8
+
+
+def test_stepping_an_environment_gives_the_same_law(make):
+    check_unbiased(BCHG(make("RandomMDP"), critic="exact", sampler="steps"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_soft_td_error_pays_in_the_transitions(make, seed):
+    env = make("RandomMDP", seed=seed, reward_share=0.0, start_share=0.0)
+    plain, reduced = (
+        BCHG(env, critic="exact", arrival=arrival).gradient_samples(SAMPLES).var(0) for arrival in ("value", "td_error")
+    )
+    assert np.median(plain / reduced) >= 10
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_soft_td_error_pays_with_theta_everywhere(make, seed):
+    env = make("RandomMDP", seed=seed)
+    plain, reduced = (
+        BCHG(env, critic="exact", arrival=arrival).gradient_samples(SAMPLES).var(0) for arrival in ("value", "td_error")
+    )
+    assert np.median(plain / reduced) >= 5
+
+
+def test_a_constant_feature_pays_too(make):
+    env = make("RandomMDP", seed=1)
+    without, with_constant = (
+        BCHG(env, critic="exact", features=features).gradient_samples(SAMPLES).var(0)
+        for features in ("none", "constant")
+    )
+    assert np.median(without / with_constant) > 1.2
+
+
+def test_more_episodes_halve_the_standard_error(make):
+    leader = BCHG(make("RandomMDP"), critic="exact")
+    few, many = (leader.gradient_samples(SAMPLES, episodes=n).std(0) for n in (5, 20))
+    # fourfold episodes; a ratio of two standard deviations from 400 samples each is known to about 5 %
+    np.testing.assert_allclose(few / many, 2.0, rtol=0.25)
+
+
+def test_samples_change_nothing_and_come_again(make):
+    leader = BCHG(make("FourRooms"), runs=2).learn(5)
+    before = leader.noise.state_dict(), leader.critic.table.copy(), leader.theta
+    first = leader.gradient_samples(3)
+    assert first.shape == (3, 2, 104)
+    np.testing.assert_array_equal(first, leader.gradient_samples(3))
+    assert not np.array_equal(first, leader.gradient_samples(3, seed=1))
+    assert leader.noise.state_dict() == before[0]
+    np.testing.assert_array_equal(leader.critic.table, before[1])
+    np.testing.assert_array_equal(leader.theta, before[2])
+
+
+def test_stacked_samples_are_those_of_each_run(make):
+    env = make("RandomMDP")
+    together = BCHG(env, critic="exact", runs=3, seed=5).gradient_samples(4)
+    alone = BCHG(env, critic="exact", seed=6).gradient_samples(4)
+    np.testing.assert_allclose(together[:, 1], alone, rtol=1e-8)

@@ -1,0 +1,47 @@
+"""Slow, plain, independent forms of what the package computes fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs import Preferences, TabularModel
+
+
+def unrolled_objective(model: TabularModel, preferences: Preferences, rounds: int = 60) -> Tensor:
+    """J_L with gradients through every step of the follower's solver: dense soft policy iteration, no adjoint."""
+    kernel = model.transition[0] * model.continues[0][..., None]
+    r_leader, r_follower, initial = model.r_leader[0], model.r_follower[0], model.initial[0]
+    eye = torch.eye(len(initial), dtype=torch.float64)
+    v = torch.zeros(len(initial), dtype=torch.float64)
+    for _ in range(rounds):
+        q = r_follower + preferences.gamma_follower * (kernel @ v)
+        log_g = torch.log_softmax(q / preferences.beta, -1)
+        g = log_g.exp()
+        moves = (g[..., None] * kernel).sum(1)
+        reward = (g * (r_follower - preferences.beta * log_g)).sum(-1)
+        v = torch.linalg.solve(eye - preferences.gamma_follower * moves, reward)
+    g = torch.softmax((r_follower + preferences.gamma_follower * (kernel @ v)) / preferences.beta, -1)
+    moves = (g[..., None] * kernel).sum(1)
+    v_leader = torch.linalg.solve(eye - preferences.gamma_leader * moves, (g * r_leader).sum(-1))
+    return initial @ v_leader
+
+
+def central_differences(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """Fourth-order central differences, coordinate by coordinate."""
+    gradient = np.empty_like(x)
+    for i in range(len(x)):
+        e = np.zeros_like(x)
+        e[i] = step
+        near, far = function(x + e) - function(x - e), function(x + 2 * e) - function(x - 2 * e)
+        gradient[i] = (8 * near - far) / (12 * step)
+    return gradient
+
+
+def z_scores(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(mean − truth) / standard error, per coordinate."""
+    error = samples.std(0, ddof=1) / len(samples) ** 0.5
+    return (samples.mean(0) - truth) / np.where(error > 0, error, np.inf)
