@@ -181,7 +181,7 @@ class ConfigurableMDP(Protocol):
         space = self.theta_space
         check_shape(theta, space.shape, "theta")
         check_finite(theta, "theta")
-        slack = 1e-9  # rounding of a parameterisation that touches the boundary
+        slack = 1e-6  # rounding of a float32 parameterisation that touches the boundary
         outside = (theta < space.low - slack) | (theta > space.high + slack)
         if outside.any():
             at = tuple(int(i) for i in np.argwhere(outside)[0])

@@ -104,7 +104,7 @@ class RandomMDP(ConfigurableMDP):
         for name in ("reward_share", "transition_share", "start_share"):
             check_number(getattr(self, name), name, at_least=0)
         check_number(self.alignment, "alignment", at_least=-1, at_most=1)
-        object.__setattr__(self, "preferences", Preferences(self.gamma_leader, self.gamma_follower, self.beta))
+        _ = self.preferences  # refuses bad ones
 
     @property
     def theta_space(self) -> gym.spaces.Box:

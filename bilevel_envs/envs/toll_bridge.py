@@ -78,7 +78,7 @@ class TollBridge(ConfigurableMDP):
     default_theta: ClassVar[np.ndarray] = np.zeros(1)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "preferences", Preferences(self.gamma_leader, self.gamma_follower, self.beta))
+        _ = self.preferences  # refuses bad ones
 
     @property
     def preferences(self) -> Preferences:
