@@ -33,7 +33,11 @@ class PenaltyNetwork(torch.nn.Module):
         super().__init__()
         self.register_buffer("cells", torch.as_tensor(CELLS / 6.0 - 1.0, dtype=torch.float32))
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(2, 1000), torch.nn.Tanh(), torch.nn.Linear(1000, 1000), torch.nn.Tanh(), torch.nn.Linear(1000, 1)
+            torch.nn.Linear(2, 1000),
+            torch.nn.Tanh(),
+            torch.nn.Linear(1000, 1000),
+            torch.nn.Tanh(),
+            torch.nn.Linear(1000, 1),
         )
 
     def forward(self) -> torch.Tensor:
@@ -71,7 +75,7 @@ def main() -> None:
     ratio = [b / a for a, b in pairs[5:]]
     parameters = sum(p.numel() for p in network.parameters())
     print(f"{parameters:,} parameters: plain pass {1e3 * np.median([a for a, _ in pairs]):.2f} ms")
-    print(f"hypergradient step over plain pass: median {np.median(ratio):.2f} (min {min(ratio):.2f}, max {max(ratio):.2f})")
+    print(f"hypergradient step over plain pass: {np.median(ratio):.2f} (min {min(ratio):.2f}, max {max(ratio):.2f})")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     for beta in (1e-3, 5e-3):
         for preset in (None, "paper"):
-            leader = BCHG(BilevelWrapper(gym.make("BiLevel/FourRooms-v0", beta=beta)), preset=preset, runs=10).learn(300)
+            leader = BCHG(BilevelWrapper(gym.make("BiLevel/FourRooms-v0", beta=beta)), preset=preset, runs=10).learn(
+                300
+            )
             ratios, seconds = [], []
             for _ in range(ROUNDS):
                 unit = yardstick(rng)

@@ -24,7 +24,7 @@ OBSERVATIONS = ("index", "vector")
 
 
 def as_theta(problem: ConfigurableMDP, theta: Any) -> np.ndarray:
-    """θ as float64 [..., *θ.shape], refused with a ValueError unless it lies in the problem's space."""
+    """θ as float64 ``[..., *θ.shape]``, refused with a ValueError unless it lies in the problem's space."""
     if isinstance(theta, Tensor):
         theta = theta.detach().numpy()
     try:
@@ -67,7 +67,7 @@ class _TabularFace:
         return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
 
     def model(self, theta: Any) -> TabularModel:
-        """The follower's MDP at θ, [*θ.shape] or [R, *θ.shape]; differentiable where θ is a tensor with gradients."""
+        """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
         return cast(TabularModel, self.problem.model(self._runs_first(theta)))
 
     def simulator(self, theta: Any) -> TabularModel:
@@ -123,7 +123,7 @@ class TabularEnv(_TabularFace, gym.Env):
         """Sets θ, in force from the next reset on.
 
         Args:
-          theta: [*θ.shape].
+          theta: ``[*θ.shape]``.
 
         Raises:
           ValueError: if θ has the wrong shape or lies outside `theta_space`; the old θ then stays.
@@ -283,7 +283,7 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
         """Sets θ, in force from the next reset of all environments on.
 
         Args:
-          theta: [*θ.shape] for all, or [R, *θ.shape] with R dividing `num_envs`: environment i then obeys
+          theta: ``[*θ.shape]`` for all, or ``[R, *θ.shape]`` with R dividing `num_envs`: environment i then obeys
             θ[i // (num_envs / R)].
 
         Raises:

@@ -115,7 +115,7 @@ class Model(Protocol):
 
 
 class Parameterization(torch.nn.Module):
-    """Raw numbers that an optimiser moves; `forward()` is θ, [R, *θ.shape], inside θ's space.
+    """Raw numbers that an optimiser moves; `forward()` is θ, ``[R, *θ.shape]``, inside θ's space.
 
     Subclasses keep R independent runs: every parameter has R as its leading axis.
     """
@@ -123,7 +123,7 @@ class Parameterization(torch.nn.Module):
     runs: int = 1
 
     def forward(self) -> Tensor:
-        """θ, [R, *θ.shape]."""
+        """θ, ``[R, *θ.shape]``."""
         raise NotImplementedError
 
     def regulariser(self) -> Tensor:
@@ -170,14 +170,14 @@ class ConfigurableMDP(Protocol):
         """γ_L, γ_F and β."""
 
     def model(self, theta: Tensor) -> Model:
-        """The follower's MDP at θ [R, *θ.shape], differentiable in θ: what planners and `exact` use."""
+        """The follower's MDP at θ ``[R, *θ.shape]``, differentiable in θ: what planners and `exact` use."""
 
     def simulator(self, theta: Tensor) -> Model:
         """The world that `step` simulates; differs from `model` only where a task says so."""
         return self.model(theta)
 
     def check_theta(self, theta: np.ndarray) -> None:
-        """Refuses θ [..., *θ.shape] with a ValueError unless every entry lies in `theta_space`."""
+        """Refuses θ ``[..., *θ.shape]`` with a ValueError unless every entry lies in `theta_space`."""
         space = self.theta_space
         check_shape(theta, space.shape, "theta")
         check_finite(theta, "theta")

@@ -95,7 +95,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """How the follower lives at θ.
 
         Args:
-          theta: [*θ.shape], or [R, *θ.shape] for R runs at once.
+          theta: ``[*θ.shape]``, or ``[R, *θ.shape]`` for R runs at once.
           start: an earlier response to begin from.
 
         Returns:
@@ -117,7 +117,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """Trajectories of the follower at θ.
 
         Args:
-          theta: [*θ.shape], or [R, *θ.shape].
+          theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
           best: the follower's response at θ.
           noise: one stream per run, R in all.
           rows: N, trajectories side by side for each run.

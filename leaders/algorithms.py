@@ -51,8 +51,9 @@ class BCHG(SampledLeader):
     published code, choice by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut
     episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 
-    On four rooms the published form leaves the plateau J_L ≈ 0 by the noise of its estimates; the clean form follows
-    the exact hypergradient and, from θ ≈ 0, may end there (see the page of that environment).
+    On four rooms, from θ ≈ 0, the exact hypergradient leads to a plateau J_L ≈ 0, and so does the default here. What
+    leaves it is noise: the published form's, or ``features="none"`` with ``learning_rate=0.02`` (docs: "The plateau in
+    the four rooms").
 
     Args:
         env: a ``BilevelWrapper``.

@@ -43,7 +43,7 @@ def objective(
 
     Args:
       env: a configurable environment or a `BilevelWrapper` (whose follower's β then counts).
-      theta: [*θ.shape], or [R, *θ.shape].
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
       horizon: number of steps; None for no end. Time limits of the environment do not count.
       discount: γ in [0, 1); None for γ_L. With a horizon, 1 is allowed.
       policy: evaluate this policy of the follower's instead of its best response.
@@ -80,7 +80,7 @@ def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Modul
 
     Args:
       env: a configurable environment or a `BilevelWrapper`.
-      theta: [*θ.shape], or [R, *θ.shape]; with `parameters` it may be left out, else must be what they yield.
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``; with `parameters` it may be left out, else must be what they yield.
       parameters: a module whose `forward()` is θ.
 
     Returns:

@@ -106,7 +106,7 @@ def _map(figure: Figure, axes: Axes, problem: object, values: np.ndarray, colour
 
 
 def initial_theta(leader: Leader) -> np.ndarray:
-    """θ before the first iteration of a leader with the same settings, [R, *θ.shape]."""
+    """θ before the first iteration of a leader with the same settings, ``[R, *θ.shape]``."""
     fresh = leader.env.problem.parameterization(
         leader.runs, type(leader.noise)([leader.seed + i for i in range(leader.runs)])
     )

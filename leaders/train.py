@@ -140,7 +140,7 @@ class Leader:
 
     @property
     def theta(self) -> np.ndarray:
-        """What the leader commits to, [*θ.shape], or [R, *θ.shape] for stacked runs."""
+        """What the leader commits to, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs."""
         theta = self._theta().detach().numpy().copy()
         return theta if self._stacked else theta[0]
 
@@ -220,10 +220,10 @@ class Leader:
           seed: another seed draws other samples; None for the leader's own at this iteration.
 
         Returns:
-          [count, *θ.shape], or [count, R, *θ.shape] for stacked runs; with `raw` the last axes are flat.
+          ``[count, *θ.shape]``, or ``[count, R, *θ.shape]`` for stacked runs; with `raw` the last axes are flat.
         """
         check_count(count, "count")
-        gradients = self._samples(count, episodes, seed)  # [count, R, *θ.shape]
+        gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
         if raw:
             gradients = torch.stack([exact.raw_gradient(self.policy, gradient) for gradient in gradients])
         return (gradients if self._stacked else gradients[:, 0]).numpy()

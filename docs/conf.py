@@ -1,0 +1,110 @@
+"""Sphinx configuration; environment and leader pages are generated from their docstrings at every build."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import gymnasium as gym
+from PIL import Image
+
+import bilevel_envs
+from bilevel_envs.registration import PROBLEMS
+from leaders import LEADERS
+
+project, author, release = "bilevel-envs", "The bilevel-envs developers", bilevel_envs.__version__
+copyright = "2026, the bilevel-envs developers"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+html_theme, html_title = "furo", "bilevel-envs"
+exclude_patterns = ["_build", "jupyter_execute"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # the test run executes the notebooks; their outputs are committed
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_custom_sections = [
+    "Description",
+    "Action Space",
+    "Observation Space",
+    "Starting State",
+    "Configuration",
+    "Leader's Reward",
+    "Reward",
+    "Episode End",
+    "Optimum",
+    "Information",
+    "Arguments",
+    "Best Known",
+    "Version History",
+]
+
+HERE = Path(__file__).parent
+
+
+def environment_page(name: str) -> str:
+    """One environment's page: picture, facts, docstring."""
+    path, _ = PROBLEMS[name]
+    module, cls = path.split(":")
+    env = gym.make(name, render_mode="rgb_array")
+    env.reset(seed=0)
+    Image.fromarray(env.render()).save(HERE / "generated" / f"{cls}.png")
+    face, best = env.unwrapped, env.unwrapped.best_known
+    known = "nobody has looked" if best is None else f"{best:.4f} ({best.source}{', proven' if best.exact else ''})"
+    spaces = face.theta_space
+    return f"""# {name}
+
+```{{image}} {cls}.png
+:alt: {inspect.getdoc(getattr(import_module(module), cls)).splitlines()[0]}
+:width: 360px
+```
+
+| | |
+|---|---|
+| made by | `gymnasium.make("{name}")` after `import bilevel_envs` |
+| observation | `{env.observation_space}` |
+| action | `{env.action_space}` |
+| θ | shape {list(spaces.shape)}, between {spaces.low.min():g} and {spaces.high.max():g} |
+| γ_L, γ_F, β | {face.preferences.gamma_leader:g}, {face.preferences.gamma_follower:g}, {face.preferences.beta:g} |
+| time limit | {env.spec.max_episode_steps} steps |
+| best leader value known | {known} |
+
+```{{eval-rst}}
+.. autoclass:: {module}.{cls}
+   :members: model, parameterization
+   :no-index:
+```
+"""
+
+
+def leader_page(name: str) -> str:
+    """One leader's page: its docstring and where it lives."""
+    cls = LEADERS[name]
+    return f"""# {cls.__name__}
+
+`bilevel train --leader {name}`, `leaders.{cls.__name__}`, in `leaders/algorithms.py`.
+
+```{{eval-rst}}
+.. autoclass:: leaders.{cls.__name__}
+   :members: learn, gradient_samples, save, load, theta
+   :inherited-members:
+   :no-index:
+```
+"""
+
+
+def generate(app: object = None) -> None:
+    """Writes the generated pages anew."""
+    folder = HERE / "generated"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in PROBLEMS:
+        page = name.split("/")[1].removesuffix("-v0")
+        (folder / f"env-{page}.md").write_text(environment_page(name))
+    for name, cls in LEADERS.items():
+        (folder / f"leader-{cls.__name__}.md").write_text(leader_page(name))
+    shutil.copy(HERE.parent / "examples" / "quickstart.ipynb", folder / "quickstart.ipynb")
+
+
+generate()

@@ -1,0 +1,23 @@
+"""Each tutorial script runs at toy size."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_four_rooms(tmp_path):
+    command = [
+        sys.executable,
+        str(EXAMPLES / "four_rooms.py"),
+        "--iterations",
+        "5",
+        "--runs",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "J_L = -0.6674" in out  # four_rooms specification, section 6
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "incentives.png", "leader.zip"}

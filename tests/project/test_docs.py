@@ -1,0 +1,76 @@
+"""What the documents say is true: names exist, snippets run, the table of the mathematics is right."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from bilevel_envs.registration import PROBLEMS
+from leaders import LEADERS
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "docs/quickstart.md", ROOT / "docs/extending.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run_as_they_stand(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert blocks
+    code = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True, capture_output=True)
+
+
+def rows_of_math_table():
+    for line in (ROOT / "docs/math_to_code.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[3].startswith("`"):
+            module = cells[3].strip("`")
+            for name in re.findall(r"`([^`]+)`", cells[1]):
+                yield module, name
+
+
+def test_the_table_of_the_mathematics_names_what_exists():
+    rows = list(rows_of_math_table())
+    assert len(rows) > 20
+    for module, dotted in rows:
+        holder = import_module(module)
+        first, *rest = dotted.split(".")
+        thing = getattr(holder, first)
+        for name in rest:
+            declared = {f.name for f in fields(thing)} if is_dataclass(thing) else set()
+            assert name in declared or hasattr(thing, name), f"{module}.{dotted}"
+        assert getattr(thing, "__module__", module) == module, f"{dotted} lives in {thing.__module__}"
+
+
+def test_every_environment_and_leader_has_its_page():
+    index = (ROOT / "docs/index.md").read_text()
+    for name in PROBLEMS:
+        assert f"generated/env-{name.split('/')[1].removesuffix('-v0')}\n" in index
+    for cls in LEADERS.values():
+        assert f"generated/leader-{cls.__name__}\n" in index
+
+
+def test_every_local_link_leads_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        prose = re.sub(r"(?m)^    .*$|```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#]+)\)", prose):
+            if "://" in target or target.startswith("generated/"):
+                continue
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tree_speaks_of_the_project_alone():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    hosts = re.compile(
+        "|".join(["python" + "hosted", "pypi" + r"\.org", "npm" + r"js\.org", "/ro" + "ot/", "/wo" + "rk/"])
+    )
+    for name in tracked.stdout.split("\0"):
+        path = ROOT / name
+        if name and path.suffix in {".py", ".md", ".toml", ".ipynb", ".txt", ".cff", ".yaml", ""} and path.is_file():
+            assert not hosts.search(path.read_text(errors="ignore")), name

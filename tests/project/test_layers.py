@@ -1,0 +1,83 @@
+"""Imports point one way: a module may import only from rows above its own."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+ROWS = [
+    [
+        "bilevel_envs._checks",
+        "bilevel_envs.noise",
+        "bilevel_envs.resolvent",
+        "bilevel_envs.drawing",
+        "bilevel_envs.window",
+    ],
+    ["bilevel_envs.model"],
+    ["bilevel_envs.parameterizations", "bilevel_envs.tabular"],
+    ["bilevel_envs.policies", "bilevel_envs.envs.*"],
+    ["bilevel_envs.follower", "bilevel_envs.rollout"],
+    ["bilevel_envs.followers.*", "bilevel_envs.gym_env"],
+    ["bilevel_envs.followers"],
+    ["bilevel_envs.wrapper"],
+    ["bilevel_envs.registration"],
+    ["bilevel_envs"],
+    ["leaders.critic", "leaders.history", "leaders.visits", "leaders.published", "leaders.ascent"],
+    ["leaders.critics.exact", "leaders.critics.monte_carlo", "leaders.values"],
+    ["leaders.critics.sarsa"],
+    ["leaders.critics", "leaders.kicks", "leaders.weights", "leaders.exact"],
+    ["leaders.surrogate"],
+    ["leaders.train"],
+    ["leaders.sampled"],
+    ["leaders.algorithms"],
+    ["leaders"],
+    ["leaders.plots", "leaders.video", "leaders.run"],
+    ["leaders.cli"],
+]
+# Names that a package's __init__ offers lazily or re-exports; importing the package means importing these rows.
+FACADES = {"bilevel_envs.envs"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def row_of(module: str) -> int:
+    for index, row in enumerate(ROWS):
+        if module in row or f"{module.rpartition('.')[0]}.*" in row:
+            return index
+    raise AssertionError(f"{module} has no row: give it one in {Path(__file__).name}")
+
+
+def imported(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Our modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in modules}
+        elif isinstance(node, ast.ImportFrom) and node.module in modules:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & modules) or {node.module}
+    return found
+
+
+def test_imports_point_one_way():
+    files = {name_of(p): p for package in ("bilevel_envs", "leaders") for p in (ROOT / package).rglob("*.py")}
+    modules = set(files)
+    wrong = []
+    for module, path in files.items():
+        if module in FACADES or module == "bilevel_envs":
+            continue  # its imports are lazy: entry points as strings, names on first use
+        for other in imported(ast.parse(path.read_text()), modules):
+            if module == "leaders.cli" and other == "bilevel_envs":
+                continue
+            if row_of(other) >= row_of(module):
+                wrong.append(f"{module} (row {row_of(module)}) imports {other} (row {row_of(other)})")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_check_would_notice():
+    tree = ast.parse("def f():\n    from leaders.cli import main\n")
+    assert imported(tree, {"leaders.cli"}) == {"leaders.cli"}
+    assert row_of("leaders.cli") > row_of("bilevel_envs.model")
