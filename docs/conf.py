@@ -16,7 +16,7 @@ from leaders import LEADERS
 
 project, author, release = "bilevel-envs", "The bilevel-envs developers", bilevel_envs.__version__
 copyright = "2026, the bilevel-envs developers"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx-mathjax-offline"]
 html_theme, html_title = "furo", "bilevel-envs"
 exclude_patterns = ["_build", "jupyter_execute"]
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
@@ -30,7 +30,7 @@ napoleon_custom_sections = [
     "Observation Space",
     "Starting State",
     "Configuration",
-    "Leader's Reward",
+    "Leader Reward",
     "Reward",
     "Episode End",
     "Optimum",

@@ -88,7 +88,7 @@ class FourRooms(ConfigurableMDP):
     Reward:
         The follower's: 1 at G, θ of the cell elsewhere, at the cell where the step begins.
 
-    Leader's Reward:
+    Leader Reward:
         1 for every step begun at T; −5 Σ|θ| for the step begun at G (``info["leader_reward"]``).
 
     Episode End:

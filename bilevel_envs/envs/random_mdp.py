@@ -60,7 +60,7 @@ class RandomMDP(ConfigurableMDP):
     Reward:
         The follower's r_F(s, b; θ).
 
-    Leader's Reward:
+    Leader Reward:
         r_L = ρ r_F + sqrt(1 − ρ²) · an independent table of the same law, ρ = ``alignment``
         (``info["leader_reward"]``).
 

@@ -50,7 +50,7 @@ class TollBridge(ConfigurableMDP):
     Reward:
         The follower's: 1 − θ for CROSS at HOME, ``ferry`` for SAIL, else 0.
 
-    Leader's Reward:
+    Leader Reward:
         1 for the step aboard the ferry, else 0 (``info["leader_reward"]``).
 
     Episode End:
