@@ -60,8 +60,9 @@ def check_number(
         (at_most, "at most", at_most is None or value <= at_most),
     ]
     if not np.isfinite(value) or not all(holds for _, _, holds in bounds):
-        wanted = " and ".join(f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None)
-        raise ValueError(f"`{name}` must be {wanted or 'finite'}, got {value}{remedy and f'. {remedy}'}")
+        wanted = [f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None]
+        wanted += ["finite"] * (not np.isfinite(value))
+        raise ValueError(f"`{name}` must be {' and '.join(wanted)}, got {value}{remedy and f'. {remedy}'}")
     return float(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, cast
 
@@ -28,9 +29,17 @@ def as_theta(problem: ConfigurableMDP, theta: Any) -> np.ndarray:
     if isinstance(theta, Tensor):
         theta = theta.detach().numpy()
     try:
-        array = np.array(theta, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"`theta` must be an array of numbers, got {theta!r}") from None
+        array = np.array(theta)
+    except ValueError:  # ragged
+        array = np.array(None)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"`theta` must be an array of real numbers, got {type(theta).__name__} of {array.dtype}")
+    array = array.astype(np.float64)
+    wanted = problem.theta_space.shape
+    if array.ndim not in (len(wanted), len(wanted) + 1) or array.size == 0:
+        raise ValueError(
+            f"`theta` must have shape {list(wanted)}, or a leading runs axis before it, got {list(array.shape)}"
+        )
     problem.check_theta(array)
     return array
 
@@ -44,13 +53,19 @@ class _TabularFace:
             raise ValueError(f'`observation` must be "index" for {type(problem).__name__}, got "vector"')
         self.problem = problem
         self.observation = observation
-        model = cast(TabularModel, problem.simulator(torch.from_numpy(np.asarray(problem.default_theta))[None]))
+        self._theta: np.ndarray
+        model = cast(TabularModel, problem.simulator(torch.tensor(problem.default_theta)[None]))
         self.states, self.actions = model.states, model.actions
 
     @property
     def theta_space(self) -> gym.spaces.Box:
         """What θ may be."""
         return self.problem.theta_space
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The θ that was set last, a copy; `configure` changes it."""
+        return self._theta.copy()
 
     @property
     def preferences(self) -> Preferences:
@@ -75,8 +90,9 @@ class _TabularFace:
         return cast(TabularModel, self.problem.simulator(self._runs_first(theta)))
 
     def _runs_first(self, theta: Any) -> Tensor:
-        if not (isinstance(theta, Tensor) and theta.requires_grad):
-            theta = torch.from_numpy(as_theta(self.problem, theta))
+        checked = as_theta(self.problem, theta)
+        followed = isinstance(theta, Tensor) and theta.requires_grad
+        theta = theta.double() if followed else torch.tensor(checked)
         return theta[None] if theta.ndim == len(self.theta_space.shape) else theta
 
     def _state_space(self) -> gym.Space:
@@ -111,7 +127,7 @@ class TabularEnv(_TabularFace, gym.Env):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(problem, observation)
-        check_choice(render_mode, [None, *self.metadata["render_modes"]], "render_mode")
+        check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.render_mode = render_mode
         self.observation_space = self._state_space()
         self.action_space = gym.spaces.Discrete(self.actions)
@@ -131,7 +147,7 @@ class TabularEnv(_TabularFace, gym.Env):
         array = as_theta(self.problem, theta)
         if array.shape != self.theta_space.shape:
             raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
-        self.theta = array
+        self._theta = array
         self._pending: TabularModel | None = self.simulator(array)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
@@ -146,25 +162,23 @@ class TabularEnv(_TabularFace, gym.Env):
         if seed is not None or not hasattr(self, "_uniforms"):
             self._uniforms: list[float] = []
         self._state = bisect_right(self._start_cdf, self._uniform())
-        self._step = 0
+        self._step, self._over = 0, False
         self._show()
         return self._observe(self._state), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; the rewards are those of the state in which it begins."""
-        if self._state is None:
+        if self._state is None or self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
-        if not self.action_space.contains(action) and not 0 <= int(action) < self.actions:
+        if not self.action_space.contains(action) and not _is_index(action, self.actions):
             raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
-        state, action = self._state, int(action)
+        state, action = self._state, int(np.asarray(action).reshape(()))
         reward, leader_reward, terminated = self._outcome[state][action]
         arrived = self._successor[state][action][bisect_right(self._cdf[state][action], self._uniform())]
         info = {"leader_reward": leader_reward, "step": self._step}
         self._step += 1
-        self._state = arrived
+        self._state, self._over = arrived, terminated
         self._show()
-        if terminated:
-            self._state = None
         return self._observe(arrived), reward, terminated, False, info
 
     def render(self) -> np.ndarray | None:
@@ -180,6 +194,8 @@ class TabularEnv(_TabularFace, gym.Env):
             self._window.close()
             self._window = None
 
+    # Both tables are those of the θ set last, which is in force from the next reset on.
+
     @property
     def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:
         """The simulator's table in toy-text form: P[s][b] = [(probability, s', r_F, terminated), ...]."""
@@ -192,7 +208,7 @@ class TabularEnv(_TabularFace, gym.Env):
 
     @property
     def _table(self) -> tuple[dict, np.ndarray]:
-        model = self.simulator(self.theta)
+        model = self.simulator(self._theta)
         transition, reward = model.transition[0].numpy(), model.r_follower[0].numpy()
         ends = model.continues[0].numpy() == 0
         table = {
@@ -229,7 +245,7 @@ class TabularEnv(_TabularFace, gym.Env):
     def _frame(self) -> np.ndarray:
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
-        return self.problem.draw(self._state, self.theta)  # type: ignore[attr-defined]
+        return self.problem.draw(self._state, self._theta)  # type: ignore[attr-defined]
 
     def _show(self) -> None:
         if self.render_mode == "human":
@@ -268,7 +284,7 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(problem, observation)
-        check_choice(render_mode, [None, *self.metadata["render_modes"]], "render_mode")
+        check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.num_envs = check_count(num_envs, "num_envs")
         self.time_limit = None if max_episode_steps is None else check_count(max_episode_steps, "max_episode_steps")
         self.render_mode = render_mode
@@ -296,7 +312,7 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
                 f"`theta` must have shape {list(self.theta_space.shape)}, or one more leading axis that divides "
                 f"num_envs = {self.num_envs}; got {list(array.shape)}"
             )
-        self.theta = array
+        self._theta = array
         self._pending: TabularModel | None = self.simulator(array)
 
     def reset(
@@ -320,6 +336,8 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
             seeds = list(seed)
             if len(seeds) != self.num_envs:
                 raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
+        if not mask.all() and not hasattr(self, "_state"):
+            raise gym.error.ResetNeeded("reset all environments once before resetting some by `reset_mask`")
         self._seed(seeds, mask)
         if self._pending is not None and mask.all():
             self._load(self._pending)
@@ -379,7 +397,9 @@ class TabularVectorEnv(_TabularFace, gym.vector.VectorEnv):
         if self.render_mode is None:
             gym.logger.warn('no picture: make the environments with render_mode="rgb_array"')
             return None
-        thetas = self.theta.reshape(-1, *self.theta_space.shape)
+        if not hasattr(self, "_state"):
+            raise gym.error.ResetNeeded("call `reset` before `render`")
+        thetas = self._theta.reshape(-1, *self.theta_space.shape)
         share = self.num_envs // len(thetas)
         draw = self.problem.draw  # type: ignore[attr-defined]
         return tuple(draw(int(state), thetas[index // share]) for index, state in enumerate(self._state))
@@ -433,10 +453,23 @@ def check_options(options: Mapping[str, Any] | None, vector: bool = False) -> No
         raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(unknown)}")
 
 
+def check_render_mode(render_mode: str | None, modes: list[str], problem: ConfigurableMDP) -> None:
+    """Refuses a mode that does not exist, and any mode for a problem without `draw`."""
+    check_choice(render_mode, [None, *modes], "render_mode")
+    if render_mode is not None and not hasattr(problem, "draw"):
+        raise ValueError(f"`render_mode` must be None: {type(problem).__name__} has no `draw`, got {render_mode!r}")
+
+
+def _is_index(action: Any, count: int) -> bool:
+    """Whether an action is a whole number in range, also as a 0-d or one-entry array as policies give it."""
+    array = np.asarray(action)
+    return array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < count
+
+
 def _problem(path: str, kwargs: dict[str, Any]) -> ConfigurableMDP:
     module, name = path.split(":")
     cls = getattr(import_module(module), name)
-    allowed = [f.name for f in cls.__dataclass_fields__.values() if f.init]
+    allowed = [f.name for f in fields(cls) if f.init]
     unknown = sorted(set(kwargs) - set(allowed))
     if unknown:
         face = ["theta", "observation", "render_mode"]

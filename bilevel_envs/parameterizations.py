@@ -19,7 +19,7 @@ class Free(Parameterization):
     def __init__(self, start: np.ndarray) -> None:
         super().__init__()
         self.runs = len(start)
-        self.raw = torch.nn.Parameter(torch.as_tensor(start, dtype=torch.float64))
+        self.raw = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
 
     def forward(self) -> Tensor:
         """θ, [R, ...]."""
@@ -40,7 +40,7 @@ class Box(Parameterization):
         self.runs = len(start)
         self.low = torch.as_tensor(low, dtype=torch.float64)
         self.high = torch.as_tensor(high, dtype=torch.float64)
-        self.raw = torch.nn.Parameter(torch.as_tensor(start, dtype=torch.float64))
+        self.raw = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
 
     def forward(self) -> Tensor:
         """θ, [R, ...]."""
@@ -58,7 +58,7 @@ class Budget(Parameterization):
     def __init__(self, start: np.ndarray, total: float) -> None:
         super().__init__()
         self.runs, self.total = len(start), total
-        self.raw = torch.nn.Parameter(torch.as_tensor(start, dtype=torch.float64))
+        self.raw = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
 
     def forward(self) -> Tensor:
         """θ, [R, places]."""

@@ -54,13 +54,14 @@ def vector_rollout(
         action = policy.sample(state, uniform[:, k]).numpy()
         observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1))
         ended = terminated | truncated
-        leader_reward, following = _leader_reward(infos), np.asarray(observation)
+        leader_reward, following = np.zeros(envs.num_envs), np.array(observation)
+        if not ended.all():
+            leader_reward[~ended] = _leader_reward(infos)[~ended]
         if ended.any():
             # What belongs to the step itself stands in the final info; the top level is the next episode's.
-            following, leader_reward = following.copy(), leader_reward.copy()
+            leader_reward[ended] = _leader_reward(infos["final_info"])[ended]
             for index in np.flatnonzero(ended):
                 following[index] = infos["final_obs"][index]
-            leader_reward[ended] = _leader_reward(infos["final_info"])[ended]
         row = (state, action, following, leader_reward, reward, terminated, truncated, step, valid)
         for column, value in zip(columns, row, strict=True):
             column.append(np.reshape(value, shape))

@@ -38,7 +38,15 @@ class Structure:
     """What samplers and solvers derive from a model's dynamics, once; holds no gradients."""
 
     def __init__(self, transition: Tensor, initial: Tensor, continues: Tensor) -> None:
-        self._transition, self._initial, self._continues = transition, initial, continues
+        self._transition, self._initial, self._continues = transition.detach(), initial.detach(), continues.detach()
+
+    def belongs_to(self, model: TabularModel) -> bool:
+        """Whether it was derived from these very tables."""
+        mine, its = (
+            (self._transition, self._initial, self._continues),
+            (model.transition, model.initial, model.continues),
+        )
+        return all(a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in zip(mine, its, strict=True))
 
     @cached_property
     def kernel(self) -> Tensor:
@@ -59,6 +67,9 @@ class Structure:
         successor = np.ascontiguousarray(order[..., :width])
         probability = np.take_along_axis(transition, successor, axis=-1)
         return Stepping(successor, closed_cdf(probability), closed_cdf(self._initial.numpy()))
+
+
+ALMOST_ONE = 1 - 1e-9  # the largest u for which row + u is less than row + 1 in float64, for a million rows
 
 
 def closed_cdf(p: np.ndarray) -> np.ndarray:
@@ -82,9 +93,6 @@ def ladder_of(cdf: np.ndarray) -> np.ndarray:
 def draw(ladder: np.ndarray, row: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     """Flat indices of the outcomes drawn from the rows `row` of a ladder; `uniform` at most `ALMOST_ONE`."""
     return ladder.searchsorted(row + uniform, "right")
-
-
-ALMOST_ONE = 1 - 1e-9  # row + u must round to less than row + 1
 
 
 @dataclass(frozen=True)
@@ -136,12 +144,15 @@ class TabularModel:
     structure: Structure = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.structure is not None:
-            return  # derived from a model that has been checked
+        if self.structure is not None and self.structure.belongs_to(self):
+            return  # other rewards, or no gradients, on dynamics that have been checked
+        for name in ("transition", "initial", "r_leader", "r_follower"):
+            if not isinstance(getattr(self, name), Tensor) or getattr(self, name).dtype != torch.float64:
+                raise TypeError(f"`{name}` must be a float64 torch tensor, got {_kind(getattr(self, name))}")
+        check_shape(self.r_leader, self.transition.shape[-3:-1], "r_leader", "[state, action]")
         states, actions = self.r_leader.shape[-2:]
         if self.continues is None:
-            everywhere = torch.ones(1, states, actions, dtype=self.transition.dtype)
-            object.__setattr__(self, "continues", everywhere)
+            object.__setattr__(self, "continues", torch.ones(1, states, actions, dtype=torch.float64))
         shapes = {
             "transition": (states, actions, states),
             "initial": (states,),
@@ -158,10 +169,11 @@ class TabularModel:
                     f"got {list(table.shape)}"
                 )
             check_finite(table, name)
+        if not ((self.continues == 0) | (self.continues == 1)).all():
+            raise ValueError("`continues` must be 0 where the episode ends after the step and 1 elsewhere")
         check_distribution(self.transition, "transition", "[run, state, action, next state]")
         check_distribution(self.initial, "initial", "[run, state]")
-        derived = Structure(self.transition.detach(), self.initial.detach(), self.continues.detach())
-        object.__setattr__(self, "structure", derived)
+        object.__setattr__(self, "structure", Structure(self.transition, self.initial, self.continues))
 
     @property
     def runs(self) -> int:
@@ -183,7 +195,13 @@ class TabularModel:
         for name, table in (("r_leader", r_leader), ("r_follower", r_follower)):
             check_shape(table, (self.states, self.actions), name, "[state, action]")
             check_finite(table, name)
-        return replace(self, r_leader=r_leader, r_follower=r_follower)
+        changed = replace(self, r_leader=r_leader, r_follower=r_follower)
+        for name, table in (("r_leader", r_leader), ("r_follower", r_follower)):
+            if table.ndim != 3 or table.shape[0] not in (1, changed.runs):
+                raise ValueError(
+                    f"`{name}` must have a leading runs axis (1 or {changed.runs}), got shape {list(table.shape)}"
+                )
+        return changed
 
     def detach(self) -> TabularModel:
         """The same model without gradients."""
@@ -227,3 +245,7 @@ class TabularModel:
             log_start=None if start is None else torch.where(rollout.starts, start, 1.0).log(),
             log_arrival=None if arrival is None else torch.where(rollout.valid, arrival, 1.0).log(),
         )
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -8,28 +8,33 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse, Follower
 from bilevel_envs.followers import FOLLOWERS
+from bilevel_envs.gym_env import TabularEnv, TabularVectorEnv
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.rollout import table_rollout, vector_rollout
 from bilevel_envs.tabular import TabularModel
 
 SAMPLERS = ("fused", "steps")
+NEEDED = ("theta_space", "preferences", "configure", "model")
 
 
 class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     """Joins a configurable environment and the follower that lives in it.
 
     It stays an environment of the follower's; beside `reset` and `step` it answers what a leader asks:
-    how the follower responds to θ, and what that looks like in trajectories.
+    how the follower responds to θ, and what that looks like in trajectories. Both are asked of the unwrapped
+    environment: of the wrappers in between, leaders heed TimeLimit and no other.
 
     Args:
-      env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure`.
+      env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure` and
+        `model`; a leader needs a `policy` there, or `parameterization(runs, noise)` of the environment's own.
       follower: a follower, or its name with its arguments in `follower_kwargs`.
       follower_kwargs: only with a name.
 
@@ -41,7 +46,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env, follower: Follower | str = "soft_value_iteration", **follower_kwargs: Any) -> None:
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)
-        missing = [name for name in ("theta_space", "preferences", "configure") if not hasattr(env.unwrapped, name)]
+        missing = [name for name in NEEDED if not hasattr(env.unwrapped, name)]
         if missing:
             raise TypeError(
                 f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}"
@@ -51,8 +56,10 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             follower = cast(Follower, FOLLOWERS[follower](**follower_kwargs))
         elif follower_kwargs:
             raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
-        if not hasattr(follower, "best_response"):
-            raise TypeError(f"`follower` must have `best_response(model, preferences)`, got {follower!r}")
+        if isinstance(follower, type) or not hasattr(follower, "best_response") or not hasattr(follower, "beta"):
+            raise TypeError(
+                f"`follower` must be an object with `best_response(model, ...)` and `beta`, got {follower!r}"
+            )
         self.follower: Follower = follower
         self._vector: gym.vector.VectorEnv | None = None
         self._vector_limit: int | None = None
@@ -76,20 +83,22 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def best_known(self) -> BestKnown | None:
         """The best leader value known under `preferences`."""
-        return self.problem.best_known(self.preferences)
+        known = getattr(self.problem, "best_known", None)
+        return known(self.preferences) if callable(known) else known
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which an episode is truncated, by the shortest TimeLimit inside; None without one."""
+        limits, env = [], self.env
+        while isinstance(env, gym.Wrapper):
+            if isinstance(env, gym.wrappers.TimeLimit):
+                limits.append(env._max_episode_steps)
+            env = env.env
+        return min(limits, default=None)
 
     def model(self, theta: Any) -> TabularModel:
-        """The follower's MDP at θ.
-
-        Raises:
-          TypeError: if the environment shows no model.
-        """
-        if not hasattr(self.unwrapped, "model"):
-            raise TypeError(
-                f"{type(self.unwrapped).__name__} must offer `model(theta)` for a planning follower or an exact value; "
-                "without one, choose a follower that learns from interaction"
-            )
-        return self.unwrapped.model(theta)
+        """The follower's MDP at θ."""
+        return self.unwrapped.model(theta)  # type: ignore[attr-defined]
 
     def best_response(self, theta: Any, start: BestResponse | None = None) -> BestResponse:
         """How the follower lives at θ.
@@ -131,7 +140,10 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         check_choice(sampler, SAMPLERS, "sampler")
         check_count(rows, "rows")
         check_count(horizon, "horizon")
-        time_limit = self.spec.max_episode_steps if self.spec else None
+        runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else len(theta)
+        if runs not in (1, noise.runs):
+            raise ValueError(f"`noise` must have one stream per run of `theta` ({runs}), got {noise.runs}")
+        time_limit = self.time_limit
         limit = None if whole_episodes else time_limit
         if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
             world = self.unwrapped.simulator(theta).detach()
@@ -161,6 +173,11 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         if kept is not None and kept.num_envs == count and self._vector_limit == time_limit:
             return kept
         spec = self.unwrapped.spec
+        self._close_copies()
+        self._vector_limit = time_limit
+        if isinstance(self.unwrapped, TabularEnv):
+            self._vector = TabularVectorEnv(self.unwrapped.problem, count, max_episode_steps=time_limit)
+            return self._vector
         if spec is None:
             raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
         kwargs: dict[str, Any] = {"max_episode_steps": time_limit} if time_limit is not None else {}
@@ -169,8 +186,19 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 "vectorization_mode": "sync",
                 "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
             }
-        self._vector, self._vector_limit = gym.make_vec(spec, num_envs=count, **kwargs), time_limit
+        self._vector = gym.make_vec(spec, num_envs=count, **kwargs)
         return self._vector
+
+    def _close_copies(self) -> None:
+        """Closes the copies that the sampler "steps" keeps."""
+        if self._vector is not None:
+            self._vector.close()
+            self._vector = None
+
+    def close(self) -> None:
+        """Closes the environment and its copies."""
+        self._close_copies()
+        super().close()
 
 
 def _configure(envs: Any, theta: Any) -> None:
@@ -178,7 +206,7 @@ def _configure(envs: Any, theta: Any) -> None:
     if hasattr(envs, "configure"):
         envs.configure(theta)
         return
-    theta = np.asarray(theta)
+    theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta)
     extra = theta.ndim - len(envs.get_attr("theta_space")[0].shape)
     each = np.repeat(theta, envs.num_envs // len(theta), axis=0) if extra else [theta] * envs.num_envs
     for env, own in zip(envs.envs, each, strict=True):

@@ -63,12 +63,15 @@ class BCHG(SampledLeader):
         critic_learning_rate: η of the two SARSA tables, a number or one per run.
         critic_start: their first table, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
-        features: state control variate, ``"constant"``, ``"none"`` or a function state → [..., F].
-        tail: episodes that the batch cuts: ``"bootstrap"`` continues them from earlier visits of the state reached,
-            ``"drop"`` leaves them out, ``"reference"`` is the published form.
+        features: state control variate, ``"constant"``, ``"none"`` or a function state → [..., F]; it needs two
+            episodes in a batch, else nothing is subtracted.
+        tail: episodes that the batch cuts: ``"bootstrap"`` continues them from other visits of the state reached,
+            ``"drop"`` leaves them out (a batch in which none ends then moves nothing), ``"reference"`` is the published
+            form.
         arrival: weight of ∇log p: ``"td_error"`` or ``"value"``.
         batch_size: transitions per outer iteration and run.
-        rows: trajectories side by side that make up a batch; None for as few as the time limit allows.
+        rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
+            one). Where episodes seldom end, more rows make better estimates than longer ones.
         sampler: ``"fused"`` draws from the model's tables, ``"steps"`` drives ``reset`` and ``step``.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
@@ -114,6 +117,7 @@ class BCHG(SampledLeader):
         paper = preset == "paper"
         defaults = PUBLISHED if paper else Sampling("bc_hg")
         shared = paper if shared is None else shared
+        check_choice(shared, (True, False), "shared")
         sampling = changed(
             defaults,
             kick="bc_hg_shared" if shared else "bc_hg",
@@ -151,7 +155,7 @@ class NaivePGD(SampledLeader):
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``.
         batch_size: transitions per outer iteration and run.
-        rows: trajectories side by side; None for as few as the time limit allows.
+        rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.

@@ -14,7 +14,7 @@ OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
 class Ascent:
-    """Descends the gradients that lie in the parameters, every run with its own clip and step size.
+    """Steps along minus the gradients that lie in the parameters, every run with its own clip and step size.
 
     Args:
       module: the parameters; with R > 1 each has R as its leading axis.
@@ -40,8 +40,11 @@ class Ascent:
         self._leaves = [leaf for leaf in module.parameters() if leaf.requires_grad]
         if not self._leaves:
             raise ValueError("`policy` must have parameters that require gradients; it has none")
+        shared = [tuple(leaf.shape) for leaf in self._leaves if runs > 1 and (leaf.ndim == 0 or leaf.shape[0] != runs)]
+        if shared:
+            raise ValueError(f"`policy` must have parameters with a leading runs axis of {runs}, got shape {shared[0]}")
         self.runs, self.max_grad_norm = runs, max_grad_norm
-        self._rates = torch.as_tensor(np.asarray(learning_rate, dtype=float)) if np.ndim(learning_rate) else None
+        self._rates = torch.tensor(learning_rate, dtype=torch.float64) if np.ndim(learning_rate) else None
         self._optimizer = OPTIMIZERS[optimizer](
             self._leaves, lr=1.0 if self._rates is not None else float(learning_rate)
         )
@@ -85,8 +88,11 @@ class Ascent:
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts the memory back."""
+        """Puts the memory back; the step size stays this optimiser's own."""
+        own = [group["lr"] for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state)
+        for group, rate in zip(self._optimizer.param_groups, own, strict=True):
+            group["lr"] = rate
 
     def _by_run(self, x: Tensor) -> Tensor:
         return x.view(self.runs, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ class Train:
     """outer iterations in all"""
     runs: int = 10
     """stacked runs"""
-    batch: int = 100
-    """transitions per outer iteration and run"""
+    batch: int | None = None
+    """transitions per outer iteration and run (100 if not given)"""
     seed: int = 0
     """run i uses seed + i"""
     beta: float | None = None
@@ -109,13 +110,23 @@ class Train:
         directory.check(self.resume)
         if directory.checkpoint:
             leader = leader_class.load(directory.checkpoint, wrapped)
-            print(f"resuming after {leader.progress.iterations} outer iterations")
+            done = leader.progress.iterations
+            if self.iterations < done:
+                raise ValueError(f"`iterations` must be at least {done}, which the run in {self.out} has done")
+            print(f"resuming after {done} outer iterations")
         directory.begin()
         self._log_to(leader)
-        left = max(0, self.iterations - leader.progress.iterations)
-        leader.learn(left, callback=Checkpoint(directory), progress_bar=self.progress and sys.stderr.isatty())
+        checkpoint = Checkpoint(directory)
+        before = signal.signal(signal.SIGINT, checkpoint.interrupt)
+        try:
+            left = self.iterations - leader.progress.iterations
+            leader.learn(left, callback=checkpoint, progress_bar=self.progress and sys.stderr.isatty())
+        finally:
+            signal.signal(signal.SIGINT, before)
+            leader.logger.close()
         directory.save(leader)
-        leader.logger.close()
+        if checkpoint.interrupted:
+            raise KeyboardInterrupt(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
         self._draw(leader)
         self._report(leader)
 
@@ -136,9 +147,13 @@ class Train:
         }
         leader_class = LEADERS[self.leader]
         allowed = [name for name in inspect.signature(leader_class.__init__).parameters if name not in ("self", "env")]
-        if "batch_size" in allowed:
+        if self.batch is not None:
             given["batch_size"] = self.batch
-        given |= _key_values(self.leader_args, "leader_args")
+        further = _key_values(self.leader_args, "leader_args")
+        flags = sorted(set(further) & ({*asdict(self)} | {"batch_size"}))
+        if flags:
+            raise ValueError(f"`leader_args` must not repeat what has a flag of its own: {', '.join(flags)}")
+        given |= further
         unknown = sorted(set(given) - set(allowed))
         if unknown:
             raise ValueError(
@@ -158,13 +173,15 @@ class Train:
         leader.set_logger(configure(str(self.out / "tensorboard"), ["tensorboard"]))
 
     def _draw(self, leader: Any) -> None:
+        from bilevel_envs.envs.four_rooms import FourRooms
         from leaders import plots
         from leaders.published import four_rooms
 
         preferences = leader.env.preferences
         published = None
-        if self.env.endswith("FourRooms-v0") and leader.env.problem.dynamics != "classic":
-            published = four_rooms(self.leader, preferences.beta, self.batch)
+        batch = getattr(getattr(leader, "sampling", None), "batch_size", None)
+        if leader.env.problem in [FourRooms(dynamics=d, beta=preferences.beta) for d in ("published", "mismatched")]:
+            published = four_rooms(self.leader, preferences.beta, batch or 100)
         title = f"{self.env}, β = {preferences.beta:g}" + (f", preset {self.preset}" if self.preset else "")
         plots.save(plots.curve_figure(leader, title, published), self.out / "curve.png")
         figure = plots.incentives_figure(leader)
@@ -203,7 +220,7 @@ class Video:
         """Writes follower.mp4 into the run directory."""
         from bilevel_envs.wrapper import BilevelWrapper
         from leaders import plots
-        from leaders.run import CONFIG, LEADER
+        from leaders.run import CONFIG, LEADER, read_config
         from leaders.video import follower_film
 
         check_count(self.steps, "steps")
@@ -211,16 +228,16 @@ class Video:
         check_count(self.seed, "seed", at_least=0)
         if not (self.directory / CONFIG).is_file() or not (self.directory / LEADER).is_file():
             raise ValueError(f"`directory` must hold a run with {CONFIG} and {LEADER}; {self.directory} does not")
-        told: dict[str, Any] = json.loads((self.directory / CONFIG).read_text())["arguments"]
-        told |= {"out": self.directory, "env_args": tuple(told["env_args"]), "leader_args": tuple(told["leader_args"])}
-        train = Train(**told)
-        env, leader_class, _ = train._resolved()
+        told = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(self.directory).items()}
+        train = Train(**{**told, "out": self.directory})  # type: ignore[arg-type]
+        env, leader_class, arguments = train._resolved()
         wrapped = BilevelWrapper(env)
         if not hasattr(wrapped.problem, "draw"):
             raise ValueError(f"{train.env} cannot be drawn")
         leader = leader_class.load(self.directory / LEADER, wrapped)
         run = plots.best_run(leader)
-        before, after = plots.initial_theta(leader)[run], leader.theta[run]
+        fresh = leader_class(BilevelWrapper(env), **arguments)
+        before, after = fresh.theta[run], leader.theta[run]
         path = self.directory / "follower.mp4"
         frames = follower_film(wrapped, before, after, path, steps=self.steps, fps=self.fps, seed=self.seed)
         print(f"wrote {path}: run {run}, {frames} frames")
@@ -258,9 +275,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         command.run()
-    except (ValueError, TypeError, FileExistsError, FileNotFoundError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         print(f"bilevel: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("\nbilevel: stopped; go on with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nbilevel: {stop or 'stopped'}", file=sys.stderr)
         raise SystemExit(130) from None

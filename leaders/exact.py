@@ -55,6 +55,8 @@ def objective(
       TypeError: if the environment shows no tables.
       ValueError: if θ, the horizon or the discount is out of range.
     """
+    if isinstance(theta, Tensor):
+        theta = theta.detach()
     model, preferences, single = _problem(env, theta)
     gamma = preferences.gamma_leader if discount is None else discount
     if horizon is None:
@@ -95,13 +97,18 @@ def hypergradient_parts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The direct term (the follower held fixed) and the guiding term (its reaction), each as in `hypergradient`."""
     if parameters is not None:
+        if not isinstance(parameters, torch.nn.Module):
+            raise TypeError(f"`parameters` must be a torch.nn.Module whose forward() is θ, got {parameters!r}")
         inner = parameters().detach()
-        if theta is not None and not np.allclose(np.asarray(theta), inner.numpy().reshape(np.shape(theta))):
+        if theta is not None and not np.allclose(np.ravel(theta), inner.numpy().ravel()):
             raise ValueError("`theta` must be what `parameters` yields, or be left out; the two differ")
         theta = inner
     elif theta is None:
         raise ValueError("`theta` must be given unless `parameters` is")
-    leaf = torch.as_tensor(np.asarray(theta), dtype=torch.float64).requires_grad_()
+    if isinstance(theta, Tensor):
+        theta = theta.detach()
+    _problem(env, theta)  # refuses what is no θ
+    leaf = torch.tensor(np.asarray(theta), dtype=torch.float64).requires_grad_()
     model, preferences, single = _problem(env, leaf)
     best = best_response(model, preferences)
     parts = []
@@ -112,18 +119,18 @@ def hypergradient_parts(
         )
         parts.append(gradient)
     if parameters is not None:
-        parts = [raw_gradient(parameters, gradient) for gradient in parts]
-        if single or (parts[0].shape[0] == 1 and getattr(parameters, "runs", 1) == 1):
+        runs = 1 if single else len(leaf)
+        parts = [raw_gradient(parameters, gradient, runs) for gradient in parts]
+        if runs == 1:
             parts = [part[0] for part in parts]
     return parts[0].numpy(), parts[1].numpy()
 
 
-def raw_gradient(parameters: torch.nn.Module, gradient: Tensor) -> Tensor:
-    """Pulls dJ/dθ back to the raw parameters, flat: [R, n], with R = 1 for a module without a runs axis."""
+def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Tensor:
+    """Pulls dJ/dθ [R, ...] back to the raw parameters, flat: [R, n]."""
     theta = parameters()
     leaves = [leaf for leaf in parameters.parameters() if leaf.requires_grad]
     pulled = torch.autograd.grad(theta, leaves, gradient.reshape(theta.shape).to(theta.dtype), allow_unused=True)
-    runs = getattr(parameters, "runs", 1)
     flat = [
         (torch.zeros_like(leaf) if pull is None else pull).reshape(runs, -1)
         for leaf, pull in zip(leaves, pulled, strict=True)
@@ -206,6 +213,8 @@ def best_response(model: TabularModel, preferences: Preferences, start: BestResp
 
 def _problem(env: gym.Env, theta: Any) -> tuple[TabularModel, Preferences, bool]:
     """The model at θ, whose preferences count, and whether θ came without a runs axis."""
+    if not isinstance(env, gym.Env):
+        raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")
     try:
         preferences, model = env.get_wrapper_attr("preferences"), env.get_wrapper_attr("model")
     except AttributeError:

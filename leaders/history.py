@@ -41,8 +41,13 @@ class History:
         return self._length
 
     def __getitem__(self, column: str) -> np.ndarray:
-        """One column, [iterations, R]."""
+        """One column, [iterations, R]; `COLUMNS` names them."""
+        if column not in COLUMNS:
+            raise KeyError(f"a history has the columns {', '.join(COLUMNS)}; got {column!r}")
         return self._data[: self._length, COLUMNS.index(column)]
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} iterations of {self.runs} runs: {', '.join(COLUMNS)})"
 
     def append(self, **row: Any) -> None:
         """Adds one iteration; every column is a number or [R]."""
@@ -76,6 +81,10 @@ class History:
 
     def load_state(self, state: np.ndarray) -> None:
         """Puts back what `state` gave."""
+        if state.shape[1:] != (len(COLUMNS), self.runs):
+            raise ValueError(
+                f"a history of {self.runs} runs must have shape [n, {len(COLUMNS)}, {self.runs}], got {state.shape}"
+            )
         self._data, self._length = np.array(state), len(state)
 
 

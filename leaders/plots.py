@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -103,12 +102,3 @@ def _map(figure: Figure, axes: Axes, problem: object, values: np.ndarray, colour
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title, fontsize=10)
-
-
-def initial_theta(leader: Leader) -> np.ndarray:
-    """θ before the first iteration of a leader with the same settings, ``[R, *θ.shape]``."""
-    fresh = leader.env.problem.parameterization(
-        leader.runs, type(leader.noise)([leader.seed + i for i in range(leader.runs)])
-    )
-    with torch.no_grad():
-        return fresh().numpy()

@@ -45,10 +45,7 @@ class RunDirectory:
         config = self.path / CONFIG
         if not config.is_file():
             raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")
-        try:
-            found = json.loads(config.read_text())["arguments"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{config} is not a run's configuration ({error}); choose another --out") from error
+        found = read_config(self.path)
         different = [
             f"{key}: {found.get(key)!r} there, {self.config.get(key)!r} here"
             for key in sorted(found.keys() | self.config.keys())
@@ -66,6 +63,8 @@ class RunDirectory:
     def begin(self) -> None:
         """Creates the folder and says what the run is told."""
         self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(".*.part"):  # of a write that a kill cut short
+            leftover.unlink()
         described = {"arguments": self.config, "versions": {name: version(name) for name in PACKAGES}}
         replace_file(self.path / CONFIG, (json.dumps(described, indent=2) + "\n").encode())
 
@@ -81,8 +80,24 @@ class RunDirectory:
         leader.history.write_csv(self.path / HISTORY)
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """What the run in a folder was told.
+
+    Raises:
+      ValueError: if the folder holds no configuration of a run.
+    """
+    config = Path(path) / CONFIG
+    try:
+        found = json.loads(config.read_bytes())["arguments"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{config} is not a run's configuration ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{config} is not a run's configuration (its arguments are no table)")
+    return found
+
+
 class Checkpoint(BaseCallback):
-    """Saves a run now and then; saving changes nothing in the run.
+    """Saves a run now and then, and ends it on Ctrl-C after the iteration under way; changes nothing in the run.
 
     Args:
       directory: where.
@@ -92,8 +107,15 @@ class Checkpoint(BaseCallback):
     def __init__(self, directory: RunDirectory, seconds: float = 15.0) -> None:
         super().__init__()
         self._directory, self._seconds, self._last = directory, seconds, time.monotonic()
+        self.interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """A signal handler: stop after this iteration."""
+        self.interrupted = True
 
     def _on_step(self) -> bool:
+        if self.interrupted:
+            return False
         if time.monotonic() - self._last >= self._seconds:
             self._directory.save(self.model)  # type: ignore[arg-type]
             self._last = time.monotonic()

@@ -20,6 +20,7 @@ from bilevel_envs.tabular import Table, TabularModel
 from bilevel_envs.wrapper import SAMPLERS
 from leaders.critic import Critic
 from leaders.critics import ExactCritic, ExpectedSarsa, MonteCarlo, Sarsa
+from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader
@@ -27,6 +28,7 @@ from leaders.values import evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
 CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "exact")
+CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
@@ -39,7 +41,7 @@ class Sampling:
     Attributes:
       kick: name of the estimator, a key of `KICKS`.
       batch_size: transitions per outer iteration and run.
-      rows: trajectories side by side that make up a batch; None for as few as the time limit allows.
+      rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without).
       critic: "expected_sarsa", "sarsa", "monte_carlo", "exact", or an object of your own.
       critic_learning_rate: η, a number or one per run.
       critic_start: first critic table, "zeros" or "normal".
@@ -74,6 +76,7 @@ class SampledLeader(Leader):
     def __init__(self, env: gym.Env, common: Common, sampling: Sampling, arguments: dict[str, Any]) -> None:
         super().__init__(env, common, arguments)
         check_choice(sampling.tail, TAILS, "tail")
+        check_choice(sampling.critic_start, STARTS, "critic_start")
         check_choice(sampling.arrival, ARRIVALS, "arrival")
         check_choice(sampling.sampler, SAMPLERS, "sampler")
         if not callable(sampling.features):
@@ -113,7 +116,11 @@ class SampledLeader(Leader):
 
     def _features(self, batch: Rollout) -> Tensor:
         if callable(self.sampling.features):
-            return self.sampling.features(batch.state).to(batch.r_leader.dtype)
+            features = torch.as_tensor(self.sampling.features(batch.state)).to(batch.r_leader.dtype)
+            if features.ndim != 4 or features.shape[:3] != batch.r_leader.shape:
+                wanted = [*batch.r_leader.shape, "F"]
+                raise ValueError(f"`features` must map states to shape {wanted}, got {list(features.shape)}")
+            return features
         return torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
@@ -128,13 +135,9 @@ class SampledLeader(Leader):
         for first in range(0, count, at_once):
             copies = min(at_once, count - first)
             # Sample j of run i is run j·R + i of a larger stack, with a stream of its own.
+            draw = 1 if seed is None else 2 + seed
             streams = [
-                [
-                    self.seed + run,
-                    1 + (0 if seed is None else 1 + seed),
-                    self.progress.iterations,
-                    first + copy,
-                ]
+                [self.seed + run, draw, self.progress.iterations, first + copy]
                 for copy in range(copies)
                 for run in range(self.runs)
             ]
@@ -154,7 +157,7 @@ class SampledLeader(Leader):
             critic.fit(batch, response, model.detach(), noise)
             total = surrogate(model.terms(batch), self._weights(batch, response, critic, tail=None)).sum()
             (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
-            gradients.append(gradient.view(copies, self.runs, *theta.shape[1:]))
+            gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
 
     def _critic_state(self) -> dict[str, Any]:
@@ -166,20 +169,22 @@ class SampledLeader(Leader):
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""
         size = check_count(self.sampling.batch_size, "batch_size")
-        limit = (self.env.spec.max_episode_steps if self.env.spec else None) or size
-        rows = self.sampling.rows
-        rows = -(-size // limit) if rows is None else check_count(rows, "rows")
-        if size % rows:
+        limit, rows = self.env.time_limit, self.sampling.rows
+        if rows is None:
+            # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
+            least = min(10, size) if limit is None else -(-size // limit)
+            rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
+        elif size % check_count(rows, "rows"):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows
 
     def _make_critic(self) -> Critic:
         sampling, gamma = self.sampling, self.env.preferences.gamma_leader
         if not isinstance(sampling.critic, str):
-            if not hasattr(sampling.critic, "fit") or not hasattr(sampling.critic, "values"):
-                raise TypeError(
-                    f"`critic` must have `fit` and `values` (see leaders.critic.Critic), got {sampling.critic!r}"
-                )
+            lacking = [name for name in CRITIC_METHODS if not hasattr(sampling.critic, name)]
+            if lacking or isinstance(sampling.critic, type):
+                wanted = f"one of {', '.join(CRITICS)}, or an object with {', '.join(CRITIC_METHODS)}"
+                raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
             return sampling.critic
         check_choice(sampling.critic, CRITICS, "critic")
         rate, start = sampling.critic_learning_rate, sampling.critic_start

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import gymnasium as gym
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
 
 FORMAT = 1
+UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,12 +115,15 @@ class Leader:
         if not isinstance(env, BilevelWrapper):
             raise TypeError(
                 f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
-                "wrap it, BilevelWrapper(env, follower=SoftValueIteration())"
+                "wrap it, BilevelWrapper(env, follower=SoftValueIteration()), outside of all other wrappers"
             )
         self.env, self.common, self._arguments = env, common, arguments
         self._stacked = common.runs is not None
         self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
         self.seed = check_count(common.seed, "seed", at_least=0)
+        check_count(common.verbose, "verbose", at_least=0)
+        if not isinstance(common.tensorboard_log, (str, Path, NoneType)):
+            raise TypeError(f"`tensorboard_log` must be a folder's path, got {common.tensorboard_log!r}")
         self._check_rate(common.learning_rate, "learning_rate")
         self.noise = Noise([self.seed + run for run in range(self.runs)])
         self.policy = self._parameterization()
@@ -157,7 +166,7 @@ class Leader:
 
             formats = ["stdout"] * bool(self.common.verbose) + ["tensorboard"] * bool(self.common.tensorboard_log)
             if formats:
-                self._logger = configure(self.common.tensorboard_log, formats)
+                self._logger = configure(str(self.common.tensorboard_log or "") or None, formats)
             else:
                 self._logger = Logger(folder=None, output_formats=[])
         return self._logger
@@ -181,7 +190,8 @@ class Leader:
 
         Args:
           total_iterations: how many.
-          callback: SB3 callbacks; one that returns False from `on_step` ends the training after that iteration.
+          callback: SB3's `BaseCallback`s, functions `(locals, globals)`, or a list of them, called after each
+            iteration; one that returns False ends the training. Callbacks that evaluate an SB3 model find none here.
           log_interval: outer iterations between two dumps of the logger.
           progress_bar: shows how far it is.
 
@@ -201,7 +211,7 @@ class Leader:
                 advance(float(self.history.last("leader_value").mean()))
                 if self.progress.iterations % log_interval == 0:
                     self._log(time.perf_counter() - started, self.num_timesteps - steps)
-                if not callbacks.on_step():
+                if callbacks.on_step() is False:
                     break
         callbacks.on_training_end()
         return self
@@ -211,7 +221,8 @@ class Leader:
     ) -> np.ndarray:
         """Independent hypergradient estimates at the current θ, before clipping; changes nothing.
 
-        Each averages whole episodes, run to their end or until max(γ_L, γ_F)^H ≤ 1e-5, so that nothing is cut off.
+        They have the bias of the critic that makes them; `critic="exact"` has none. Each averages whole episodes, run
+        to their end or until max(γ_L, γ_F)^H ≤ 1e-5, so that nothing is cut off.
 
         Args:
           count: how many.
@@ -223,9 +234,13 @@ class Leader:
           ``[count, *θ.shape]``, or ``[count, R, *θ.shape]`` for stacked runs; with `raw` the last axes are flat.
         """
         check_count(count, "count")
+        if seed is not None:
+            check_count(seed, "seed", at_least=0)
+        if episodes is not None:
+            check_count(episodes, "episodes")
         gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
         if raw:
-            gradients = torch.stack([exact.raw_gradient(self.policy, gradient) for gradient in gradients])
+            gradients = torch.stack([exact.raw_gradient(self.policy, gradient, self.runs) for gradient in gradients])
         return (gradients if self._stacked else gradients[:, 0]).numpy()
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
@@ -237,7 +252,7 @@ class Leader:
             "format": FORMAT,
             "leader": type(self).__name__,
             "arguments": _described(self._arguments),
-            "theta_shape": list(self.env.theta_space.shape),
+            "task": self._task(),
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,
         }
@@ -262,13 +277,17 @@ class Leader:
         Args:
           path: what `save` wrote.
           env: the environment to go on in.
-          changed: arguments that are to differ, such as `verbose`; objects that cannot be written to a file (`policy`,
-            a critic of your own) must be given again here.
+          changed: arguments that are to differ, such as `learning_rate` or `verbose`; objects that cannot be written to
+            a file (`policy`, a critic of your own) must be given again here. `runs`, `seed` and `optimizer` are what
+            the saved state is made of and stay.
 
         Raises:
           FileNotFoundError: if there is no such file.
-          ValueError: if the file is none of ours, is another leader's, or does not fit `env`.
+          ValueError: if the file is none of ours, is another leader's, or was saved in another task than `env`.
         """
+        fixed = sorted({"runs", "seed", "optimizer"} & set(changed))
+        if fixed:
+            raise ValueError(f"`{fixed[0]}` cannot be changed on loading: the saved state depends on it")
         if not Path(path).is_file():
             raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
         try:
@@ -276,10 +295,14 @@ class Leader:
                 described = json.loads(archive.read("leader.json"))
                 state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
                 history = np.load(io.BytesIO(archive.read("history.npy")), allow_pickle=False)
-        except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"`path` must be a file that `save` wrote; {path} is not ({error})") from error
-        if described["format"] != FORMAT:
-            raise ValueError(f"{path} has format {described['format']}; this version reads {FORMAT}")
+            if not isinstance(described, dict) or not isinstance(history, np.ndarray):
+                raise ValueError("its parts are of another kind")
+        except UNREADABLE as error:
+            raise ValueError(
+                f"`path` must be a file that `save` wrote; {path} is not, or is damaged ({error})"
+            ) from error
+        if described.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {described.get('format')}; this version reads {FORMAT}")
         if described["leader"] != cls.__name__:
             raise ValueError(f"{path} holds a {described['leader']}; load it with {described['leader']}.load")
         arguments = {**described["arguments"], **changed}
@@ -289,11 +312,12 @@ class Leader:
                 f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)"
             )
         leader = cls(env, **arguments)
-        if list(leader.env.theta_space.shape) != described["theta_shape"]:
-            raise ValueError(
-                f"`env` must have θ of shape {described['theta_shape']} like the saved leader's, "
-                f"got {list(leader.env.theta_space.shape)}"
-            )
+        for name, here in leader._task().items():
+            there = described["task"].get(name)
+            if here != there:
+                raise ValueError(
+                    f"`env` must be the task that the leader was saved in; {name}: {there} there, {here} here"
+                )
         leader.policy.load_state_dict(state["policy"])
         leader._ascent.load_state_dict(state["optimizer"])
         leader._load_critic_state(state["critic"])
@@ -338,9 +362,15 @@ class Leader:
         v = exact.leader_value(model, best.policy.probs, self.env.preferences.gamma_leader)
         return exact.start_value(model, v)
 
+    def _task(self) -> dict[str, str]:
+        """What a saved leader must find again: the problem and the follower, as text without addresses."""
+        task = {"problem": repr(self.env.problem), "follower": repr(self.env.follower)}
+        task = {name: text if " at 0x" not in text else text.split(" at 0x")[0] for name, text in task.items()}
+        return task | {"theta": str(list(self.env.theta_space.shape))}
+
     def _theta(self) -> Tensor:
         theta = self.policy().double()
-        return theta if self._stacked or theta.ndim > len(self.env.theta_space.shape) else theta[None]
+        return theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
 
     def _regulariser(self) -> Tensor:
         return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
@@ -348,7 +378,9 @@ class Leader:
     def _parameterization(self) -> torch.nn.Module:
         policy = self.common.policy
         if policy is None:
-            return self.env.problem.parameterization(self.runs, self.noise)
+            if not hasattr(self.env.problem, "parameterization"):
+                raise ValueError(f"`policy` must be given: {type(self.env.problem).__name__} names no parameterization")
+            policy = self.env.problem.parameterization(self.runs, self.noise)
         if not isinstance(policy, torch.nn.Module):
             raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
         theta = policy()
@@ -359,7 +391,7 @@ class Leader:
             raise ValueError(
                 f"`policy` must yield θ of shape {[self.runs, *wanted]} for {self.runs} runs, got {list(theta.shape)}"
             )
-        self.env.problem.check_theta(theta.detach().double().numpy())
+        self.env.model(theta.detach())  # refuses θ outside its space
         return policy
 
     def _check_rate(self, rate: Any, name: str) -> None:
@@ -395,10 +427,12 @@ class _bar:
     def __enter__(self) -> Callable[[float], None]:
         if not self.shown:
             return lambda value: None
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich import progress
 
-        value = TextColumn("leader value {task.fields[value]:.4f}")
-        self._bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), value)
+        value = progress.TextColumn("leader value {task.fields[value]:.4f}")
+        self._bar = progress.Progress(
+            progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), value
+        )
         task = self._bar.add_task("learn", total=self.total, value=float("nan"))
         self._bar.start()
         return lambda value: self._bar.update(task, advance=1, value=value)
@@ -414,7 +448,9 @@ def _as_callback(callback: BaseCallback | Callable | list | None) -> BaseCallbac
     if callback is None:
         return CallbackList([])
     if isinstance(callback, list):
-        return CallbackList(callback)
+        return CallbackList([_as_callback(one) for one in callback])
+    if not isinstance(callback, BaseCallback) and not callable(callback):
+        raise TypeError(f"`callback` must be an SB3 callback, a function, or a list of them, got {callback!r}")
     return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
 
 
@@ -422,11 +458,13 @@ def _described(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as JSON; what cannot be written is named, so that `load` can ask for it."""
 
     def one(value: Any) -> Any:
-        if isinstance(value, (np.ndarray, np.generic)):
+        if isinstance(value, (Tensor, np.ndarray, np.generic)):
             return value.tolist()
-        if value is None or isinstance(value, (str, int, float, list, tuple)):
-            return value
-        return {"object": type(value).__name__}
+        if isinstance(value, (list, tuple)):
+            return [one(entry) for entry in value]
+        if isinstance(value, Path):
+            return str(value)
+        return value if isinstance(value, (str, int, float, NoneType)) else {"object": type(value).__name__}
 
     return {name: one(value) for name, value in arguments.items()}
 

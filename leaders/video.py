@@ -68,10 +68,7 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
         collected += info["leader_reward"]
         k, over = k + 1, terminated or truncated
         ending = "  arrived" if terminated else "  time is up" if truncated else ""
-        if not terminated:
-            frames.append(_titled(world.render(), caption, k, collected, ending))
-    if terminated:  # the last step is taken at the goal: the picture stays, the caption changes
-        frames.append(_titled(frames[-1][HEADER:], caption, k, collected, ending))
+        frames.append(_titled(world.render(), caption, k, collected, ending))
     world.close()
     return frames
 

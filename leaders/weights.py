@@ -166,7 +166,9 @@ def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
     moment.index_add_(0, episode.flatten(), flat * kick.reshape(-1, 1))
     total = torch.zeros(runs, size, size, dtype=kick.dtype).index_add_(0, run, gram)
     # φ_jᵀ Σ_{e ≠ e(j)} (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ_eᵀ c_e; the pseudo-inverse is 0 where there is no other episode.
-    share = (torch.linalg.pinv(total[run] - gram, hermitian=True) @ moment[..., None])[..., 0]
+    # What an episode holds is subtracted from the total, so directions below the total's rounding are none.
+    noise_floor = 1e-10 * total.diagonal(dim1=-2, dim2=-1).sum(-1)[run]
+    share = (torch.linalg.pinv(total[run] - gram, atol=noise_floor, hermitian=True) @ moment[..., None])[..., 0]
     everyone = torch.zeros(runs, size, dtype=kick.dtype).index_add_(0, run, share)
     others = everyone[:, None, :] - share[episode].view(runs, steps, size)
     return (kick - (phi * others).sum(-1).view_as(kick)) * batch.valid

@@ -131,8 +131,9 @@ class FourRooms(ConfigurableMDP):
 
     def __post_init__(self) -> None:
         check_choice(self.dynamics, INTENDED, "dynamics")
-        object.__setattr__(self, "closing", tuple(self.closing))
-        if len(self.closing) != len(CORRIDORS):
+        closings = np.ndim(self.closing) == 1 and len(self.closing) == len(CORRIDORS)
+        object.__setattr__(self, "closing", tuple(self.closing) if closings else self.closing)
+        if not closings:
             raise ValueError(
                 f"`closing` must give one probability per corridor (top, left, right, bottom), got {self.closing}"
             )

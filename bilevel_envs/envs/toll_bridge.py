@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_shape
+from bilevel_envs._checks import check_number, check_shape
 from bilevel_envs.drawing import graph_image
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
 from bilevel_envs.noise import Noise
@@ -78,6 +78,7 @@ class TollBridge(ConfigurableMDP):
     default_theta: ClassVar[np.ndarray] = np.zeros(1)
 
     def __post_init__(self) -> None:
+        check_number(self.ferry, "ferry")
         _ = self.preferences  # refuses bad ones
 
     @property

@@ -85,7 +85,9 @@ class SoftValueIteration:
             soft_v = beta * torch.logsumexp(q / beta, -1)
             log_probs = torch.log_softmax(q / beta, -1)
             residual = (soft_v - v).abs().amax(-1)
-            converged = residual <= self.tol * soft_v.abs().amax(-1).clamp(min=1)
+            converged = (residual <= self.tol * soft_v.abs().amax(-1).clamp(min=1)) & log_probs.isfinite().all(-1).all(
+                -1
+            )
             if converged.all():
                 return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)
             probs = log_probs.exp()
@@ -94,8 +96,8 @@ class SoftValueIteration:
             v = torch.where(converged[:, None], v, model.resolvent(probs, gamma, reward))
         raise RuntimeError(
             f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} "
-            f"after {MOST_NEWTON_STEPS} steps; "
-            f"`tol`={self.tol:g} may be below what float64 can reach here: raise it"
+            f"after {MOST_NEWTON_STEPS} steps; with rewards of this size β = {beta:g} may be too small for float64 "
+            f"(raise `beta`), or `tol` = {self.tol:g} too strict (raise `tol`)"
         )
 
     def _schedule(self, model: TabularModel, gamma: float, beta: float, rounds: int, sweeps: int) -> BestResponse:

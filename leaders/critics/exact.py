@@ -32,8 +32,7 @@ class ExactCritic:
                 f'critic="exact" needs the tables of a TabularModel, got {type(model).__name__}; choose one that learns'
             )
         probs = best.policy.probs.expand(max(model.runs, best.policy.probs.shape[0]), -1, -1)
-        reward = (probs * model.r_leader).sum(-1)
-        v = model.resolvent(probs, self.gamma, reward)
+        v = model.resolvent(probs, self.gamma, (probs * model.r_leader).sum(-1))
         self.table = model.r_leader + self.gamma * model.expected_next(v)
 
     def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +40,7 @@ class ExactCritic:
         return table_values(self.table, batch, policy)
 
     def copies(self, count: int) -> ExactCritic:
-        """Itself: there is nothing to copy."""
+        """Another one: there is nothing to copy."""
         return ExactCritic(self.gamma)
 
     def state_dict(self) -> dict[str, Any]:

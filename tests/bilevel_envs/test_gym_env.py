@@ -54,7 +54,19 @@ def test_spec_survives_json(name):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_p_says_what_step_does(name):
+def test_p_allows_what_step_does(name):
+    env = gym.make(name)
+    table, rng = env.unwrapped.P, np.random.default_rng(0)
+    state, _ = env.reset(seed=0)
+    for _ in range(500):
+        action = int(rng.integers(env.action_space.n))
+        following, reward, terminated, truncated, _ = env.step(action)
+        assert (following, reward, terminated) in [row[1:] for row in table[state][action]]
+        state = env.reset()[0] if terminated or truncated else following
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_p_is_the_models_table(name):
     env = gym.make(name).unwrapped
     model = env.simulator(env.theta)
     table, start = env.P, env.initial_state_distrib
@@ -120,7 +132,7 @@ def test_resetting_some_leaves_the_others():
     assert after[~mask].tolist() == before[~mask].tolist()
 
 
-def rewards(env, n=3):
+def first_reward(env):
     env.reset(seed=0)
     return env.step(0)[1]
 
@@ -133,10 +145,10 @@ def test_theta_is_sticky_and_in_force_from_the_next_reset():
     assert first == pytest.approx(-0.2 / 105)
     env.unwrapped.configure(half)
     assert env.step(0)[1] == first  # the running episode keeps its world
-    assert rewards(env) == pytest.approx(-0.1 / 104)
-    assert rewards(env) == pytest.approx(-0.1 / 104)  # a reset without options keeps it
+    assert first_reward(env) == pytest.approx(-0.1 / 104)
+    assert first_reward(env) == pytest.approx(-0.1 / 104)  # a reset without options keeps it
     env.reset(seed=0, options={"theta": np.zeros(104)})
-    assert rewards(env) == 0.0
+    assert first_reward(env) == 0.0
     np.testing.assert_array_equal(env.unwrapped.theta, np.zeros(104))
 
 
@@ -155,8 +167,12 @@ def test_vector_theta_can_differ_by_run():
         (np.full(104, 0.1), r"`theta` must lie in theta_space; at \(0,\) it is 0.1, outside \[-0.2, 0\]"),
         (np.full(104, -0.01), r"`theta` must spend at most 0.2 in all; Σ\|theta\| is 1.04"),
         (np.full(104, np.nan), r"`theta` must be finite; at \(0,\) it is nan"),
-        ("penalties", "`theta` must be an array of numbers"),
+        ("penalties", "`theta` must be an array of real numbers, got str"),
         (np.zeros((2, 104)), r"`theta` must have shape \[104\], got \[2, 104\]"),
+        (np.zeros((1, 1, 104)), r"`theta` must have shape \[104\], or a leading runs axis"),
+        (np.zeros((0, 104)), r"`theta` must have shape \[104\], or a leading runs axis"),
+        (np.zeros(104, dtype=complex), "`theta` must be an array of real numbers"),
+        ([[0.0], [0.0, 0.0]], "`theta` must be an array of real numbers"),
     ],
 )
 def test_bad_theta_is_refused_and_the_old_one_stays(theta, message):
@@ -180,15 +196,31 @@ def test_unknown_arguments_are_named():
     with pytest.raises(ValueError, match=r"`options` may hold \['theta'\], got \['thet'\]"):
         env.reset(options={"thet": 1})
     env.reset()
-    with pytest.raises(ValueError, match="`action` must lie in Discrete"):
-        env.unwrapped.step(4)
+    for action in (4, -1, 1.7, "2", None, [1, 2]):
+        with pytest.raises(ValueError, match="`action` must lie in Discrete"):
+            env.unwrapped.step(action)
 
 
 def test_stepping_before_reset_is_refused():
     with pytest.raises(gym.error.ResetNeeded):
         gym.make("BiLevel/TollBridge-v0").unwrapped.step(0)
+    envs = gym.make_vec("BiLevel/TollBridge-v0", num_envs=2)
     with pytest.raises(gym.error.ResetNeeded):
-        gym.make_vec("BiLevel/TollBridge-v0", num_envs=2).step(np.zeros(2, int))
+        envs.step(np.zeros(2, int))
+    with pytest.raises(gym.error.ResetNeeded):
+        envs.reset(options={"reset_mask": np.array([True, False])})
+
+
+def test_the_last_state_of_an_episode_can_be_seen_but_not_left():
+    env = gym.make("BiLevel/TollBridge-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(0)
+    before = env.render()
+    _, _, terminated, _, _ = env.step(0)
+    assert terminated
+    assert (env.render() != before).any()
+    with pytest.raises(gym.error.ResetNeeded):
+        env.unwrapped.step(0)
 
 
 @pytest.mark.parametrize("name", IDS)

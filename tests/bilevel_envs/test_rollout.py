@@ -6,9 +6,12 @@ import pytest
 import torch
 from scipy import stats
 
+from bilevel_envs import BilevelWrapper
 from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Free
 from bilevel_envs.policies import BoltzmannPolicy
 from bilevel_envs.rollout import vector_rollout
+from leaders import BCHG
 
 STEPS = 1_000_000
 
@@ -143,3 +146,55 @@ def test_noise_is_one_stream_per_run():
     first = together.normal(2)
     together.load_state_dict(state)
     np.testing.assert_array_equal(together.normal(2), first)
+
+
+class Foreign(gym.Env):
+    """Somebody's configurable environment, known by its methods alone; every episode takes exactly five steps."""
+
+    def __init__(self):
+        self._inner = gym.make("BiLevel/RandomMDP-v0").unwrapped
+        self.observation_space, self.action_space = self._inner.observation_space, self._inner.action_space
+        for name in ("theta_space", "preferences", "configure", "model"):
+            setattr(self, name, getattr(self._inner, name))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._inner.reset(seed=seed, options=options)
+
+    def step(self, action):
+        return self._inner.step(action)
+
+
+def test_an_environment_of_any_make_is_stepped_copy_by_copy():
+    gym.register("Foreign-v0", entry_point=Foreign, max_episode_steps=5)
+    try:
+        env = BilevelWrapper(gym.make("Foreign-v0", disable_env_checker=True))
+        theta = np.array([np.zeros(5), np.full(5, 0.7)])
+        batch = env.rollout(theta, env.best_response(theta), Noise([0, 1]), rows=2, horizon=12, sampler="steps")
+        for run in range(2):  # all copies are cut at once, and each run has its own θ
+            model = env.model(theta[run])
+            assert torch.equal(batch.r_leader[run], model.r_leader[0][batch.state[run], batch.action[run]])
+            assert torch.equal(batch.r_follower[run], model.r_follower[0][batch.state[run], batch.action[run]])
+        assert batch.truncated[0, 0].nonzero().flatten().tolist() == [4, 9]
+        with pytest.raises(ValueError, match="`policy` must be given: Foreign names no parameterization"):
+            BCHG(env)
+        leader = BCHG(env, policy=Free(np.zeros((1, 5))), sampler="steps", batch_size=50).learn(2)
+        assert leader.rows == 10
+    finally:
+        del gym.registry["Foreign-v0"]
+
+
+def test_a_time_limit_put_on_by_hand_counts():
+    env = BilevelWrapper(gym.wrappers.TimeLimit(gym.make("BiLevel/RandomMDP-v0").unwrapped, 7))
+    assert env.time_limit == 7
+    for sampler in ("fused", "steps"):
+        best = env.best_response(np.zeros(5))
+        batch = env.rollout(np.zeros(5), best, Noise([0]), rows=1, horizon=20, sampler=sampler)
+        assert batch.truncated[0, 0].nonzero().flatten().tolist() == [6, 13]
+
+
+def test_theta_and_noise_must_have_the_same_runs(make):
+    env = make("RandomMDP")
+    theta = np.zeros((3, 5))
+    with pytest.raises(ValueError, match=r"`noise` must have one stream per run of `theta` \(3\), got 2"):
+        env.rollout(theta, env.best_response(theta), Noise([0, 1]), rows=1, horizon=5)

@@ -97,7 +97,7 @@ def test_a_warm_start_gives_the_same_answer_and_runs_do_not_touch_each_other():
     [
         ({"beta": 0.0}, "`beta` must be above 0, got 0.0"),
         ({"beta": -1.0}, "`beta` must be above 0"),
-        ({"beta": float("nan")}, "`beta` must be above 0, got nan"),
+        ({"beta": float("nan")}, "`beta` must be above 0 and finite, got nan"),
         ({"tol": 0.0}, "`tol` must be above 0"),
         ({"rounds": 100}, "`rounds` and `sweeps` make the fixed schedule together"),
         ({"rounds": 0, "sweeps": 5}, "`rounds` must be at least 1"),
@@ -117,3 +117,9 @@ def test_a_planner_needs_tables():
 def test_bad_preferences_are_refused(name, value):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         Preferences(**({"gamma_leader": 0.9, "gamma_follower": 0.9, "beta": 0.2} | {name: value}))
+
+
+def test_a_beta_beyond_float64_is_refused_not_guessed():
+    rooms = FourRooms(beta=1e-310)
+    with pytest.raises(RuntimeError, match="β = 1e-310 may be too small for float64"):
+        SoftValueIteration().best_response(rooms.model(torch.from_numpy(rooms.default_theta)[None]), rooms.preferences)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,7 @@ def test_expected_next_counts_only_what_goes_on():
             r"`r_follower` must be finite; at \(0, 0, 0\)",
         ),
         ({"r_leader": torch.zeros(2, 2).double()}, r"`r_leader` must have a leading runs axis"),
+        ({"continues": torch.full((1, 2, 2), 0.5).double()}, "`continues` must be 0 where the episode ends"),
     ],
 )
 def test_bad_tables_are_refused_by_name(change, message):
@@ -79,3 +82,17 @@ def test_table_refuses_states_without_the_runs_axis():
     with pytest.raises(ValueError, match="leading runs axis of 3"):
         table(torch.zeros(2, 5, dtype=torch.long))
     assert Table(torch.arange(4.0)[None])(2) == 2.0
+
+
+def test_replacing_the_transition_replaces_what_is_derived_from_it():
+    model = two_states()
+    stays = torch.eye(2, dtype=torch.float64)[None, :, None, :].expand(1, 2, 2, 2).contiguous()
+    changed = replace(model, transition=stays)
+    v = torch.tensor([[2.0, 10.0]], dtype=torch.float64)
+    assert changed.expected_next(v)[0, 0].tolist() == [2.0, 2.0]
+    assert model.with_rewards(model.r_leader + 1, model.r_follower).structure is model.structure
+
+
+def test_single_precision_tables_are_refused():
+    with pytest.raises(TypeError, match="`transition` must be a float64 torch tensor, got a tensor of torch.float32"):
+        two_states(transition=torch.full((1, 2, 2, 2), 0.5))

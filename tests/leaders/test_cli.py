@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,40 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "finished"
     main([*QUICK, "--out", str(out)])
     return out
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_done(tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "import sys; from leaders.cli import main; main(sys.argv[1:])", *QUICK]
+    process = subprocess.Popen(
+        [*command, "--iterations", "100000", "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "tensorboard").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "go on with --resume" in error
+    done = int(error.split("stopped after ")[1].split()[0])
+    assert len(history(out).splitlines()) == 1 + 2 * done > 1
+
+
+def test_a_run_is_not_cut_back(finished, capsys):
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--out", str(finished), "--iterations", "10", "--resume"])
+    assert "`iterations` must be at least 30" in capsys.readouterr().err
+
+
+def test_a_damaged_directory_is_said_to_be_so(finished, tmp_path, capsys):
+    for name, content in (("config.json", b"\xff"), ("config.json", b'{"arguments": [1]}'), ("leader.zip", b"PK")):
+        out = tmp_path / f"{name}{len(content)}"
+        shutil.copytree(finished, out)
+        (out / name).write_bytes(content)
+        with pytest.raises(SystemExit):
+            main([*QUICK, "--out", str(out), "--resume"])
+        assert str(out / name) in capsys.readouterr().err
 
 
 def test_envs_are_listed(capsys):
@@ -119,7 +154,7 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
         process.wait()
     main([*arguments, "--out", str(killed), "--resume"])
     assert history(killed) == history(whole)
-    assert not [path for path in killed.iterdir() if path.name.endswith(".part") and path.stat().st_size == 0]
+    assert not [path for path in killed.iterdir() if path.name.endswith(".part")]
 
 
 @pytest.mark.parametrize(
@@ -139,6 +174,7 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
         ),
         (["--env-args", "colour"], "`env_args` must be KEY=VALUE, got 'colour'"),
         (["--leader-args", "depth=3"], "the leader 'bchg' has no argument depth; it takes preset, critic"),
+        (["--leader-args", "runs=3"], "`leader_args` must not repeat what has a flag of its own: runs"),
         (["--leader", "exact"], "the leader 'exact' has no argument preset"),
         (["--env", "CartPole-v1"], "must be configurable by a leader"),
     ],
@@ -201,8 +237,8 @@ def test_other_worlds_and_leaders_train_too(tmp_path):
 
 def test_env_arguments_reach_the_environment(tmp_path):
     out = tmp_path / "out"
-    mdp = ["train", "--env", "BiLevel/RandomMDP-v0", "--leader", "exact", "--iterations", "2", "--runs", "1"]
-    main([*mdp, "--out", str(out), "--env-args", "states=6", "seed=3", "--leader-args", "learning_rate=0.2"])
+    mdp = ["train", "--env", "BiLevel/RandomMDP-v0", "--iterations", "2", "--runs", "1", "--out", str(out)]
+    main([*mdp, "--env-args", "states=6", "seed=3", "--leader-args", "arrival=value", "rows=2"])
     told = json.loads((out / "config.json").read_text())["arguments"]
     assert told["env_args"] == ["states=6", "seed=3"]
     assert np.isfinite(float((out / "history.csv").read_text().splitlines()[1].split(",")[4]))

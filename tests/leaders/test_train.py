@@ -18,7 +18,7 @@ class StopAfter(BaseCallback):
         self.calls = calls
 
     def _on_step(self):
-        assert self.model.num_timesteps == self.num_timesteps or self.num_timesteps >= 0
+        assert self.num_timesteps == self.model.num_timesteps == 100 * self.n_calls
         return self.n_calls < self.calls
 
 
@@ -104,13 +104,33 @@ def test_loading_what_does_not_fit_is_refused(make, tmp_path):
     BCHG(make("FourRooms")).save(path)
     with pytest.raises(ValueError, match="holds a BCHG; load it with BCHG.load"):
         NaivePGD.load(path, env=make("FourRooms"))
-    with pytest.raises(ValueError, match=r"`env` must have θ of shape \[104\]"):
+    with pytest.raises(ValueError, match="`env` must be the task that the leader was saved in; problem: FourRooms"):
         BCHG.load(path, env=make("TollBridge"))
+    with pytest.raises(ValueError, match="`env` must be the task .*beta=0.001"):
+        BCHG.load(path, env=make("FourRooms", beta=1e-3))
+    with pytest.raises(ValueError, match="`optimizer` cannot be changed on loading"):
+        BCHG.load(path, env=make("FourRooms"), optimizer="sgd")
     with pytest.raises(FileNotFoundError, match="`path` must be a file that `save` wrote"):
         BCHG.load(tmp_path / "nothing.zip", env=make("FourRooms"))
     (tmp_path / "bad.zip").write_text("not a zip")
     with pytest.raises(ValueError, match="`path` must be a file that `save` wrote"):
         BCHG.load(tmp_path / "bad.zip", env=make("FourRooms"))
+    whole = path.read_bytes()
+    for middle in (len(whole) // 3, len(whole) // 2):
+        (tmp_path / "torn.zip").write_bytes(whole[:middle] + b"torn" + whole[middle + 4 :])
+        with pytest.raises(ValueError, match="`path` must be a file that `save` wrote"):
+            BCHG.load(tmp_path / "torn.zip", env=make("FourRooms"))
+
+
+@pytest.mark.parametrize("first", [0.05, [0.01, 0.02]])
+@pytest.mark.parametrize("then", [1e-4, [1e-4, 1e-4]])
+def test_a_new_learning_rate_on_loading_is_the_one_in_force(make, tmp_path, first, then):
+    BCHG(make("FourRooms"), runs=2, learning_rate=first).learn(3).save(tmp_path / "leader.zip")
+    leader = BCHG.load(tmp_path / "leader.zip", env=make("FourRooms"), learning_rate=then)
+    before = leader.policy.raw.detach().clone()
+    leader.learn(1)
+    moved = (leader.policy.raw.detach() - before).abs().max()
+    assert 1e-5 < moved < 3e-4  # Adam moves by about its learning rate
 
 
 class Network(torch.nn.Module):
@@ -162,7 +182,7 @@ def test_clipping_is_per_run(make):
 
 
 def test_callbacks_can_stop_a_run(make):
-    leader = BCHG(make("TollBridge")).learn(50, callback=StopAfter(7))
+    leader = BCHG(make("TollBridge"), batch_size=100).learn(50, callback=StopAfter(7))
     assert leader.progress.iterations == 7
     leader = BCHG(make("TollBridge")).learn(50, callback=lambda scope, _: scope["self"].progress.iterations < 3)
     assert leader.progress.iterations == 3
@@ -217,6 +237,9 @@ def test_a_bare_environment_is_refused(leader):
         ({"max_grad_norm": 0.0}, "`max_grad_norm` must be above 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"batch_size": 100, "rows": 3}, r"`batch_size` must be a multiple of `rows` \(3\), got 100"),
+        ({"shared": "no"}, "`shared` must be one of True, False, got 'no'"),
+        ({"verbose": -1}, "`verbose` must be at least 0"),
+        ({"critic_start": "ones"}, "`critic_start` must be one of 'zeros', 'normal'"),
         ({"runs": 0}, "`runs` must be at least 1"),
         ({"seed": -1}, "`seed` must be at least 0"),
         ({"critic_learning_rate": 2.0}, "`critic_learning_rate` must be above 0 and at most 1"),
@@ -232,8 +255,18 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         BCHG(make("FourRooms"), learning_rat=0.1)
     with pytest.raises(TypeError, match="`policy` must be a torch.nn.Module"):
         BCHG(make("FourRooms"), policy="mlp")
-    with pytest.raises(TypeError, match="`critic` must have `fit` and `values`"):
+    with pytest.raises(TypeError, match="`critic` must be one of .*or an object with fit, values"):
         BCHG(make("FourRooms"), critic=3)
+    with pytest.raises(TypeError, match="`follower` must be an object with `best_response"):
+        BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), SoftValueIteration)
+    with pytest.raises(TypeError, match="`callback` must be an SB3 callback, a function, or a list"):
+        BCHG(make("FourRooms")).learn(1, callback="stop")
+    with pytest.raises(ValueError, match="`seed` must be at least 0"):
+        BCHG(make("FourRooms")).gradient_samples(2, seed=-1)
+    with pytest.raises(ValueError, match=r"`features` must map states to shape \[1, 1, 100, 'F'\]"):
+        BCHG(make("FourRooms"), features=lambda state: state.double()).learn(1)
+    with pytest.raises(KeyError, match="a history has the columns env_steps"):
+        _ = BCHG(make("FourRooms")).history["value"]
     with pytest.raises(TypeError, match="`total_iterations` must be a whole number"):
         BCHG(make("FourRooms")).learn(1.5)
     with pytest.raises(ValueError, match="`follower` must be one of 'soft_value_iteration'"):

@@ -42,6 +42,6 @@ def central_differences(function: Callable[[np.ndarray], float], x: np.ndarray, 
 
 
 def z_scores(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(mean − truth) / standard error, per coordinate."""
-    error = samples.std(0, ddof=1) / len(samples) ** 0.5
-    return (samples.mean(0) - truth) / np.where(error > 0, error, np.inf)
+    """(mean − truth) / standard error, per coordinate; a coordinate that never varies must be exactly right."""
+    error, miss = samples.std(0, ddof=1) / len(samples) ** 0.5, samples.mean(0) - truth
+    return np.divide(miss, error, out=np.where(np.abs(miss) > 1e-12, np.inf, 0.0), where=error > 0)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from leaders.statistics import summary
+
+
+def test_by_hand():
+    got = summary([*np.arange(19.0), 1000.0])
+    assert got.mean == pytest.approx((171 + 1000) / 20)
+    assert got.iqm == pytest.approx(9.5)  # the middle half: 5 … 14
+    assert got.iqm_interval[1] < 18 < got.mean_interval[1]  # one outlier moves the mean, not the IQM
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(200):
+        low, high = summary(rng.normal(size=30), seed=trial, resamples=300).mean_interval
+        hits += low <= 0 <= high
+    # a percentile bootstrap of 30 covers a little below 95 %; 180 of 200 is 3 s.e. below 94 %
+    assert 180 <= hits < 200
+
+
+def test_tasks_are_resampled_apart():
+    # two tasks far apart: mixed resampling would give an interval as wide as their distance
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(size=20), 1000 + rng.normal(size=20)
+    got = summary({"near": near, "far": far})
+    low, high = got.mean_interval
+    spread = 1.96 * np.hypot(stats.sem(near), stats.sem(far)) / 2
+    assert high - low == pytest.approx(2 * spread, rel=0.25)
+    assert got.seeds == {"near": 20, "far": 20}
+
+
+def test_seeds_that_agree_need_no_resampling():
+    assert summary([2.0, 2.0, 2.0]).mean_interval == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (np.zeros((10, 1000)), r"`scores` must be one number per seed, got shape \[10, 1000\]; iterations"),
+        ([1.0], "`scores` must hold at least 2 seeds, got 1"),
+        ([1.0, np.nan], "`scores` must be finite; seed 1 is not"),
+        ({"a": [1.0, 2.0], "b": np.zeros((2, 2))}, r"`scores\['b'\]` must be one number per seed"),
+        ({}, "`scores` must hold at least one task"),
+    ],
+)
+def test_anything_but_seeds_is_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        summary(scores)
