@@ -92,12 +92,14 @@ class Terms:
       r_follower: r_F(s_k, b_k; θ).
       log_start: log ρ0(s_k; θ); meaningful where an episode starts.
       log_arrival: log p(next_state_k | s_k, b_k; θ).
+      expected_r_follower: E_b[r_F(s_k, b; θ)] under a policy held fixed; only where one was given.
     """
 
     r_leader: Tensor | None
     r_follower: Tensor | None
     log_start: Tensor | None
     log_arrival: Tensor | None
+    expected_r_follower: Tensor | None = None
 
 
 class Model(Protocol):
@@ -107,8 +109,8 @@ class Model(Protocol):
     def runs(self) -> int:
         """R, or 1 where every run shares the model."""
 
-    def terms(self, rollout: Rollout) -> Terms:
-        """The differentiable terms at the visited steps."""
+    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+        """The differentiable terms at the visited steps, with E_b[r_F] under `policy` if one is given."""
 
     def detach(self) -> Model:
         """The same model without gradients."""

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import ALMOST_ONE, TabularModel, draw, ladder_of
+from bilevel_envs.tabular import ALMOST_ONE, TabularModel, closed_cdf, draw, ladder_of
 
 
 def vector_rollout(
@@ -83,6 +83,9 @@ def table_rollout(
     horizon: int,
     time_limit: int | None = None,
     whole_episodes: bool = False,
+    initial: np.ndarray | None = None,
+    first_state: np.ndarray | None = None,
+    first_action: np.ndarray | None = None,
 ) -> Rollout:
     """The same law as `vector_rollout`, drawn from the tables of a model without an environment between.
 
@@ -94,6 +97,9 @@ def table_rollout(
       horizon: T.
       time_limit: an episode is truncated after so many steps; None for no limit.
       whole_episodes: rows stop after their first episode instead of starting another.
+      initial: another distribution of first states than the model's, [S].
+      first_state: the state in which each row begins, int [R, N], for oracles that may choose it.
+      first_action: the first action of each row, int [R, N]; −1 for the policy's own.
 
     Returns:
       A batch [R, N, T], rows cut to the longest one in use.
@@ -114,7 +120,10 @@ def table_rollout(
     # Time leads while drawing, so that each step reads and writes one contiguous row.
     draws = noise.uniform(3, horizon, rows).transpose(1, 2, 0, 3).reshape(3, horizon, count)
     np.minimum(draws, ALMOST_ONE, out=draws)
-    begin = _inverse_cdf(tables.start_cdf, draws[2], first_row // states)
+    start_cdf = tables.start_cdf if initial is None else closed_cdf(initial[None])
+    begin = _inverse_cdf(start_cdf, draws[2], first_row // states)
+    if first_state is not None:
+        begin[0] = first_state.reshape(-1)
     limited = time_limit is not None and time_limit < horizon + 1
     state, action, following, step = (np.empty((horizon, count), int) for _ in range(4))
     terminated, truncated, valid = (np.zeros((horizon, count), bool) for _ in range(3))
@@ -122,6 +131,8 @@ def table_rollout(
     length = horizon
     for k in range(horizon):
         b = draw(policy_ladder, policy_row + s, draws[0, k]) % actions
+        if k == 0 and first_action is not None:
+            b = np.where(first_action.reshape(-1) < 0, b, first_action.reshape(-1))
         arrived = successor[draw(next_ladder, next_row + s * actions + b, draws[1, k])]
         over = ends[ends_row + s, b]
         state[k], action[k], following[k], step[k], terminated[k], valid[k] = s, b, arrived, at, over, alive

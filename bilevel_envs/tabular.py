@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -226,8 +227,13 @@ class TabularModel:
         structure = self.structure
         return resolvent(structure.kernel, structure.band, policy, gamma, y, transpose=transpose)
 
-    def terms(self, rollout: Rollout) -> Terms:
-        """The differentiable terms at the visited steps; None where no gradient can flow."""
+    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+        """The differentiable terms at the visited steps; None where no gradient can flow.
+
+        Args:
+          rollout: the steps.
+          policy: with one, a `BoltzmannPolicy`, also E_b[r_F(s_k, b)] under it.
+        """
         state, action = rollout.state, rollout.action
 
         def visited(table: Tensor, *index: Tensor) -> Tensor | None:
@@ -244,6 +250,7 @@ class TabularModel:
             r_follower=visited(self.r_follower, state, action),
             log_start=None if start is None else torch.where(rollout.starts, start, 1.0).log(),
             log_arrival=None if arrival is None else torch.where(rollout.valid, arrival, 1.0).log(),
+            expected_r_follower=None if policy is None else visited((policy.probs * self.r_follower).sum(-1), state),
         )
 
 

@@ -1,8 +1,8 @@
 """Leader trainers: each estimates how the leader's return changes with θ, the follower's reaction included."""
 
 from leaders import exact
-from leaders.algorithms import BCHG, LEADERS, ExactGradient, NaivePGD
+from leaders.algorithms import BCHG, HPGD, LEADERS, ExactGradient, NaivePGD, SoBiRL
 from leaders.history import History
 from leaders.train import Leader
 
-__all__ = ["BCHG", "LEADERS", "ExactGradient", "History", "Leader", "NaivePGD", "exact"]
+__all__ = ["BCHG", "HPGD", "LEADERS", "ExactGradient", "History", "Leader", "NaivePGD", "SoBiRL", "exact"]

@@ -3,26 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice
+from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Rollout
+from bilevel_envs.noise import Noise
 from bilevel_envs.tabular import TabularModel
 from leaders import exact
 from leaders.critic import Critic
-from leaders.sampled import SampledLeader, Sampling, changed
-from leaders.train import Common, Estimate, Leader
+from leaders.kicks import kick_bc_hg
+from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
+from leaders.sampled import SampledLeader, Sampling
+from leaders.surrogate import surrogate
+from leaders.train import Common, Estimate, Leader, changed
+from leaders.values import evaluate
+from leaders.weights import occupancy
 
-PRESETS = (None, "paper")
+# Every choice of the published four-rooms code (arXiv:2603.14867; listed in the docs).
+PUBLISHED = Sampling(
+    "bc_hg_shared",
+    critic="sarsa",
+    critic_learning_rate=0.5,
+    critic_start="normal",
+    features="none",
+    tail="reference",
+    arrival="value",
+)
+
+
+VARIANTS = ("mc", "sa", "oracle")
 
 
 def _given(scope: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a constructor, from its `locals()`."""
-    return {name: value for name, value in scope.items() if name not in ("self", "env", "__class__")}
+    return {
+        name: value for name, value in scope.items() if name not in ("self", "env", "__class__", "default", "paper")
+    }
 
 
 class BCHG(SampledLeader):
@@ -113,27 +135,10 @@ class BCHG(SampledLeader):
         tensorboard_log: str | None = None,
     ) -> None:
         arguments = _given(locals())
-        check_choice(preset, PRESETS, "preset")
-        paper = preset == "paper"
-        defaults = PUBLISHED if paper else Sampling("bc_hg")
-        shared = paper if shared is None else shared
+        shared = preset == "paper" if shared is None else shared
         check_choice(shared, (True, False), "shared")
-        sampling = changed(
-            defaults,
-            kick="bc_hg_shared" if shared else "bc_hg",
-            critic=critic,
-            critic_learning_rate=critic_learning_rate,
-            critic_start=critic_start,
-            features=features,
-            tail=tail,
-            arrival=arrival,
-            batch_size=batch_size,
-            rows=rows,
-            sampler=sampler,
-        )
-        common = Common(runs, seed, policy, verbose, tensorboard_log, **(PUBLISHED_STEPS if paper else {}))
-        steps = {"learning_rate": learning_rate, "optimizer": optimizer, "max_grad_norm": max_grad_norm}
-        super().__init__(env, changed(common, **steps), sampling, arguments)
+        kick = "bc_hg_shared" if shared else "bc_hg"
+        super().__init__(env, arguments, {None: Sampling("bc_hg"), "paper": PUBLISHED}, kick=kick)
 
 
 class NaivePGD(SampledLeader):
@@ -193,22 +198,208 @@ class NaivePGD(SampledLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
+        default = Sampling("naive_pgd", features="none")
+        paper = replace(default, tail="reference", critic="monte_carlo")
+        super().__init__(env, _given(locals()), {None: default, "paper": paper})
+
+
+class HPGD(SampledLeader):
+    r"""Hyper policy gradient descent: the guiding term as a covariance over repeat visits, or from an oracle.
+
+    .. math::
+
+        \mathbb{E}\Big[\sum_t \gamma_L^t \tfrac{1}{\beta} B_L(s_t, b_t)
+        \big(\nabla Q_F(s_t, b_t) - \nabla V_F(s_t)\big)\Big]
+
+    In expectation that is BC-HG's; what differs is where the two gradients come from.
+
+    ::
+
+        variants "mc" and "sa", from the batch itself:
+            c_k ← γ_L^k B_k / β
+            c_k ← mean of c over the visits of (s_k, b_k) − mean of c over the visits of s_k
+        variant "oracle", from trajectories that begin where one likes:
+            from every visited (s_k, b_k) and from every visited s_k, fresh episodes;
+            they carry +c_k and −c_k at their first step
+
+    Where no state repeats with different actions the kick of "mc" and "sa" is identically 0 and HPGD silently becomes
+    Naive-PGD; with few repeats the means contain the very sample that they centre, which shrinks them.
+
+    Args:
+        env: a ``BilevelWrapper``.
+        variant: ``"mc"`` (Q_L and V_L as mean returns of the batch), ``"sa"`` (a SARSA table) or ``"oracle"``.
+        preset: None or ``"paper"``: cut episodes summed as far as they go and divided by the finished ones, an
+            every-visit direct term, a SARSA table started at N(0, 1), SGD with step 0.1; for the oracle a separate
+            batch of 10,000 transitions with uniform starts, whose means replace Q_L, V_L and both gradients.
+        oracle_draws: episodes from each visited pair and state (``"oracle"`` without the preset).
+        oracle_size: transitions of the published oracle's batch.
+        critic: as in ``BCHG``; it overrides what the variant says.
+        critic_learning_rate: as in ``BCHG``.
+        critic_start: as in ``BCHG``.
+        tail: as in ``BCHG``.
+        arrival: as in ``BCHG``.
+        batch_size: on-policy transitions per outer iteration and run; an oracle's come on top and are counted.
+        rows: as in ``BCHG``.
+        sampler: ``"fused"`` or ``"steps"``, for the on-policy batch.
+        learning_rate: step size, a number or one per run.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
+        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        runs: number of stacked runs; None for a single one without a runs axis.
+        seed: run i uses the stream of seed + i.
+        verbose: 0 for silence, 1 for a table now and then.
+        tensorboard_log: folder for events, or None.
+
+    References:
+        Thoma, Pásztor, Krause, Ramponi, Hu (2024) introduced HPGD; the variants are those of arXiv:2603.14867, whose
+        code weighs by B_L where its equation (7) prints Q_L, with the same expectation.
+    """
+
+    name: ClassVar[str] = "hpgd"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        variant: str = "mc",
+        *,
+        preset: str | None = None,
+        oracle_draws: int = 1,
+        oracle_size: int = 10_000,
+        critic: str | Critic | None = None,
+        critic_learning_rate: Any = None,
+        critic_start: str | None = None,
+        tail: str | None = None,
+        arrival: str | None = None,
+        batch_size: int = 100,
+        rows: int | None = None,
+        sampler: str | None = None,
+        learning_rate: Any = None,
+        optimizer: str | None = None,
+        max_grad_norm: float | None = None,
+        policy: torch.nn.Module | None = None,
+        runs: int | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
         arguments = _given(locals())
-        check_choice(preset, PRESETS, "preset")
-        paper = preset == "paper"
-        sampling = changed(
-            Sampling("naive_pgd", features="none", tail="reference" if paper else "bootstrap"),
-            critic=critic or ("monte_carlo" if paper else None),
-            critic_learning_rate=critic_learning_rate,
-            tail=tail,
-            arrival=arrival,
-            batch_size=batch_size,
-            rows=rows,
-            sampler=sampler,
-        )
-        common = Common(runs, seed, policy, verbose, tensorboard_log, **(PUBLISHED_STEPS if paper else {}))
-        steps = {"learning_rate": learning_rate, "optimizer": optimizer, "max_grad_norm": max_grad_norm}
-        super().__init__(env, changed(common, **steps), sampling, arguments)
+        check_choice(variant, VARIANTS, "variant")
+        self.variant, self.published = variant, preset == "paper"
+        self.oracle_draws = check_count(oracle_draws, "oracle_draws")
+        self.oracle_size = check_count(oracle_size, "oracle_size")
+        kick = "naive_pgd" if variant == "oracle" else "hpgd"  # the oracle's batch carries its kicks itself
+        usual = {"mc": "monte_carlo", "sa": "sarsa", "oracle": "expected_sarsa"}[variant]
+        paper = replace(PUBLISHED, critic="sarsa" if variant == "sa" else "monte_carlo")
+        presets = {None: Sampling(kick, critic=usual, features="none"), "paper": paper}
+        super().__init__(env, arguments, presets, kick=kick)
+        if variant == "oracle" and self.oracle_size % self.rows:
+            raise ValueError(f"`oracle_size` must be a multiple of the batch's rows ({self.rows}), got {oracle_size}")
+
+    def _surrogate(
+        self,
+        theta: Tensor,
+        model: TabularModel,
+        batch: Rollout,
+        best: BestResponse,
+        critic: Critic,
+        noise: Noise,
+        tail: str | None,
+    ) -> tuple[Tensor, Tensor | int]:
+        total, steps = super()._surrogate(theta, model, batch, best, critic, noise, tail)
+        if self.variant != "oracle":
+            return total, steps
+        preferences, policy = self.env.preferences, best.policy
+        world = self.env.unwrapped.simulator(theta.detach()).detach()  # type: ignore[attr-defined]
+        counts = occupancy(batch, preferences.gamma_leader, tail)
+        if self.published:
+            how = {"steps": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
+            oracle, kick = published_oracle_batch(world, policy, noise, batch, counts, preferences, **how)  # type: ignore[arg-type]
+        else:
+            own = kick_bc_hg(batch, evaluate(critic, best, batch), counts, preferences)
+            horizon = self._cut_off()
+            oracle, kick = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
+        weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
+        return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
+
+    def _steps_drawn(self, steps: int, horizon: int) -> int:
+        if self.variant != "oracle":
+            return steps
+        return steps + (self.oracle_size if self.published else 2 * self.oracle_draws * steps * horizon)
+
+
+class SoBiRL(SampledLeader):
+    r"""SoBiRL's first-step estimator of the guiding term, for leaders that move the follower's rewards alone.
+
+    .. math::
+
+        \mathbb{E}\Big[\tfrac{1}{\beta} Q_L(s_0, b_0)
+        \sum_k \big(\nabla r_F(s_k, b_k) - \mathbb{E}_b[\nabla r_F(s_k, b)]\big)\Big]
+
+    ::
+
+        c_0 ← Q_L(s_0, b_0) / β at the first step of each episode, else 0;   w_k ← w_{k−1} + c_k  (no decay)
+        θ ← θ + α ∇ Σ_k [γ_L^k r_L + w_k (r_F(s_k, b_k) − E_b r_F(s_k, b))]
+
+    The sum over k is undiscounted, as published, and knows nothing of θ in transitions or start. **Where r_F does not
+    depend on the action, as in four rooms, the guiding term is identically 0 and SoBiRL coincides with Naive-PGD**: the
+    comparison there carries no information about it. It is biased elsewhere, too: only the first step's choice is
+    weighed.
+
+    Args:
+        env: a ``BilevelWrapper``.
+        modified: weigh each step's own difference by γ_L^k Q_L(s_k, b_k) / β instead (not in the paper's figures).
+        preset: None or ``"paper"``: Q_L as mean returns, cut episodes summed as far as they go, an every-visit direct
+            term, SGD with step 0.1.
+        critic: as in ``BCHG``.
+        critic_learning_rate: as in ``BCHG``.
+        tail: as in ``BCHG``.
+        arrival: as in ``BCHG``, for the leader's part.
+        batch_size: transitions per outer iteration and run.
+        rows: as in ``BCHG``.
+        sampler: ``"fused"`` or ``"steps"``.
+        learning_rate: step size, a number or one per run.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
+        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        runs: number of stacked runs; None for a single one without a runs axis.
+        seed: run i uses the stream of seed + i.
+        verbose: 0 for silence, 1 for a table now and then.
+        tensorboard_log: folder for events, or None.
+
+    References:
+        Yang, Gao, Yuan (2024) introduced SoBiRL; the form is that of arXiv:2603.14867's code.
+    """
+
+    name: ClassVar[str] = "sobirl"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        *,
+        modified: bool = False,
+        preset: str | None = None,
+        critic: str | Critic | None = None,
+        critic_learning_rate: Any = None,
+        tail: str | None = None,
+        arrival: str | None = None,
+        batch_size: int = 100,
+        rows: int | None = None,
+        sampler: str | None = None,
+        learning_rate: Any = None,
+        optimizer: str | None = None,
+        max_grad_norm: float | None = None,
+        policy: torch.nn.Module | None = None,
+        runs: int | None = None,
+        seed: int = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        arguments = _given(locals())
+        check_choice(modified, (True, False), "modified")
+        default = Sampling("sobirl", features="none")
+        paper = replace(default, critic="monte_carlo", tail="reference")
+        kick = "sobirl_modified" if modified else "sobirl"
+        super().__init__(env, arguments, {None: default, "paper": paper}, kick=kick)
 
 
 class ExactGradient(Leader):
@@ -251,9 +442,7 @@ class ExactGradient(Leader):
         tensorboard_log: str | None = None,
     ) -> None:
         arguments = _given(locals())
-        common = Common(runs, seed, policy, verbose, tensorboard_log)
-        steps = {"learning_rate": learning_rate, "optimizer": optimizer, "max_grad_norm": max_grad_norm}
-        super().__init__(env, changed(common, **steps), arguments)
+        super().__init__(env, changed(Common(), arguments), arguments)
 
     def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
         solves = 0
@@ -270,17 +459,4 @@ class ExactGradient(Leader):
         return torch.from_numpy(exact.hypergradient(self.env, theta)).expand(count, *theta.shape).clone()
 
 
-# Every choice of the published four-rooms code (arXiv:2603.14867; listed in the docs).
-PUBLISHED = Sampling(
-    "bc_hg_shared",
-    critic="sarsa",
-    critic_learning_rate=0.5,
-    critic_start="normal",
-    features="none",
-    tail="reference",
-    arrival="value",
-)
-
-PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
-
-LEADERS: dict[str, type[Leader]] = {leader.name: leader for leader in (BCHG, NaivePGD, ExactGradient)}
+LEADERS: dict[str, type[Leader]] = {leader.name: leader for leader in (BCHG, NaivePGD, HPGD, SoBiRL, ExactGradient)}

@@ -56,7 +56,7 @@ class Train:
     out: Path
     """the run directory; must not exist, be empty, or hold this run (with --resume)"""
     leader: str = "bchg"
-    """bchg, naive-pgd or exact"""
+    """bchg, hpgd, sobirl, naive-pgd or exact"""
     preset: Text = None
     """"paper" for the published code, choice by choice"""
     iterations: int = 3000

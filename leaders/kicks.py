@@ -7,13 +7,14 @@ episodes, [R, N, T]; it is 0 where a step does not count.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bilevel_envs.model import Preferences, Rollout
 from leaders.values import Values
-from leaders.visits import visit_mean
+from leaders.visits import start_share, visit_mean
 
 Kick = Callable[[Rollout, Values, Tensor, Preferences], Tensor]
 
@@ -30,12 +31,50 @@ def kick_bc_hg(batch: Rollout, values: Values, occupancy: Tensor, preferences: P
 
 def kick_bc_hg_shared(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
     """The same, shared among all visits of (s, b) (arXiv:2603.14867, Algorithm 1, line 12)."""
-    pair = batch.state * (int(batch.action.max()) + 1) + batch.action
-    return visit_mean(kick_bc_hg(batch, values, occupancy, preferences), pair, batch.valid)
+    return visit_mean(kick_bc_hg(batch, values, occupancy, preferences), pair_of(batch), batch.valid)
 
 
-KICKS: dict[str, Kick] = {
-    "naive_pgd": kick_naive_pgd,
-    "bc_hg": kick_bc_hg,
-    "bc_hg_shared": kick_bc_hg_shared,
+def kick_hpgd(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
+    """The same, centred over repeat visits of s instead of under g (arXiv:2603.14867, eq. 7; 0 without repeats)."""
+    kick = kick_bc_hg(batch, values, occupancy, preferences)
+    return visit_mean(kick, pair_of(batch), batch.valid) - visit_mean(kick, batch.state, batch.valid)
+
+
+def kick_sobirl(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
+    """Q_L(s_0, b_0) / β at the first step only; the trace does not decay, r_F is centred under g."""
+    return start_share(batch.starts) * values.q_leader / preferences.beta
+
+
+def kick_sobirl_modified(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
+    """γ_L^k Q_L(s_k, b_k) / β at every step, for that step's own r_F alone, centred under g."""
+    return occupancy * values.q_leader / preferences.beta
+
+
+def pair_of(batch: Rollout) -> Tensor:
+    """One number per (s, b), [R, N, T]."""
+    return batch.state * (int(batch.action.max()) + 1) + batch.action
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An estimator: its kick, and what becomes of it.
+
+    Attributes:
+      kick: what each step adds to the trace.
+      decay: the trace's factor per step; None for γ_F.
+      centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k).
+    """
+
+    kick: Kick
+    decay: float | None = None
+    centred: bool = False
+
+
+KICKS: dict[str, Rule] = {
+    "naive_pgd": Rule(kick_naive_pgd),
+    "bc_hg": Rule(kick_bc_hg),
+    "bc_hg_shared": Rule(kick_bc_hg_shared),
+    "hpgd": Rule(kick_hpgd),
+    "sobirl": Rule(kick_sobirl, decay=1.0, centred=True),
+    "sobirl_modified": Rule(kick_sobirl_modified, decay=0.0, centred=True),
 }

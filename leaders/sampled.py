@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -23,7 +23,7 @@ from leaders.critics import ExactCritic, ExpectedSarsa, MonteCarlo, Sarsa
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
 from leaders.surrogate import surrogate
-from leaders.train import Common, Estimate, Leader
+from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
@@ -31,6 +31,7 @@ CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "exact")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
+PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 
 
@@ -68,13 +69,19 @@ class SampledLeader(Leader):
 
     Args:
       env: the environment with its follower.
-      common: settings that all leaders share.
-      sampling: how the estimate is made.
-      arguments: what the subclass was constructed with, for `save`.
+      arguments: what the subclass was constructed with; those that are not None win over the preset's.
+      presets: how the estimate is made, by the name of the preset.
+      overrides: fields of `Sampling` that the subclass derives from its arguments.
     """
 
-    def __init__(self, env: gym.Env, common: Common, sampling: Sampling, arguments: dict[str, Any]) -> None:
-        super().__init__(env, common, arguments)
+    def __init__(
+        self, env: gym.Env, arguments: dict[str, Any], presets: dict[str | None, Sampling], **overrides: Any
+    ) -> None:
+        preset = arguments["preset"]
+        check_choice(preset, presets, "preset")
+        common = Common(**PUBLISHED_STEPS) if preset == "paper" else Common()
+        super().__init__(env, changed(common, arguments), arguments)
+        self.sampling = sampling = changed(presets[preset], arguments | overrides)
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
         check_choice(sampling.arrival, ARRIVALS, "arrival")
@@ -82,7 +89,6 @@ class SampledLeader(Leader):
         if not callable(sampling.features):
             check_choice(sampling.features, FEATURES, "features")
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
-        self.sampling = sampling
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
 
@@ -96,23 +102,39 @@ class SampledLeader(Leader):
             sampler=self.sampling.sampler,
         )
         self.critic.fit(batch, best, model.detach(), self.noise)
-        weights = self._weights(batch, best, self.critic, self.sampling.tail)
+        total, further_steps = self._surrogate(theta, model, batch, best, self.critic, self.noise, self.sampling.tail)
         return Estimate(
-            surrogate=surrogate(model.terms(batch), weights),
+            surrogate=total,
             leader_return=_mean_return(batch, self.env.preferences.gamma_leader),
-            env_steps=self.sampling.batch_size,
+            env_steps=self.sampling.batch_size + further_steps,
             episodes=(batch.valid & (batch.terminated | batch.truncated)).sum((1, 2)),
         )
+
+    def _surrogate(
+        self,
+        theta: Tensor,
+        model: TabularModel,
+        batch: Rollout,
+        best: BestResponse,
+        critic: Critic,
+        noise: Noise,
+        tail: str | None,
+    ) -> tuple[Tensor, Tensor | int]:
+        """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
+        policy = best.policy if KICKS[self.sampling.kick].centred else None
+        return surrogate(model.terms(batch, policy), self._weights(batch, best, critic, tail)), 0
 
     def _weights(self, batch: Rollout, best: BestResponse, critic: Critic, tail: str | None) -> Weights:
         """From a batch to the four weights; the whole estimator on half a screen."""
         preferences = self.env.preferences
         values = evaluate(critic, best, batch)
         counts = occupancy(batch, preferences.gamma_leader, tail)
-        kick = KICKS[self.sampling.kick](batch, values, counts, preferences)
+        rule = KICKS[self.sampling.kick]
+        kick = rule.kick(batch, values, counts, preferences)
         if self.sampling.features != "none":
             kick = residualised(kick, self._features(batch), batch)
-        return weights_from_kick(kick, batch, values, counts, preferences, tail=tail, arrival=self.sampling.arrival)
+        how = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "centred": rule.centred}
+        return weights_from_kick(kick, batch, values, counts, preferences, **how)
 
     def _features(self, batch: Rollout) -> Tensor:
         if callable(self.sampling.features):
@@ -125,12 +147,10 @@ class SampledLeader(Leader):
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
-        preferences = self.env.preferences
-        gamma = max(preferences.gamma_leader, preferences.gamma_follower)
-        horizon = int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
+        preferences, horizon = self.env.preferences, self._cut_off()
         theta = self._theta().detach()
         best = self.env.follower.best_response(self.env.model(theta), preferences, self.progress.best)
-        at_once = max(1, CHUNK // (self.runs * rows * horizon))
+        at_once = max(1, CHUNK // (self.runs * self._steps_drawn(rows * horizon, horizon)))
         gradients = []
         for first in range(0, count, at_once):
             copies = min(at_once, count - first)
@@ -155,10 +175,19 @@ class SampledLeader(Leader):
             )
             critic = self.critic.copies(copies)
             critic.fit(batch, response, model.detach(), noise)
-            total = surrogate(model.terms(batch), self._weights(batch, response, critic, tail=None)).sum()
+            total = self._surrogate(tiled, model, batch, response, critic, noise, tail=None)[0].sum()
             (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
+
+    def _cut_off(self) -> int:
+        """The horizon beyond which no step of an episode matters."""
+        gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
+        return int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
+
+    def _steps_drawn(self, steps: int, horizon: int) -> int:
+        """At most so many steps are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""
+        return steps
 
     def _critic_state(self) -> dict[str, Any]:
         return self.critic.state_dict()
@@ -194,11 +223,6 @@ class SampledLeader(Leader):
         if sampling.critic == "expected_sarsa":
             return ExpectedSarsa(gamma, rate, start)
         return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
-
-
-def changed(settings: Any, **given: Any) -> Any:
-    """A frozen dataclass with those of the given fields that are not None."""
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _mean_return(batch: Rollout, gamma: float) -> Tensor:

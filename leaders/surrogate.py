@@ -19,9 +19,10 @@ def surrogate(terms: Terms, weights: Weights) -> Tensor:
         (terms.r_follower, weights.r_follower),
         (terms.log_start, weights.log_start),
         (terms.log_arrival, weights.log_arrival),
+        (terms.expected_r_follower, weights.expected_r_follower),
     ]
     total = torch.zeros(weights.r_leader.shape[0], dtype=weights.r_leader.dtype)
     for term, weight in pairs:
-        if term is not None:
+        if term is not None and weight is not None:
             total = total + (weight * term).sum((1, 2))
     return total

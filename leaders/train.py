@@ -9,7 +9,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -47,14 +47,14 @@ class Estimate:
     Attributes:
       surrogate: its gradient in θ is the hypergradient estimate of each run, [R].
       leader_return: mean sampled discounted return of the leader, [R]; NaN without samples.
-      env_steps: steps of the environment spent, per run.
+      env_steps: steps of the environment spent, per run or [R].
       episodes: episodes that came to an end, [R].
       follower_solves: best responses asked for beside the iteration's own, per run.
     """
 
     surrogate: Tensor
     leader_return: Tensor | float = float("nan")
-    env_steps: int = 0
+    env_steps: Tensor | int = 0
     episodes: Tensor | float = 0
     follower_solves: int = 0
 
@@ -83,6 +83,12 @@ class Common:
     learning_rate: Any = 0.05
     optimizer: str = "adam"
     max_grad_norm: float = 1.0
+
+
+def changed(settings: Any, given: dict[str, Any]) -> Any:
+    """A frozen dataclass with those of its fields that are given, and not as None."""
+    names = {field.name for field in fields(settings)}
+    return replace(settings, **{name: value for name, value in given.items() if name in names and value is not None})
 
 
 @dataclass

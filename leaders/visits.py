@@ -28,6 +28,16 @@ def mean_table(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> Tensor:
     return torch.from_numpy(means.reshape(x.shape[0], keys))
 
 
+def number(mark: Tensor) -> Tensor:
+    """How many steps of each run are marked, at least 1, float64 [R, 1, 1]."""
+    return mark.sum((1, 2), keepdim=True).clamp(min=1).double()
+
+
+def start_share(starts: Tensor) -> Tensor:
+    """1 over the number of episodes where one starts, else 0, [R, N, T]."""
+    return starts / number(starts)
+
+
 def _means(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> tuple[np.ndarray, np.ndarray]:
     runs = x.shape[0]
     flat = (key + keys * torch.arange(runs).view(-1, 1, 1)).flatten().numpy()

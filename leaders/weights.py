@@ -23,7 +23,7 @@ from torch import Tensor
 from bilevel_envs._checks import check_choice
 from bilevel_envs.model import Preferences, Rollout
 from leaders.values import Values
-from leaders.visits import visit_mean
+from leaders.visits import number, start_share, visit_mean
 
 TAILS = ("drop", "bootstrap", "reference")
 ARRIVALS = ("td_error", "value")
@@ -38,12 +38,14 @@ class Weights:
       r_follower: on r_F.
       log_start: on log ρ0.
       log_arrival: on log p(next state).
+      expected_r_follower: on E_b[r_F(s_k, b)]; None where the estimator has no use for it.
     """
 
     r_leader: Tensor
     r_follower: Tensor
     log_start: Tensor
     log_arrival: Tensor
+    expected_r_follower: Tensor | None = None
 
 
 def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
@@ -85,12 +87,12 @@ def occupancy(batch: Rollout, gamma: float, tail: str | None) -> Tensor:
     """
     discount = gamma ** batch.step.double() * batch.valid
     if tail == "drop":
-        return discount * _reaches(batch, batch.finished) / _number(batch.finished)
+        return discount * _reaches(batch, batch.finished) / number(batch.finished)
     if tail == "reference":
-        return discount / _number(batch.valid & (batch.terminated | batch.truncated))
+        return discount / number(batch.valid & (batch.terminated | batch.truncated))
     if tail == "bootstrap":
-        return eligibility_trace(continued(_start_share(batch), batch, gamma), gamma, batch.starts)
-    return discount / _number(batch.starts)
+        return eligibility_trace(continued(start_share(batch.starts), batch, gamma), gamma, batch.starts)
+    return discount / number(batch.starts)
 
 
 def continued(kick: Tensor, batch: Rollout, decay: float) -> Tensor:
@@ -183,6 +185,8 @@ def weights_from_kick(
     *,
     tail: str | None,
     arrival: str = "td_error",
+    decay: float | None = None,
+    centred: bool = False,
 ) -> Weights:
     """The weights of an estimator, from its kick.
 
@@ -194,11 +198,14 @@ def weights_from_kick(
       preferences: γ_L and γ_F.
       tail: as in `occupancy`.
       arrival: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives.
+      decay: the trace's factor per step; None for γ_F.
+      centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
     """
     check_choice(arrival, ARRIVALS, "arrival")
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
-    trace_kick = continued(kick, batch, gamma_follower) if tail == "bootstrap" else kick
-    trace = eligibility_trace(trace_kick, gamma_follower, batch.starts) * batch.valid
+    decay = gamma_follower if decay is None else decay
+    trace_kick = continued(kick, batch, decay) if tail == "bootstrap" and 0 < decay < 1 else kick
+    trace = eligibility_trace(trace_kick, decay, batch.starts) * batch.valid
     leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else counts
     arriving_leader = gamma_leader * values.v_leader_next
     arriving_follower = gamma_follower * values.v_follower_next
@@ -209,34 +216,25 @@ def weights_from_kick(
         r_leader=leader,
         r_follower=trace,
         log_start=_start_weight(values.v_leader, batch, arrival),
-        log_arrival=counts * arriving_leader + trace * arriving_follower,
+        log_arrival=counts * arriving_leader + (0.0 if centred else trace * arriving_follower),
+        expected_r_follower=-trace if centred else None,
     )
 
 
 def _start_weight(v_leader: Tensor, batch: Rollout, arrival: str) -> Tensor:
     """V_L(s_0) over the number of episodes; less the mean over the other episodes where variance is to be reduced."""
     starts = batch.starts
-    number = _number(starts)
+    episodes = number(starts)
     value = v_leader * starts
     if arrival == "td_error":
-        others = (value.sum((1, 2), keepdim=True) - value) / (number - 1).clamp(min=1)
-        value = torch.where(number > 1, value - others, value) * starts
-    return value / number
+        others = (value.sum((1, 2), keepdim=True) - value) / (episodes - 1).clamp(min=1)
+        value = torch.where(episodes > 1, value - others, value) * starts
+    return value / episodes
 
 
 def _first_visit_shared(batch: Rollout, gamma: float) -> Tensor:
     """The published direct term: an every-visit average over the start states, cut tails included."""
-    return eligibility_trace(visit_mean(_start_share(batch), batch.state, batch.valid), gamma, batch.starts)
-
-
-def _start_share(batch: Rollout) -> Tensor:
-    """1 over the number of episodes where one starts, else 0."""
-    return batch.starts / _number(batch.starts)
-
-
-def _number(mark: Tensor) -> Tensor:
-    """How many steps of each run are marked, at least 1, float64 [R, 1, 1]."""
-    return mark.sum((1, 2), keepdim=True).clamp(min=1).double()
+    return eligibility_trace(visit_mean(start_share(batch.starts), batch.state, batch.valid), gamma, batch.starts)
 
 
 def _reaches(batch: Rollout, mark: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-METHODS = {"bchg": "bchg", "naive-pgd": "baseline"}  # our leader → its key in the file
+METHODS = {"bchg": "bchg", "naive-pgd": "baseline", "sobirl": "sobirl", "hpgd-mc": "hpgd_mc", "hpgd-sa": "hpgd_sa"} | {
+    "hpgd-oracle": "oracle"
+}  # our leader → its key in the file
 WINDOW = 100  # trailing mean that the published four-rooms curves went through
 
 

@@ -9,17 +9,20 @@ import torch
 from bilevel_envs import Rollout
 from bilevel_envs.envs.four_rooms import GOAL_STATE
 from bilevel_envs.parameterizations import Budget
-from leaders import BCHG
+from leaders import BCHG, HPGD, NaivePGD, SoBiRL
+from leaders.kicks import KICKS
+from leaders.oracle import oracle_weights, published_oracle_kick
 from leaders.surrogate import surrogate
+from leaders.weights import occupancy
 
 DATA = Path(__file__).parents[1] / "data"
 
 
-def recorded_batch(record, model) -> Rollout:
+def recorded_batch(record, model, prefix="") -> Rollout:
     """The record's trajectory [T, E] as a batch [1, E, T]."""
 
     def rows(name):
-        return torch.from_numpy(np.ascontiguousarray(record[name].T)[None])
+        return torch.from_numpy(np.ascontiguousarray(record[prefix + name].T)[None])
 
     state, action, done = rows("states"), rows("actions").long(), rows("done")
     step = torch.zeros_like(state)
@@ -31,20 +34,63 @@ def recorded_batch(record, model) -> Rollout:
     return Rollout(state, action, following, *rewards, terminated, done & ~terminated, step, torch.ones_like(done))
 
 
-def test_paper_preset_reproduces_the_published_update(make):
-    record = np.load(DATA / "golden_bchg_b0_005_B400.npz")
-    env = make("FourRooms", dynamics="mismatched", beta=float(record["beta"]))
-    policy = Budget(record["theta"][None].astype(float), -0.2)
-    leader = BCHG(env, preset="paper", policy=policy)
-    theta = policy()
-    model = env.model(theta)
-    best = env.best_response(theta.detach())
-    batch = recorded_batch(record, model.detach())
-    leader.critic.table = record["QL_before"][None].astype(float)
-    leader.critic.pass_over(batch, best.policy, record["perm"][None])
-    np.testing.assert_allclose(leader.critic.table[0], record["QL_after"], atol=1e-6)  # float32 there
-    weights = leader._weights(batch, best, leader.critic, "reference")
-    (actual,) = torch.autograd.grad(surrogate(model.terms(batch), weights).sum(), policy.raw)
-    expected = record["grad_from_update"]
-    assert np.abs(actual[0].numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert np.linalg.norm(actual[0].numpy()) == pytest.approx(float(record["grad_norm"]), rel=1e-4)
+class Record:
+    """One record: the published numbers, and our leader's world at the same point."""
+
+    def __init__(self, make, name, leader, **arguments):
+        self.data = np.load(DATA / f"golden_{name}_b0_005_B400.npz")
+        self.env = make("FourRooms", dynamics="mismatched", beta=float(self.data["beta"]))
+        self.policy = Budget(self.data["theta"][None].astype(float), -0.2)
+        self.leader = leader(self.env, preset="paper", policy=self.policy, batch_size=400, **arguments)
+        theta = self.policy()
+        self.model, self.best = self.env.model(theta), self.env.best_response(theta.detach())
+        self.batch = recorded_batch(self.data, self.model.detach())
+        self.expected = self.data["grad_from_update"]
+
+    def gradient(self, total):
+        """In raw coordinates, [105]."""
+        (gradient,) = torch.autograd.grad(total.sum(), self.policy.raw, retain_graph=True)
+        return gradient[0].numpy()
+
+    def own(self):
+        """The leader's surrogate on the recorded batch."""
+        rule = KICKS[self.leader.sampling.kick]
+        terms = self.model.terms(self.batch, self.best.policy if rule.centred else None)
+        return surrogate(terms, self.leader._weights(self.batch, self.best, self.leader.critic, "reference"))
+
+    def error(self, actual):
+        return np.abs(actual - self.expected).max() / np.abs(self.expected).max()
+
+
+@pytest.mark.parametrize(("name", "leader", "arguments"), [("bchg", BCHG, {}), ("hpgd_sarsa", HPGD, {"variant": "sa"})])
+def test_leaders_with_a_sarsa_table(make, name, leader, arguments):
+    record = Record(make, name, leader, **arguments)
+    critic = record.leader.critic
+    critic.table = record.data["QL_before"][None].astype(float)
+    critic.pass_over(record.batch, record.best.policy, record.data["perm"][None])
+    np.testing.assert_allclose(critic.table[0], record.data["QL_after"], atol=1e-6)  # float32 there
+    actual = record.gradient(record.own())
+    assert record.error(actual) <= 1e-5
+    assert np.linalg.norm(actual) == pytest.approx(float(record.data["grad_norm"]), rel=1e-4)
+
+
+def test_hpgd_mc(make):
+    record = Record(make, "hpgd", HPGD, variant="mc")
+    assert record.error(record.gradient(record.own())) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "leader"), [("baseline", NaivePGD), ("sobirl", SoBiRL)])
+def test_leaders_without_a_guiding_term_here(make, name, leader):
+    record = Record(make, name, leader)
+    assert record.error(record.gradient(record.own())) <= 1e-3  # a small sum of large terms, in float32 there
+
+
+def test_hpgd_oracle(make):
+    record = Record(make, "hpgd_oracle", HPGD, variant="oracle", oracle_size=2000)
+    oracle = recorded_batch(record.data, record.model.detach(), "oracle_")
+    preferences = record.env.preferences
+    counts = occupancy(record.batch, preferences.gamma_leader, "reference")
+    kick = published_oracle_kick(oracle, record.batch, counts, preferences, 104, 4)
+    weights = oracle_weights(oracle, kick, record.best, preferences, arrival="value")
+    total = record.own() + surrogate(record.model.terms(oracle), weights)
+    assert record.error(record.gradient(total)) <= 1e-5

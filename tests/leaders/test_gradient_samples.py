@@ -5,7 +5,7 @@ import pytest
 from truth import z_scores
 
 from bilevel_envs.parameterizations import Budget, Free
-from leaders import BCHG, NaivePGD, exact
+from leaders import BCHG, HPGD, NaivePGD, SoBiRL, exact
 
 SAMPLES = 400
 
@@ -129,3 +129,72 @@ def test_stacked_samples_are_those_of_each_run(make):
     together = BCHG(env, critic="exact", runs=3, seed=5).gradient_samples(4)
     alone = BCHG(env, critic="exact", seed=6).gradient_samples(4)
     np.testing.assert_allclose(together[:, 1], alone, rtol=1e-8)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_hpgd_with_an_oracle_agrees_with_the_truth(make, draws):
+    env = make("RandomMDP", seed=0, gamma_leader=0.6, gamma_follower=0.7)
+    leader = HPGD(env, "oracle", critic="exact", oracle_draws=draws)
+    direct, guiding = exact.hypergradient_parts(env, leader.theta)
+    samples = leader.gradient_samples(SAMPLES, episodes=2)
+    assert np.abs(z_scores(samples, direct + guiding)).max() < 4
+    assert np.abs(z_scores(samples, direct - guiding)).max() > 8
+
+
+def test_the_published_oracle_agrees_where_it_sees_everything(make):
+    # Its four tables come from one batch, so their products are biased by the order of 1 / visits: with 40,000
+    # transitions for 30 pairs the bias is below the noise of 100 estimates.
+    env = make("RandomMDP", seed=0, transition_share=0.0, start_share=0.0, gamma_leader=0.6, gamma_follower=0.7)
+    leader = HPGD(env, "oracle", preset="paper", oracle_size=40_000)
+    direct, guiding = exact.hypergradient_parts(env, leader.theta)
+    samples = leader.gradient_samples(100)
+    assert np.abs(z_scores(samples, direct + guiding)).max() < 4
+    assert np.abs(z_scores(samples, direct - guiding)).max() > 8
+
+
+def test_hpgd_is_naive_when_no_state_repeats(make):
+    import torch
+    from test_weights import PREFS, rollout, values_like
+
+    from leaders.kicks import kick_hpgd
+    from leaders.weights import occupancy
+
+    order = torch.randperm(36, generator=torch.Generator().manual_seed(0)).view(1, 6, 6)
+    batch = rollout(order.tolist(), action=(order % 3).tolist())
+    assert (kick_hpgd(batch, values_like(batch), occupancy(batch, 0.9, None), PREFS) == 0).all()
+    same = rollout((order // 6).tolist(), action=(order // 6 % 3).tolist())  # states repeat, each with one action
+    counts = occupancy(same, 0.9, None)
+    assert kick_hpgd(same, values_like(same), counts, PREFS).abs().max() < 1e-15
+    mixed = rollout((order // 6).tolist(), action=(order % 3).tolist())
+    assert kick_hpgd(mixed, values_like(mixed), occupancy(mixed, 0.9, None), PREFS).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("modified", [False, True])
+def test_sobirl_is_blind_to_rewards_of_states(make, modified):
+    env = make("FourRooms")
+    sobirl = SoBiRL(env, modified=modified, critic="exact").gradient_samples(10)
+    np.testing.assert_allclose(sobirl, NaivePGD(env, critic="exact").gradient_samples(10), atol=1e-9)
+
+
+def test_sobirl_is_its_own_formula(make):
+    """Σ_k over fresh episodes of Q_L(s_0, b_0)/β (∇r_F(s_k, b_k) − E_b ∇r_F), summed step by step."""
+    env = make("RandomMDP", seed=0, transition_share=0.0, start_share=0.0, gamma_leader=0.6, gamma_follower=0.6)
+    theta, slope = np.zeros(5), env.problem._tables.r_follower.slope.numpy()
+    best = env.best_response(theta)
+    g = best.policy.probs[0].numpy()
+    critic = BCHG(env, critic="exact", policy=Free(np.zeros((1, 5)))).critic
+    critic.fit(None, best, env.model(theta).detach(), None)
+    from bilevel_envs.noise import Noise
+
+    batch = env.rollout(theta, best, Noise([0]), rows=4000, horizon=30, whole_episodes=True)
+    s, b = batch.state[0].numpy(), batch.action[0].numpy()
+    centred = slope - (g[..., None] * slope).sum(1, keepdims=True)  # ∇r_F − E_b ∇r_F, [S, B, dim]
+    first = critic.table[0].numpy()[s[:, 0], b[:, 0]] / env.preferences.beta
+    plain = (first[:, None] * centred[s, b].sum(1)).mean(0)
+    direct = exact.hypergradient_parts(env, theta)[0]
+    leader = SoBiRL(env, critic="exact", policy=Free(np.zeros((1, 5))))
+    samples = leader.gradient_samples(SAMPLES)
+    assert np.linalg.norm(plain) > 0.5
+    # both sides are sampled; the step-by-step sum has 4,000 episodes, as many as the 400 estimates of 10
+    error = np.sqrt(2) * samples.std(0, ddof=1) / SAMPLES**0.5
+    assert np.abs((samples.mean(0) - direct - plain) / error).max() < 4

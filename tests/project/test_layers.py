@@ -33,7 +33,7 @@ ROWS = [
     ["leaders.critics.exact", "leaders.critics.monte_carlo", "leaders.values"],
     ["leaders.critics.sarsa"],
     ["leaders.critics", "leaders.kicks", "leaders.weights", "leaders.exact"],
-    ["leaders.surrogate"],
+    ["leaders.surrogate", "leaders.oracle"],
     ["leaders.train"],
     ["leaders.sampled"],
     ["leaders.algorithms"],
