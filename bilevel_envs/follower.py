@@ -22,6 +22,7 @@ class BestResponse:
       v: V_F; `v(state)`. β log g = Q_F − V_F.
       residual: largest violation of the follower's optimality equation, [R], in units of its reward.
       optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum.
+      memory: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
     """
 
     policy: BoltzmannPolicy
@@ -29,6 +30,7 @@ class BestResponse:
     v: Table
     residual: Tensor
     optimal: bool
+    memory: dict[str, Tensor] | None = None
 
 
 class Follower(Protocol):

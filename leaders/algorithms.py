@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -100,7 +100,7 @@ class BCHG(SampledLeader):
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i.
+        seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
@@ -130,7 +130,7 @@ class BCHG(SampledLeader):
         max_grad_norm: float | None = None,
         policy: torch.nn.Module | None = None,
         runs: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
@@ -167,7 +167,7 @@ class NaivePGD(SampledLeader):
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i.
+        seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
@@ -194,7 +194,7 @@ class NaivePGD(SampledLeader):
         max_grad_norm: float | None = None,
         policy: torch.nn.Module | None = None,
         runs: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
@@ -246,7 +246,7 @@ class HPGD(SampledLeader):
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i.
+        seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
@@ -278,7 +278,7 @@ class HPGD(SampledLeader):
         max_grad_norm: float | None = None,
         policy: torch.nn.Module | None = None,
         runs: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
@@ -362,7 +362,7 @@ class SoBiRL(SampledLeader):
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i.
+        seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
@@ -390,7 +390,7 @@ class SoBiRL(SampledLeader):
         max_grad_norm: float | None = None,
         policy: torch.nn.Module | None = None,
         runs: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
@@ -418,7 +418,7 @@ class ExactGradient(Leader):
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
         policy: a module whose ``forward()`` is θ; None for the environment's default.
         runs: number of stacked runs (different starts); None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i.
+        seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
         tensorboard_log: folder for events, or None.
 
@@ -437,7 +437,7 @@ class ExactGradient(Leader):
         max_grad_norm: float | None = None,
         policy: torch.nn.Module | None = None,
         runs: int | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:

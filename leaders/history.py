@@ -18,12 +18,16 @@ COLUMNS = (
     "grad_norm",
     "residual",
     "episodes",
+    "followed_value",
 )
 COUNTS = ("env_steps", "follower_solves", "episodes")
 
 
 class History:
     """Columns [iterations, R]; grows by one row per outer iteration.
+
+    `leader_value` is exact, under the follower's soft optimum; `followed_value` is exact under the policy that the
+    follower used, another one where it is not optimal. `leader_return` is what the batch brought.
 
     `leader_value` and all else belong to θ before the update; `env_steps` and `follower_solves` are what was spent up
     to and with the iteration.

@@ -157,7 +157,7 @@ class SampledLeader(Leader):
             # Sample j of run i is run j·R + i of a larger stack, with a stream of its own.
             draw = 1 if seed is None else 2 + seed
             streams = [
-                [self.seed + run, draw, self.progress.iterations, first + copy]
+                [self.seeds[run], draw, self.progress.iterations, first + copy]
                 for copy in range(copies)
                 for run in range(self.runs)
             ]

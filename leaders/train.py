@@ -8,7 +8,7 @@ import pickle
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -65,7 +65,7 @@ class Common:
 
     Attributes:
       runs: number of stacked runs; None for a single one without a runs axis.
-      seed: run i uses the stream of seed + i.
+      seed: run i uses the stream of seed + i; or one seed per run.
       policy: the parameterisation of θ; None for the environment's default.
       verbose: 0 silent, 1 a table now and then.
       tensorboard_log: folder for TensorBoard events; None for none.
@@ -76,7 +76,7 @@ class Common:
     """
 
     runs: int | None = None
-    seed: int = 0
+    seed: int | Sequence[int] = 0
     policy: torch.nn.Module | None = None
     verbose: int = 0
     tensorboard_log: str | None = None
@@ -126,12 +126,12 @@ class Leader:
         self.env, self.common, self._arguments = env, common, arguments
         self._stacked = common.runs is not None
         self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
-        self.seed = check_count(common.seed, "seed", at_least=0)
+        self.seeds = self._run_seeds(common.seed)
         check_count(common.verbose, "verbose", at_least=0)
         if not isinstance(common.tensorboard_log, (str, Path, NoneType)):
             raise TypeError(f"`tensorboard_log` must be a folder's path, got {common.tensorboard_log!r}")
         self._check_rate(common.learning_rate, "learning_rate")
-        self.noise = Noise([self.seed + run for run in range(self.runs)])
+        self.noise = Noise(self.seeds)
         self.policy = self._parameterization()
         self._ascent = Ascent(self.policy, self.runs, common.optimizer, common.learning_rate, common.max_grad_norm)
         self.history = History(self.runs)
@@ -344,7 +344,7 @@ class Leader:
         self._ascent.zero_grad()
         if loss.requires_grad:
             loss.sum().backward()
-        value = self._leader_value(fixed, best)
+        value, followed = self._exact_values(fixed, best)
         try:
             grad_norm = self._ascent.step()
         except FloatingPointError as error:
@@ -353,6 +353,7 @@ class Leader:
             env_steps=self.history.last("env_steps") + estimate.env_steps,
             follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
             leader_value=value,
+            followed_value=followed,
             leader_return=estimate.leader_return,
             grad_norm=grad_norm,
             residual=best.residual,
@@ -361,12 +362,17 @@ class Leader:
         self.progress.best = best
         self.progress.iterations += 1
 
-    def _leader_value(self, model: TabularModel, best: BestResponse) -> Tensor:
-        """J_L at θ under the soft-optimal follower, [R]."""
-        if not best.optimal:
-            best = self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
-        v = exact.leader_value(model, best.policy.probs, self.env.preferences.gamma_leader)
-        return exact.start_value(model, v)
+    def _exact_values(self, model: TabularModel, best: BestResponse) -> tuple[Tensor, Tensor]:
+        """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each."""
+
+        def value(policy: BoltzmannPolicy) -> Tensor:
+            return exact.start_value(model, exact.leader_value(model, policy.probs, self.env.preferences.gamma_leader))
+
+        followed = value(best.policy)
+        if best.optimal:
+            return followed, followed
+        self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
+        return value(self.progress.optimum.policy), followed
 
     def _task(self) -> dict[str, str]:
         """What a saved leader must find again: the problem and the follower, as text without addresses."""
@@ -399,6 +405,13 @@ class Leader:
             )
         self.env.model(theta.detach())  # refuses θ outside its space
         return policy
+
+    def _run_seeds(self, seed: Any) -> list[int]:
+        if np.ndim(seed) == 0:
+            return [check_count(seed, "seed", at_least=0) + run for run in range(self.runs)]
+        if len(seed) != self.runs:
+            raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")
+        return [check_count(one, "seed", at_least=0) for one in seed]
 
     def _check_rate(self, rate: Any, name: str) -> None:
         if np.ndim(rate) and np.shape(rate) != (self.runs,):
@@ -490,11 +503,11 @@ def _response_state(best: BestResponse | None) -> dict[str, Any] | None:
         "v": best.v.values,
         "residual": best.residual,
     }
-    return {**tables, "optimal": best.optimal}
+    return {**tables, "optimal": best.optimal, "memory": best.memory}
 
 
 def _response(state: dict[str, Any] | None) -> BestResponse | None:
     if state is None:
         return None
     policy, q, v = BoltzmannPolicy(state["log_probs"]), Table(state["q"]), Table(state["v"])
-    return BestResponse(policy, q, v, state["residual"], state["optimal"])
+    return BestResponse(policy, q, v, state["residual"], state["optimal"], state["memory"])

@@ -73,7 +73,8 @@ class SoftValueIteration:
         beta = preferences.beta if self.beta is None else self.beta
         model, gamma = model.detach(), preferences.gamma_follower
         if self.rounds is not None and self.sweeps is not None:
-            return self._schedule(model, gamma, beta, self.rounds, self.sweeps)
+            nothing = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
+            return scheduled_response(model, gamma, beta, self.rounds, self.sweeps, nothing)
         return self._newton(model, gamma, beta, start)
 
     def _newton(self, model: TabularModel, gamma: float, beta: float, start: BestResponse | None) -> BestResponse:
@@ -100,22 +101,32 @@ class SoftValueIteration:
             f"(raise `beta`), or `tol` = {self.tol:g} too strict (raise `tol`)"
         )
 
-    def _schedule(self, model: TabularModel, gamma: float, beta: float, rounds: int, sweeps: int) -> BestResponse:
-        shifted = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
-        for _ in range(rounds):
-            log_probs = torch.log_softmax(shifted / beta, -1)
-            probs = log_probs.exp()
-            bonus = -beta * (probs * log_probs).sum(-1, keepdim=True)
-            # The swept table carries the entropy of its own state: shifted = Q + β H(g(·|s)).
-            for _ in range(sweeps):
-                v = (probs * shifted).sum(-1)
-                shifted = model.r_follower + bonus + gamma * model.expected_next(v)
-        q = shifted - bonus
-        soft_v = beta * torch.logsumexp(q / beta, -1)
-        residual = _bellman_residual(model, gamma, q, soft_v)
-        policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))
-        return BestResponse(policy, Table(q), Table(soft_v), residual, optimal=False)
 
+def scheduled_response(
+    model: TabularModel, gamma: float, beta: float, rounds: int, sweeps: int, table: Tensor
+) -> BestResponse:
+    """The response after a fixed number of rounds and sweeps.
 
-def _bellman_residual(model: TabularModel, gamma: float, q: Tensor, v: Tensor) -> Tensor:
-    return (model.r_follower + gamma * model.expected_next(v) - q).abs().amax((-2, -1))
+    Args:
+      model: the table, without gradients.
+      gamma: γ_F.
+      beta: β.
+      rounds: policy refreshes.
+      sweeps: backups per round.
+      table: where it begins, [R|1, S, B]: Q_F plus β times the entropy of its own state's policy.
+
+    Returns:
+      A response that is not called optimal; its memory holds the table reached.
+    """
+    for _ in range(rounds):
+        log_probs = torch.log_softmax(table / beta, -1)
+        probs = log_probs.exp()
+        bonus = -beta * (probs * log_probs).sum(-1, keepdim=True)
+        for _ in range(sweeps):
+            v = (probs * table).sum(-1)
+            table = model.r_follower + bonus + gamma * model.expected_next(v)
+    q = table - bonus
+    soft_v = beta * torch.logsumexp(q / beta, -1)
+    residual = (model.r_follower + gamma * model.expected_next(soft_v) - q).abs().amax((-2, -1))
+    policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))
+    return BestResponse(policy, Table(q), Table(soft_v), residual, optimal=False, memory={"table": table})
