@@ -104,7 +104,7 @@ class Train:
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
         env, leader_class, arguments = self._resolved()
-        directory = RunDirectory(self.out, self._config())
+        directory = RunDirectory(self.out, _told(self))
         wrapped = BilevelWrapper(env)
         leader = leader_class(wrapped, **arguments)
         directory.check(self.resume)
@@ -135,11 +135,7 @@ class Train:
         from leaders import LEADERS
 
         check_choice(self.leader, LEADERS, "leader")
-        env_args = _key_values(self.env_args, "env_args")
-        for name in ("beta", "dynamics"):
-            if getattr(self, name) is not None:
-                env_args[name] = getattr(self, name)
-        env = _make(self.env, env_args)
+        env = _make(self.env, _env_arguments(self))
         given = {
             name: value
             for name, value in asdict(self).items()
@@ -160,12 +156,6 @@ class Train:
                 f"the leader {self.leader!r} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}"
             )
         return env, leader_class, given
-
-    def _config(self) -> dict[str, Any]:
-        config = asdict(self)
-        for name in ("out", "resume", "progress"):
-            del config[name]
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
     def _log_to(self, leader: Any) -> None:
         from stable_baselines3.common.logger import configure
@@ -201,6 +191,89 @@ class Train:
         print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
         print(f"  best run: {tail.max():.4f}; at the start: {value[0].mean():.4f}")
         print("  best known: " + ("nobody has looked" if best is None else f"{best:.4f} ({best.source})"))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare leaders on equal terms, each over a grid with all seeds stacked; one table and one figure."""
+
+    env: str
+    """id of the environment"""
+    out: Path
+    """a directory; must not exist, be empty, or hold this comparison (with --resume)"""
+    leaders: str = "bchg,hpgd-mc,hpgd-sa,naive-pgd"
+    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, exact"""
+    grid: KeyValues = ()
+    """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""
+    preset: Text = None
+    """"paper" for the published code, choice by choice"""
+    iterations: int = 1000
+    """outer iterations"""
+    runs: int = 10
+    """seeds per grid point"""
+    batch: int = 100
+    """transitions per outer iteration and run"""
+    seed: int = 0
+    """the first seed"""
+    beta: float | None = None
+    """the follower's entropy coefficient; the environment's own if not given"""
+    dynamics: Text = None
+    """of FourRooms: published, classic or mismatched"""
+    env_args: KeyValues = ()
+    """further arguments of the environment"""
+    resume: bool = False
+    """go on with the comparison in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Runs the leaders one after another and writes results.csv, comparison.png and an .npz per leader."""
+        import torch
+
+        from bilevel_envs.wrapper import BilevelWrapper
+        from leaders import compare, plots
+        from leaders.run import RunDirectory
+
+        torch.set_num_threads(1)
+        check_count(self.iterations, "iterations")
+        check_count(self.runs, "runs", at_least=2)
+        names = self.leaders.split(",")
+        for name in names:
+            check_choice(name, compare.CONTENDERS, "leaders")
+        grid = _grid(self.grid)
+        compare.grid_points(grid)
+        env = BilevelWrapper(_make(self.env, _env_arguments(self)))
+        arguments: dict[str, Any] = {"batch_size": self.batch, "preset": self.preset}
+        for name in names:  # refuses bad settings before anything is written
+            compare.run_grid(env, name, grid=grid, iterations=1, runs=2, **arguments)
+        directory = RunDirectory(self.out, _told(self))
+        directory.check(self.resume)
+        directory.begin()
+        results = []
+        for name in names:
+            path = self.out / f"{name}.npz"
+            if path.is_file():
+                result = compare.load_result(path)
+                if len(result.value) != self.iterations:
+                    raise ValueError(f"`iterations` must be {len(result.value)} as in {path}, got {self.iterations}")
+            else:
+                bar = self.progress and sys.stderr.isatty()
+                settings: dict[str, Any] = {"runs": self.runs, "iterations": self.iterations, "seed": self.seed}
+                result = compare.run_grid(env, name, grid=grid, progress_bar=bar, **settings, **arguments)
+                compare.save_result(result, path)
+            results.append(result)
+        lines = compare.write_table(results, self.out / "results.csv")
+        title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds, batch {self.batch}"
+        title += f", preset {self.preset}" if self.preset else ""
+        figure = compare.comparison_figure(results, title, env.best_known)
+        plots.save(figure, self.out / "comparison.png")
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            f"\nmean over seeds of the last tenth of {self.iterations} iterations, each leader at its best grid point"
+        )
+        print(f"wrote {self.out}/results.csv, comparison.png and one .npz per leader")
 
 
 @dataclass(frozen=True)
@@ -243,6 +316,32 @@ class Video:
         print(f"wrote {path}: run {run}, {frames} frames")
 
 
+def _told(command: Any) -> dict[str, Any]:
+    """What a command was told that belongs to its results, JSON-able."""
+    kept = {name: value for name, value in asdict(command).items() if name not in ("out", "resume", "progress")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+def _env_arguments(command: Any) -> dict[str, Any]:
+    """The environment's arguments: flags first, then what `--env-args` says."""
+    arguments = _key_values(command.env_args, "env_args")
+    for name in ("beta", "dynamics"):
+        if getattr(command, name) is not None:
+            arguments[name] = getattr(command, name)
+    return arguments
+
+
+def _grid(pairs: tuple[str, ...]) -> dict[str, list[float]]:
+    grid = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        try:
+            grid[key] = [float(number) for number in text.split(",")]
+        except ValueError:
+            raise ValueError(f"`grid` must be KEY=NUMBER,NUMBER,..., got {pair!r}") from None
+    return grid
+
+
 def _make(name: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
         return gym.make(name, **kwargs)
@@ -268,6 +367,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = tyro.cli(
         Annotated[Envs, tyro.conf.subcommand("envs")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Video, tyro.conf.subcommand("video")],
         prog="bilevel",
         description=bilevel_envs.__doc__.splitlines()[0],

@@ -39,7 +39,7 @@ ROWS = [
     ["leaders.sampled"],
     ["leaders.algorithms"],
     ["leaders"],
-    ["leaders.plots", "leaders.video", "leaders.run"],
+    ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
     ["leaders.cli"],
 ]
 # Names that a package's __init__ offers lazily or re-exports; importing the package means importing these rows.

@@ -1,0 +1,198 @@
+"""Leaders side by side on equal terms: every grid point and seed of a leader stacked in one process."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.wrapper import BilevelWrapper
+from leaders.algorithms import BCHG, HPGD, ExactGradient, NaivePGD, SoBiRL
+from leaders.critics import ExpectedSarsa, Sarsa
+from leaders.history import History, replace_file
+from leaders.statistics import Summary, summary
+from leaders.train import Leader
+
+CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
+    "bchg": (BCHG, {}),
+    "hpgd-mc": (HPGD, {"variant": "mc"}),
+    "hpgd-sa": (HPGD, {"variant": "sa"}),
+    "hpgd-oracle": (HPGD, {"variant": "oracle"}),
+    "sobirl": (SoBiRL, {}),
+    "naive-pgd": (NaivePGD, {}),
+    "exact": (ExactGradient, {}),
+}
+STACKABLE = ("learning_rate", "critic_learning_rate")
+TAIL = 0.1  # share of the iterations, at the end, by which a grid point is judged
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one leader.
+
+    Attributes:
+      name: its name in `CONTENDERS`.
+      points: the hyper-parameters of each grid point, G of them.
+      value: leader's value, [iterations, G, seeds].
+      env_steps: environment steps spent per run, [iterations].
+      follower_solves: follower solves spent per run, [iterations].
+    """
+
+    name: str
+    points: list[dict[str, float]]
+    value: np.ndarray
+    env_steps: np.ndarray
+    follower_solves: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """Mean value over the last tenth of the iterations, [G, seeds]."""
+        return self.value[-max(1, int(TAIL * len(self.value))) :].mean(0)
+
+    @property
+    def best(self) -> int:
+        """The grid point with the highest mean score over seeds: the paper's rule of selection."""
+        return int(self.scores.mean(1).argmax())
+
+    def summary(self) -> Summary:
+        """Statistics of the best point over its seeds. It was chosen by these very seeds, which flatters it."""
+        return summary(self.scores[self.best])
+
+
+def grid_points(grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
+    """Every combination of a grid's values.
+
+    Raises:
+      ValueError: if a key is no hyper-parameter that may differ between stacked runs, or a list is empty.
+    """
+    for name, values in grid.items():
+        check_choice(name, STACKABLE, "grid")
+        if not len(values):
+            raise ValueError(f"`grid` must give values for {name}, got none")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def run_grid(
+    env: BilevelWrapper,
+    name: str,
+    *,
+    grid: Mapping[str, Sequence[float]] | None = None,
+    runs: int = 10,
+    iterations: int = 1000,
+    seed: int = 0,
+    progress_bar: bool = False,
+    **arguments: Any,
+) -> Result:
+    """Trains one leader at every grid point with every seed, all stacked.
+
+    Args:
+      env: the environment with its follower.
+      name: a key of `CONTENDERS`.
+      grid: values of hyper-parameters, by name; those that the leader has no use for are left out.
+      runs: seeds per grid point; every point has the same ones.
+      iterations: outer iterations.
+      seed: the first seed.
+      progress_bar: shows how far it is.
+      arguments: further arguments of the leader, such as `batch_size` and `preset`.
+
+    Raises:
+      ValueError: if the leader's name or a grid key is unknown.
+    """
+    check_choice(name, CONTENDERS, "leaders")
+    check_count(runs, "runs", at_least=2)
+    check_count(iterations, "iterations")
+    cls, fixed = CONTENDERS[name]
+    if cls is ExactGradient:
+        arguments = {key: value for key, value in arguments.items() if key not in ("batch_size", "preset")}
+    probe = cls(env, **fixed, **arguments)
+    learns_critic = isinstance(getattr(probe, "critic", None), (Sarsa, ExpectedSarsa))
+    used = {key: values for key, values in (grid or {}).items() if key == "learning_rate" or learns_critic}
+    grid_points(grid or {})  # refuses bad keys also where they are left out
+    points = grid_points(used)
+    stacked = {key: np.repeat([point[key] for point in points], runs) for key in used}
+    seeds = [seed + run for run in range(runs)] * len(points)
+    leader = cls(env, **fixed, **{**arguments, **stacked}, runs=len(seeds), seed=seeds)
+    leader.learn(iterations, progress_bar=progress_bar)
+    history: History = leader.history
+    return Result(
+        name,
+        points,
+        history["leader_value"].reshape(iterations, len(points), runs),
+        history["env_steps"].mean(1),
+        history["follower_solves"].mean(1),
+    )
+
+
+def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
+    """One line per leader, at its best grid point; also returned."""
+    header = ["leader", "hyper-parameters", "seeds", "mean", "low", "high", "iqm", "iqm_low", "iqm_high"]
+    lines = [[*header, "env_steps", "follower_solves"]]
+    for result in results:
+        point, s = result.points[result.best], result.summary()
+        told = " ".join(f"{key}={value:g}" for key, value in point.items()) or "defaults"
+        numbers = [s.mean, *s.mean_interval, s.iqm, *s.iqm_interval]
+        budget = [f"{result.env_steps[-1]:.0f}", f"{result.follower_solves[-1]:.0f}"]
+        lines.append([result.name, told, str(result.value.shape[2]), *(f"{x:.4f}" for x in numbers), *budget])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    replace_file(path, text.getvalue().encode())
+    return lines
+
+
+def comparison_figure(results: Sequence[Result], title: str, best_known: float | None = None) -> Figure:
+    """The best point of each leader against environment steps and against follower solves: mean and 95 % interval."""
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, budget, label in zip(
+        panels,
+        ("env_steps", "follower_solves"),
+        ("environment steps per run", "follower solves per run"),
+        strict=True,
+    ):
+        for index, result in enumerate(results):
+            x, curves = getattr(result, budget), result.value[:, result.best]
+            mean, half = curves.mean(1), 1.96 * curves.std(1, ddof=1) / curves.shape[1] ** 0.5
+            axes.plot(x, mean, color=f"C{index}", label=result.name)
+            axes.fill_between(x, mean - half, mean + half, color=f"C{index}", alpha=0.18, linewidth=0)
+        if best_known is not None:
+            axes.axhline(best_known, color="#3a3a3a", linestyle=":", linewidth=1, label=f"best known {best_known:.3f}")
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel(r"leader's value $J_L(\theta)$")
+    panels[1].legend(fontsize=8, loc="lower right", framealpha=0.9)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save_result(result: Result, path: Path) -> None:
+    """Writes a result, replacing the file at once."""
+    keys = sorted({key for point in result.points for key in point})
+    table = np.array([[point[key] for key in keys] for point in result.points]).reshape(len(result.points), len(keys))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        name=result.name,
+        keys=np.array(keys, dtype=str),
+        points=table,
+        value=result.value,
+        env_steps=result.env_steps,
+        follower_solves=result.follower_solves,
+    )
+    replace_file(path, buffer.getvalue())
+
+
+def load_result(path: Path) -> Result:
+    """What `save_result` wrote."""
+    with np.load(path, allow_pickle=False) as data:
+        points = [dict(zip(data["keys"].tolist(), row.tolist(), strict=True)) for row in data["points"]]
+        return Result(str(data["name"]), points, data["value"], data["env_steps"], data["follower_solves"])

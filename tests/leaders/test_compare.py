@@ -1,0 +1,92 @@
+import csv
+
+import numpy as np
+import pytest
+
+from leaders import BCHG, compare
+from leaders.cli import main
+
+GRID = {"learning_rate": [0.5, 0.01], "critic_learning_rate": [0.3, 0.9]}
+
+
+def test_a_grid_point_is_what_it_would_be_alone(make):
+    env = make("FourRooms")
+    result = compare.run_grid(env, "bchg", grid=GRID, runs=2, iterations=8, seed=3, preset="paper")
+    assert result.value.shape == (8, 4, 2)
+    assert result.points[2] == {"learning_rate": 0.01, "critic_learning_rate": 0.3}
+    alone = BCHG(env, preset="paper", seed=4, learning_rate=0.01, critic_learning_rate=0.3).learn(8)
+    np.testing.assert_allclose(result.value[:, 2, 1], alone.history["leader_value"][:, 0], atol=1e-9)
+    assert result.env_steps.tolist() == [100.0 * k for k in range(1, 9)]
+    assert result.follower_solves.tolist() == list(range(1, 9))
+
+
+def test_what_a_leader_has_no_use_for_is_left_out_of_its_grid(make):
+    env = make("FourRooms")
+    for name, points in (("naive-pgd", 2), ("hpgd-mc", 2), ("hpgd-sa", 4), ("exact", 2)):
+        result = compare.run_grid(env, name, grid=GRID, runs=2, iterations=2, preset="paper", batch_size=100)
+        assert len(result.points) == points
+
+
+def test_the_best_point_is_chosen_by_the_last_tenth():
+    value = np.zeros((20, 2, 3))
+    value[:18, 0] = 10.0  # early success does not count
+    value[18:, 1] = 1.0
+    points = [{"learning_rate": 1.0}, {"learning_rate": 2.0}]
+    result = compare.Result("bchg", points, value, np.arange(20.0), np.arange(20.0))
+    assert result.best == 1
+    np.testing.assert_array_equal(result.scores, [[0, 0, 0], [1, 1, 1]])
+    assert result.summary().mean == 1.0
+
+
+def test_results_survive_a_file(tmp_path, make):
+    for grid in (GRID, {}):
+        result = compare.run_grid(make("TollBridge"), "bchg", grid=grid, runs=2, iterations=3)
+        compare.save_result(result, tmp_path / "r.npz")
+        again = compare.load_result(tmp_path / "r.npz")
+        assert [sorted(p.items()) for p in again.points] == [sorted(p.items()) for p in result.points]
+        np.testing.assert_array_equal(again.value, result.value)
+
+
+COMMAND = [
+    "compare",
+    "--env",
+    "BiLevel/TollBridge-v0",
+    "--leaders",
+    "bchg,naive-pgd",
+    "--runs",
+    "3",
+    "--iterations",
+    "40",
+]
+
+
+def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
+    out = tmp_path / "out"
+    main([*COMMAND, "--grid", "learning_rate=0.5,0.001", "--out", str(out)])
+    with open(out / "results.csv") as file:
+        rows = {row["leader"]: row for row in csv.DictReader(file)}
+    assert rows["bchg"]["hyper-parameters"] == "learning_rate=0.5"
+    assert float(rows["bchg"]["mean"]) > 0.85 > 0.3 > float(rows["naive-pgd"]["mean"])
+    assert rows["bchg"]["env_steps"] == "4000"
+    assert (out / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "bchg" in capsys.readouterr().out
+    before = (out / "results.csv").read_bytes()
+    main([*COMMAND, "--grid", "learning_rate=0.5,0.001", "--out", str(out), "--resume"])
+    assert (out / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--leaders", "bchg,sgd"], "`leaders` must be one of 'bchg'"),
+        (["--grid", "batch_size=10,20"], "`grid` must be one of 'learning_rate', 'critic_learning_rate'"),
+        (["--grid", "learning_rate=fast"], "`grid` must be KEY=NUMBER,NUMBER,..., got 'learning_rate=fast'"),
+        (["--grid", "learning_rate=-1"], "`learning_rate` must be above 0"),
+        (["--runs", "1"], "`runs` must be at least 2"),
+    ],
+)
+def test_bad_arguments_write_nothing(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main([*COMMAND, *arguments, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
