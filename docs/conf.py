@@ -83,7 +83,7 @@ def leader_page(name: str) -> str:
     cls = LEADERS[name]
     return f"""# {cls.__name__}
 
-`bilevel train --leader {name}`, `leaders.{cls.__name__}`, in `leaders/algorithms.py`.
+`bilevel train --leader {name}`, `leaders.{cls.__name__}`, in `{cls.__module__.replace(".", "/")}.py`.
 
 ```{{eval-rst}}
 .. autoclass:: leaders.{cls.__name__}

@@ -3,6 +3,20 @@
 from leaders import exact
 from leaders.algorithms import BCHG, HPGD, LEADERS, ExactGradient, NaivePGD, SoBiRL
 from leaders.history import History
+from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.train import Leader
 
-__all__ = ["BCHG", "HPGD", "LEADERS", "ExactGradient", "History", "Leader", "NaivePGD", "SoBiRL", "exact"]
+__all__ = [
+    "BCHG",
+    "CMAES",
+    "HPGD",
+    "LEADERS",
+    "ExactGradient",
+    "History",
+    "Leader",
+    "NaivePGD",
+    "RandomSearch",
+    "SoBiRL",
+    "ZerothOrder",
+    "exact",
+]

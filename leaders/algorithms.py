@@ -19,7 +19,8 @@ from leaders import exact
 from leaders.critic import Critic
 from leaders.kicks import kick_bc_hg
 from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
-from leaders.sampled import SampledLeader, Sampling
+from leaders.sampled import SampledLeader, Sampling, whole_episode_horizon
+from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import evaluate
@@ -316,7 +317,7 @@ class HPGD(SampledLeader):
             oracle, kick = published_oracle_batch(world, policy, noise, batch, counts, preferences, **how)  # type: ignore[arg-type]
         else:
             own = kick_bc_hg(batch, evaluate(critic, best, batch), counts, preferences)
-            horizon = self._cut_off()
+            horizon = whole_episode_horizon(preferences)
             oracle, kick = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
         weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
         return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
@@ -459,4 +460,6 @@ class ExactGradient(Leader):
         return torch.from_numpy(exact.hypergradient(self.env, theta)).expand(count, *theta.shape).clone()
 
 
-LEADERS: dict[str, type[Leader]] = {leader.name: leader for leader in (BCHG, NaivePGD, HPGD, SoBiRL, ExactGradient)}
+LEADERS: dict[str, type[Leader]] = {
+    leader.name: leader for leader in (BCHG, NaivePGD, HPGD, SoBiRL, ExactGradient, ZerothOrder, CMAES, RandomSearch)
+}

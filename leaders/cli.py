@@ -56,7 +56,7 @@ class Train:
     out: Path
     """the run directory; must not exist, be empty, or hold this run (with --resume)"""
     leader: str = "bchg"
-    """bchg, hpgd, sobirl, naive-pgd or exact"""
+    """bchg, hpgd, sobirl, naive-pgd, exact, zeroth-order, cmaes or random-search"""
     preset: Text = None
     """"paper" for the published code, choice by choice"""
     iterations: int = 3000
@@ -202,7 +202,8 @@ class Compare:
     out: Path
     """a directory; must not exist, be empty, or hold this comparison (with --resume)"""
     leaders: str = "bchg,hpgd-mc,hpgd-sa,naive-pgd"
-    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, exact"""
+    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, exact,
+    zeroth-order, cmaes, random-search"""
     grid: KeyValues = ()
     """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""
     preset: Text = None

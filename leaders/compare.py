@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from bilevel_envs.wrapper import BilevelWrapper
 from leaders.algorithms import BCHG, HPGD, ExactGradient, NaivePGD, SoBiRL
 from leaders.critics import ExpectedSarsa, Sarsa
 from leaders.history import History, replace_file
+from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.statistics import Summary, summary
 from leaders.train import Leader
 
@@ -30,7 +32,11 @@ CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
     "sobirl": (SoBiRL, {}),
     "naive-pgd": (NaivePGD, {}),
     "exact": (ExactGradient, {}),
+    "zeroth-order": (ZerothOrder, {}),
+    "cmaes": (CMAES, {}),
+    "random-search": (RandomSearch, {}),
 }
+SHARED = ("batch_size", "preset")
 STACKABLE = ("learning_rate", "critic_learning_rate")
 TAIL = 0.1  # share of the iterations, at the end, by which a grid point is judged
 
@@ -111,11 +117,13 @@ def run_grid(
     check_count(runs, "runs", at_least=2)
     check_count(iterations, "iterations")
     cls, fixed = CONTENDERS[name]
-    if cls is ExactGradient:
-        arguments = {key: value for key, value in arguments.items() if key not in ("batch_size", "preset")}
+    taken = inspect.signature(cls).parameters
+    # What a leader has no notion of, such as a batch where nothing is sampled, is not its to be told.
+    arguments = {key: value for key, value in arguments.items() if key in taken or key not in SHARED}
     probe = cls(env, **fixed, **arguments)
     learns_critic = isinstance(getattr(probe, "critic", None), (Sarsa, ExpectedSarsa))
-    used = {key: values for key, values in (grid or {}).items() if key == "learning_rate" or learns_critic}
+    useful = {"learning_rate": "learning_rate" in taken, "critic_learning_rate": learns_critic}
+    used = {key: values for key, values in (grid or {}).items() if useful.get(key, True)}
     grid_points(grid or {})  # refuses bad keys also where they are left out
     points = grid_points(used)
     stacked = {key: np.repeat([point[key] for point in points], runs) for key in used}

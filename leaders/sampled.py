@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
-from bilevel_envs.model import Rollout
+from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
 from bilevel_envs.tabular import Table, TabularModel
@@ -105,7 +105,7 @@ class SampledLeader(Leader):
         total, further_steps = self._surrogate(theta, model, batch, best, self.critic, self.noise, self.sampling.tail)
         return Estimate(
             surrogate=total,
-            leader_return=_mean_return(batch, self.env.preferences.gamma_leader),
+            leader_return=mean_return(batch, self.env.preferences.gamma_leader),
             env_steps=self.sampling.batch_size + further_steps,
             episodes=(batch.valid & (batch.terminated | batch.truncated)).sum((1, 2)),
         )
@@ -147,7 +147,7 @@ class SampledLeader(Leader):
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
-        preferences, horizon = self.env.preferences, self._cut_off()
+        preferences, horizon = self.env.preferences, whole_episode_horizon(self.env.preferences)
         theta = self._theta().detach()
         best = self.env.follower.best_response(self.env.model(theta), preferences, self.progress.best)
         at_once = max(1, CHUNK // (self.runs * self._steps_drawn(rows * horizon, horizon)))
@@ -179,11 +179,6 @@ class SampledLeader(Leader):
             (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
-
-    def _cut_off(self) -> int:
-        """The horizon beyond which no step of an episode matters."""
-        gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
-        return int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
 
     def _steps_drawn(self, steps: int, horizon: int) -> int:
         """At most so many steps are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""
@@ -225,7 +220,13 @@ class SampledLeader(Leader):
         return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
 
 
-def _mean_return(batch: Rollout, gamma: float) -> Tensor:
+def whole_episode_horizon(preferences: Preferences) -> int:
+    """The step beyond which nothing of an episode matters: max(γ_L, γ_F)^H ≤ 1e-5."""
+    gamma = max(preferences.gamma_leader, preferences.gamma_follower)
+    return int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
+
+
+def mean_return(batch: Rollout, gamma: float) -> Tensor:
     """Mean discounted return of the episodes begun, as far as the batch goes, [R]."""
     discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).sum((1, 2))
     return discounted / batch.starts.sum((1, 2)).clamp(min=1)

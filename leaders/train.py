@@ -350,7 +350,7 @@ class Leader:
         except FloatingPointError as error:
             raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
         self.history.append(
-            env_steps=self.history.last("env_steps") + estimate.env_steps,
+            env_steps=self.history.last("env_steps") + np.asarray(estimate.env_steps),
             follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
             leader_value=value,
             followed_value=followed,

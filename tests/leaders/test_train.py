@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import configure
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import SoftValueIteration
-from leaders import BCHG, LEADERS, ExactGradient, NaivePGD, exact
+from leaders import BCHG, HPGD, LEADERS, ExactGradient, NaivePGD, SoBiRL, exact
 
 
 class StopAfter(BaseCallback):
@@ -86,6 +86,10 @@ def test_the_same_seed_gives_the_same_numbers(make):
         (BCHG, {"sampler": "steps", "critic": "monte_carlo"}),
         (BCHG, {"critic": "exact", "features": "none", "tail": "drop"}),
         (NaivePGD, {}),
+        (HPGD, {"variant": "sa", "preset": "paper"}),
+        (HPGD, {"variant": "oracle", "batch_size": 20}),
+        (HPGD, {"variant": "oracle", "preset": "paper", "oracle_size": 300}),
+        (SoBiRL, {"modified": True}),
         (ExactGradient, {}),
     ],
 )
@@ -214,6 +218,11 @@ def test_verbose_prints_a_table(make, capsys):
 def test_the_progress_bar_shows(make, capsys):
     BCHG(make("TollBridge")).learn(5, progress_bar=True)
     assert "5/5" in capsys.readouterr().out
+
+
+def test_an_oracles_steps_are_counted(make):
+    leader = HPGD(make("FourRooms"), "oracle", preset="paper", oracle_size=300).learn(2)
+    assert leader.history["env_steps"][:, 0].tolist() == [400, 800]
 
 
 @pytest.mark.parametrize("leader", sorted(LEADERS))

@@ -37,6 +37,7 @@ ROWS = [
     ["leaders.surrogate", "leaders.oracle"],
     ["leaders.train"],
     ["leaders.sampled"],
+    ["leaders.search"],
     ["leaders.algorithms"],
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],

@@ -1,0 +1,77 @@
+"""Leaders that see sampled returns only."""
+
+import numpy as np
+import pytest
+from truth import z_scores
+
+from bilevel_envs.parameterizations import Free
+from leaders import CMAES, RandomSearch, ZerothOrder, exact
+
+ALL = [ZerothOrder, CMAES, RandomSearch]
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_the_zeroth_order_estimate_averages_to_the_gradient(make, one_sided):
+    # its mean is the gradient of J smoothed by σ; at σ = 0.01 the smoothing is far below the noise
+    env = make("RandomMDP", seed=1, gamma_leader=0.6, gamma_follower=0.6)
+    start = np.repeat([[0.5, -0.3, 0.8, 0.1, -0.6]], 400, axis=0)
+    leader = ZerothOrder(env, runs=400, policy=Free(start), sigma=0.01, one_sided=one_sided, optimizer="sgd")
+    theta = leader._theta()
+    model = env.model(theta)
+    best = env.best_response(theta.detach())
+    leader._ascent.zero_grad()
+    leader._estimate(theta, model, best).surrogate.sum().backward()
+    samples = leader.policy.raw.grad.numpy()
+    truth = exact.hypergradient(env, start[0])
+    assert np.linalg.norm(truth) > 1
+    assert np.abs(z_scores(samples, truth)).max() < 4
+    assert np.abs(z_scores(samples, -truth)).max() > 8
+
+
+def test_both_ends_see_the_same_random_numbers(make):
+    # the reward of the leader does not depend on θ through r_L here, and ±0 directions give exactly the same return
+    leader = ZerothOrder(make("FourRooms"), runs=2)
+    best = leader.env.best_response(leader.theta)
+    same = leader.noise.state_dict()
+    first, steps = leader._trial(leader._flat(), best, leader.noise)
+    leader.noise.load_state_dict(same)
+    second, _ = leader._trial(leader._flat(), best, leader.noise)
+    np.testing.assert_array_equal(first, second)
+    assert (steps > 4 * 12).all()  # four whole episodes of at least the shortest path and its last step
+
+
+@pytest.mark.parametrize(("leader", "gain"), [(ZerothOrder, 0.5), (CMAES, 1.0), (RandomSearch, 0.5)])
+def test_they_climb(make, leader, gain):
+    arguments = {"scale": 1.0} if leader is RandomSearch else {}
+    trained = leader(make("RandomMDP", seed=2), runs=3, **arguments).learn(25)
+    value = trained.history["leader_value"]
+    assert (value[-1] > value[0] + gain).all()
+
+
+@pytest.mark.parametrize("leader", ALL)
+def test_budgets_count_every_trial(make, leader):
+    trained = leader(make("RandomMDP"), runs=2, episodes=3).learn(2)
+    trials = {ZerothOrder: 8, CMAES: 4 + int(3 * np.log(5)), RandomSearch: 1}[leader]
+    assert trained.history["follower_solves"][:, 0].tolist() == [trials, 2 * trials]
+    # nothing ends in a random MDP: every trial is three rows of H steps, 0.9^H ≤ 1e-5
+    assert trained.history["env_steps"][:, 1].tolist() == [trials * 3 * 110, 2 * trials * 3 * 110]
+
+
+@pytest.mark.parametrize("leader", ALL)
+def test_saving_and_loading_goes_on_bit_for_bit(make, tmp_path, leader):
+    straight = leader(make("FourRooms"), runs=2, seed=1, episodes=1).learn(5)
+    leader(make("FourRooms"), runs=2, seed=1, episodes=1).learn(3).save(tmp_path / "leader.zip")
+    second = leader.load(tmp_path / "leader.zip", env=make("FourRooms")).learn(2)
+    np.testing.assert_array_equal(straight.theta, second.theta)
+    np.testing.assert_array_equal(straight.history.state(), second.history.state())
+
+
+def test_bad_settings_are_refused(make):
+    with pytest.raises(ValueError, match="`sigma` must be above 0"):
+        ZerothOrder(make("FourRooms"), sigma=0.0)
+    with pytest.raises(ValueError, match="`population` must be at least 2"):
+        CMAES(make("FourRooms"), population=1)
+    with pytest.raises(ValueError, match="at least 2 raw parameters for CMA-ES, got 1"):
+        CMAES(make("TollBridge"))
+    with pytest.raises(ValueError, match="`episodes` must be at least 1"):
+        RandomSearch(make("FourRooms"), episodes=0)
