@@ -104,7 +104,8 @@ def generate(app: object = None) -> None:
         (folder / f"env-{page}.md").write_text(environment_page(name))
     for name, cls in LEADERS.items():
         (folder / f"leader-{cls.__name__}.md").write_text(leader_page(name))
-    shutil.copy(HERE.parent / "examples" / "quickstart.ipynb", folder / "quickstart.ipynb")
+    for notebook in (HERE.parent / "examples").glob("*.ipynb"):
+        shutil.copy(notebook, folder / notebook.name)
 
 
 generate()

@@ -278,6 +278,77 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Reproduce:
+    """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ."""
+
+    figure: Annotated[str, tyro.conf.Positional]
+    """four-rooms"""
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    beta: tuple[float, ...] = (5e-3,)
+    """one or more of 1e-3, 3e-3, 5e-3"""
+    batch: int = 100
+    """100, 200, 400 or 1000 transitions per outer iteration"""
+    leaders: str = "bchg,hpgd-mc,hpgd-sa,sobirl,naive-pgd"
+    """names, separated by commas; hpgd-oracle draws a hundred times as much and takes its time"""
+    full: bool = False
+    """all 10,000 outer iterations instead of the first 2,000"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes one picture and one table per β, and an .npz per leader."""
+        import torch
+
+        from leaders import compare, plots, reproduce
+        from leaders.history import replace_file
+        from leaders.published import four_rooms
+        from leaders.run import RunDirectory
+
+        torch.set_num_threads(1)
+        check_choice(self.figure, ["four-rooms"], "figure")
+        check_count(self.runs, "runs", at_least=2)
+        check_count(self.seed, "seed", at_least=0)
+        names = self.leaders.split(",")
+        for beta in self.beta:
+            for name in names:
+                if four_rooms(name, beta, self.batch) is None:
+                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
+        directory = RunDirectory(self.out, _told(self))
+        directory.check(self.resume)
+        directory.begin()
+        iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
+        for beta in self.beta:
+            results, comparisons = [], []
+            for name in names:
+                path = self.out / f"{name}-beta{beta:g}.npz"
+                if path.is_file():
+                    result = compare.load_result(path)
+                else:
+                    settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
+                    result = reproduce.four_rooms_runs(name, beta, self.batch, progress_bar=bar, **settings)
+                    compare.save_result(result, path)
+                curve = four_rooms(name, beta, self.batch)
+                assert curve is not None
+                results.append(result)
+                comparisons += reproduce.compared(result, curve)
+            plots.save(reproduce.figure_of(results, beta, self.batch), self.out / f"four-rooms-beta{beta:g}.png")
+            table = reproduce.table_of(comparisons)
+            replace_file(self.out / f"four-rooms-beta{beta:g}.md", table.encode())
+            print(f"\nβ = {beta:g}, batch {self.batch}, {self.runs} seeds\n\n{table}")
+            differing = sorted({c.leader for c in comparisons if not c.agrees})
+            said = f"differ from the published curves: {', '.join(differing)}" if differing else "all agree"
+            print(f"{said} (within 3 combined standard errors or 0.01)")
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
 class Video:
     """Film the follower before and after a run's leader has learnt, side by side."""
 
@@ -369,6 +440,7 @@ def main(arguments: list[str] | None = None) -> None:
         Annotated[Envs, tyro.conf.subcommand("envs")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
         | Annotated[Video, tyro.conf.subcommand("video")],
         prog="bilevel",
         description=bilevel_envs.__doc__.splitlines()[0],

@@ -41,6 +41,7 @@ ROWS = [
     ["leaders.algorithms"],
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
+    ["leaders.reproduce"],
     ["leaders.cli"],
 ]
 # Names that a package's __init__ offers lazily or re-exports; importing the package means importing these rows.
