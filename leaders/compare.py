@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.wrapper import BilevelWrapper
@@ -175,6 +176,7 @@ def comparison_figure(results: Sequence[Result], title: str, best_known: float |
         if best_known is not None:
             axes.axhline(best_known, color="#3a3a3a", linestyle=":", linewidth=1, label=f"best known {best_known:.3f}")
         axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(r"leader's value $J_L(\theta)$")
     panels[1].legend(fontsize=8, loc="lower right", framealpha=0.9)
