@@ -234,7 +234,7 @@ class HPGD(SampledLeader):
             batch of 10,000 transitions with uniform starts, whose means replace Q_L, V_L and both gradients.
         oracle_draws: episodes from each visited pair and state (``"oracle"`` without the preset).
         oracle_size: transitions of the published oracle's batch.
-        critic: as in ``BCHG``; it overrides what the variant says.
+        critic: as in ``BCHG``; it overrides what the variant says (the published oracle has no use for it).
         critic_learning_rate: as in ``BCHG``.
         critic_start: as in ``BCHG``.
         tail: as in ``BCHG``.
@@ -293,8 +293,11 @@ class HPGD(SampledLeader):
         paper = replace(PUBLISHED, critic="sarsa" if variant == "sa" else "monte_carlo")
         presets = {None: Sampling(kick, critic=usual, features="none"), "paper": paper}
         super().__init__(env, arguments, presets, kick=kick)
-        if variant == "oracle" and self.oracle_size % self.rows:
-            raise ValueError(f"`oracle_size` must be a multiple of the batch's rows ({self.rows}), got {oracle_size}")
+        if variant == "oracle" and self.published and self.oracle_size % self.rows:
+            raise ValueError(
+                f"`oracle_size` must be a multiple of the batch's rows ({self.rows}, from `rows` or `batch_size`), "
+                f"got {oracle_size}"
+            )
 
     def _surrogate(
         self,

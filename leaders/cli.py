@@ -14,7 +14,7 @@ import gymnasium as gym
 import tyro
 
 import bilevel_envs  # registers BiLevel/*
-from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs._checks import check_choice, check_count, check_number
 from bilevel_envs.registration import PROBLEMS
 
 NOT_FOR_THE_CONSTRUCTORS = (
@@ -171,7 +171,8 @@ class Train:
         published = None
         batch = getattr(getattr(leader, "sampling", None), "batch_size", None)
         if leader.env.problem in [FourRooms(dynamics=d, beta=preferences.beta) for d in ("published", "mismatched")]:
-            published = four_rooms(self.leader, preferences.beta, batch or 100)
+            name = f"hpgd-{leader.variant}" if self.leader == "hpgd" else self.leader
+            published = four_rooms(name, preferences.beta, batch or 100)
         title = f"{self.env}, β = {preferences.beta:g}" + (f", preset {self.preset}" if self.preset else "")
         plots.save(plots.curve_figure(leader, title, published), self.out / "curve.png")
         figure = plots.incentives_figure(leader)
@@ -195,7 +196,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare leaders on equal terms, each over a grid with all seeds stacked; one table and one figure."""
+    """Compare leaders at equal iterations, each over a grid with all seeds stacked; a table with budgets, a figure."""
 
     env: str
     """id of the environment"""
@@ -213,7 +214,7 @@ class Compare:
     runs: int = 10
     """seeds per grid point"""
     batch: int = 100
-    """transitions per outer iteration and run"""
+    """transitions per outer iteration and run, for leaders that draw batches"""
     seed: int = 0
     """the first seed"""
     beta: float | None = None
@@ -238,9 +239,11 @@ class Compare:
         torch.set_num_threads(1)
         check_count(self.iterations, "iterations")
         check_count(self.runs, "runs", at_least=2)
-        names = self.leaders.split(",")
+        check_count(self.seed, "seed", at_least=0)
+        names = _names(self.leaders)
         for name in names:
             check_choice(name, compare.CONTENDERS, "leaders")
+        check_choice(self.preset, [None, "paper"], "preset")
         grid = _grid(self.grid)
         compare.grid_points(grid)
         env = BilevelWrapper(_make(self.env, _env_arguments(self)))
@@ -249,19 +252,17 @@ class Compare:
             compare.run_grid(env, name, grid=grid, iterations=1, runs=2, **arguments)
         directory = RunDirectory(self.out, _told(self))
         directory.check(self.resume)
+        paths = {name: self.out / f"{name}.npz" for name in names}
+        kept = compare.kept_results(paths, self.iterations)
         directory.begin()
         results = []
         for name in names:
-            path = self.out / f"{name}.npz"
-            if path.is_file():
-                result = compare.load_result(path)
-                if len(result.value) != self.iterations:
-                    raise ValueError(f"`iterations` must be {len(result.value)} as in {path}, got {self.iterations}")
-            else:
+            result = kept.get(name)
+            if result is None:
                 bar = self.progress and sys.stderr.isatty()
                 settings: dict[str, Any] = {"runs": self.runs, "iterations": self.iterations, "seed": self.seed}
                 result = compare.run_grid(env, name, grid=grid, progress_bar=bar, **settings, **arguments)
-                compare.save_result(result, path)
+                compare.save_result(result, paths[name])
             results.append(result)
         lines = compare.write_table(results, self.out / "results.csv")
         title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds, batch {self.batch}"
@@ -315,25 +316,29 @@ class Reproduce:
         check_choice(self.figure, ["four-rooms"], "figure")
         check_count(self.runs, "runs", at_least=2)
         check_count(self.seed, "seed", at_least=0)
-        names = self.leaders.split(",")
+        names = _names(self.leaders)
+        if not self.beta or len(set(self.beta)) < len(self.beta):
+            raise ValueError(f"`beta` must be one or more different values, got {list(self.beta)}")
+        check_choice(self.batch, [100, 200, 400, 1000], "batch")
         for beta in self.beta:
+            check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
             for name in names:
                 if four_rooms(name, beta, self.batch) is None:
                     raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
         directory = RunDirectory(self.out, _told(self))
         directory.check(self.resume)
-        directory.begin()
         iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
+        paths = {beta: {name: self.out / f"{name}-beta{beta:g}.npz" for name in names} for beta in self.beta}
+        kept = {beta: compare.kept_results(paths[beta], iterations) for beta in self.beta}
+        directory.begin()
         for beta in self.beta:
             results, comparisons = [], []
             for name in names:
-                path = self.out / f"{name}-beta{beta:g}.npz"
-                if path.is_file():
-                    result = compare.load_result(path)
-                else:
+                result = kept[beta].get(name)
+                if result is None:
                     settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
                     result = reproduce.four_rooms_runs(name, beta, self.batch, progress_bar=bar, **settings)
-                    compare.save_result(result, path)
+                    compare.save_result(result, paths[beta][name])
                 curve = four_rooms(name, beta, self.batch)
                 assert curve is not None
                 results.append(result)
@@ -403,14 +408,25 @@ def _env_arguments(command: Any) -> dict[str, Any]:
     return arguments
 
 
+def _names(text: str) -> list[str]:
+    """Leaders' names, separated by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`leaders` must name each leader once, got {text!r}")
+    return names
+
+
 def _grid(pairs: tuple[str, ...]) -> dict[str, list[float]]:
     grid = {}
     for pair in pairs:
         key, _, text = pair.partition("=")
         try:
-            grid[key] = [float(number) for number in text.split(",")]
+            values = [float(number) for number in text.split(",")]
         except ValueError:
             raise ValueError(f"`grid` must be KEY=NUMBER,NUMBER,..., got {pair!r}") from None
+        if key in grid or len(set(values)) < len(values):
+            raise ValueError(f"`grid` must give each key once, with different values, got {pair!r}")
+        grid[key] = [check_number(value, key, above=0) for value in values]
     return grid
 
 

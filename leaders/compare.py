@@ -1,4 +1,4 @@
-"""Leaders side by side on equal terms: every grid point and seed of a leader stacked in one process."""
+"""Leaders side by side at equal iterations, budgets listed: every grid point and seed stacked in one process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
+from scipy import stats
 
 from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.followers import Truncated
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.algorithms import BCHG, HPGD, ExactGradient, NaivePGD, SoBiRL
 from leaders.critics import ExpectedSarsa, Sarsa
 from leaders.history import History, replace_file
 from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.statistics import Summary, summary
-from leaders.train import Leader
+from leaders.train import UNREADABLE, Leader
 
 CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
     "bchg": (BCHG, {}),
@@ -50,8 +52,8 @@ class Result:
       name: its name in `CONTENDERS`.
       points: the hyper-parameters of each grid point, G of them.
       value: leader's value, [iterations, G, seeds].
-      env_steps: environment steps spent per run, [iterations].
-      follower_solves: follower solves spent per run, [iterations].
+      env_steps: environment steps spent, mean over the point's runs, [iterations, G].
+      follower_solves: follower solves spent, likewise, [iterations, G].
     """
 
     name: str
@@ -129,6 +131,8 @@ def run_grid(
     points = grid_points(used)
     stacked = {key: np.repeat([point[key] for point in points], runs) for key in used}
     seeds = [seed + run for run in range(runs)] * len(points)
+    if isinstance(env.follower, Truncated):  # its noise goes by run, too
+        env = BilevelWrapper(env.env, replace(env.follower, seed=tuple(seeds)))
     leader = cls(env, **fixed, **{**arguments, **stacked}, runs=len(seeds), seed=seeds)
     leader.learn(iterations, progress_bar=progress_bar)
     history: History = leader.history
@@ -136,8 +140,8 @@ def run_grid(
         name,
         points,
         history["leader_value"].reshape(iterations, len(points), runs),
-        history["env_steps"].mean(1),
-        history["follower_solves"].mean(1),
+        history["env_steps"].reshape(iterations, len(points), runs).mean(2),
+        history["follower_solves"].reshape(iterations, len(points), runs).mean(2),
     )
 
 
@@ -149,7 +153,7 @@ def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
         point, s = result.points[result.best], result.summary()
         told = " ".join(f"{key}={value:g}" for key, value in point.items()) or "defaults"
         numbers = [s.mean, *s.mean_interval, s.iqm, *s.iqm_interval]
-        budget = [f"{result.env_steps[-1]:.0f}", f"{result.follower_solves[-1]:.0f}"]
+        budget = [f"{spent[-1, result.best]:.0f}" for spent in (result.env_steps, result.follower_solves)]
         lines.append([result.name, told, str(result.value.shape[2]), *(f"{x:.4f}" for x in numbers), *budget])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
@@ -158,7 +162,7 @@ def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
 
 
 def comparison_figure(results: Sequence[Result], title: str, best_known: float | None = None) -> Figure:
-    """The best point of each leader against environment steps and against follower solves: mean and 95 % interval."""
+    """The best point of each leader against environment steps and against follower solves: mean and 95 % t interval."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
@@ -169,8 +173,8 @@ def comparison_figure(results: Sequence[Result], title: str, best_known: float |
         strict=True,
     ):
         for index, result in enumerate(results):
-            x, curves = getattr(result, budget), result.value[:, result.best]
-            mean, half = curves.mean(1), 1.96 * curves.std(1, ddof=1) / curves.shape[1] ** 0.5
+            x, curves = getattr(result, budget)[:, result.best], result.value[:, result.best]
+            mean, half = curves.mean(1), stats.t.ppf(0.975, curves.shape[1] - 1) * stats.sem(curves, axis=1)
             axes.plot(x, mean, color=f"C{index}", label=result.name)
             axes.fill_between(x, mean - half, mean + half, color=f"C{index}", alpha=0.18, linewidth=0)
         if best_known is not None:
@@ -202,7 +206,30 @@ def save_result(result: Result, path: Path) -> None:
 
 
 def load_result(path: Path) -> Result:
-    """What `save_result` wrote."""
-    with np.load(path, allow_pickle=False) as data:
-        points = [dict(zip(data["keys"].tolist(), row.tolist(), strict=True)) for row in data["points"]]
-        return Result(str(data["name"]), points, data["value"], data["env_steps"], data["follower_solves"])
+    """What `save_result` wrote.
+
+    Raises:
+      ValueError: if the file is damaged or no such result.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+            points = [dict(zip(data["keys"].tolist(), row.tolist(), strict=True)) for row in data["points"]]
+            return Result(str(data["name"]), points, data["value"], data["env_steps"], data["follower_solves"])
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is damaged or no result ({error}); delete it to run that leader again") from error
+
+
+def kept_results(paths: Mapping[str, Path], iterations: int) -> dict[str, Result]:
+    """The results that are there already, by the name of the leader.
+
+    Raises:
+      ValueError: if one is damaged, another leader's, or of another length.
+    """
+    kept = {name: load_result(path) for name, path in paths.items() if path.is_file()}
+    for name, result in kept.items():
+        if result.name != name or len(result.value) != iterations:
+            raise ValueError(
+                f"{paths[name]} holds {len(result.value)} iterations of {result.name}, "
+                f"wanted are {iterations} of {name}; choose another --out"
+            )
+    return kept

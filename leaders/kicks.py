@@ -42,7 +42,8 @@ def kick_hpgd(batch: Rollout, values: Values, occupancy: Tensor, preferences: Pr
 
 def kick_sobirl(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
     """Q_L(s_0, b_0) / β at the first step only; the trace does not decay, r_F is centred under g."""
-    return start_share(batch.starts) * values.q_leader / preferences.beta
+    counted = batch.starts & (occupancy > 0)  # episodes that are left out count for nothing
+    return start_share(counted) * values.q_leader / preferences.beta
 
 
 def kick_sobirl_modified(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:

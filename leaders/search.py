@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from bilevel_envs._checks import check_choice, check_count, check_number
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
 from bilevel_envs.tabular import TabularModel
 from leaders.sampled import mean_return, whole_episode_horizon
@@ -32,9 +33,14 @@ class SearchLeader(Leader):
       episodes: whole episodes per trial.
     """
 
+    ascends: ClassVar[bool] = False  # whether it moves by a gradient, to which a regulariser's may be added
+
     def __init__(self, env: gym.Env, arguments: dict[str, Any], episodes: int) -> None:
         super().__init__(env, changed(Common(), arguments), arguments)
         self.episodes = check_count(episodes, "episodes")
+        regularised = getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser)
+        if regularised and not self.ascends:
+            raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares sampled returns alone")
         self._names = [name for name, leaf in self.policy.named_parameters() if leaf.requires_grad]
 
     def _leaves(self) -> dict[str, Tensor]:
@@ -114,6 +120,7 @@ class ZerothOrder(SearchLeader):
     """
 
     name: ClassVar[str] = "zeroth-order"
+    ascends: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -193,7 +200,7 @@ class CMAES(SearchLeader):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
         super().__init__(env, arguments, episodes)
-        check_number(sigma, "sigma", above=0)
+        check_number(sigma, "sigma", above=0, at_most=1e6)
         if population is not None:
             check_count(population, "population", at_least=2)
         means = self._flat().numpy()

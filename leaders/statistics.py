@@ -36,7 +36,9 @@ def summary(
 ) -> Summary:
     """Mean, interquartile mean and stratified bootstrap intervals.
 
-    Seeds are resampled within their task, never across tasks (Agarwal et al., arXiv:2108.13264, with SciPy).
+    Seeds are resampled within their task, never across tasks (Agarwal et al., arXiv:2108.13264, with SciPy). A
+    percentile interval of few seeds is too short: on normal scores 95 % becomes about 89 % with 10 seeds and 85 % with
+    5. Below 4 seeds nothing is trimmed and the interquartile mean is the mean.
 
     Args:
       scores: one number per seed, [seeds]; or such an array for each task, by name.
@@ -53,6 +55,7 @@ def summary(
         raise ValueError("`scores` must hold at least one task, got none")
     check_number(confidence, "confidence", above=0, below=1)
     check_count(resamples, "resamples", at_least=100)
+    check_count(seed, "seed", at_least=0)
     samples = [_per_seed(values, f"scores[{name!r}]" if name else "scores") for name, values in tasks.items()]
 
     def mean(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -80,7 +83,10 @@ def summary(
 
 
 def _per_seed(values: Any, name: str) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be one number per seed, got {values!r}") from None
     if array.ndim != 1:
         raise ValueError(
             f"`{name}` must be one number per seed, got shape {list(array.shape)}; iterations and episodes of one "

@@ -250,7 +250,7 @@ class Leader:
         return (gradients if self._stacked else gradients[:, 0]).numpy()
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} draws no samples")
+        raise NotImplementedError(f"`gradient_samples` is not offered by {type(self).__name__}")
 
     def save(self, path: str | Path) -> None:
         """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from bilevel_envs.model import Model, Preferences
 from bilevel_envs.tabular import TabularModel
 
 STARTS = ("carry", "reset")
+STREAM = 7
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Truncated:
       rounds: policy refreshes (published: 1, 2, 5, 10, 20, 50 of 100).
       start: "carry" goes on from the table of the previous response, "reset" draws a new one each time.
       sweeps: backups per round (published: 5).
-      seed: run i draws its tables from the stream seed + i.
+      seed: run i draws its tables from the stream seed + i, or from the i-th of one seed per run.
 
     Source: the suboptimal followers of arXiv:2603.14867's four rooms.
     """
@@ -39,7 +41,7 @@ class Truncated:
     rounds: int = 10
     start: str = "carry"
     sweeps: int = 5
-    seed: int = 0
+    seed: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.follower, SoftValueIteration):
@@ -47,7 +49,8 @@ class Truncated:
         check_count(self.rounds, "rounds")
         check_choice(self.start, STARTS, "start")
         check_count(self.sweeps, "sweeps")
-        check_count(self.seed, "seed", at_least=0)
+        for seed in np.atleast_1d(self.seed).tolist():
+            check_count(seed, "seed", at_least=0)
 
     @property
     def beta(self) -> float | None:
@@ -81,5 +84,10 @@ class Truncated:
 
     def _noise(self, model: TabularModel, calls: int) -> Tensor:
         shape = (model.states, model.actions)
-        tables = [np.random.default_rng([self.seed + run, calls]).standard_normal(shape) for run in range(model.runs)]
+        one = np.ndim(self.seed) == 0
+        seeds = [self.seed + run for run in range(model.runs)] if one else list(self.seed)  # type: ignore[operator, arg-type]
+        if len(seeds) != model.runs:
+            raise ValueError(f"`seed` must be a number or one per run ({model.runs}), got {len(seeds)} of them")
+        # STREAM keeps apart what leaders draw from the same seeds; a trailing 0 would not.
+        tables = [np.random.default_rng([seed, STREAM, calls]).standard_normal(shape) for seed in seeds]
         return torch.from_numpy(np.stack(tables))

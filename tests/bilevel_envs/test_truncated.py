@@ -5,6 +5,7 @@ import torch
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.envs.four_rooms import FourRooms
 from bilevel_envs.followers import SoftValueIteration, Truncated
+from bilevel_envs.followers.truncated import STREAM
 from leaders import BCHG, exact
 
 ROOMS = FourRooms(beta=3e-3)
@@ -21,7 +22,7 @@ def test_one_round_by_hand():
     # one round of two sweeps from a given table, written out with plain arrays
     follower = Truncated(rounds=1, sweeps=2, seed=4)
     best = follower.best_response(MODEL, ROOMS.preferences)
-    table = np.random.default_rng([4, 0]).standard_normal((104, 4))
+    table = np.random.default_rng([4, STREAM, 0]).standard_normal((104, 4))
     scaled = np.exp((table - table.max(1, keepdims=True)) / 3e-3)
     g = scaled / scaled.sum(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -82,3 +83,19 @@ def test_both_values_are_recorded_and_a_run_goes_on_bit_for_bit(make, tmp_path, 
 def test_bad_settings_are_refused(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         Truncated(**arguments)
+
+
+def test_runs_may_have_seeds_of_their_own():
+    model = ROOMS.model(torch.from_numpy(ROOMS.default_theta).repeat(3, 1))
+    together = Truncated(rounds=1, seed=[4, 9, 4]).best_response(model, ROOMS.preferences)
+    alone = Truncated(rounds=1, seed=9).best_response(MODEL, ROOMS.preferences)
+    torch.testing.assert_close(together.policy.probs[1], alone.policy.probs[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(together.policy.probs[0], together.policy.probs[2], rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"`seed` must be a number or one per run \(1\), got 3"):
+        Truncated(seed=[1, 2, 3]).best_response(MODEL, ROOMS.preferences)
+
+
+def test_its_noise_is_not_the_leaders():
+    first = Truncated(seed=0)._noise(MODEL, 0).flatten()[:105]
+    leader = np.random.default_rng(0).standard_normal(105)
+    assert abs(np.corrcoef(first.numpy(), leader)[0, 1]) < 0.5

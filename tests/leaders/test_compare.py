@@ -3,6 +3,8 @@ import csv
 import numpy as np
 import pytest
 
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.followers import Truncated
 from leaders import BCHG, compare
 from leaders.cli import main
 
@@ -16,8 +18,8 @@ def test_a_grid_point_is_what_it_would_be_alone(make):
     assert result.points[2] == {"learning_rate": 0.01, "critic_learning_rate": 0.3}
     alone = BCHG(env, preset="paper", seed=4, learning_rate=0.01, critic_learning_rate=0.3).learn(8)
     np.testing.assert_allclose(result.value[:, 2, 1], alone.history["leader_value"][:, 0], atol=1e-9)
-    assert result.env_steps.tolist() == [100.0 * k for k in range(1, 9)]
-    assert result.follower_solves.tolist() == list(range(1, 9))
+    assert result.env_steps[:, 3].tolist() == [100.0 * k for k in range(1, 9)]
+    assert result.follower_solves[:, 0].tolist() == list(range(1, 9))
 
 
 def test_what_a_leader_has_no_use_for_is_left_out_of_its_grid(make):
@@ -32,7 +34,7 @@ def test_the_best_point_is_chosen_by_the_last_tenth():
     value[:18, 0] = 10.0  # early success does not count
     value[18:, 1] = 1.0
     points = [{"learning_rate": 1.0}, {"learning_rate": 2.0}]
-    result = compare.Result("bchg", points, value, np.arange(20.0), np.arange(20.0))
+    result = compare.Result("bchg", points, value, np.zeros((20, 2)), np.zeros((20, 2)))
     assert result.best == 1
     np.testing.assert_array_equal(result.scores, [[0, 0, 0], [1, 1, 1]])
     assert result.summary().mean == 1.0
@@ -71,6 +73,18 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     assert (out / "comparison.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "bchg" in capsys.readouterr().out
     before = (out / "results.csv").read_bytes()
+    told = (out / "config.json").read_bytes()
+    for arguments, message in ((["--iterations", "50"], "holds 40 iterations of bchg, wanted are 50 of bchg"),):
+        with pytest.raises(SystemExit):
+            main([*COMMAND, "--grid", "learning_rate=0.5,0.001", *arguments, "--out", str(out), "--resume"])
+        assert message in capsys.readouterr().err
+    whole = (out / "bchg.npz").read_bytes()
+    (out / "bchg.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit):
+        main([*COMMAND, "--grid", "learning_rate=0.5,0.001", "--out", str(out), "--resume"])
+    assert "bchg.npz is damaged or no result" in capsys.readouterr().err
+    assert (out / "config.json").read_bytes() == told
+    (out / "bchg.npz").write_bytes(whole)
     main([*COMMAND, "--grid", "learning_rate=0.5,0.001", "--out", str(out), "--resume"])
     assert (out / "results.csv").read_bytes() == before
 
@@ -83,6 +97,10 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
         (["--grid", "learning_rate=fast"], "`grid` must be KEY=NUMBER,NUMBER,..., got 'learning_rate=fast'"),
         (["--grid", "learning_rate=-1"], "`learning_rate` must be above 0"),
         (["--runs", "1"], "`runs` must be at least 2"),
+        (["--seed", "-1"], "`seed` must be at least 0"),
+        (["--leaders", "bchg,bchg"], "`leaders` must name each leader once"),
+        (["--leaders", "exact", "--preset", "papers"], "`preset` must be one of None, 'paper'"),
+        (["--grid", "learning_rate=0.1", "learning_rate=0.2"], "`grid` must give each key once"),
     ],
 )
 def test_bad_arguments_write_nothing(tmp_path, capsys, arguments, message):
@@ -90,3 +108,10 @@ def test_bad_arguments_write_nothing(tmp_path, capsys, arguments, message):
         main([*COMMAND, *arguments, "--out", str(tmp_path / "out")])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_grid_points_share_the_noise_of_a_truncated_follower(make):
+    env = BilevelWrapper(make("FourRooms", beta=3e-3).env, Truncated(rounds=2))
+    grid = {"learning_rate": [0.1, 0.1 + 1e-15]}
+    result = compare.run_grid(env, "bchg", grid=grid, runs=2, iterations=4, preset="paper")
+    np.testing.assert_allclose(result.value[:, 0], result.value[:, 1], atol=1e-9)

@@ -19,18 +19,20 @@ def test_our_curves_go_through_the_papers_filter():
     value = np.zeros((1000, 1, 2))
     value[900:, 0, 0] = 1.0  # the last hundred iterations
     value[950:, 0, 1] = 1.0  # the last fifty
-    result = Result("bchg", [{}], value, np.arange(1000.0), np.arange(1000.0))
+    result = Result("bchg", [{}], value, np.zeros((1000, 1)), np.zeros((1000, 1)))
     curve = Curve(np.array([1000]), np.array([0.7]), np.array([0.1]))
     (found,) = reproduce.compared(result, curve)
     assert found.ours == pytest.approx(0.75)
     assert found.ours_error == pytest.approx(0.25)
     assert found.published == 0.7
+    assert found.published_error == pytest.approx(0.1 * (10 / 9) ** 0.5)  # sample form
 
 
 def test_the_command_refuses_what_the_paper_does_not_show(tmp_path, capsys):
     for arguments, message in (
-        (["--beta", "2e-3"], "the paper shows no curve of 'bchg' at β = 0.002 and batch 100"),
-        (["--batch", "150"], "and batch 150"),
+        (["--beta", "2e-3"], "`beta` must be one of 0.001, 0.003, 0.005, got 0.002"),
+        (["--batch", "150"], "`batch` must be one of 100, 200, 400, 1000, got 150"),
+        (["--beta", "5e-3", "5e-3"], "`beta` must be one or more different values"),
         (["--leaders", "cmaes"], "the paper shows no curve of 'cmaes'"),
         (["--runs", "1"], "`runs` must be at least 2"),
     ):

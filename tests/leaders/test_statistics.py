@@ -45,6 +45,7 @@ def test_seeds_that_agree_need_no_resampling():
         ([1.0, np.nan], "`scores` must be finite; seed 1 is not"),
         ({"a": [1.0, 2.0], "b": np.zeros((2, 2))}, r"`scores\['b'\]` must be one number per seed"),
         ({}, "`scores` must hold at least one task"),
+        (["a", "b"], "`scores` must be one number per seed, got"),
     ],
 )
 def test_anything_but_seeds_is_refused(scores, message):
