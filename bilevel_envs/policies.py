@@ -46,7 +46,3 @@ class BoltzmannPolicy:
         """E_b[q(s, b)] under g, shaped like `state`; `q(state)` gives [..., B]."""
         state = torch.as_tensor(state)
         return (Table(self.probs)(state) * q(state)).sum(-1)
-
-    def detach(self) -> BoltzmannPolicy:
-        """The same policy without gradients."""
-        return BoltzmannPolicy(self.log_probs.detach())

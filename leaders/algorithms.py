@@ -22,7 +22,7 @@ from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
 from leaders.sampled import SampledLeader, Sampling, whole_episode_horizon
 from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.surrogate import surrogate
-from leaders.train import Common, Estimate, Leader, changed
+from leaders.train import Common, Estimate, Leader, changed, given
 from leaders.values import evaluate
 from leaders.weights import occupancy
 
@@ -39,13 +39,6 @@ PUBLISHED = Sampling(
 
 
 VARIANTS = ("mc", "sa", "oracle")
-
-
-def _given(scope: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a constructor, from its `locals()`."""
-    return {
-        name: value for name, value in scope.items() if name not in ("self", "env", "__class__", "default", "paper")
-    }
 
 
 class BCHG(SampledLeader):
@@ -135,7 +128,7 @@ class BCHG(SampledLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = _given(locals())
+        arguments = given(locals())
         shared = preset == "paper" if shared is None else shared
         check_choice(shared, (True, False), "shared")
         kick = "bc_hg_shared" if shared else "bc_hg"
@@ -199,9 +192,10 @@ class NaivePGD(SampledLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
+        arguments = given(locals())
         default = Sampling("naive_pgd", features="none")
         paper = replace(default, tail="reference", critic="monte_carlo")
-        super().__init__(env, _given(locals()), {None: default, "paper": paper})
+        super().__init__(env, arguments, {None: default, "paper": paper})
 
 
 class HPGD(SampledLeader):
@@ -283,7 +277,7 @@ class HPGD(SampledLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = _given(locals())
+        arguments = given(locals())
         check_choice(variant, VARIANTS, "variant")
         self.variant, self.published = variant, preset == "paper"
         self.oracle_draws = check_count(oracle_draws, "oracle_draws")
@@ -398,7 +392,7 @@ class SoBiRL(SampledLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = _given(locals())
+        arguments = given(locals())
         check_choice(modified, (True, False), "modified")
         default = Sampling("sobirl", features="none")
         paper = replace(default, critic="monte_carlo", tail="reference")
@@ -445,7 +439,7 @@ class ExactGradient(Leader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = _given(locals())
+        arguments = given(locals())
         super().__init__(env, changed(Common(), arguments), arguments)
 
     def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:

@@ -16,7 +16,7 @@ from bilevel_envs.rollout import table_rollout
 from bilevel_envs.tabular import TabularModel
 from leaders.critics.monte_carlo import MonteCarlo, returns_to_go
 from leaders.values import Values, evaluate
-from leaders.visits import mean_table
+from leaders.visits import mean_table, sum_table
 from leaders.weights import Weights, weights_from_kick
 
 
@@ -93,10 +93,10 @@ def published_oracle_kick(
     weight = counts * (q[run, pair] - v[run, batch.state]) / preferences.beta
     # The mean over visits times their number is the sum over visits.
     on_pair, on_state = (
-        _sum_table(weight, key, size) for key, size in ((pair, states * actions), (batch.state, states))
+        sum_table(weight, key, size) for key, size in ((pair, states * actions), (batch.state, states))
     )
     one = oracle.valid.double()
-    visits = _sum_table(one, oracle_pair, states * actions), _sum_table(one, oracle.state, states)
+    visits = sum_table(one, oracle_pair, states * actions), sum_table(one, oracle.state, states)
     share = on_pair[run, oracle_pair] / visits[0][run, oracle_pair].clamp(min=1)
     return (share - on_state[run, oracle.state] / visits[1][run, oracle.state].clamp(min=1)) * oracle.valid
 
@@ -109,8 +109,3 @@ def oracle_weights(
     nothing = torch.zeros_like(kick)
     weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail=None, arrival=arrival)
     return replace(weights, log_start=nothing)
-
-
-def _sum_table(x: Tensor, key: Tensor, size: int) -> Tensor:
-    """Sums per run and key, [R, size]."""
-    return torch.zeros(len(x), size, dtype=x.dtype).scatter_add_(1, key.flatten(1), x.flatten(1))

@@ -18,7 +18,7 @@ from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
 from bilevel_envs.tabular import TabularModel
 from leaders.sampled import mean_return, whole_episode_horizon
-from leaders.train import Common, Estimate, Leader, changed
+from leaders.train import Common, Estimate, Leader, changed, given
 
 
 class SearchLeader(Leader):
@@ -139,7 +139,7 @@ class ZerothOrder(SearchLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
+        arguments = given(locals())
         super().__init__(env, arguments, episodes)
         self.directions = check_count(directions, "directions")
         self.sigma = check_number(sigma, "sigma", above=0)
@@ -198,7 +198,7 @@ class CMAES(SearchLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
+        arguments = given(locals())
         super().__init__(env, arguments, episodes)
         check_number(sigma, "sigma", above=0, at_most=1e6)
         if population is not None:
@@ -269,7 +269,7 @@ class RandomSearch(SearchLeader):
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
+        arguments = given(locals())
         super().__init__(env, arguments, episodes)
         self.scale = check_number(scale, "scale", above=0)
         self._centre = self._flat()

@@ -85,10 +85,16 @@ class Common:
     max_grad_norm: float = 1.0
 
 
-def changed(settings: Any, given: dict[str, Any]) -> Any:
-    """A frozen dataclass with those of its fields that are given, and not as None."""
+def given(scope: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a leader's constructor, from its `locals()` before anything else is named there."""
+    return {name: value for name, value in scope.items() if name not in ("self", "env", "__class__")}
+
+
+def changed(settings: Any, arguments: dict[str, Any]) -> Any:
+    """A frozen dataclass with those of its fields that stand in `arguments`, and not as None."""
     names = {field.name for field in fields(settings)}
-    return replace(settings, **{name: value for name, value in given.items() if name in names and value is not None})
+    told = {name: value for name, value in arguments.items() if name in names and value is not None}
+    return replace(settings, **told)
 
 
 @dataclass

@@ -28,6 +28,11 @@ def mean_table(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> Tensor:
     return torch.from_numpy(means.reshape(x.shape[0], keys))
 
 
+def sum_table(x: Tensor, key: Tensor, keys: int) -> Tensor:
+    """The sum of `x` [R, N, T] for each key, per run, [R, keys]."""
+    return torch.zeros(len(x), keys, dtype=x.dtype).scatter_add_(1, key.flatten(1), x.flatten(1))
+
+
 def number(mark: Tensor) -> Tensor:
     """How many steps of each run are marked, at least 1, float64 [R, 1, 1]."""
     return mark.sum((1, 2), keepdim=True).clamp(min=1).double()
