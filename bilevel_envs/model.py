@@ -7,6 +7,7 @@ row, S states, B follower actions. The runs axis leads; a leading 1 stands for "
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -64,17 +65,17 @@ class Rollout:
     step: Tensor
     valid: Tensor
 
-    @property
+    @cached_property
     def starts(self) -> Tensor:
         """Where an episode begins, bool [R, N, T]."""
         return self.valid & (self.step == 0)
 
-    @property
+    @cached_property
     def finished(self) -> Tensor:
         """Where an episode ends by itself, bool [R, N, T]."""
         return self.valid & self.terminated
 
-    @property
+    @cached_property
     def cut(self) -> Tensor:
         """Where an episode goes on but the batch does not: time limits and ends of rows, bool [R, N, T]."""
         last = torch.zeros_like(self.valid)
@@ -173,6 +174,11 @@ class ConfigurableMDP(Protocol):
 
     def model(self, theta: Tensor) -> Model:
         """The follower's MDP at θ ``[R, *θ.shape]``, differentiable in θ: what planners and `exact` use."""
+
+    @property
+    def simulates_its_model(self) -> bool:
+        """Whether `step` simulates `model(θ)`; where not, the task has a `simulator` of its own."""
+        return True
 
     def simulator(self, theta: Tensor) -> Model:
         """The world that `step` simulates; differs from `model` only where a task says so."""

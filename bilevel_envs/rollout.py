@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
+from bilevel_envs.kernels import walk
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import ALMOST_ONE, TabularModel, closed_cdf, draw, ladder_of
+from bilevel_envs.tabular import TabularModel, look_up
 
 
 def vector_rollout(
@@ -104,77 +105,27 @@ def table_rollout(
     Returns:
       A batch [R, N, T], rows cut to the longest one in use.
     """
-    runs, states, actions = noise.runs, model.states, model.actions
-    tables, count = model.structure.stepping, noise.runs * rows
-    first_row = np.repeat(np.arange(runs), rows) * states  # states of all runs are numbered through
-
-    def row_of(table: np.ndarray | torch.Tensor) -> np.ndarray | int:
-        return first_row if table.shape[0] > 1 else 0
-
-    policy_ladder, policy_row = ladder_of(policy.cdf), row_of(policy.cdf)
-    next_ladder, next_row = tables.ladder, row_of(tables.cdf) * actions
-    successor = tables.successor.reshape(-1)
-    ends = model.continues.numpy() == 0
-    ends_row, ends = row_of(ends), ends.reshape(-1, actions)
-
-    # Time leads while drawing, so that each step reads and writes one contiguous row.
-    draws = noise.uniform(3, horizon, rows).transpose(1, 2, 0, 3).reshape(3, horizon, count)
-    np.minimum(draws, ALMOST_ONE, out=draws)
-    start_cdf = tables.start_cdf if initial is None else closed_cdf(initial[None])
-    begin = _inverse_cdf(start_cdf, draws[2], first_row // states)
-    if first_state is not None:
-        begin[0] = first_state.reshape(-1)
-    limited = time_limit is not None and time_limit < horizon + 1
-    state, action, following, step = (np.empty((horizon, count), int) for _ in range(4))
-    terminated, truncated, valid = (np.zeros((horizon, count), bool) for _ in range(3))
-    s, at, alive = begin[0], np.zeros(count, int), np.ones(count, bool)
-    length = horizon
-    for k in range(horizon):
-        b = draw(policy_ladder, policy_row + s, draws[0, k]) % actions
-        if k == 0 and first_action is not None:
-            b = np.where(first_action.reshape(-1) < 0, b, first_action.reshape(-1))
-        arrived = successor[draw(next_ladder, next_row + s * actions + b, draws[1, k])]
-        over = ends[ends_row + s, b]
-        state[k], action[k], following[k], step[k], terminated[k], valid[k] = s, b, arrived, at, over, alive
-        if limited:
-            truncated[k] = (at + 1 >= time_limit) & ~over
-            over = over | truncated[k]
-        at = np.where(over, 0, at + 1)
-        if not whole_episodes:
-            s = np.where(over, begin[k + 1 - (k + 1 == horizon)], arrived)
-            continue
-        s, alive = arrived, alive & ~over
-        if not alive.any():
-            length = k + 1
-            break
-
-    def rowwise(column: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(column[:length].T).reshape(runs, rows, length))
-
-    state_t, action_t = rowwise(state), rowwise(action)
-    return Rollout(
-        state_t,
-        action_t,
-        rowwise(following),
-        _visited(model.r_leader, state_t, action_t),
-        _visited(model.r_follower, state_t, action_t),
-        rowwise(terminated),
-        rowwise(truncated),
-        rowwise(step),
-        rowwise(valid),
+    moves, shape = model.structure.stepping, (noise.runs, rows, horizon)
+    anywhere = np.full(shape[:2], -1)
+    columns = tuple(np.zeros(shape, np.int64) for _ in range(4)) + tuple(np.zeros(shape, bool) for _ in range(3))
+    length = walk(
+        noise.uniform(3, horizon, rows),
+        policy.probs.contiguous().numpy(),
+        moves.successor,
+        moves.probability,
+        moves.initial if initial is None else initial[None],
+        moves.ends,
+        anywhere if first_state is None else first_state,
+        anywhere if first_action is None else first_action,
+        time_limit or 0,
+        whole_episodes,
+        columns,
     )
-
-
-def _visited(table: torch.Tensor, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    run = torch.arange(state.shape[0]).view(-1, 1, 1) if table.shape[0] > 1 else torch.zeros((), dtype=torch.long)
-    return table[run, state, action]
-
-
-def _inverse_cdf(cdf: np.ndarray, uniform: np.ndarray, run: np.ndarray) -> np.ndarray:
-    """Draws for every run from its row of `cdf` [R|1, K]; `uniform` is [..., R·N]."""
-    if cdf.shape[0] == 1:
-        return np.searchsorted(cdf[0], uniform, side="right")
-    return (cdf[run] <= uniform[..., None]).sum(-1)
+    state, action, following, step, terminated, truncated, valid = (
+        torch.from_numpy(column if length == horizon else column[..., :length].copy()) for column in columns
+    )
+    r_leader, r_follower = look_up(model.r_leader, state, action), look_up(model.r_follower, state, action)
+    return Rollout(state, action, following, r_leader, r_follower, terminated, truncated, step, valid)
 
 
 def _leader_reward(infos: dict) -> np.ndarray:

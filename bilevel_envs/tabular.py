@@ -11,28 +11,43 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_distribution, check_finite, check_shape
+from bilevel_envs.banded import Band, band_of
+from bilevel_envs.kernels import solutions
 from bilevel_envs.model import Rollout, Terms
-from bilevel_envs.resolvent import Band, band_of, resolvent
 
 
 @dataclass(frozen=True)
 class Stepping:
-    """Inverse-CDF tables for drawing transitions; NumPy, a leading 1 where shared by all runs.
+    """The possible moves and no others; NumPy, a leading 1 where shared by all runs.
 
     Attributes:
       successor: the states a step may lead to, int [R|1, S, B, K].
-      cdf: their cumulative probabilities, the last possible one exactly 1, [R|1, S, B, K].
-      start_cdf: cumulative initial distribution, [R|1, S].
+      probability: of each of them, [R|1, S, B, K].
+      going_on: the same, 0 where the episode ends with the step, [R|1, S, B, K].
+      initial: ρ0, [R|1, S].
+      ends: whether the episode ends with the step, bool [R|1, S, B].
     """
 
     successor: np.ndarray
-    cdf: np.ndarray
-    start_cdf: np.ndarray
+    probability: np.ndarray
+    going_on: np.ndarray
+    initial: np.ndarray
+    ends: np.ndarray
 
     @cached_property
-    def ladder(self) -> np.ndarray:
-        """`ladder_of(cdf)`, made once."""
-        return ladder_of(self.cdf)
+    def cdf(self) -> np.ndarray:
+        """Cumulative probabilities, the last possible one exactly 1, [R|1, S, B, K]."""
+        return closed_cdf(self.probability)
+
+    @cached_property
+    def start_cdf(self) -> np.ndarray:
+        """Cumulative initial distribution, likewise, [R|1, S]."""
+        return closed_cdf(self.initial)
+
+    @cached_property
+    def band(self) -> Band:
+        """A good order of states for linear algebra."""
+        return band_of(self.successor, self.going_on)
 
 
 class Structure:
@@ -55,22 +70,18 @@ class Structure:
         return self._transition * self._continues[..., None]
 
     @cached_property
-    def band(self) -> Band | None:
-        """The banded form of `kernel`, where it has one."""
-        return band_of(self.kernel)
-
-    @cached_property
     def stepping(self) -> Stepping:
-        """Tables for drawing transitions."""
+        """The possible moves."""
         transition = self._transition.numpy()
         width = int((transition > 0).sum(-1).max())
         order = np.argsort(-(transition > 0).astype(np.int8), axis=-1, kind="stable")
         successor = np.ascontiguousarray(order[..., :width])
         probability = np.take_along_axis(transition, successor, axis=-1)
-        return Stepping(successor, closed_cdf(probability), closed_cdf(self._initial.numpy()))
-
-
-ALMOST_ONE = 1 - 1e-9  # the largest u for which row + u is less than row + 1 in float64, for a million rows
+        continues = self._continues.numpy()
+        going_on = probability * continues[..., None]
+        if len(going_on) > len(successor):  # shared moves that end in some runs only
+            successor = np.broadcast_to(successor, going_on.shape).copy()
+        return Stepping(successor, probability, going_on, self._initial.numpy(), continues == 0)
 
 
 def closed_cdf(p: np.ndarray) -> np.ndarray:
@@ -82,18 +93,14 @@ def closed_cdf(p: np.ndarray) -> np.ndarray:
     return cdf
 
 
-def ladder_of(cdf: np.ndarray) -> np.ndarray:
-    """All rows of a table of CDFs as one increasing array: row i occupies (i, i + 1].
-
-    One binary search for i + u then draws from row i: its result is the flat index of the outcome.
-    """
-    rows = cdf.reshape(-1, cdf.shape[-1])
-    return (rows + np.arange(len(rows))[:, None]).reshape(-1)
-
-
-def draw(ladder: np.ndarray, row: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Flat indices of the outcomes drawn from the rows `row` of a ladder; `uniform` at most `ALMOST_ONE`."""
-    return ladder.searchsorted(row + uniform, "right")
+def look_up(table: Tensor, *index: Tensor) -> Tensor:
+    """Entries of a table [R|1, ...], one index per axis after the first; indices and result are [R, ...]."""
+    flat = index[0]
+    for size, own in zip(table.shape[2:], index[1:], strict=True):
+        flat = flat * size + own
+    if table.shape[0] == 1:
+        return table.reshape(-1)[flat]
+    return table.flatten(1).gather(1, flat.flatten(1)).view(flat.shape)
 
 
 @dataclass(frozen=True)
@@ -109,16 +116,15 @@ class Table:
     def __call__(self, state: Tensor | np.ndarray | int, action: Tensor | np.ndarray | int | None = None) -> Tensor:
         """Values at states [R, ...] (any shape where one run or all share the table); [R, ..., B] without `action`."""
         state = torch.as_tensor(state)
-        if self.values.shape[0] == 1:
-            index: tuple[Tensor, ...] = (torch.zeros((), dtype=torch.long), state)
-        else:
-            if state.ndim == 0 or state.shape[0] != self.values.shape[0]:
-                raise ValueError(
-                    f"`state` must have a leading runs axis of {self.values.shape[0]}, got shape {list(state.shape)}"
-                )
-            runs = torch.arange(self.values.shape[0]).view(-1, *[1] * (state.ndim - 1))
-            index = (runs, state)
-        return self.values[index] if action is None else self.values[(*index, torch.as_tensor(action))]
+        runs = self.values.shape[0]
+        if runs > 1 and (state.ndim == 0 or state.shape[0] != runs):
+            raise ValueError(f"`state` must have a leading runs axis of {runs}, got shape {list(state.shape)}")
+        if action is not None:
+            return look_up(self.values, state, torch.as_tensor(action))
+        if self.values.ndim == 2:
+            return look_up(self.values, state)
+        run = torch.arange(runs).view(-1, *[1] * (state.ndim - 1)) if runs > 1 else torch.zeros((), dtype=torch.long)
+        return self.values[run, state]
 
 
 @dataclass(frozen=True)
@@ -223,9 +229,18 @@ class TabularModel:
         return torch.einsum("rsbt,rt->rsb", kernel, v.expand(kernel.shape[0], -1))
 
     def resolvent(self, policy: Tensor, gamma: float, y: Tensor, *, transpose: bool = False) -> Tensor:
-        """(I − γΠ)⁻¹ y, or its transpose, for a policy [R, S, B] and y [R, S]; no gradients."""
-        structure = self.structure
-        return resolvent(structure.kernel, structure.band, policy, gamma, y, transpose=transpose)
+        """(I − γΠ)⁻¹ y, or its transpose, which carries visits forward; no gradients.
+
+        Args:
+          policy: g in Π[s, s'] = Σ_b g(b|s) p(s' and on | s, b), [R|1, S, B].
+          gamma: discount in [0, 1).
+          y: right-hand side, [R|1, S].
+          transpose: solve with Πᵀ.
+        """
+        moves, band = self.structure.stepping, self.structure.stepping.band
+        g, right = policy.contiguous().numpy(), y.contiguous().numpy()
+        x = solutions(g, moves.successor, moves.going_on, gamma, band.position, band.width, right, transpose)
+        return torch.from_numpy(x)
 
     def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
         """The differentiable terms at the visited steps; None where no gradient can flow.
@@ -237,10 +252,7 @@ class TabularModel:
         state, action = rollout.state, rollout.action
 
         def visited(table: Tensor, *index: Tensor) -> Tensor | None:
-            if not table.requires_grad:
-                return None
-            runs = torch.arange(state.shape[0]).view(-1, 1, 1) if table.shape[0] > 1 else 0
-            return table[(runs, *index)]
+            return look_up(table, *index) if table.requires_grad else None
 
         start = visited(self.initial, state)
         arrival = visited(self.transition, state, action, rollout.next_state)

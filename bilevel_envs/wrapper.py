@@ -122,6 +122,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         horizon: int,
         whole_episodes: bool = False,
         sampler: str = "fused",
+        model: TabularModel | None = None,
     ) -> Rollout:
         """Trajectories of the follower at θ.
 
@@ -133,6 +134,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
           horizon: T, steps of each row.
           whole_episodes: one episode per row, without the time limit.
           sampler: "fused" draws from the model's tables; "steps" drives `reset` and `step` of a vector environment.
+          model: `model(theta)` where the caller has it already.
 
         Returns:
           A batch [R, N, T].
@@ -146,7 +148,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         time_limit = self.time_limit
         limit = None if whole_episodes else time_limit
         if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
-            world = self.unwrapped.simulator(theta).detach()
+            same = model is not None and getattr(self.problem, "simulates_its_model", False)
+            world = cast(TabularModel, model) if same else self.unwrapped.simulator(theta).detach()
             return table_rollout(
                 world,
                 best.policy,

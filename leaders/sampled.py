@@ -93,6 +93,7 @@ class SampledLeader(Leader):
         self.critic = self._make_critic()
 
     def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+        fixed = model.detach()
         batch = self.env.rollout(
             theta.detach(),
             best,
@@ -100,8 +101,9 @@ class SampledLeader(Leader):
             rows=self.rows,
             horizon=self.horizon,
             sampler=self.sampling.sampler,
+            model=fixed,
         )
-        self.critic.fit(batch, best, model.detach(), self.noise)
+        self.critic.fit(batch, best, fixed, self.noise)
         total, further_steps = self._surrogate(theta, model, batch, best, self.critic, self.noise, self.sampling.tail)
         return Estimate(
             surrogate=total,
@@ -164,6 +166,7 @@ class SampledLeader(Leader):
             noise = Noise(streams)
             tiled = theta.repeat(copies, *[1] * (theta.ndim - 1)).requires_grad_()
             model, response = self.env.model(tiled), _tiled(best, copies)
+            fixed = model.detach()
             batch = self.env.rollout(
                 tiled.detach(),
                 response,
@@ -172,9 +175,10 @@ class SampledLeader(Leader):
                 horizon=horizon,
                 whole_episodes=True,
                 sampler=self.sampling.sampler,
+                model=fixed,
             )
             critic = self.critic.copies(copies)
-            critic.fit(batch, response, model.detach(), noise)
+            critic.fit(batch, response, fixed, noise)
             total = self._surrogate(tiled, model, batch, response, critic, noise, tail=None)[0].sum()
             (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
             gradients.append(gradient.view(copies, *theta.shape))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from bilevel_envs.kernels import mean_by_key
 
 
 def visit_mean(x: Tensor, key: Tensor, valid: Tensor) -> Tensor:
@@ -18,14 +19,13 @@ def visit_mean(x: Tensor, key: Tensor, valid: Tensor) -> Tensor:
     Returns:
       The means at each entry, 0 where not valid, [R, N, T].
     """
-    means, flat = _means(x, key, valid, int(key.max()) + 1)
-    return torch.from_numpy(means[flat].reshape(x.shape)) * valid
+    return mean_table(x, key, valid, int(key.max()) + 1).gather(1, key.flatten(1)).view(x.shape) * valid
 
 
 def mean_table(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> Tensor:
     """The mean of `x` for each key, 0 for keys that never occur, [R, keys]."""
-    means, _ = _means(x, key, valid, keys)
-    return torch.from_numpy(means.reshape(x.shape[0], keys))
+    means = mean_by_key(x.flatten(1).numpy(), key.flatten(1).numpy(), valid.flatten(1).numpy(), keys)
+    return torch.from_numpy(means)
 
 
 def sum_table(x: Tensor, key: Tensor, keys: int) -> Tensor:
@@ -41,12 +41,3 @@ def number(mark: Tensor) -> Tensor:
 def start_share(starts: Tensor) -> Tensor:
     """1 over the number of episodes where one starts, else 0, [R, N, T]."""
     return starts / number(starts)
-
-
-def _means(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> tuple[np.ndarray, np.ndarray]:
-    runs = x.shape[0]
-    flat = (key + keys * torch.arange(runs).view(-1, 1, 1)).flatten().numpy()
-    counted = valid.flatten().numpy().astype(float)
-    visits = np.bincount(flat, counted, minlength=runs * keys)
-    total = np.bincount(flat, counted * x.flatten().numpy(), minlength=runs * keys)
-    return total / np.maximum(visits, 1.0), flat

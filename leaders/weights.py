@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice
+from bilevel_envs.kernels import decaying_sum
 from bilevel_envs.model import Preferences, Rollout
 from leaders.values import Values
 from leaders.visits import number, start_share, visit_mean
@@ -67,12 +67,8 @@ def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
     steps = kick.shape[-1]
-    # Time leads, so that each step is one contiguous row.
-    trace = np.array(kick.reshape(-1, steps).numpy().T, order="C")
-    factor = np.where(starts.reshape(-1, steps).numpy().T, 0.0, decay)
-    for before, now, decays in zip(trace[:-1], trace[1:], factor[1:], strict=True):
-        now += decays * before
-    return torch.from_numpy(np.ascontiguousarray(trace.T)).view(kick.shape)
+    rows = decaying_sum(kick.reshape(-1, steps).numpy(), decay, starts.reshape(-1, steps).numpy())
+    return torch.from_numpy(rows).view(kick.shape)
 
 
 def occupancy(batch: Rollout, gamma: float, tail: str | None) -> Tensor:

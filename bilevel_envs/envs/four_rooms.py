@@ -39,6 +39,8 @@ STATE = {(int(row), int(column)): index for index, (row, column) in enumerate(CE
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left
 START_STATE, GOAL_STATE, TARGET_STATE = STATE[4, 1], STATE[1, 9], STATE[8, 4]
 CORRIDORS = (STATE[3, 6], STATE[6, 2], STATE[7, 9], STATE[10, 6])  # top, left, right, bottom
+AT_GOAL = torch.arange(len(CELLS)) == GOAL_STATE
+AT_TARGET = (torch.arange(len(CELLS)) == TARGET_STATE).double()
 BUDGET = 0.2
 # Probability of the intended move: of the world that is simulated, and of the one that is planned in.
 # 0.56 applies the classic factor 4/3 twice to a failure rate of 0.33; 0.67 applies it once.
@@ -151,7 +153,7 @@ class FourRooms(ConfigurableMDP):
                 f"Scale it: theta * {BUDGET} / abs(theta).sum()"
             )
 
-    @property
+    @cached_property
     def preferences(self) -> Preferences:
         """γ_L, γ_F and β."""
         return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
@@ -159,6 +161,11 @@ class FourRooms(ConfigurableMDP):
     def model(self, theta: Tensor) -> TabularModel:
         """The world as the follower plans in it and as `exact` evaluates it, at θ [R, 104]."""
         return self._with_rewards(self._planned, theta)
+
+    @property
+    def simulates_its_model(self) -> bool:
+        """False with ``dynamics="mismatched"``."""
+        return self._simulated is self._planned
 
     def simulator(self, theta: Tensor) -> TabularModel:
         """The world that is simulated; another one only with ``dynamics="mismatched"``."""
@@ -210,10 +217,8 @@ class FourRooms(ConfigurableMDP):
 
     def _with_rewards(self, base: TabularModel, theta: Tensor) -> TabularModel:
         check_shape(theta, (len(CELLS),), "theta", "[cell]")
-        here = torch.eye(len(CELLS), dtype=theta.dtype)
-        goal, target = here[GOAL_STATE], here[TARGET_STATE]
-        r_follower = theta * (1 - goal) + goal
-        r_leader = target + 5.0 * theta.sum(-1, keepdim=True) * goal  # θ ≤ 0, so Σ|θ| = −Σθ
+        r_follower = torch.where(AT_GOAL, 1.0, theta)
+        r_leader = torch.where(AT_GOAL, 5.0 * theta.sum(-1, keepdim=True), AT_TARGET)  # θ ≤ 0, so Σ|θ| = −Σθ
         shape = (-1, -1, len(MOVES))
         return base.with_rewards(r_leader[..., None].expand(shape), r_follower[..., None].expand(shape))
 

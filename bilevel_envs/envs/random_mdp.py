@@ -116,7 +116,7 @@ class RandomMDP(ConfigurableMDP):
         """0."""
         return np.zeros(self.dim)
 
-    @property
+    @cached_property
     def preferences(self) -> Preferences:
         """γ_L, γ_F and β."""
         return Preferences(self.gamma_leader, self.gamma_follower, self.beta)

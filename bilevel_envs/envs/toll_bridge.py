@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import gymnasium as gym
@@ -81,7 +82,7 @@ class TollBridge(ConfigurableMDP):
         check_number(self.ferry, "ferry")
         _ = self.preferences  # refuses bad ones
 
-    @property
+    @cached_property
     def preferences(self) -> Preferences:
         """γ_L, γ_F and β."""
         return Preferences(self.gamma_leader, self.gamma_follower, self.beta)

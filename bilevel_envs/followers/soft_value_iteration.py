@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.kernels import soft_policy_iteration
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy
 from bilevel_envs.tabular import Table, TabularModel
@@ -78,23 +80,25 @@ class SoftValueIteration:
         return self._newton(model, gamma, beta, start)
 
     def _newton(self, model: TabularModel, gamma: float, beta: float, start: BestResponse | None) -> BestResponse:
-        v = torch.zeros(model.runs, model.states, dtype=torch.float64)
-        if start is not None and start.v.values.shape[-1] == model.states:
-            v = start.v.values.expand(model.runs, -1) if start.v.values.shape[0] in (1, model.runs) else v
-        for _ in range(MOST_NEWTON_STEPS):
-            q = model.r_follower + gamma * model.expected_next(v)
-            soft_v = beta * torch.logsumexp(q / beta, -1)
-            log_probs = torch.log_softmax(q / beta, -1)
-            residual = (soft_v - v).abs().amax(-1)
-            converged = (residual <= self.tol * soft_v.abs().amax(-1).clamp(min=1)) & log_probs.isfinite().all(-1).all(
-                -1
-            )
-            if converged.all():
-                return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)
-            probs = log_probs.exp()
-            reward = (probs * (model.r_follower - beta * log_probs)).sum(-1)
-            # A run that has converged stands still, so that it does not depend on the runs beside it.
-            v = torch.where(converged[:, None], v, model.resolvent(probs, gamma, reward))
+        v = np.zeros((model.runs, model.states))
+        if start is not None and start.v.values.shape[-1] == model.states and len(start.v.values) in (1, model.runs):
+            v[:] = start.v.values.numpy()
+        moves, band = model.structure.stepping, model.structure.stepping.band
+        tables = soft_policy_iteration(
+            model.r_follower.contiguous().numpy(),
+            moves.successor,
+            moves.going_on,
+            gamma,
+            beta,
+            band.position,
+            band.width,
+            v,
+            self.tol,
+            MOST_NEWTON_STEPS,
+        )
+        q, soft_v, log_probs, residual = (torch.from_numpy(table) for table in tables)
+        if residual.isfinite().all():
+            return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)
         raise RuntimeError(
             f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} "
             f"after {MOST_NEWTON_STEPS} steps; with rewards of this size β = {beta:g} may be too small for float64 "

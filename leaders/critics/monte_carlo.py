@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.kernels import decaying_sum
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table
 from leaders.visits import mean_table, visit_mean
 
 
@@ -34,9 +36,8 @@ class MonteCarlo:
         returns = returns_to_go(batch, self.gamma)
         states, actions = policy.log_probs.shape[-2:]
         pair = batch.state * actions + batch.action
-        v = mean_table(returns, batch.state, batch.valid, states)
-        runs = torch.arange(len(v)).view(-1, 1, 1)
-        return visit_mean(returns, pair, batch.valid), v[runs, batch.state], v[runs, batch.next_state]
+        v = Table(mean_table(returns, batch.state, batch.valid, states))
+        return visit_mean(returns, pair, batch.valid), v(batch.state), v(batch.next_state)
 
     def copies(self, count: int) -> MonteCarlo:
         """Itself: it holds nothing."""
@@ -52,9 +53,9 @@ class MonteCarlo:
 
 def returns_to_go(batch: Rollout, gamma: float) -> Tensor:
     """Σ_{j≥k} γ^{j−k} r_L inside each episode and the batch, [R, N, T]."""
-    reward = (batch.r_leader * batch.valid).numpy()
-    ends = (batch.terminated | batch.truncated).numpy()
-    returns = reward.copy()
-    for k in range(reward.shape[-1] - 2, -1, -1):
-        returns[..., k] += gamma * ~ends[..., k] * returns[..., k + 1]
-    return torch.from_numpy(returns)
+    # The same sum as a trace, read from the last step to the first: it begins anew where an episode ends.
+    reward = (batch.r_leader * batch.valid).flip(-1)
+    begins = (batch.terminated | batch.truncated).flip(-1)
+    steps = reward.shape[-1]
+    sums = decaying_sum(reward.view(-1, steps).numpy(), gamma, begins.view(-1, steps).numpy())
+    return torch.from_numpy(sums).view(reward.shape).flip(-1)

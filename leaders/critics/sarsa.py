@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_number
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.kernels import expected_sarsa, sarsa
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
@@ -49,6 +50,10 @@ class _LearnedTable:
         copy.table = np.concatenate([self.table] * count)
         return copy
 
+    def _rates(self) -> np.ndarray:
+        """η of each run, [R]."""
+        return np.broadcast_to(np.asarray(self.learning_rate, float), len(self.table)).copy()
+
     def _copied_rate(self, count: int) -> float | np.ndarray:
         rate = self.learning_rate
         return np.tile(rate, count) if np.ndim(rate) else rate
@@ -84,29 +89,14 @@ class Sarsa(_LearnedTable):
 
     def pass_over(self, batch: Rollout, policy: BoltzmannPolicy, order: np.ndarray) -> None:
         """Updates once for each transition, in the order given: entry k·N + n is step k of row n, [R, N·T]."""
-        runs, rows, horizon = batch.state.shape
-        _, states, actions = self.table.shape
-        pair = (batch.state * actions + batch.action).numpy()
-        offset = np.arange(runs)[:, None, None] * states * actions
-        following = np.concatenate([pair[..., 1:], pair[..., -1:]], -1)
-        cut, ends = batch.cut.numpy(), batch.terminated.numpy()
-        constant = batch.r_leader.numpy()
+        cut = batch.cut
+        reward = batch.r_leader
         if not self.cut_is_end and cut.any():
-            v_next = table_values(torch.from_numpy(self.table), batch, policy)[2].numpy()
-            constant = constant + np.where(cut, self.gamma * v_next, 0.0)
-        decay = self.gamma * ~(ends | cut)
-        rate = self.learning_rate * np.ones(runs)
-
-        def ordered(x: np.ndarray) -> np.ndarray:
-            """[R, N, T] → [N·T, R] in the order of the updates."""
-            flat = x.transpose(0, 2, 1).reshape(runs, rows * horizon)
-            return np.ascontiguousarray(np.take_along_axis(flat, order, 1).T)
-
-        table = self.table.reshape(-1)
-        steps = (ordered(x) for x in (pair + offset, following + offset, constant, decay, batch.valid.numpy()))
-        for here, there, reward, factor, valid in zip(*steps, strict=True):
-            old = table[here]
-            table[here] = old + rate * valid * (reward + factor * table[there] - old)
+            v_next = table_values(torch.from_numpy(self.table), batch, policy)[2]
+            reward = reward + torch.where(cut, self.gamma * v_next, 0.0)
+        decay = self.gamma * (~(batch.terminated | cut)).double()
+        state, action, valid = batch.state.numpy(), batch.action.numpy(), batch.valid.numpy()
+        sarsa(self.table, state, action, reward.numpy(), decay.numpy(), valid, order, self._rates())
 
     def copies(self, count: int) -> Sarsa:
         """`count` tables for each run."""
@@ -128,25 +118,10 @@ class ExpectedSarsa(_LearnedTable):
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """One backward pass over the batch."""
         self._begin(best.policy, noise)
-        runs, rows, horizon = batch.state.shape
-        states, actions = self.table.shape[1:]
-
-        def backward(x: np.ndarray) -> np.ndarray:
-            """[R, N, T, ...] → [T·N, R, ...], last steps first."""
-            turned = np.moveaxis(x[:, :, ::-1], (2, 1), (0, 1))
-            return np.ascontiguousarray(turned).reshape(horizon * rows, *turned.shape[2:])
-
-        run = np.arange(runs)[:, None, None]
-        here = backward((run * states + batch.state.numpy()) * actions + batch.action.numpy())
-        there = backward(run * states + batch.next_state.numpy())
-        probs = best.policy.probs.expand(runs, -1, -1).reshape(-1, actions).numpy()[there]
-        reward = backward(batch.r_leader.numpy())
-        factor = (self.gamma * ~backward(batch.terminated.numpy()))[..., None] * probs
-        rate = self.learning_rate * backward(batch.valid.numpy())
-        flat, by_state = self.table.reshape(-1), self.table.reshape(-1, actions)
-        for pair, state, g, r, eta in zip(here, there, factor, reward, rate, strict=True):
-            old = flat[pair]
-            flat[pair] = old + eta * (r + np.einsum("rb,rb->r", g, by_state[state]) - old)
+        decay = self.gamma * (~batch.terminated).double()
+        state, action, following = batch.state.numpy(), batch.action.numpy(), batch.next_state.numpy()
+        reward, valid, g = batch.r_leader.numpy(), batch.valid.numpy(), best.policy.probs.numpy()
+        expected_sarsa(self.table, state, action, following, reward, decay.numpy(), valid, g, self._rates())
 
     def copies(self, count: int) -> ExpectedSarsa:
         """`count` tables for each run."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bilevel_envs import TabularModel
-from bilevel_envs.tabular import ALMOST_ONE, Table, closed_cdf, draw, ladder_of
+from bilevel_envs.tabular import Table, closed_cdf
 
 
 def two_states(**changes):
@@ -61,20 +61,6 @@ def test_cdf_closes_at_the_last_possible_outcome():
     # thirds do not add up to 1 in floating point; the impossible last outcome must never be drawn
     cdf = closed_cdf(np.array([[1 / 3, 1 / 3, 1 / 3, 0.0]]))
     assert cdf[0, 2] == 1.0
-    assert draw(ladder_of(cdf), np.array([0]), np.array([ALMOST_ONE]))[0] == 2
-
-
-def test_ladder_draws_from_the_row_asked_for():
-    cdf = closed_cdf(np.array([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]]))
-    ladder = ladder_of(cdf)
-    # row 0 never yields its first outcome, row 1 (flat index 3) always does
-    assert draw(ladder, np.array([0, 0, 0, 1, 1]), np.array([0.0, 0.2, 0.3, 0.0, ALMOST_ONE])).tolist() == [
-        1,
-        1,
-        2,
-        3,
-        3,
-    ]
 
 
 def test_table_refuses_states_without_the_runs_axis():

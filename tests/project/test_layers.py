@@ -9,7 +9,8 @@ ROWS = [
     [
         "bilevel_envs._checks",
         "bilevel_envs.noise",
-        "bilevel_envs.resolvent",
+        "bilevel_envs.kernels",
+        "bilevel_envs.banded",
         "bilevel_envs.drawing",
         "bilevel_envs.window",
     ],

@@ -1,0 +1,364 @@
+"""Inner loops as machine code: everything that walks through tables or trajectories one entry at a time.
+
+Plain loops over NumPy arrays, compiled by Numba on first use and kept on disk from then on. They know shapes and
+numbers only, no model and no leader; `function.py_func` is the same loop in Python. R runs lead; tables with a
+leading 1 are shared by all runs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+compiled = njit(cache=True, error_model="numpy", nogil=True)
+
+
+# Drawing ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def outcome(probability: np.ndarray, uniform: float) -> int:
+    """The outcome at `uniform` in [0, 1) of a distribution's CDF; never one of probability 0."""
+    total, last = 0.0, 0
+    for index in range(len(probability)):
+        if probability[index] > 0.0:
+            total += probability[index]
+            last = index
+            if uniform < total:
+                break
+    return last
+
+
+@compiled
+def walk(
+    uniform: np.ndarray,
+    policy: np.ndarray,
+    successor: np.ndarray,
+    move: np.ndarray,
+    initial: np.ndarray,
+    ends: np.ndarray,
+    first_state: np.ndarray,
+    first_action: np.ndarray,
+    time_limit: int,
+    whole_episodes: bool,
+    trace: tuple,
+) -> int:
+    """Draws trajectories; returns the length of the longest row in use.
+
+    Args:
+      uniform: numbers in [0, 1) for actions, moves and starts, [R, 3, T, N].
+      policy: g(b | s), [R|1, S, B].
+      successor: the states a step may lead to, int [R|1, S, B, K].
+      move: their probabilities, [R|1, S, B, K].
+      initial: ρ0, [R|1, S].
+      ends: whether the episode ends after the step, bool [R|1, S, B].
+      first_state: the state in which each row begins, int [R, N]; −1 for a draw.
+      first_action: the first action of each row, int [R, N]; −1 for a draw.
+      time_limit: an episode is truncated after so many steps; 0 for no limit.
+      whole_episodes: rows stop after their first episode instead of starting another.
+      trace: where to write state, action, next state, step (int) and terminated, truncated, valid (bool), all zeros
+        on entry, [R, N, T] each.
+    """
+    state, action, following, step, terminated, truncated, valid = trace
+    runs, _, horizon, rows = uniform.shape
+    longest = 0
+    for run in range(runs):
+        g = policy[run % len(policy)]
+        to, p = successor[run % len(successor)], move[run % len(move)]
+        rho, over = initial[run % len(initial)], ends[run % len(ends)]
+        for row in range(rows):
+            s, at, length = first_state[run, row], 0, 0
+            for k in range(horizon):
+                if s < 0:
+                    s, at = outcome(rho, uniform[run, 2, k, row]), 0
+                b = first_action[run, row] if k == 0 else -1
+                if b < 0:
+                    b = outcome(g[s], uniform[run, 0, k, row])
+                arrived = to[s, b, outcome(p[s, b], uniform[run, 1, k, row])]
+                state[run, row, k], action[run, row, k], following[run, row, k] = s, b, arrived
+                step[run, row, k], valid[run, row, k] = at, True
+                terminated[run, row, k] = over[s, b]
+                truncated[run, row, k] = at + 1 == time_limit and not over[s, b]
+                length, s, at = k + 1, arrived, at + 1
+                if over[state[run, row, k], b] or truncated[run, row, k]:
+                    if whole_episodes:
+                        break
+                    s = -1
+            longest = max(longest, length)
+    return longest
+
+
+# Linear systems of a policy -----------------------------------------------------------------------------------
+
+
+@compiled
+def factorised(
+    policy: np.ndarray, successor: np.ndarray, move: np.ndarray, gamma: float, position: np.ndarray, width: int
+) -> np.ndarray:
+    """L and U of I − γΠ, Π[s, s'] = Σ_b g(b|s) p(s'|s, b), as rows of a band, [S, 2·width + 1].
+
+    The matrix is strictly diagonally dominant by rows, so no pivoting is needed.
+
+    Args:
+      policy: g, [S, B].
+      successor: int [S, B, K].
+      move: probability of going on to each successor, [S, B, K].
+      gamma: discount in [0, 1).
+      position: place of each state in an order that makes the band narrow, int [S].
+      width: largest distance between the places of two states that follow each other.
+    """
+    states, actions, branches = move.shape
+    band = np.zeros((states, 2 * width + 1))
+    for s in range(states):
+        here = position[s]
+        band[here, width] += 1.0
+        for b in range(actions):
+            for k in range(branches):
+                band[here, width + position[successor[s, b, k]] - here] -= gamma * policy[s, b] * move[s, b, k]
+    for pivot in range(states):
+        right = band[pivot, width + 1 :]  # zeros beyond the last column
+        for row in range(pivot + 1, min(pivot + width + 1, states)):
+            at = width + pivot - row
+            if band[row, at] != 0.0:
+                factor = band[row, at] / band[pivot, width]
+                band[row, at] = factor
+                below = band[row, at + 1 : at + 1 + width]
+                for column in range(width):
+                    below[column] -= factor * right[column]
+    return band
+
+
+@compiled
+def substituted(band: np.ndarray, position: np.ndarray, y: np.ndarray, transpose: bool) -> np.ndarray:
+    """x from (I − γΠ) x = y, or from its transpose, with `band` from `factorised`; x and y are [S]."""
+    states, width = len(band), band.shape[1] // 2
+    x = np.empty(states)
+    x[position] = y
+    if transpose:
+        for row in range(states):
+            x[row] /= band[row, width]
+            for column in range(row + 1, min(row + width, states - 1) + 1):
+                x[column] -= band[row, width + column - row] * x[row]
+        for row in range(states - 1, -1, -1):
+            for column in range(max(row - width, 0), row):
+                x[column] -= band[row, width + column - row] * x[row]
+    else:
+        for row in range(states):
+            for column in range(max(row - width, 0), row):
+                x[row] -= band[row, width + column - row] * x[column]
+        for row in range(states - 1, -1, -1):
+            for column in range(row + 1, min(row + width, states - 1) + 1):
+                x[row] -= band[row, width + column - row] * x[column]
+            x[row] /= band[row, width]
+    return x[position]
+
+
+@compiled
+def solution(
+    policy: np.ndarray,
+    successor: np.ndarray,
+    move: np.ndarray,
+    gamma: float,
+    position: np.ndarray,
+    width: int,
+    y: np.ndarray,
+    transpose: bool,
+) -> np.ndarray:
+    """x from (I − γΠ) x = y, or from its transpose: banded where that pays, else dense; arguments as above."""
+    states, actions, branches = move.shape
+    if 4 * width < states or states < 64:
+        return substituted(factorised(policy, successor, move, gamma, position, width), position, y, transpose)
+    system = np.eye(states)
+    for s in range(states):
+        for b in range(actions):
+            for k in range(branches):
+                to = successor[s, b, k]
+                row, column = (to, s) if transpose else (s, to)
+                system[row, column] -= gamma * policy[s, b] * move[s, b, k]
+    return np.linalg.solve(system, y)
+
+
+@compiled
+def solutions(
+    policy: np.ndarray,
+    successor: np.ndarray,
+    move: np.ndarray,
+    gamma: float,
+    position: np.ndarray,
+    width: int,
+    y: np.ndarray,
+    transpose: bool,
+) -> np.ndarray:
+    """`solution` for every run, [R, S]; all tables lead with R or 1."""
+    runs = max(len(policy), len(move), len(y))
+    x = np.empty((runs, y.shape[1]))
+    for run in range(runs):
+        g, to, p = policy[run % len(policy)], successor[run % len(successor)], move[run % len(move)]
+        x[run] = solution(g, to, p, gamma, position, width, y[run % len(y)], transpose)
+    return x
+
+
+@compiled
+def soft_policy_iteration(
+    reward: np.ndarray,
+    successor: np.ndarray,
+    move: np.ndarray,
+    gamma: float,
+    beta: float,
+    position: np.ndarray,
+    width: int,
+    v: np.ndarray,
+    tol: float,
+    most: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Newton's method on V = β log Σ_b exp(Q / β), Q = r + γ E[V(s')], each run by itself.
+
+    Args:
+      reward: r_F, [R|1, S, B].
+      successor, move, gamma, position, width: as in `factorised`, by run.
+      beta: β.
+      v: where each run begins, [R, S]; left as it is.
+      tol: residual |β logsumexp(Q/β) − V| accepted, relative to max(1, max|V|).
+      most: steps after which a run is given up; its residual tells.
+
+    Returns:
+      Q [R, S, B], V [R, S], log g [R, S, B] and the residual [R], infinite or NaN where a run was given up.
+    """
+    runs, states = v.shape
+    actions = reward.shape[2]
+    q, log_probs = np.empty((runs, states, actions)), np.empty((runs, states, actions))
+    soft_v, residual = np.empty((runs, states)), np.empty(runs)
+    for run in range(runs):
+        r, to, p = reward[run % len(reward)], successor[run % len(successor)], move[run % len(move)]
+        value = v[run].copy()
+        policy, income = np.empty((states, actions)), np.empty(states)
+        for _ in range(most):
+            off, size, finite = 0.0, 1.0, True
+            for s in range(states):
+                best = -np.inf
+                for b in range(actions):
+                    onward = 0.0
+                    for k in range(p.shape[2]):
+                        onward += p[s, b, k] * value[to[s, b, k]]
+                    q[run, s, b] = r[s, b] + gamma * onward
+                    best = max(best, q[run, s, b])
+                total = 0.0
+                for b in range(actions):
+                    policy[s, b] = np.exp((q[run, s, b] - best) / beta)
+                    total += policy[s, b]
+                log_total = np.log(total)
+                soft_v[run, s] = best + beta * log_total
+                off = max(off, abs(soft_v[run, s] - value[s]))
+                size = max(size, abs(soft_v[run, s]))
+                income[s] = 0.0
+                for b in range(actions):
+                    policy[s, b] /= total
+                    log_probs[run, s, b] = (q[run, s, b] - best) / beta - log_total
+                    finite = finite and np.isfinite(log_probs[run, s, b])
+                    income[s] += policy[s, b] * (r[s, b] - beta * log_probs[run, s, b])
+            residual[run] = off if finite else np.nan
+            if finite and off <= tol * size:
+                break
+            value = solution(policy, to, p, gamma, position, width, income, False)
+        else:
+            residual[run] = max(residual[run], np.inf) if finite else np.nan
+    return q, soft_v, log_probs, residual
+
+
+# Critics and traces -------------------------------------------------------------------------------------------
+
+
+@compiled
+def sarsa(
+    table: np.ndarray,
+    state: np.ndarray,
+    action: np.ndarray,
+    reward: np.ndarray,
+    decay: np.ndarray,
+    valid: np.ndarray,
+    order: np.ndarray,
+    rate: np.ndarray,
+) -> None:
+    """Q(s, b) += η (r + decay · Q(s', b') − Q(s, b)) in place, (s', b') being the row's next pair.
+
+    Args:
+      table: Q, [R, S, B].
+      state, action: int [R, N, T].
+      reward: [R, N, T].
+      decay: γ, or 0 where the row's next pair does not belong to the episode, [R, N, T].
+      valid: bool [R, N, T].
+      order: of the updates; entry k·N + n is step k of row n, int [R, N·T].
+      rate: η, [R].
+    """
+    runs, rows, horizon = state.shape
+    for run in range(runs):
+        q = table[run]
+        for entry in order[run]:
+            k, row = entry // rows, entry % rows
+            if valid[run, row, k]:
+                s, b = state[run, row, k], action[run, row, k]
+                target = reward[run, row, k]
+                if decay[run, row, k] != 0.0 and k + 1 < horizon:
+                    target += decay[run, row, k] * q[state[run, row, k + 1], action[run, row, k + 1]]
+                q[s, b] += rate[run] * (target - q[s, b])
+
+
+@compiled
+def expected_sarsa(
+    table: np.ndarray,
+    state: np.ndarray,
+    action: np.ndarray,
+    following: np.ndarray,
+    reward: np.ndarray,
+    decay: np.ndarray,
+    valid: np.ndarray,
+    policy: np.ndarray,
+    rate: np.ndarray,
+) -> None:
+    """Q(s, b) += η (r + decay · Σ_b' g(b'|s') Q(s', b') − Q(s, b)) in place, from the last step back to the first.
+
+    Args:
+      table: Q, [R, S, B].
+      state, action, following: int [R, N, T].
+      reward: [R, N, T].
+      decay: γ, or 0 where nothing follows, [R, N, T].
+      valid: bool [R, N, T].
+      policy: g, [R|1, S, B].
+      rate: η, [R].
+    """
+    runs, rows, horizon = state.shape
+    for run in range(runs):
+        q, g = table[run], policy[run % len(policy)]
+        for k in range(horizon - 1, -1, -1):
+            for row in range(rows):
+                if valid[run, row, k]:
+                    s, b, there = state[run, row, k], action[run, row, k], following[run, row, k]
+                    v = 0.0
+                    for other in range(q.shape[1]):
+                        v += g[there, other] * q[there, other]
+                    q[s, b] += rate[run] * (reward[run, row, k] + decay[run, row, k] * v - q[s, b])
+
+
+@compiled
+def decaying_sum(x: np.ndarray, decay: float, starts: np.ndarray) -> np.ndarray:
+    """w_k = decay · w_{k−1} + x_k along the last axis, from 0 where `starts`; x and w are [M, T]."""
+    out = np.empty_like(x)
+    for row in range(x.shape[0]):
+        w = 0.0
+        for k in range(x.shape[1]):
+            w = x[row, k] if starts[row, k] else decay * w + x[row, k]
+            out[row, k] = w
+    return out
+
+
+@compiled
+def mean_by_key(x: np.ndarray, key: np.ndarray, valid: np.ndarray, keys: int) -> np.ndarray:
+    """Mean of the valid entries of x [R, M] for each key (int [R, M] below `keys`), 0 without any, [R, keys]."""
+    runs, entries = x.shape
+    total, visits = np.zeros((runs, keys)), np.zeros((runs, keys))
+    for run in range(runs):
+        for entry in range(entries):
+            if valid[run, entry]:
+                total[run, key[run, entry]] += x[run, entry]
+                visits[run, key[run, entry]] += 1.0
+    return total / np.maximum(visits, 1.0)

@@ -1,0 +1,59 @@
+"""The compiled loops against the same loops in Python, and against NumPy where there is a vector form."""
+
+import numpy as np
+import pytest
+
+from bilevel_envs import kernels
+
+
+def test_outcomes_follow_the_cumulative_sums():
+    thirds = np.array([0.0, 1 / 3, 1 / 3, 1 / 3, 0.0])
+    # the thirds do not add up to 1 in floating point; outcomes of probability 0 must never be drawn
+    drawn = [kernels.outcome(thirds, u) for u in (0.0, 0.3, 0.34, 0.67, np.nextafter(1.0, 0.0))]
+    assert drawn == [1, 1, 2, 3, 3]
+
+
+def test_means_by_key():
+    x, key = np.array([[1.0, 2.0, 4.0, 8.0]]), np.array([[0, 2, 2, 0]])
+    valid = np.array([[True, True, True, False]])
+    assert kernels.mean_by_key(x, key, valid, 4).tolist() == [[1.0, 0.0, 3.0, 0.0]]
+
+
+def test_decaying_sum_is_a_geometric_one():
+    x = np.random.default_rng(0).normal(size=(3, 20))
+    w = kernels.decaying_sum(x, 0.9, np.zeros(x.shape, bool))
+    assert w[:, -1] == pytest.approx(x @ 0.9 ** np.arange(19, -1, -1), abs=1e-13)
+
+
+@pytest.mark.parametrize("whole_episodes", [False, True])
+def test_a_walk_keeps_to_its_rows(whole_episodes):
+    rng = np.random.default_rng(1)
+    uniform = rng.random((2, 3, 30, 4))
+    policy, move = rng.dirichlet(np.ones(3), (1, 5)), rng.dirichlet(np.ones(2), (2, 5, 3))
+    successor = rng.integers(5, size=(2, 5, 3, 2))
+    initial, ends = np.array([[0.0, 0.5, 0.5, 0.0, 0.0]]), rng.random((1, 5, 3)) < 0.1
+    anywhere = np.full((2, 4), -1)
+
+    def columns() -> tuple:
+        return tuple(np.zeros((2, 4, 30), kind) for kind in [np.int64] * 4 + [bool] * 3)
+
+    fast, plain = columns(), columns()
+    for walk, out in ((kernels.walk, fast), (kernels.walk.py_func, plain)):
+        walk(uniform, policy, successor, move, initial, ends, anywhere, anywhere, 7, whole_episodes, out)
+    for one, other in zip(fast, plain, strict=True):
+        np.testing.assert_array_equal(one, other)
+    state, action, following, step, terminated, truncated, valid = fast
+    run = np.arange(2)[:, None, None]
+    assert (successor[run, state, action] == following[..., None]).any(-1)[valid].all()
+    over = terminated | truncated
+    goes_on = valid[..., 1:] & ~over[..., :-1]
+    np.testing.assert_array_equal(state[..., 1:][goes_on], following[..., :-1][goes_on])
+    np.testing.assert_array_equal(step[..., 1:][goes_on], step[..., :-1][goes_on] + 1)
+    assert set(np.unique(state[valid & (step == 0)])) <= {1, 2}
+    assert (step[truncated] == 6).all()
+    assert not (terminated & truncated).any()
+    if whole_episodes:
+        assert (over.sum(-1) == 1).all()
+        assert (valid.sum(-1) == over.argmax(-1) + 1).all()
+    else:
+        assert valid.all()
