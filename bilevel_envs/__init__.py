@@ -13,9 +13,9 @@ from bilevel_envs.registration import register_all
 
 if TYPE_CHECKING:
     from bilevel_envs.follower import BestResponse, Follower
-    from bilevel_envs.gym_env import TabularEnv, TabularVectorEnv
     from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
     from bilevel_envs.tabular import TabularModel
+    from bilevel_envs.tabular_env import TabularEnv, TabularVectorEnv
     from bilevel_envs.wrapper import BilevelWrapper
 
 __version__ = "0.1.0"
@@ -29,9 +29,9 @@ _HOME = {
     "Parameterization": "model",
     "Preferences": "model",
     "Rollout": "model",
-    "TabularEnv": "gym_env",
+    "TabularEnv": "tabular_env",
     "TabularModel": "tabular",
-    "TabularVectorEnv": "gym_env",
+    "TabularVectorEnv": "tabular_env",
     "Terms": "model",
 }
 

@@ -13,9 +13,9 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 
 from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.env_base import ConfigurableEnv
 from bilevel_envs.follower import BestResponse, Follower
 from bilevel_envs.followers import FOLLOWERS
-from bilevel_envs.gym_env import TabularEnv, TabularVectorEnv
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.rollout import table_rollout, vector_rollout
@@ -178,8 +178,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         spec = self.unwrapped.spec
         self._close_copies()
         self._vector_limit = time_limit
-        if isinstance(self.unwrapped, TabularEnv):
-            self._vector = TabularVectorEnv(self.unwrapped.problem, count, max_episode_steps=time_limit)
+        if isinstance(self.unwrapped, ConfigurableEnv):
+            self._vector = self.unwrapped.vector_class(self.unwrapped.problem, count, max_episode_steps=time_limit)
             return self._vector
         if spec is None:
             raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
