@@ -13,6 +13,8 @@ from bilevel_envs.registration import register_all
 
 if TYPE_CHECKING:
     from bilevel_envs.follower import BestResponse, Follower
+    from bilevel_envs.linear_env import LinearEnv, LinearVectorEnv
+    from bilevel_envs.linear_quadratic import LinearQuadraticModel
     from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
     from bilevel_envs.tabular import TabularModel
     from bilevel_envs.tabular_env import TabularEnv, TabularVectorEnv
@@ -26,6 +28,9 @@ _HOME = {
     "BilevelWrapper": "wrapper",
     "ConfigurableMDP": "model",
     "Follower": "follower",
+    "LinearEnv": "linear_env",
+    "LinearQuadraticModel": "linear_quadratic",
+    "LinearVectorEnv": "linear_env",
     "Parameterization": "model",
     "Preferences": "model",
     "Rollout": "model",
@@ -41,6 +46,9 @@ __all__ = [
     "BilevelWrapper",
     "ConfigurableMDP",
     "Follower",
+    "LinearEnv",
+    "LinearQuadraticModel",
+    "LinearVectorEnv",
     "Parameterization",
     "Preferences",
     "Rollout",

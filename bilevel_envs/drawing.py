@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 INK, PAPER, WALL = (38, 42, 51), (250, 249, 246), (92, 98, 112)
 AGENT, GOAL, TARGET, START = (240, 150, 40), (46, 125, 80), (40, 100, 190), (130, 130, 130)
 PENALTY = np.array([205, 60, 50])
+LINES = ((31, 119, 180), (230, 120, 20), (44, 140, 60), (150, 80, 170), (120, 90, 60), (90, 90, 90))
 SCALE = 2  # drawn large and scaled down, for smooth edges
 
 
@@ -95,6 +96,78 @@ def graph_image(
         _disc(draw, tuple(centre[index]), radius, AGENT if index == current else (214, 222, 232))
         _text(draw, tuple(centre[index]), label, INK, radius * (1.0 if len(label) < 4 else 0.55))
     return _finish(image, *size)
+
+
+def building_image(
+    states: np.ndarray, insulation: np.ndarray, airflow: np.ndarray, size: tuple[int, int] = (480, 400)
+) -> np.ndarray:
+    """A ring of zones as a floor plan in two rows, and their deviations over time below.
+
+    Args:
+      states: deviations from the set points so far, the last row being now, [k, n].
+      insulation: in [0, 1], drawn as the thickness of a zone's outer wall, [n].
+      airflow: in [0, 1], drawn as the opening between each zone and the next, [n].
+      size: width and height in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    width, height = size[0] * SCALE, size[1] * SCALE
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    zones, columns, margin, plan = states.shape[1], states.shape[1] // 2, 24 * SCALE, height * 0.56
+    side, tall = (width - 2 * margin) / columns, (plan - 2 * margin) / 2
+    place = [(k, 0) if k < columns else (zones - 1 - k, 1) for k in range(zones)]
+    boxes = [(margin + x * side, margin + y * tall, margin + (x + 1) * side, margin + (y + 1) * tall) for x, y in place]
+    for zone, (left, top, right, bottom) in enumerate(boxes):
+        draw.rectangle((left, top, right, bottom), fill=_warmth(states[-1, zone]))
+        wall = SCALE * (2 + 10 * insulation[zone])
+        outer = top if place[zone][1] == 0 else bottom
+        draw.line([(left, outer), (right, outer)], fill=WALL, width=round(wall))
+        for x, at_end in ((left, place[zone][0] == 0), (right, place[zone][0] == columns - 1)):
+            if at_end:
+                draw.line([(x, top), (x, bottom)], fill=WALL, width=round(wall))
+        label = f"{states[-1, zone]:+.1f}"
+        _text(draw, ((left + right) / 2, (top + bottom) / 2), label, INK, min(0.2 * side, 0.3 * tall))
+    for zone in range(zones):
+        _vent(draw, boxes[zone], boxes[(zone + 1) % zones], float(airflow[zone]))
+    if zones > 4:  # no vents between the two rows inside, only where the ring closes
+        draw.line([(margin + side, margin + tall), (width - margin - side, margin + tall)], fill=WALL, width=4 * SCALE)
+    _curves(draw, states, (margin, plan, width - margin, height - margin))
+    return _finish(image, *size)
+
+
+def _vent(draw: ImageDraw.ImageDraw, one: Sequence[float], other: Sequence[float], opening: float) -> None:
+    """The wall between two zones, open in its middle."""
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right, bottom = min(one[2], other[2]), min(one[3], other[3])
+    for sign in (-1, 1):  # both halves of the wall
+        keep = (1 - opening) / 2
+        a = (left, top) if sign < 0 else (right, bottom)
+        b = (a[0] - sign * keep * (right - left), a[1] - sign * keep * (bottom - top))
+        draw.line([a, b], fill=WALL, width=4 * SCALE)
+
+
+def _curves(draw: ImageDraw.ImageDraw, states: np.ndarray, box: tuple[float, float, float, float]) -> None:
+    """Deviations over 100 steps, within ±15; the set point as a line."""
+    left, top, right, bottom = box
+    middle, scale = (top + bottom) / 2, (bottom - top) / 30
+    draw.line([(left, middle), (right, middle)], fill=(190, 190, 190), width=SCALE)
+    _text(draw, (left - 12 * SCALE, middle), "0", WALL, 10 * SCALE)
+    across = (right - left) / max(100, len(states) - 1)
+    for zone in range(states.shape[1]):
+        path = [(left + k * across, middle - scale * float(np.clip(s, -15, 15))) for k, s in enumerate(states[:, zone])]
+        colour = LINES[zone % len(LINES)]
+        if len(path) > 1:
+            draw.line(path, fill=colour, width=2 * SCALE, joint="curve")
+        _disc(draw, path[-1], 3 * SCALE, colour)
+
+
+def _warmth(deviation: float) -> tuple[int, int, int]:
+    """Blue for cold, red for warm, paper at the set point; full at ±10."""
+    weight = np.clip(abs(deviation) / 10, 0, 1) * 0.8
+    colour = np.array((205, 60, 50) if deviation > 0 else (50, 100, 200))
+    return tuple(int(x) for x in (1 - weight) * np.array(PAPER) + weight * colour)  # type: ignore[return-value]
 
 
 def _disc(draw: ImageDraw.ImageDraw, centre: Sequence[float], radius: float, colour: tuple[int, int, int]) -> None:

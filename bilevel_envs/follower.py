@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from bilevel_envs.model import Model, Preferences
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table
 
 
 @dataclass(frozen=True)
@@ -17,17 +15,17 @@ class BestResponse:
     """How the follower lives at one θ.
 
     Attributes:
-      policy: g, with `sample`, `log_prob`, `expect`.
-      q: Q_F; `q(state, action)`, or `q(state)` for all actions.
+      policy: g, a `BoltzmannPolicy` or `GaussianPolicy`: `sample`, `log_prob`, `expect`.
+      q: Q_F, `q(state, action)`; a `Table` or `Quadratic`.
       v: V_F; `v(state)`. β log g = Q_F − V_F.
       residual: largest violation of the follower's optimality equation, [R], in units of its reward.
       optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum.
       memory: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
     """
 
-    policy: BoltzmannPolicy
-    q: Table
-    v: Table
+    policy: Any
+    q: Any
+    v: Any
     residual: Tensor
     optimal: bool
     memory: dict[str, Tensor] | None = None

@@ -7,41 +7,45 @@ from importlib import import_module
 from typing import Any
 
 from bilevel_envs.env_base import ConfigurableEnv, ConfigurableVectorEnv
+from bilevel_envs.linear_env import LinearEnv
 from bilevel_envs.model import ConfigurableMDP
 from bilevel_envs.tabular_env import TabularEnv
 
 
-def make_env(
-    problem: str,
-    theta: Any = None,
-    observation: str = "index",
-    render_mode: str | None = None,
-    **kwargs: Any,
-) -> ConfigurableEnv:
-    """Entry point of the scalar ids; `kwargs` go to the problem's class."""
-    return TabularEnv(_problem(problem, kwargs), theta, observation, render_mode)
+def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **kwargs: Any) -> ConfigurableEnv:
+    """Entry point of the scalar ids; `observation` goes to a table's environment, the rest to the problem's class."""
+    env_class, made, face = _parts(problem, kwargs)
+    return env_class(made, theta=theta, render_mode=render_mode, **face)
 
 
 def make_vector_env(
     problem: str,
     num_envs: int = 1,
     theta: Any = None,
-    observation: str = "index",
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> ConfigurableVectorEnv:
-    """Entry point of `gymnasium.make_vec`; `kwargs` go to the problem's class."""
-    made = _problem(problem, kwargs)
-    return TabularEnv.vector_class(made, num_envs, theta, observation, max_episode_steps, render_mode)
+    """Entry point of `gymnasium.make_vec`; arguments as in `make_env`."""
+    env_class, made, face = _parts(problem, kwargs)
+    how = {"theta": theta, "max_episode_steps": max_episode_steps, "render_mode": render_mode}
+    return env_class.vector_class(made, num_envs, **how, **face)
 
 
-def _problem(path: str, kwargs: dict[str, Any]) -> ConfigurableMDP:
+def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, Any]]:
+    """The environment that fits the problem, the problem, and the arguments that the environment takes itself."""
     module, name = path.split(":")
     cls = getattr(import_module(module), name)
     allowed = [f.name for f in fields(cls) if f.init]
-    unknown = sorted(set(kwargs) - set(allowed))
+    continuous = hasattr(cls, "state_space")
+    face = [] if continuous else ["observation"]
+    unknown = sorted(set(kwargs) - set(allowed) - set(face))
     if unknown:
-        face = ["theta", "observation", "render_mode"]
-        raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {', '.join(allowed + face)}")
-    return cls(**kwargs)
+        known = ", ".join([*allowed, "theta", *face, "render_mode"])
+        raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
+    made = cls(**{key: value for key, value in kwargs.items() if key in allowed})
+    return (
+        LinearEnv if continuous else TabularEnv,
+        made,
+        {key: value for key, value in kwargs.items() if key in face},
+    )

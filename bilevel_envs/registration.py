@@ -7,6 +7,10 @@ import gymnasium as gym
 PROBLEMS = {
     "BiLevel/TollBridge-v0": ("bilevel_envs.envs.toll_bridge:TollBridge", 10),
     "BiLevel/FourRooms-v0": ("bilevel_envs.envs.four_rooms:FourRooms", 200),
+    "BiLevel/BuildingThermalControl-v0": (
+        "bilevel_envs.envs.building_thermal_control:BuildingThermalControl",
+        100,
+    ),
     "BiLevel/RandomMDP-v0": ("bilevel_envs.envs.random_mdp:RandomMDP", 100),
 }
 

@@ -10,15 +10,16 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from bilevel_envs.kernels import walk
+from bilevel_envs.linear_quadratic import LinearQuadraticModel, truncated_normal
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel, look_up
 
 
 def vector_rollout(
     envs: gym.vector.VectorEnv,
-    policy: BoltzmannPolicy,
+    policy: BoltzmannPolicy | GaussianPolicy,
     noise: Noise,
     *,
     horizon: int,
@@ -47,13 +48,13 @@ def vector_rollout(
     shape = (noise.runs, rows)
     seeds: Any = noise.seeds(rows).reshape(-1).tolist()  # Gymnasium takes one per environment; its type hint does not
     observation, _ = envs.reset(seed=seeds)
-    uniform = noise.uniform(horizon, rows)
+    uniform = noise.uniform(horizon, rows, *policy.action_shape)
     step, valid = np.zeros(shape, int), np.ones(shape, bool)
     columns: list[list[np.ndarray]] = [[] for _ in range(9)]
     for k in range(horizon):
-        state = np.asarray(observation).reshape(shape)
+        state = _by_run(np.asarray(observation), shape)
         action = policy.sample(state, uniform[:, k]).numpy()
-        observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1))
+        observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1, *policy.action_shape))
         ended = terminated | truncated
         leader_reward, following = np.zeros(envs.num_envs), np.array(observation)
         if not ended.all():
@@ -63,16 +64,17 @@ def vector_rollout(
             leader_reward[ended] = _leader_reward(infos["final_info"])[ended]
             for index in np.flatnonzero(ended):
                 following[index] = infos["final_obs"][index]
-        row = (state, action, following, leader_reward, reward, terminated, truncated, step, valid)
+        flat = (following, leader_reward, reward, terminated, truncated)
+        row = (state, action, *(_by_run(value, shape) for value in flat), step, valid)
         for column, value in zip(columns, row, strict=True):
-            column.append(np.reshape(value, shape))
+            column.append(value)
         ended = ended.reshape(shape)
         step = np.where(ended, 0, step + 1)
         if whole_episodes:
             valid = valid & ~ended
             if not valid.any():
                 break
-    return Rollout(*(torch.from_numpy(np.stack(column, -1)) for column in columns))
+    return Rollout(*(torch.from_numpy(np.stack(column, 2)) for column in columns))
 
 
 def table_rollout(
@@ -126,6 +128,53 @@ def table_rollout(
     )
     r_leader, r_follower = look_up(model.r_leader, state, action), look_up(model.r_follower, state, action)
     return Rollout(state, action, following, r_leader, r_follower, terminated, truncated, step, valid)
+
+
+def linear_rollout(
+    model: LinearQuadraticModel,
+    policy: GaussianPolicy,
+    noise: Noise,
+    *,
+    rows: int,
+    horizon: int,
+    time_limit: int | None = None,
+) -> Rollout:
+    """The same law as `vector_rollout`, drawn from the matrices of a model without an environment between.
+
+    Args:
+      model: the world, without gradients; R runs, or 1 that all share.
+      policy: how the follower acts.
+      noise: one stream per run.
+      rows: N.
+      horizon: T.
+      time_limit: an episode is truncated after so many steps; None for no limit. Nothing else ends one.
+
+    Returns:
+      A batch [R, N, T].
+    """
+    shape, n, m = (noise.runs, rows, horizon), model.state_size, model.action_size
+    draws = noise.uniform(horizon, rows, 2 * n + m)
+    deviation = model.noise.diagonal(dim1=-2, dim2=-1).sqrt().numpy()[:, None]
+    spread = model.initial.diagonal(dim1=-2, dim2=-1).sqrt().numpy()[:, None]
+    state, action, following = (torch.empty(*shape, size, dtype=torch.float64) for size in (n, m, n))
+    s, length = torch.empty(0), time_limit or horizon
+    for k in range(horizon):
+        if k % length == 0:
+            s = torch.from_numpy(truncated_normal(np.zeros(1), spread, model.bound, draws[:, k, :, n + m :]))
+        state[:, :, k], action[:, :, k] = s, policy.sample(s, draws[:, k, :, n : n + m])
+        mean = model.mean_next(s, action[:, :, k]).numpy()
+        s = torch.from_numpy(truncated_normal(mean, deviation, model.bound, draws[:, k, :, :n]))
+        following[:, :, k] = s
+    step = (torch.arange(horizon) % length).expand(shape)
+    truncated = (step == length - 1) if time_limit else torch.zeros(shape, dtype=torch.bool)
+    r_leader, r_follower = model.r_leader(state, action), model.r_follower(state, action)
+    never, always = torch.zeros(shape, dtype=torch.bool), torch.ones(shape, dtype=torch.bool)
+    return Rollout(state, action, following, r_leader, r_follower, never, truncated.clone(), step.clone(), always)
+
+
+def _by_run(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """[R·N, ...] → [R, N, ...]."""
+    return np.reshape(x, (*shape, *np.shape(x)[1:]))
 
 
 def _leader_reward(infos: dict) -> np.ndarray:

@@ -16,10 +16,10 @@ from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.env_base import ConfigurableEnv
 from bilevel_envs.follower import BestResponse, Follower
 from bilevel_envs.followers import FOLLOWERS
+from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.rollout import table_rollout, vector_rollout
-from bilevel_envs.tabular import TabularModel
+from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
 
 SAMPLERS = ("fused", "steps")
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -35,7 +35,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     Args:
       env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure` and
         `model`; a leader needs a `policy` there, or `parameterization(runs, noise)` of the environment's own.
-      follower: a follower, or its name with its arguments in `follower_kwargs`.
+      follower: a follower, or its name with its arguments in `follower_kwargs`; None for the exact solver of the
+        environment's model.
       follower_kwargs: only with a name.
 
     Raises:
@@ -43,7 +44,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
       ValueError: if the follower's name is unknown.
     """
 
-    def __init__(self, env: gym.Env, follower: Follower | str = "soft_value_iteration", **follower_kwargs: Any) -> None:
+    def __init__(self, env: gym.Env, follower: Follower | str | None = None, **follower_kwargs: Any) -> None:
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)
         missing = [name for name in NEEDED if not hasattr(env.unwrapped, name)]
@@ -51,6 +52,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise TypeError(
                 f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}"
             )
+        if follower is None:
+            follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
             follower = cast(Follower, FOLLOWERS[follower](**follower_kwargs))
@@ -96,7 +99,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             env = env.env
         return min(limits, default=None)
 
-    def model(self, theta: Any) -> TabularModel:
+    def model(self, theta: Any) -> Any:
         """The follower's MDP at θ."""
         return self.unwrapped.model(theta)  # type: ignore[attr-defined]
 
@@ -122,7 +125,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         horizon: int,
         whole_episodes: bool = False,
         sampler: str = "fused",
-        model: TabularModel | None = None,
+        model: Any = None,
     ) -> Rollout:
         """Trajectories of the follower at θ.
 
@@ -149,16 +152,11 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         limit = None if whole_episodes else time_limit
         if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
             same = model is not None and getattr(self.problem, "simulates_its_model", False)
-            world = cast(TabularModel, model) if same else self.unwrapped.simulator(theta).detach()
-            return table_rollout(
-                world,
-                best.policy,
-                noise,
-                rows=rows,
-                horizon=horizon,
-                time_limit=limit,
-                whole_episodes=whole_episodes,
-            )
+            world = model if same else self.unwrapped.simulator(theta).detach()
+            how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
+            if isinstance(world, LinearQuadraticModel):
+                return linear_rollout(world, best.policy, noise, **how)
+            return table_rollout(world, best.policy, noise, whole_episodes=whole_episodes, **how)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
         _configure(envs, theta)
         return vector_rollout(envs, best.policy, noise, horizon=horizon, whole_episodes=whole_episodes)

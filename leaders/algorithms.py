@@ -446,10 +446,8 @@ class ExactGradient(Leader):
         solves = 0
         if not best.optimal:
             best, solves = exact.best_response(model.detach(), self.env.preferences, best), 1
-        weights = exact.table_weights(
-            model.detach(), best, self.env.preferences, with_transition=model.transition.requires_grad
-        )
-        return Estimate(sum(exact.tables_surrogate(model, part) for part in weights), follower_solves=solves)  # type: ignore[arg-type]
+        direct, guiding = exact.surrogates(model, best, self.env.preferences)
+        return Estimate(direct + guiding, follower_solves=solves)
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         """The exact hypergradient, `count` times over: it does not vary."""

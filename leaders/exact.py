@@ -1,19 +1,11 @@
-r"""The leader's objective and its hypergradient without sampling: the truth that estimators are held against.
+"""The leader's objective and its hypergradient without sampling: the truth that estimators are held against.
 
-For a table three linear solves give the hypergradient in any dimension of θ, by the adjoint of the follower's fixed
-point. With d the discounted visits of the leader and c the indicator that the episode goes on,
-
-    ω(s, b) = d(s) g(b|s) B_L(s, b) / β + m(s) g(b|s),    m = γ_F Πᵀ-resolvent of what the first part sends on,
-
-is the weight of ∇r_F(s, b) + γ_F c Σ ∇p V_F; the direct term weighs ∇r_L + γ_L c Σ ∇p V_L by d g, and ∇ρ0 by V_L. The
-first part sums to 0 over b, because E_b[B_L] = 0, and so ∇V_F(s) never enters at s itself.
-
-Source: Theorem 1 of arXiv:2603.14867, with the infinite sums solved.
+Tables are solved by `exact_tables`, linear-quadratic worlds by `exact_linear`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -23,10 +15,12 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
 from bilevel_envs.follower import BestResponse
-from bilevel_envs.followers import SoftValueIteration
+from bilevel_envs.followers import Riccati, SoftValueIteration
+from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences
-from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel
+from leaders import exact_linear, exact_tables
 
 TOLERANCE = 1e-12
 
@@ -37,7 +31,7 @@ def objective(
     horizon: int | None = None,
     discount: float | None = None,
     *,
-    policy: BoltzmannPolicy | None = None,
+    policy: BoltzmannPolicy | GaussianPolicy | None = None,
 ) -> Any:
     """J_L(θ): the leader's expected discounted return under the follower's soft-optimal response.
 
@@ -52,7 +46,7 @@ def objective(
       J_L, a float, or an array [R].
 
     Raises:
-      TypeError: if the environment shows no tables.
+      TypeError: if the environment shows neither tables nor matrices.
       ValueError: if θ, the horizon or the discount is out of range.
     """
     if isinstance(theta, Tensor):
@@ -66,15 +60,8 @@ def objective(
         check_number(gamma, "discount", at_least=0, at_most=1)
     if policy is None:
         policy = best_response(model, preferences).policy
-    probs = policy.probs.expand(max(model.runs, policy.probs.shape[0]), -1, -1)
-    if horizon is None:
-        value = start_value(model, leader_value(model, probs, gamma))
-    else:
-        v = torch.zeros(probs.shape[:2], dtype=probs.dtype)
-        for _ in range(horizon):
-            v = (probs * (model.r_leader + gamma * model.expected_next(v))).sum(-1)
-        value = start_value(model, v)
-    return float(value[0]) if single else value.numpy()
+    reached = value(model, policy, gamma, horizon)
+    return float(reached[0]) if single else reached.numpy()
 
 
 def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None) -> np.ndarray:
@@ -112,8 +99,8 @@ def hypergradient_parts(
     model, preferences, single = _problem(env, leaf)
     best = best_response(model, preferences)
     parts = []
-    for weights in table_weights(model.detach(), best, preferences):
-        loss = tables_surrogate(model, weights).sum()
+    for surrogate in surrogates(model, best, preferences):
+        loss = surrogate.sum()
         (gradient,) = (
             torch.autograd.grad(loss, leaf, retain_graph=True) if loss.requires_grad else (torch.zeros_like(leaf),)
         )
@@ -138,80 +125,28 @@ def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Te
     return torch.cat(flat, -1)
 
 
-@dataclass(frozen=True)
-class TableWeights:
-    """Constants that multiply the entries of a model's tables.
-
-    Attributes:
-      r_leader, r_follower: [R, S, B].
-      transition: [R, S, B, S], or None where it would not be used.
-      initial: [R, S].
-    """
-
-    r_leader: Tensor
-    r_follower: Tensor
-    transition: Tensor | None
-    initial: Tensor
+def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
+    """The leader's expected discounted return under a policy of the follower's, [R]."""
+    return _home(model).value(model, policy, gamma, horizon)
 
 
-def table_weights(
-    model: TabularModel, best: BestResponse, preferences: Preferences, *, with_transition: bool = True
-) -> tuple[TableWeights, TableWeights]:
-    """The weights of the direct and of the guiding term at a best response; no gradients."""
-    gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
-    probs = best.policy.probs
-    runs = max(model.runs, len(probs))
-    probs = probs.expand(runs, -1, -1)
-    v_leader = leader_value(model, probs, gamma_leader)
-    q_leader = model.r_leader + gamma_leader * model.expected_next(v_leader)
-    start = model.initial.expand(runs, -1)
-    visits = model.resolvent(probs, gamma_leader, start, transpose=True)  # d
-    pairs = visits[..., None] * probs
-    sent = pairs * (q_leader - v_leader[..., None]) / preferences.beta
-    kernel = model.structure.kernel
-    onward = torch.einsum("rsb,rsbt->rt", sent, kernel.expand(runs, -1, -1, -1))
-    inflow = model.resolvent(probs, gamma_follower, gamma_follower * onward, transpose=True)  # m
-    follower = sent + inflow[..., None] * probs  # ω
-    v_follower = best.v.values.expand(runs, -1)
-
-    def arrivals(weight: Tensor, gamma: float, v: Tensor) -> Tensor | None:
-        if not with_transition:
-            return None
-        return (gamma * model.continues * weight)[..., None] * v[:, None, None, :]
-
-    zero = torch.zeros_like(pairs)
-    return (
-        TableWeights(pairs, zero, arrivals(pairs, gamma_leader, v_leader), v_leader),
-        TableWeights(zero, follower, arrivals(follower, gamma_follower, v_follower), torch.zeros_like(start)),
-    )
+def surrogates(model: Any, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
+    """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
+    return _home(model).surrogates(model, best, preferences)
 
 
-def tables_surrogate(model: TabularModel, weights: TableWeights) -> Tensor:
-    """⟨weights, tables(θ)⟩ of each run, [R]; its gradient is the term that the weights stand for."""
-    total = torch.zeros(len(weights.initial), dtype=weights.initial.dtype)
-    for name in ("r_leader", "r_follower", "transition", "initial"):
-        table, weight = getattr(model, name), getattr(weights, name)
-        if table.requires_grad and weight is not None:
-            total = total + (weight * table).flatten(1).sum(1)
-    return total
-
-
-def leader_value(model: TabularModel, probs: Tensor, gamma: float) -> Tensor:
-    """V_L under a policy [R, S, B], [R, S]."""
-    return model.resolvent(probs, gamma, (probs * model.r_leader).sum(-1))
-
-
-def start_value(model: TabularModel, v: Tensor) -> Tensor:
-    """E_ρ0[v], [R]."""
-    return (model.initial * v).sum(-1)
-
-
-def best_response(model: TabularModel, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+def best_response(model: Any, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
     """The soft optimum to the accuracy that exact values need."""
-    return SoftValueIteration(tol=TOLERANCE).best_response(model, preferences, start)
+    solver = SoftValueIteration(tol=TOLERANCE) if isinstance(model, TabularModel) else Riccati()
+    return solver.best_response(model, preferences, start)
 
 
-def _problem(env: gym.Env, theta: Any) -> tuple[TabularModel, Preferences, bool]:
+def _home(model: Any) -> ModuleType:
+    """The module that solves such a model."""
+    return exact_tables if isinstance(model, TabularModel) else exact_linear
+
+
+def _problem(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
     """The model at θ, whose preferences count, and whether θ came without a runs axis."""
     if not isinstance(env, gym.Env):
         raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")
@@ -222,8 +157,8 @@ def _problem(env: gym.Env, theta: Any) -> tuple[TabularModel, Preferences, bool]
             f"`env` must be a configurable environment that shows its `model`, got {type(env.unwrapped).__name__}"
         ) from None
     model_at = model(theta)
-    if not isinstance(model_at, TabularModel):
-        raise TypeError(f"exact values need a TabularModel, got {type(model_at).__name__}")
+    if not isinstance(model_at, (TabularModel, LinearQuadraticModel)):
+        raise TypeError(f"exact values need a TabularModel or a LinearQuadraticModel, got {type(model_at).__name__}")
     single = np.ndim(theta) == len(env.get_wrapper_attr("theta_space").shape)
     if not isinstance(theta, Tensor) or not theta.requires_grad:
         model_at = model_at.detach()

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_shape
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import Table, TabularModel
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
 
-FORMAT = 1
+FORMAT = 2
+KINDS: dict[bool, tuple[Any, Any]] = {True: (BoltzmannPolicy, Table), False: (GaussianPolicy, Quadratic)}
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
 )  # fmt: skip
@@ -370,15 +372,12 @@ class Leader:
 
     def _exact_values(self, model: TabularModel, best: BestResponse) -> tuple[Tensor, Tensor]:
         """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each."""
-
-        def value(policy: BoltzmannPolicy) -> Tensor:
-            return exact.start_value(model, exact.leader_value(model, policy.probs, self.env.preferences.gamma_leader))
-
-        followed = value(best.policy)
+        gamma = self.env.preferences.gamma_leader
+        followed = exact.value(model, best.policy, gamma)
         if best.optimal:
             return followed, followed
         self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
-        return value(self.progress.optimum.policy), followed
+        return exact.value(model, self.progress.optimum.policy, gamma), followed
 
     def _task(self) -> dict[str, str]:
         """What a saved leader must find again: the problem and the follower, as text without addresses."""
@@ -503,17 +502,18 @@ def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
 def _response_state(best: BestResponse | None) -> dict[str, Any] | None:
     if best is None:
         return None
-    tables = {
-        "log_probs": best.policy.log_probs,
-        "q": best.q.values,
-        "v": best.v.values,
-        "residual": best.residual,
-    }
-    return {**tables, "optimal": best.optimal, "memory": best.memory}
+    parts = {name: _tensors(getattr(best, name)) for name in ("policy", "q", "v")}
+    return {**parts, "residual": best.residual, "optimal": best.optimal, "memory": best.memory}
 
 
 def _response(state: dict[str, Any] | None) -> BestResponse | None:
     if state is None:
         return None
-    policy, q, v = BoltzmannPolicy(state["log_probs"]), Table(state["q"]), Table(state["v"])
+    policy_kind, value_kind = KINDS["log_probs" in state["policy"]]
+    policy, q, v = policy_kind(**state["policy"]), value_kind(**state["q"]), value_kind(**state["v"])
     return BestResponse(policy, q, v, state["residual"], state["optimal"], state["memory"])
+
+
+def _tensors(part: Any) -> dict[str, Tensor]:
+    """The tensors that a policy or a value function is made of, by field."""
+    return {field.name: getattr(part, field.name) for field in fields(part)}

@@ -1,0 +1,136 @@
+"""Best response of a linear-quadratic world by the entropy-regularised Riccati equation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_number
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic, block, discounted_sum
+from bilevel_envs.model import Model, Preferences
+from bilevel_envs.policies import GaussianPolicy
+
+MOST_DOUBLINGS = 64
+
+
+@dataclass(frozen=True)
+class Riccati:
+    r"""Solves P = Q + γ AᵀPA − γ² AᵀPB S⁻¹ BᵀPA with S = R + γ BᵀPB; then g(b|s) = N(−K s, β/2 S⁻¹).
+
+    Exact: K = γ S⁻¹ BᵀPA, V_F(s) = −(sᵀPs + v), Q_F from V_F by one step of the Bellman equation, and
+    β log g = Q_F − V_F to rounding. The fixed point is reached by doubling (each pass squares the horizon of value
+    iteration from P = 0), some ten passes for every run at once.
+
+    Attributes:
+      beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
+      tol: largest residual of the equation accepted, relative to max(1, max|P|).
+
+    Source: the entropy-regularised discounted LQR of arXiv:2603.14867, section 5.2; doubling as in Chu, Fan, Lin, Wang
+    (2004), structure-preserving algorithms for discrete-time algebraic Riccati equations.
+    """
+
+    beta: float | None = None
+    tol: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.beta is not None:
+            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        check_number(self.tol, "tol", above=0)
+
+    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+        """The soft-optimal response to a linear-quadratic world.
+
+        Args:
+          model: a `LinearQuadraticModel`; its gradients are not followed.
+          preferences: γ_F, and β unless this follower has its own.
+          start: has no influence: the solution does not depend on where one begins.
+
+        Raises:
+          TypeError: if `model` is not linear-quadratic.
+          RuntimeError: if the equation has no solution, or none to accuracy `tol`.
+        """
+        if not isinstance(model, LinearQuadraticModel):
+            raise TypeError(
+                f"`model` must be a LinearQuadraticModel for Riccati to solve, got {type(model).__name__}; "
+                "for an environment without matrices choose a follower that learns from interaction"
+            )
+        return self.reaction(model.detach(), preferences)
+
+    def reaction(self, model: LinearQuadraticModel, preferences: Preferences) -> BestResponse:
+        """The same response; where the model's matrices carry gradients, so do those of the response."""
+        beta = preferences.beta if self.beta is None else self.beta
+        gamma = preferences.gamma_follower
+        p, residual = self._fixed_point(model, gamma)
+        s = model.action_cost + gamma * model.B.mT @ p @ model.B
+        gain = gamma * torch.linalg.solve(s, model.B.mT @ p @ model.A)
+        covariance = beta / 2 * torch.linalg.inv(s)
+        covariance = (covariance + covariance.mT) / 2
+        noise = (p * model.noise).sum((-2, -1))  # tr(PW)
+        m = model.action_size
+        v = (beta / 2 * (torch.logdet(s) - m * np.log(np.pi * beta)) + gamma * noise) / (1 - gamma)
+        both = torch.cat([model.A.expand(len(p), -1, -1), model.B.expand(len(p), -1, -1)], -1)
+        q = block(model.state_cost, model.action_cost) + gamma * both.mT @ p @ both
+        return BestResponse(
+            policy=GaussianPolicy(gain, covariance),
+            q=Quadratic(-q, -gamma * (noise + v)),
+            v=Quadratic(-p, -v),
+            residual=residual,
+            optimal=True,
+        )
+
+    def _fixed_point(self, model: LinearQuadraticModel, gamma: float) -> tuple[Tensor, Tensor]:
+        """P, [R, n, n], and the relative residual, [R]."""
+        fixed = model.detach()
+        p = _doubling(fixed, gamma)
+        off = (_improved(p, fixed, gamma) - p).abs().amax((-2, -1))
+        residual = off / p.abs().amax((-2, -1)).clamp(min=1)
+        if not (residual <= self.tol).all():
+            raise RuntimeError(
+                f"the Riccati equation was solved to a relative residual of {float(residual.max()):.3g}, not to "
+                f"`tol` = {self.tol:g}: with γ_F = {gamma:g} the follower may be unable to keep its costs finite "
+                "(√γ_F A must be stabilisable through B), or `tol` is too strict"
+            )
+        if not any(matrix.requires_grad for matrix in (model.A, model.B, model.state_cost, model.action_cost)):
+            return p, residual
+        # P as a function of the model: one more step carries the gradient in; its cotangent G obeys G = g + γ F G Fᵀ.
+        once = _improved(p, model, gamma)
+        s = fixed.action_cost + gamma * fixed.B.mT @ p @ fixed.B
+        loop = fixed.A - fixed.B @ torch.linalg.solve(s, gamma * fixed.B.mT @ p @ fixed.A)
+        once.register_hook(lambda gradient: discounted_sum(loop, gradient, gamma))
+        return once, residual
+
+
+def _improved(p: Tensor, model: LinearQuadraticModel, gamma: float) -> Tensor:
+    """One step of value iteration: Q + γ AᵀPA − γ² AᵀPB S⁻¹ BᵀPA, symmetric."""
+    a, b = model.A, model.B
+    across = b.mT @ p @ a
+    s = model.action_cost + gamma * b.mT @ p @ b
+    new = model.state_cost + gamma * a.mT @ p @ a - gamma**2 * across.mT @ torch.linalg.solve(s, across)
+    return (new + new.mT) / 2
+
+
+def _doubling(model: LinearQuadraticModel, gamma: float) -> Tensor:
+    """Value iteration from P = 0 after 1, 2, 4, ... steps, until it stands still."""
+    runs = model.runs
+    a = gamma**0.5 * model.A.expand(runs, -1, -1)
+    g = gamma * model.B @ torch.linalg.solve(model.action_cost, model.B.mT)
+    g = g.expand(runs, -1, -1)
+    p = model.state_cost.expand(runs, -1, -1)
+    identity = torch.eye(model.state_size, dtype=p.dtype)
+    for _ in range(MOST_DOUBLINGS):
+        both = torch.linalg.solve(identity + g @ p, torch.cat([a, g], -1))
+        onward, spread = both.split(model.state_size, -1)
+        more = a.mT @ p @ onward
+        g, p, a = g + a @ spread @ a.mT, p + (more + more.mT) / 2, a @ onward
+        if not p.isfinite().all():
+            raise RuntimeError(
+                f"the Riccati equation has no finite solution with γ_F = {gamma:g}: the follower cannot keep its costs "
+                "finite (√γ_F A must be stabilisable through B)"
+            )
+        if (more.abs().amax((-2, -1)) <= 1e-17 * p.abs().amax((-2, -1))).all():
+            break
+    return p

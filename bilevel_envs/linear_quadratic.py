@@ -1,0 +1,239 @@
+"""Linear dynamics, Gaussian noise, quadratic rewards: continuous worlds that can be solved exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtr, ndtri
+from torch import Tensor
+
+from bilevel_envs._checks import check_finite, check_number, check_shape
+from bilevel_envs.model import Rollout, Terms
+
+MOST_DOUBLINGS = 64
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """x ↦ xᵀ M x + c, for each run.
+
+    Attributes:
+      matrix: M, symmetric, [R|1, d, d].
+      constant: c, [R|1].
+    """
+
+    matrix: Tensor
+    constant: Tensor
+
+    def __call__(self, *parts: Tensor) -> Tensor:
+        """Values at x = the parts side by side, each [R, ..., d_i]; the result is [R, ...]."""
+        x = torch.cat([torch.as_tensor(part) for part in parts], -1)
+        return along(self.constant, x[..., 0]) + (x * linear(self.matrix, x)).sum(-1)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """∇ at x [R, ..., d], shaped like x."""
+        return 2 * linear(self.matrix, x)
+
+
+def along(numbers: Tensor, x: Tensor) -> Tensor:
+    """One number per run, [R|1], with as many axes as x [R, ...]."""
+    return numbers.view(-1, *[1] * (x.ndim - 1))
+
+
+def linear(matrix: Tensor, x: Tensor) -> Tensor:
+    """M x for every run: matrix [R|1, p, d], x [R, ..., d], result [R, ..., p]."""
+    flat = x.reshape(x.shape[0], -1, x.shape[-1])
+    return (flat @ matrix.mT).view(*x.shape[:-1], matrix.shape[-2])
+
+
+def discounted_sum(step: Tensor, first: Tensor, gamma: float) -> Tensor:
+    r"""X = Σ_k γ^k F^k Y (Fᵀ)^k, the solution of X = Y + γ F X Fᵀ, by doubling; differentiable.
+
+    Args:
+      step: F, [R|1, n, n].
+      first: Y, symmetric, [R|1, n, n].
+      gamma: discount.
+
+    Returns:
+      X, [R, n, n]. Its gradient solves the adjoint equation G = g + γ Fᵀ G F instead of passing through the doubling.
+
+    Raises:
+      ValueError: if the sum diverges: the spectral radius of √γ F is 1 or more.
+    """
+    with torch.no_grad():
+        total = _doubled(step, first, gamma)
+    if not (step.requires_grad or first.requires_grad):
+        return total
+    once = first + gamma * step @ total @ step.mT
+    transposed = step.detach().mT
+    once.register_hook(lambda gradient: _doubled(transposed, gradient, gamma))
+    return once
+
+
+def _doubled(step: Tensor, first: Tensor, gamma: float) -> Tensor:
+    power, total = gamma**0.5 * step, first
+    for _ in range(MOST_DOUBLINGS):
+        added = power @ total @ power.mT
+        total = total + added
+        power = power @ power
+        if not power.isfinite().all():
+            break
+        if power.abs().max() < 1e-20:
+            return total
+    raise ValueError(
+        "the discounted sum diverges: the closed loop must have a spectral radius below 1/√γ, got "
+        f"{float(torch.linalg.eigvals(step).abs().max()):.6g} with γ = {gamma:g}"
+    )
+
+
+@dataclass(frozen=True)
+class LinearQuadraticModel:
+    r"""s' = A s + B b + w, w ~ N(0, W), r_F = −sᵀQs − bᵀRb, r_L = −sᵀCs − bᵀEb − c.
+
+    Every matrix leads with a runs axis, R or 1 for "the same in every run", and may depend on θ, the first state's
+    excepted.
+
+    Attributes:
+      A: [R|1, n, n].
+      B: [R|1, n, m].
+      noise: W, [R|1, n, n].
+      initial: covariance of the first state, whose mean is 0, [R|1, n, n].
+      state_cost: Q, symmetric, [R|1, n, n].
+      action_cost: R, symmetric and positive definite, [R|1, m, m].
+      leader_state_cost: C, symmetric, [R|1, n, n].
+      leader_action_cost: E, symmetric, [R|1, m, m].
+      leader_cost: c, [R|1].
+      bound: states are kept in [−bound, bound]: the mean A s + B b is clipped to it, and w truncated, entry by entry.
+        Solutions take no notice of it; inf for no bound.
+
+    Raises:
+      TypeError: if a matrix is no float64 tensor.
+      ValueError: if one has the wrong shape, is not finite, or is not symmetric where it must be.
+    """
+
+    A: Tensor
+    B: Tensor
+    noise: Tensor
+    initial: Tensor
+    state_cost: Tensor
+    action_cost: Tensor
+    leader_state_cost: Tensor
+    leader_action_cost: Tensor
+    leader_cost: Tensor
+    bound: float = float("inf")
+
+    def __post_init__(self) -> None:
+        for name, matrix in self._matrices():
+            if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
+                raise TypeError(f"`{name}` must be a float64 torch tensor, got {type(matrix).__name__}")
+        n, m = self.B.shape[-2:]
+        check_number(self.bound, "bound", above=0) if np.isfinite(self.bound) else None
+        if np.isfinite(self.bound) and self.noise.flatten(1)[:, 1:].view(-1, n - 1, n + 1)[..., :-1].any():
+            raise ValueError("`noise` must be diagonal where states have a bound: it is truncated entry by entry")
+        of_actions = ("action_cost", "leader_action_cost")
+        for name, matrix in self._matrices():
+            square = (m, m) if name in of_actions else (n, n)
+            check_shape(matrix, {"B": (n, m), "leader_cost": ()}.get(name, square), name)
+            wanted = 1 if name == "leader_cost" else 3
+            if matrix.ndim != wanted or matrix.shape[0] not in (1, self.runs):
+                raise ValueError(
+                    f"`{name}` must have a leading runs axis (1 or {self.runs}), got shape {list(matrix.shape)}"
+                )
+            check_finite(matrix, name)
+            if name == "initial" and matrix.requires_grad:
+                raise ValueError("`initial` must not depend on θ, got a tensor with gradients")
+            if name not in ("A", "B", "leader_cost") and not torch.allclose(matrix, matrix.mT, atol=1e-9):
+                raise ValueError(f"`{name}` must be symmetric; it is off by {float((matrix - matrix.mT).abs().max())}")
+
+    @property
+    def runs(self) -> int:
+        """R, or 1 where every run shares the model."""
+        return max(matrix.shape[0] for _, matrix in self._matrices())
+
+    @property
+    def state_size(self) -> int:
+        """n."""
+        return self.B.shape[-2]
+
+    @property
+    def action_size(self) -> int:
+        """m."""
+        return self.B.shape[-1]
+
+    def detach(self) -> LinearQuadraticModel:
+        """The same model without gradients."""
+        fixed: dict[str, Any] = {name: matrix.detach() for name, matrix in self._matrices()}
+        return replace(self, **fixed)
+
+    def mean_next(self, state: Tensor, action: Tensor) -> Tensor:
+        """A s + B b, clipped to the bound, at states [R, ..., n] and actions [R, ..., m]."""
+        return (linear(self.A, state) + linear(self.B, action)).clamp(-self.bound, self.bound)
+
+    def r_follower(self, state: Tensor, action: Tensor) -> Tensor:
+        """−sᵀQs − bᵀRb, [R, ...]."""
+        return -(state * linear(self.state_cost, state)).sum(-1) - (action * linear(self.action_cost, action)).sum(-1)
+
+    def r_leader(self, state: Tensor, action: Tensor) -> Tensor:
+        """−sᵀCs − bᵀEb − c, [R, ...]."""
+        states = (state * linear(self.leader_state_cost, state)).sum(-1)
+        actions = (action * linear(self.leader_action_cost, action)).sum(-1)
+        return -states - actions - along(self.leader_cost, states)
+
+    def log_arrival(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """log N(s'; A s + B b, W), [R, ...]."""
+        factor = torch.linalg.cholesky(self.noise)
+        off = next_state - self.mean_next(state, action)
+        white = linear(torch.linalg.inv(factor), off)
+        size = self.state_size * np.log(2 * np.pi) / 2
+        volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -(white**2).sum(-1) / 2 - along(size + volume, off[..., 0])
+
+    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+        """The differentiable terms at the visited steps; None where no gradient can flow.
+
+        Args:
+          rollout: the steps, states [R, N, T, n] and actions [R, N, T, m].
+          policy: with one, a `GaussianPolicy`, also E_b[r_F(s_k, b)] under it.
+        """
+        state, action = rollout.state, rollout.action
+
+        def moves(*names: str) -> bool:
+            return any(getattr(self, name).requires_grad for name in names)
+
+        follower = moves("state_cost", "action_cost")
+        arrives = moves("A", "B", "noise")
+        expected = None
+        if policy is not None and follower:
+            expected = policy.expect(Quadratic(-block(self.state_cost, self.action_cost), torch.zeros(1)), state)
+        leader = moves("leader_state_cost", "leader_action_cost", "leader_cost")
+        return Terms(
+            r_leader=self.r_leader(state, action) if leader else None,
+            r_follower=self.r_follower(state, action) if follower else None,
+            log_start=None,
+            log_arrival=self.log_arrival(state, action, rollout.next_state) if arrives else None,
+            expected_r_follower=expected,
+        )
+
+    def _matrices(self) -> list[tuple[str, Tensor]]:
+        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "bound"]
+
+
+def truncated_normal(mean: np.ndarray, deviation: np.ndarray, bound: float, uniform: np.ndarray) -> np.ndarray:
+    """Normal numbers within [−bound, bound] by inverse CDF; all arguments broadcast, `uniform` in [0, 1)."""
+    if np.isfinite(bound):
+        low, high = ndtr((-bound - mean) / deviation), ndtr((bound - mean) / deviation)
+        uniform = low + uniform * (high - low)
+    least = np.finfo(float).tiny  # of a uniform number that is 0
+    return np.clip(mean + deviation * ndtri(np.maximum(uniform, least)), -bound, bound)
+
+
+def block(upper: Tensor, lower: Tensor) -> Tensor:
+    """[[upper, 0], [0, lower]] of every run."""
+    runs = max(len(upper), len(lower))
+    n, m = upper.shape[-1], lower.shape[-1]
+    top = torch.cat([upper.expand(runs, -1, -1), upper.new_zeros(runs, n, m)], -1)
+    bottom = torch.cat([lower.new_zeros(runs, m, n), lower.expand(runs, -1, -1)], -1)
+    return torch.cat([top, bottom], -2)
