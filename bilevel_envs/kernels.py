@@ -362,3 +362,21 @@ def mean_by_key(x: np.ndarray, key: np.ndarray, valid: np.ndarray, keys: int) ->
                 total[run, key[run, entry]] += x[run, entry]
                 visits[run, key[run, entry]] += 1.0
     return total / np.maximum(visits, 1.0)
+
+
+@compiled
+def moments_by_group(phi: np.ndarray, x: np.ndarray, group: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Σ φ φᵀ [groups, F, F] and Σ φ x [groups, F] over each group's entries, for φ [M, F], x [M], group int [M]."""
+    entries, size = phi.shape
+    gram, moment = np.zeros((groups, size, size)), np.zeros((groups, size))
+    for entry in range(entries):
+        into, row = gram[group[entry]], phi[entry]
+        for i in range(size):
+            moment[group[entry], i] += row[i] * x[entry]
+            for j in range(i + 1):
+                into[i, j] += row[i] * row[j]
+    for index in range(groups):
+        for i in range(size):
+            for j in range(i):
+                gram[index, j, i] = gram[index, i, j]
+    return gram, moment

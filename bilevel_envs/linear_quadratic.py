@@ -215,6 +215,7 @@ class LinearQuadraticModel:
             log_start=None,
             log_arrival=self.log_arrival(state, action, rollout.next_state) if arrives else None,
             expected_r_follower=expected,
+            mean_next=self.mean_next(state, action) if moves("A", "B") and not moves("noise") else None,
         )
 
     def _matrices(self) -> list[tuple[str, Tensor]]:

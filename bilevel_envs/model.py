@@ -94,6 +94,7 @@ class Terms:
       log_start: log ρ0(s_k; θ); meaningful where an episode starts.
       log_arrival: log p(next_state_k | s_k, b_k; θ).
       expected_r_follower: E_b[r_F(s_k, b; θ)] under a policy held fixed; only where one was given.
+      mean_next: E[next_state_k | s_k, b_k; θ], [R, N, T, n]; only in continuous worlds whose noise is free of θ.
     """
 
     r_leader: Tensor | None
@@ -101,6 +102,7 @@ class Terms:
     log_start: Tensor | None
     log_arrival: Tensor | None
     expected_r_follower: Tensor | None = None
+    mean_next: Tensor | None = None
 
 
 class Model(Protocol):

@@ -14,7 +14,6 @@ from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.tabular import TabularModel
 from leaders import exact
 from leaders.critic import Critic
 from leaders.kicks import kick_bc_hg
@@ -67,6 +66,10 @@ class BCHG(SampledLeader):
     published code, choice by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut
     episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 
+    In linear-quadratic worlds (building thermal control) the defaults are a least-squares critic on quadratic features
+    and the closed form of ∇Q_F − ∇V_F (``knowledge="model"``); the published form for continuous worlds, with its
+    networks, is not offered.
+
     On four rooms, from θ ≈ 0, the exact hypergradient leads to a plateau J_L ≈ 0, and so does the default here. What
     leaves it is noise: the published form's, or ``features="none"`` with ``learning_rate=0.02`` (docs: "The plateau in
     the four rooms").
@@ -74,21 +77,24 @@ class BCHG(SampledLeader):
     Args:
         env: a ``BilevelWrapper``.
         preset: None or ``"paper"``; what is given explicitly below wins over it.
-        critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"``, ``"monte_carlo"``, ``"exact"`` (needs tables), or
-            an object with the methods of ``leaders.critic.Critic``.
+        critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"`` or ``"monte_carlo"`` for tables, ``"lstd"`` for
+            linear-quadratic worlds, ``"exact"`` for both, or an object with the methods of ``leaders.critic.Critic``.
         critic_learning_rate: η of the two SARSA tables, a number or one per run.
         critic_start: their first table, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
-        features: state control variate, ``"constant"``, ``"none"`` or a function state → [..., F]; it needs two
-            episodes in a batch, else nothing is subtracted.
+        features: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or a
+            function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted.
         tail: episodes that the batch cuts: ``"bootstrap"`` continues them from other visits of the state reached,
-            ``"drop"`` leaves them out (a batch in which none ends then moves nothing), ``"reference"`` is the published
-            form.
+            ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
+            nothing), ``"reference"`` is the published form.
         arrival: weight of ∇log p: ``"td_error"`` or ``"value"``.
         batch_size: transitions per outer iteration and run.
         rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
             one). Where episodes seldom end, more rows make better estimates than longer ones.
-        sampler: ``"fused"`` draws from the model's tables, ``"steps"`` drives ``reset`` and ``step``.
+        sampler: ``"fused"`` draws from the model itself, ``"steps"`` drives ``reset`` and ``step``.
+        knowledge: what is used beside trajectories in a linear-quadratic world: ``"simulate"`` nothing but the score
+            ∇log p, ``"terms"`` the derivative of the mean of the next state, ``"model"`` (the default there) all
+            matrices, with ∇Q_F − ∇V_F in closed form. Tables take ``"simulate"``.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
@@ -119,6 +125,7 @@ class BCHG(SampledLeader):
         batch_size: int = 100,
         rows: int | None = None,
         sampler: str | None = None,
+        knowledge: str | None = None,
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
@@ -156,6 +163,7 @@ class NaivePGD(SampledLeader):
         batch_size: transitions per outer iteration and run.
         rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
+        knowledge: as in ``BCHG``.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
@@ -183,6 +191,7 @@ class NaivePGD(SampledLeader):
         batch_size: int = 100,
         rows: int | None = None,
         sampler: str | None = None,
+        knowledge: str | None = None,
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
@@ -296,12 +305,12 @@ class HPGD(SampledLeader):
     def _surrogate(
         self,
         theta: Tensor,
-        model: TabularModel,
+        model: Any,
         batch: Rollout,
         best: BestResponse,
         critic: Critic,
         noise: Noise,
-        tail: str | None,
+        tail: str,
     ) -> tuple[Tensor, Tensor | int]:
         total, steps = super()._surrogate(theta, model, batch, best, critic, noise, tail)
         if self.variant != "oracle":
@@ -442,7 +451,7 @@ class ExactGradient(Leader):
         arguments = given(locals())
         super().__init__(env, changed(Common(), arguments), arguments)
 
-    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         solves = 0
         if not best.optimal:
             best, solves = exact.best_response(model.detach(), self.env.preferences, best), 1

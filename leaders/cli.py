@@ -37,14 +37,15 @@ class Envs:
 
     def run(self) -> None:
         """Prints one line per environment."""
+        width = max(map(len, PROBLEMS))
         for name in PROBLEMS:
             face: Any = gym.make(name).unwrapped
             p, best = face.preferences, face.best_known
             known = "-" if best is None else f"{best:.4f} ({'optimum' if best.exact else 'best known'})"
             print(
-                f"{name:24s} θ {list(face.theta_space.shape)!s:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}"
+                f"{name:{width}s} θ {list(face.theta_space.shape)!s:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}"
             )
-            print(f"{'':24s} {inspect.getdoc(type(face.problem)).splitlines()[0]}")  # type: ignore[union-attr]
+            print(f"{'':{width}s} {inspect.getdoc(type(face.problem)).splitlines()[0]}")  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
 
 
 class Critic(Protocol):
@@ -18,7 +17,7 @@ class Critic(Protocol):
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Learns from a batch; `model` is there for critics that need no samples, None where nobody knows it."""
 
-    def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each."""
 
     def copies(self, count: int) -> Critic:

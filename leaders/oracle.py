@@ -107,5 +107,5 @@ def oracle_weights(
     """The weights of an oracle batch: the follower's part alone."""
     values: Values = evaluate(MonteCarlo(preferences.gamma_leader), best, oracle)
     nothing = torch.zeros_like(kick)
-    weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail=None, arrival=arrival)
+    weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail="keep", arrival=arrival)
     return replace(weights, log_start=nothing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,25 +13,28 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table, TabularModel
 from bilevel_envs.wrapper import SAMPLERS
 from leaders.critic import Critic
-from leaders.critics import ExactCritic, ExpectedSarsa, MonteCarlo, Sarsa
+from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, Sarsa
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
+from leaders.knowledge import KNOWLEDGE, pathwise, reaction_surrogate
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
 CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "exact")
+LINEAR_CRITICS = ("lstd", "exact")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
-FEATURES = ("constant", "none")
+FEATURES = ("constant", "quadratic", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
+# What the default becomes where the world is linear-quadratic.
+LINEAR: dict[str, Any] = {"critic": "lstd", "features": "quadratic", "tail": "keep", "knowledge": "model"}
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 
 
@@ -43,13 +46,14 @@ class Sampling:
       kick: name of the estimator, a key of `KICKS`.
       batch_size: transitions per outer iteration and run.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without).
-      critic: "expected_sarsa", "sarsa", "monte_carlo", "exact", or an object of your own.
+      critic: "expected_sarsa", "sarsa", "monte_carlo", "lstd", "exact", or an object of your own.
       critic_learning_rate: η, a number or one per run.
       critic_start: first critic table, "zeros" or "normal".
-      features: state control variate: "constant", "none", or a function state → [..., F].
-      tail: what becomes of episodes that the batch cuts, "drop", "bootstrap" or "reference".
+      features: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
+      tail: what becomes of episodes that the batch cuts, "drop", "keep", "bootstrap" or "reference".
       arrival: weight of ∇log p, "td_error" or "value".
       sampler: "fused" or "steps".
+      knowledge: what the leader uses beside trajectories, "simulate", "terms" or "model" (see `leaders.knowledge`).
     """
 
     kick: str
@@ -62,6 +66,7 @@ class Sampling:
     tail: str = "bootstrap"
     arrival: str = "td_error"
     sampler: str = "fused"
+    knowledge: str = "simulate"
 
 
 class SampledLeader(Leader):
@@ -81,18 +86,26 @@ class SampledLeader(Leader):
         check_choice(preset, presets, "preset")
         common = Common(**PUBLISHED_STEPS) if preset == "paper" else Common()
         super().__init__(env, changed(common, arguments), arguments)
-        self.sampling = sampling = changed(presets[preset], arguments | overrides)
+        self.linear = isinstance(self.env.model(self._theta().detach()), LinearQuadraticModel)
+        usual = presets[preset]
+        if self.linear:
+            if preset is not None:
+                raise ValueError(f"`preset` must be None in linear-quadratic worlds, got {preset!r}")
+            usual = replace(usual, **LINEAR)
+        self.sampling = sampling = changed(usual, arguments | overrides)
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
         check_choice(sampling.arrival, ARRIVALS, "arrival")
         check_choice(sampling.sampler, SAMPLERS, "sampler")
         if not callable(sampling.features):
             check_choice(sampling.features, FEATURES, "features")
+        check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")
+        self._check_world()
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
 
-    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         fixed = model.detach()
         batch = self.env.rollout(
             theta.detach(),
@@ -115,18 +128,30 @@ class SampledLeader(Leader):
     def _surrogate(
         self,
         theta: Tensor,
-        model: TabularModel,
+        model: Any,
         batch: Rollout,
         best: BestResponse,
         critic: Critic,
         noise: Noise,
-        tail: str | None,
+        tail: str,
     ) -> tuple[Tensor, Tensor | int]:
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
         policy = best.policy if KICKS[self.sampling.kick].centred else None
-        return surrogate(model.terms(batch, policy), self._weights(batch, best, critic, tail)), 0
+        weights = self._weights(batch, best, critic, tail)
+        reaction: Tensor | float = 0.0
+        if self.sampling.knowledge != "simulate":
+            counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
+            if self.sampling.knowledge == "model":
+                kick = KICKS[self.sampling.kick].kick(
+                    batch, evaluate(critic, best, batch), counts, self.env.preferences
+                )
+                reaction = reaction_surrogate(kick, batch, model, self.env.preferences)
+                weights = replace(weights, r_follower=torch.zeros_like(kick))
+            v_leader = best.policy.averaged(critic.quadratic())  # type: ignore[attr-defined]
+            weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, self.env.preferences)
+        return surrogate(model.terms(batch, policy), weights) + reaction, 0
 
-    def _weights(self, batch: Rollout, best: BestResponse, critic: Critic, tail: str | None) -> Weights:
+    def _weights(self, batch: Rollout, best: BestResponse, critic: Critic, tail: str) -> Weights:
         """From a batch to the four weights; the whole estimator on half a screen."""
         preferences = self.env.preferences
         values = evaluate(critic, best, batch)
@@ -145,7 +170,11 @@ class SampledLeader(Leader):
                 wanted = [*batch.r_leader.shape, "F"]
                 raise ValueError(f"`features` must map states to shape {wanted}, got {list(features.shape)}")
             return features
-        return torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
+        ones = torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
+        if self.sampling.features == "constant":
+            return ones
+        row, column = torch.triu_indices(batch.state.shape[-1], batch.state.shape[-1])
+        return torch.cat([ones, batch.state, batch.state[..., row] * batch.state[..., column]], -1)
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
@@ -179,7 +208,7 @@ class SampledLeader(Leader):
             )
             critic = self.critic.copies(copies)
             critic.fit(batch, response, fixed, noise)
-            total = self._surrogate(tiled, model, batch, response, critic, noise, tail=None)[0].sum()
+            total = self._surrogate(tiled, model, batch, response, critic, noise, tail="keep")[0].sum()
             (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
@@ -206,15 +235,40 @@ class SampledLeader(Leader):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows
 
+    def _check_world(self) -> None:
+        """Refuses what does not go with tables, or not with a linear-quadratic world."""
+        sampling = self.sampling
+        if not self.linear:
+            if sampling.knowledge != "simulate":
+                raise ValueError(f'`knowledge` must be "simulate" for tables, got {sampling.knowledge!r}')
+            if sampling.features == "quadratic":
+                raise ValueError('`features` must be "constant", "none" or a function for tables, got "quadratic"')
+            return
+        if sampling.kick not in ("bc_hg", "naive_pgd"):
+            raise ValueError(
+                f"`env` must have countable states for this form of {type(self).__name__}, which averages over repeat "
+                f"visits; {type(self.env.problem).__name__} has vectors"
+            )
+        if sampling.tail != "keep":
+            raise ValueError(f'`tail` must be "keep" where states are vectors, got {sampling.tail!r}')
+        closed = isinstance(sampling.critic, str) or hasattr(sampling.critic, "quadratic")
+        if sampling.knowledge != "simulate" and not closed:
+            raise ValueError(
+                f'`knowledge` must be "simulate" with a critic without `quadratic`, got {sampling.knowledge!r}'
+            )
+
     def _make_critic(self) -> Critic:
         sampling, gamma = self.sampling, self.env.preferences.gamma_leader
+        known = LINEAR_CRITICS if self.linear else CRITICS
         if not isinstance(sampling.critic, str):
             lacking = [name for name in CRITIC_METHODS if not hasattr(sampling.critic, name)]
             if lacking or isinstance(sampling.critic, type):
-                wanted = f"one of {', '.join(CRITICS)}, or an object with {', '.join(CRITIC_METHODS)}"
+                wanted = f"one of {', '.join(known)}, or an object with {', '.join(CRITIC_METHODS)}"
                 raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
             return sampling.critic
-        check_choice(sampling.critic, CRITICS, "critic")
+        check_choice(sampling.critic, known, "critic")
+        if sampling.critic == "lstd":
+            return LeastSquares(gamma)
         rate, start = sampling.critic_learning_rate, sampling.critic_start
         rate = np.asarray(rate, dtype=float) if np.ndim(rate) else rate
         if sampling.critic == "sarsa":
@@ -239,8 +293,12 @@ def mean_return(batch: Rollout, gamma: float) -> Tensor:
 def _tiled(best: BestResponse, copies: int) -> BestResponse:
     """The response of `copies` times as many runs."""
 
-    def repeat(table: Tensor) -> Tensor:
-        return table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
+    def repeat(part: Any) -> Any:
+        tensors = {field.name: getattr(part, field.name) for field in fields(part)}
+        tiled = {
+            name: table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
+            for name, table in tensors.items()
+        }
+        return replace(part, **tiled)
 
-    policy = BoltzmannPolicy(repeat(best.policy.log_probs))
-    return BestResponse(policy, Table(repeat(best.q.values)), Table(repeat(best.v.values)), best.residual, best.optimal)
+    return replace(best, policy=repeat(best.policy), q=repeat(best.q), v=repeat(best.v))

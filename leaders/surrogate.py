@@ -20,9 +20,10 @@ def surrogate(terms: Terms, weights: Weights) -> Tensor:
         (terms.log_start, weights.log_start),
         (terms.log_arrival, weights.log_arrival),
         (terms.expected_r_follower, weights.expected_r_follower),
+        (terms.mean_next, weights.mean_next),
     ]
     total = torch.zeros(weights.r_leader.shape[0], dtype=weights.r_leader.dtype)
     for term, weight in pairs:
         if term is not None and weight is not None:
-            total = total + (weight * term).sum((1, 2))
+            total = total + (weight * term).flatten(1).sum(1)
     return total

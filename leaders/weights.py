@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice
-from bilevel_envs.kernels import decaying_sum
+from bilevel_envs.kernels import decaying_sum, moments_by_group
 from bilevel_envs.model import Preferences, Rollout
 from leaders.values import Values
 from leaders.visits import number, start_share, visit_mean
 
-TAILS = ("drop", "bootstrap", "reference")
+TAILS = ("drop", "keep", "bootstrap", "reference")
 ARRIVALS = ("td_error", "value")
 
 
@@ -37,15 +37,17 @@ class Weights:
       r_leader: on r_L.
       r_follower: on r_F.
       log_start: on log ρ0.
-      log_arrival: on log p(next state).
+      log_arrival: on log p(next state); None where `mean_next` takes its place.
       expected_r_follower: on E_b[r_F(s_k, b)]; None where the estimator has no use for it.
+      mean_next: on the mean of the next state, [R, N, T, n]; None where the estimator has no use for it.
     """
 
     r_leader: Tensor
     r_follower: Tensor
     log_start: Tensor
-    log_arrival: Tensor
+    log_arrival: Tensor | None
     expected_r_follower: Tensor | None = None
+    mean_next: Tensor | None = None
 
 
 def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
@@ -71,15 +73,15 @@ def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
     return torch.from_numpy(rows).view(kick.shape)
 
 
-def occupancy(batch: Rollout, gamma: float, tail: str | None) -> Tensor:
+def occupancy(batch: Rollout, gamma: float, tail: str) -> Tensor:
     """How much each step counts for the leader: γ_L^k over the number of episodes, [R, N, T].
 
     Args:
       batch: the transitions.
       gamma: γ_L.
-      tail: what becomes of episodes that the batch cuts. None: they count as far as they go, among the episodes
-        started. "drop": they are left out. "bootstrap": as None, and what lies behind the cut is read off other visits
-        of the state reached (see `continued`). "reference": they count, but not as episodes (published code).
+      tail: what becomes of episodes that the batch cuts. "keep": they count as far as they go, among the episodes
+        started. "drop": they are left out. "bootstrap": as "keep", and what lies behind the cut is read off other
+        visits of the state reached (see `continued`). "reference": they count, but not as episodes (published code).
     """
     discount = gamma ** batch.step.double() * batch.valid
     if tail == "drop":
@@ -157,11 +159,10 @@ def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
     first = (torch.arange(steps) - batch.step.view(runs, steps)).clamp(min=0)  # an episode is named by its first step
     names, episode = torch.unique(first + steps * torch.arange(runs)[:, None], return_inverse=True)
     run = names // steps
-    gram = torch.zeros(len(names), size, size, dtype=kick.dtype)
-    moment = torch.zeros(len(names), size, dtype=kick.dtype)
-    flat = phi.reshape(-1, size)
-    gram.index_add_(0, episode.flatten(), flat[:, :, None] * flat[:, None, :])
-    moment.index_add_(0, episode.flatten(), flat * kick.reshape(-1, 1))
+    sums = moments_by_group(
+        phi.reshape(-1, size).numpy(), kick.reshape(-1).numpy(), episode.flatten().numpy(), len(names)
+    )
+    gram, moment = (torch.from_numpy(table) for table in sums)
     total = torch.zeros(runs, size, size, dtype=kick.dtype).index_add_(0, run, gram)
     # φ_jᵀ Σ_{e ≠ e(j)} (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ_eᵀ c_e; the pseudo-inverse is 0 where there is no other episode.
     # What an episode holds is subtracted from the total, so directions below the total's rounding are none.
@@ -179,7 +180,7 @@ def weights_from_kick(
     counts: Tensor,
     preferences: Preferences,
     *,
-    tail: str | None,
+    tail: str,
     arrival: str = "td_error",
     decay: float | None = None,
     centred: bool = False,

@@ -1,7 +1,8 @@
 """Leader critics: ways of estimating Q_L."""
 
 from leaders.critics.exact import ExactCritic
+from leaders.critics.least_squares import LeastSquares
 from leaders.critics.monte_carlo import MonteCarlo
 from leaders.critics.sarsa import ExpectedSarsa, Sarsa
 
-__all__ = ["ExactCritic", "ExpectedSarsa", "MonteCarlo", "Sarsa"]
+__all__ = ["ExactCritic", "ExpectedSarsa", "LeastSquares", "MonteCarlo", "Sarsa"]

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import Table, TabularModel
+from leaders.exact_linear import leader_values
 
 
 class ExactCritic:
     """Solves the leader's Bellman equation under g: Q_L = r_L + γ_L E[V_L(s') if the episode goes on].
+
+    For tables and for linear-quadratic worlds.
 
     Args:
       gamma: γ_L.
@@ -24,20 +28,32 @@ class ExactCritic:
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
         self.table = torch.zeros(1, 0, 0, dtype=torch.float64)
+        self.q: Quadratic | None = None
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Solves anew; the batch is not looked at."""
+        if isinstance(model, LinearQuadraticModel):
+            self.q = leader_values(model, best.policy, self.gamma)[0]
+            return
         if not isinstance(model, TabularModel):
             raise TypeError(
-                f'critic="exact" needs the tables of a TabularModel, got {type(model).__name__}; choose one that learns'
+                f'critic="exact" needs a TabularModel or a LinearQuadraticModel, got {type(model).__name__}; '
+                "choose one that learns"
             )
         probs = best.policy.probs.expand(max(model.runs, best.policy.probs.shape[0]), -1, -1)
         v = model.resolvent(probs, self.gamma, (probs * model.r_leader).sum(-1))
         self.table = model.r_leader + self.gamma * model.expected_next(v)
 
-    def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
-        """Look-ups."""
+    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """At the visited steps."""
+        if self.q is not None:
+            return quadratic_values(self.q, batch, policy)
         return table_values(self.table, batch, policy)
+
+    def quadratic(self) -> Quadratic:
+        """Q_L as a function of (s, b), in linear-quadratic worlds."""
+        assert self.q is not None, "fit to a LinearQuadraticModel first"
+        return self.q
 
     def copies(self, count: int) -> ExactCritic:
         """Another one: there is nothing to copy."""
@@ -49,6 +65,12 @@ class ExactCritic:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def quadratic_values(q: Quadratic, batch: Rollout, policy: GaussianPolicy) -> tuple[Tensor, Tensor, Tensor]:
+    """Q_L, V_L = E_b[Q_L] and V_L at the next state from a quadratic of (s, b)."""
+    v = policy.averaged(q)
+    return q(batch.state, batch.action), v(batch.state), v(batch.next_state)
 
 
 def table_values(q: Tensor, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:

@@ -119,6 +119,15 @@ def test_the_film_shows_both_episodes(finished):
     assert right.std() > 10
 
 
+def test_a_continuous_world_is_trained_and_filmed(tmp_path):
+    out = tmp_path / "building"
+    env = ["--env", "BiLevel/BuildingThermalControl-v0", "--batch", "200"]
+    main(["train", *env, "--iterations", "2", "--runs", "2", "--out", str(out)])
+    main(["video", str(out), "--steps", "10"])
+    assert (out / "follower.mp4").stat().st_size > 1000
+    assert (out / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def history(out):
     return (out / "history.csv").read_bytes()
 

@@ -1,0 +1,55 @@
+r"""What a leader may use beside trajectories where the model is linear-quadratic, by how much it knows of it.
+
+"simulate": nothing but the score ∇log p of the moves that were drawn. "terms": how θ moves the mean of the next state,
+and both players' values as functions of the state, so that
+
+    ∇E[V(s')|s, b] = ∇μ_θ(s, b)ᵀ ∇V(μ),
+
+which needs no noise at all; the weight of ∇log p becomes one of ∇μ. "model": all matrices, so that ∇Q_F − ∇V_F is a
+closed form, in which the state control variate is ∇V_F itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from bilevel_envs.followers import Riccati
+from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic
+from bilevel_envs.model import Preferences, Rollout
+from leaders.weights import Weights
+
+KNOWLEDGE = ("simulate", "terms", "model")
+
+
+def pathwise(
+    weights: Weights,
+    counts: Tensor,
+    batch: Rollout,
+    model: LinearQuadraticModel,
+    v_leader: Quadratic,
+    v_follower: Quadratic,
+    preferences: Preferences,
+) -> Weights:
+    """Moves the weights of ∇log p to ∇μ.
+
+    Args:
+      weights: with the follower's trace as weight of r_F.
+      counts: `occupancy` of the leader, [R, N, T].
+      batch: the transitions.
+      model: the world, without gradients.
+      v_leader: V_L(s).
+      v_follower: V_F(s).
+      preferences: γ_L and γ_F.
+    """
+    mean = model.mean_next(batch.state, batch.action)
+    leader = (preferences.gamma_leader * counts)[..., None] * v_leader.gradient(mean)
+    follower = (preferences.gamma_follower * weights.r_follower)[..., None] * v_follower.gradient(mean)
+    return replace(weights, log_arrival=None, mean_next=leader + follower)
+
+
+def reaction_surrogate(kick: Tensor, batch: Rollout, model: LinearQuadraticModel, preferences: Preferences) -> Tensor:
+    """Σ_k c_k [Q_F(s_k, b_k; θ) − V_F(s_k; θ)] of each run, [R]; its gradient is the guiding term."""
+    best = Riccati().reaction(model, preferences)
+    return (kick * (best.q(batch.state, batch.action) - best.v(batch.state))).sum((1, 2))

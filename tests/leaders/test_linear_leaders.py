@@ -1,0 +1,144 @@
+"""Sampled leaders in a linear-quadratic world: unbiased at every level of knowledge, and they reach the optimum."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.noise import Noise
+from leaders import BCHG, HPGD, NaivePGD, SoBiRL, exact, exact_linear
+from leaders.critics import LeastSquares
+
+KNOWLEDGE = ["simulate", "terms", "model"]
+# One estimate from 100 episodes at θ = 0.5, opening of the first vent, raw coordinates (specification 9, item 16).
+MOST_DEVIATION = {"simulate": 2_500, "terms": 45, "model": 5}
+
+
+def make(**kwargs):
+    return BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0", **kwargs))
+
+
+def at_half(leader):
+    torch.nn.init.zeros_(leader.policy.raw)
+    return leader
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+def test_estimates_are_unbiased_and_no_wider_than_they_should_be(knowledge):
+    env = make()
+    leader = at_half(BCHG(env, critic="exact", knowledge=knowledge, batch_size=10_000))
+    samples = leader.gradient_samples(400, raw=True, episodes=100)
+    direct, guiding = exact.hypergradient_parts(env, parameters=leader.policy)
+    deviation = samples.std(0, ddof=1)
+    assert deviation[4] < MOST_DEVIATION[knowledge]
+    error = deviation / 400**0.5
+    assert (np.abs(samples.mean(0) - direct - guiding) < 4 * error).all()
+    if knowledge != "simulate":  # the plain score is too noisy to tell what is missing from 400 samples
+        for wrong in (direct, direct - guiding):
+            assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()
+
+
+@pytest.mark.slow
+def test_the_score_form_sees_the_guiding_term_where_it_is_large():
+    # near θ = 0 the follower's reaction is hundreds of times larger than at one half
+    env = make()
+    leader = BCHG(env, critic="exact", knowledge="simulate", batch_size=10_000)
+    torch.nn.init.constant_(leader.policy.raw, -2.0)
+    samples = leader.gradient_samples(4_000, episodes=100)
+    direct, guiding = exact.hypergradient_parts(env, leader.theta)
+    z = (samples.mean(0) - direct - guiding) / (samples.std(0, ddof=1) / 4_000**0.5)
+    assert np.abs(z).max() < 4
+
+
+@pytest.mark.slow
+def test_naive_estimates_agree_with_the_direct_term():
+    env = make()
+    for knowledge in KNOWLEDGE:
+        leader = at_half(NaivePGD(env, critic="exact", knowledge=knowledge, batch_size=10_000))
+        samples = leader.gradient_samples(400, raw=True, episodes=100)
+        direct, _ = exact.hypergradient_parts(env, parameters=leader.policy)
+        z = (samples.mean(0) - direct) / (samples.std(0, ddof=1) / 400**0.5)
+        assert np.abs(z).max() < 4
+
+
+def test_the_state_control_variate_tames_the_score():
+    deviations = [
+        at_half(BCHG(make(), critic="exact", knowledge="simulate", features=features, batch_size=10_000))
+        .gradient_samples(40, raw=True, episodes=100)
+        .std(0)[4]
+        for features in ("none", "quadratic")
+    ]
+    assert deviations[0] > 2 * deviations[1]
+
+
+@pytest.mark.parametrize(("share_of_noise", "error"), [(1e-12, 1e-7), (1.0, 0.02)])
+def test_least_squares_find_the_exact_values(share_of_noise, error):
+    env = make()
+    theta = np.full((2, 8), 0.5)
+    best, model = env.best_response(theta), env.model(theta)
+    model = replace(model, noise=share_of_noise * model.noise)
+    batch = env.rollout(theta, best, Noise([0, 1]), rows=100, horizon=100, model=model)
+    critic = LeastSquares(0.9)
+    critic.fit(batch, best, None, Noise([0]))
+    q_leader, _ = exact_linear.leader_values(model, best.policy, 0.9)
+    for found, true in zip(critic.values(batch, best.policy), _at(q_leader, best.policy, batch), strict=True):
+        assert float((found - true).abs().max()) < error * float(true.abs().max())
+
+
+def _at(q, policy, batch):
+    v = policy.averaged(q)
+    return q(batch.state, batch.action), v(batch.state), v(batch.next_state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("knowledge", "iterations", "above"), [("model", 250, -164.0), ("terms", 400, -165.0)])
+def test_the_default_reaches_the_optimum(knowledge, iterations, above):
+    leader = BCHG(make(), runs=3, batch_size=10_000, knowledge=knowledge).learn(iterations)
+    value = leader.history["leader_value"]
+    assert (value[-1] > above).all()
+    assert value.max() <= leader.env.best_known + 1e-3
+
+
+@pytest.mark.slow
+def test_the_naive_leader_ends_at_its_own_stationary_point():
+    leader = NaivePGD(make(), runs=3, batch_size=2_000).learn(500)
+    assert np.abs(leader.history["leader_value"][-1] + 197.2).max() < 1
+
+
+def test_a_larger_ring_is_led_too():
+    leader = BCHG(make(zones=6), batch_size=1_000).learn(5)
+    assert leader.theta.shape == (12,)
+    assert leader.history["leader_value"][-1] > leader.history["leader_value"][0]
+
+
+def test_save_and_load_go_on_bit_for_bit(tmp_path):
+    one = BCHG(make(), runs=2, batch_size=500).learn(3)
+    one.save(tmp_path / "leader.zip")
+    other = BCHG.load(tmp_path / "leader.zip", make()).learn(2)
+    one.learn(2)
+    np.testing.assert_array_equal(one.theta, other.theta)
+    np.testing.assert_array_equal(one.history.state(), other.history.state())
+
+
+def test_what_does_not_go_with_vectors_is_refused_by_name():
+    env = make()
+    with pytest.raises(ValueError, match="`knowledge` must be one of 'simulate', 'terms', 'model', got 'all'"):
+        BCHG(env, knowledge="all")
+    with pytest.raises(ValueError, match="`tail` must be \"keep\" where states are vectors, got 'drop'"):
+        BCHG(env, tail="drop")
+    with pytest.raises(ValueError, match="`critic` must be one of 'lstd', 'exact', got 'sarsa'"):
+        BCHG(env, critic="sarsa")
+    with pytest.raises(ValueError, match="`preset` must be None in linear-quadratic worlds, got 'paper'"):
+        BCHG(env, preset="paper")
+    for leader in (HPGD, SoBiRL):
+        with pytest.raises(ValueError, match="`env` must have countable states for this form of"):
+            leader(env)
+    rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"))
+    with pytest.raises(ValueError, match='`knowledge` must be "simulate" for tables'):
+        BCHG(rooms, knowledge="model")
+    with pytest.raises(ValueError, match="`critic` must be one of 'expected_sarsa'"):
+        BCHG(rooms, critic="lstd")
