@@ -42,9 +42,8 @@ class Envs:
             face: Any = gym.make(name).unwrapped
             p, best = face.preferences, face.best_known
             known = "-" if best is None else f"{best:.4f} ({'optimum' if best.exact else 'best known'})"
-            print(
-                f"{name:{width}s} θ {list(face.theta_space.shape)!s:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}"
-            )
+            size = str(list(face.theta_space.shape))
+            print(f"{name:{width}s} θ {size:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}")
             print(f"{'':{width}s} {inspect.getdoc(type(face.problem)).splitlines()[0]}")  # type: ignore[union-attr]
 
 
