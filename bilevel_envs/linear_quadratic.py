@@ -99,8 +99,8 @@ class LinearQuadraticModel:
     Attributes:
       A: [R|1, n, n].
       B: [R|1, n, m].
-      noise: W, [R|1, n, n].
-      initial: covariance of the first state, whose mean is 0, [R|1, n, n].
+      noise: W, diagonal and positive, [R|1, n, n].
+      initial: covariance of the first state, whose mean is 0, diagonal and positive, [1, n, n].
       state_cost: Q, symmetric, [R|1, n, n].
       action_cost: R, symmetric and positive definite, [R|1, m, m].
       leader_state_cost: C, symmetric, [R|1, n, n].
@@ -111,7 +111,7 @@ class LinearQuadraticModel:
 
     Raises:
       TypeError: if a matrix is no float64 tensor.
-      ValueError: if one has the wrong shape, is not finite, or is not symmetric where it must be.
+      ValueError: if one has the wrong shape, is not finite, or is not symmetric, diagonal or positive where it must be.
     """
 
     A: Tensor
@@ -128,25 +128,34 @@ class LinearQuadraticModel:
     def __post_init__(self) -> None:
         for name, matrix in self._matrices():
             if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
-                raise TypeError(f"`{name}` must be a float64 torch tensor, got {type(matrix).__name__}")
+                got = f"a tensor of {matrix.dtype}" if isinstance(matrix, Tensor) else type(matrix).__name__
+                raise TypeError(f"`{name}` must be a float64 torch tensor, got {got}")
+        if self.B.ndim != 3:
+            raise ValueError(f"`B` must have shape [runs, n, m], got {list(self.B.shape)}")
         n, m = self.B.shape[-2:]
-        check_number(self.bound, "bound", above=0) if np.isfinite(self.bound) else None
-        if np.isfinite(self.bound) and self.noise.flatten(1)[:, 1:].view(-1, n - 1, n + 1)[..., :-1].any():
-            raise ValueError("`noise` must be diagonal where states have a bound: it is truncated entry by entry")
         of_actions = ("action_cost", "leader_action_cost")
         for name, matrix in self._matrices():
             square = (m, m) if name in of_actions else (n, n)
             check_shape(matrix, {"B": (n, m), "leader_cost": ()}.get(name, square), name)
-            wanted = 1 if name == "leader_cost" else 3
-            if matrix.ndim != wanted or matrix.shape[0] not in (1, self.runs):
-                raise ValueError(
-                    f"`{name}` must have a leading runs axis (1 or {self.runs}), got shape {list(matrix.shape)}"
-                )
+            leading = (1,) if name == "initial" else (1, self.runs)
+            if matrix.ndim != (1 if name == "leader_cost" else 3) or matrix.shape[0] not in leading:
+                wanted = " or ".join(map(str, sorted(set(leading))))
+                raise ValueError(f"`{name}` must have a leading runs axis ({wanted}), got shape {list(matrix.shape)}")
             check_finite(matrix, name)
-            if name == "initial" and matrix.requires_grad:
-                raise ValueError("`initial` must not depend on θ, got a tensor with gradients")
             if name not in ("A", "B", "leader_cost") and not torch.allclose(matrix, matrix.mT, atol=1e-9):
                 raise ValueError(f"`{name}` must be symmetric; it is off by {float((matrix - matrix.mT).abs().max())}")
+        for name in ("noise", "initial"):
+            matrix = getattr(self, name).detach()
+            variance = matrix.diagonal(dim1=-2, dim2=-1)
+            if (matrix != torch.diag_embed(variance)).any() or (variance <= 0).any():
+                raise ValueError(f"`{name}` must be diagonal with positive entries, got {matrix[0].tolist()}")
+        least = float(torch.linalg.eigvalsh(self.action_cost.detach()).min())
+        if least <= 0:
+            raise ValueError(f"`action_cost` must be positive definite; its smallest eigenvalue is {least:.3g}")
+        if self.initial.requires_grad:
+            raise ValueError("`initial` must not depend on θ, got a tensor with gradients")
+        if self.bound != float("inf"):
+            check_number(self.bound, "bound", above=0)
 
     @property
     def runs(self) -> int:

@@ -83,12 +83,13 @@ class BCHG(SampledLeader):
         critic_start: their first table, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
         features: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or a
-            function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted.
+            function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
+            ``knowledge="model"``, whose closed form is centred already.
         tail: episodes that the batch cuts: ``"bootstrap"`` continues them from other visits of the state reached,
             ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
             nothing), ``"reference"`` is the published form.
         arrival: weight of ∇log p: ``"td_error"`` or ``"value"``.
-        batch_size: transitions per outer iteration and run.
+        batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000.
         rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
             one). Where episodes seldom end, more rows make better estimates than longer ones.
         sampler: ``"fused"`` draws from the model itself, ``"steps"`` drives ``reset`` and ``step``.
@@ -122,7 +123,7 @@ class BCHG(SampledLeader):
         features: str | Callable[[Tensor], Tensor] | None = None,
         tail: str | None = None,
         arrival: str | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         rows: int | None = None,
         sampler: str | None = None,
         knowledge: str | None = None,
@@ -160,7 +161,7 @@ class NaivePGD(SampledLeader):
         critic_learning_rate: as in ``BCHG``.
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``.
-        batch_size: transitions per outer iteration and run.
+        batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000.
         rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
         knowledge: as in ``BCHG``.
@@ -188,7 +189,7 @@ class NaivePGD(SampledLeader):
         critic_learning_rate: Any = None,
         tail: str | None = None,
         arrival: str | None = None,
-        batch_size: int = 100,
+        batch_size: int | None = None,
         rows: int | None = None,
         sampler: str | None = None,
         knowledge: str | None = None,

@@ -64,7 +64,7 @@ class Train:
     runs: int = 10
     """stacked runs"""
     batch: int | None = None
-    """transitions per outer iteration and run (100 if not given)"""
+    """transitions per outer iteration and run (the leader's own if not given)"""
     seed: int = 0
     """run i uses seed + i"""
     beta: float | None = None
@@ -78,13 +78,15 @@ class Train:
     max_grad_norm: float | None = None
     """clip of the raw gradient"""
     critic: Text = None
-    """expected_sarsa, sarsa, monte_carlo or exact"""
+    """expected_sarsa, sarsa, monte_carlo, lstd or exact"""
     critic_learning_rate: float | None = None
     """step size of the critic"""
     features: Text = None
-    """state control variate: constant or none"""
+    """state control variate: constant, quadratic or none"""
     tail: Text = None
-    """drop, bootstrap or reference"""
+    """drop, keep, bootstrap or reference"""
+    knowledge: Text = None
+    """in linear-quadratic worlds: simulate, terms or model"""
     env_args: KeyValues = ()
     """further arguments of the environment; values are JSON, or text"""
     leader_args: KeyValues = ()

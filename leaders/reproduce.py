@@ -34,7 +34,11 @@ FOUND: dict[tuple[str, float], dict[str, float]] = {
 }
 # BC-HG with larger batches: the best of the paper's 24 grid points by the paper's rule, after 10,000 iterations.
 FOUND_LARGE: dict[tuple[float, int], dict[str, float]] = {
+    (1e-3, 200): {"learning_rate": 0.05, "critic_learning_rate": 1.0},
+    (3e-3, 200): {"learning_rate": 0.1, "critic_learning_rate": 0.5},
+    (5e-3, 200): {"learning_rate": 0.1, "critic_learning_rate": 0.3},
     (1e-3, 400): {"learning_rate": 0.1, "critic_learning_rate": 1.0},
+    (3e-3, 400): {"learning_rate": 0.1, "critic_learning_rate": 0.9},
     (1e-3, 1000): {"learning_rate": 0.5, "critic_learning_rate": 1.0},
     (3e-3, 1000): {"learning_rate": 0.5, "critic_learning_rate": 0.9},
     (5e-3, 400): {"learning_rate": 0.05, "critic_learning_rate": 0.5},

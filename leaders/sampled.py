@@ -34,7 +34,13 @@ FEATURES = ("constant", "quadratic", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
 # What the default becomes where the world is linear-quadratic.
-LINEAR: dict[str, Any] = {"critic": "lstd", "features": "quadratic", "tail": "keep", "knowledge": "model"}
+LINEAR: dict[str, Any] = {
+    "batch_size": 1_000,
+    "critic": "lstd",
+    "features": "quadratic",
+    "tail": "keep",
+    "knowledge": "model",
+}
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 
 
@@ -136,30 +142,36 @@ class SampledLeader(Leader):
         tail: str,
     ) -> tuple[Tensor, Tensor | int]:
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
-        policy = best.policy if KICKS[self.sampling.kick].centred else None
-        weights = self._weights(batch, best, critic, tail)
+        rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
+        terms = model.terms(batch, best.policy if rule.centred else None)
+        if knowledge == "simulate":
+            return surrogate(terms, self._weights(batch, best, critic, tail)), 0
+        if model.noise.requires_grad:
+            raise ValueError(f'`knowledge` must be "simulate" where θ moves the noise, got {knowledge!r}')
+        counts = occupancy(batch, preferences.gamma_leader, tail)
         reaction: Tensor | float = 0.0
-        if self.sampling.knowledge != "simulate":
-            counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
-            if self.sampling.knowledge == "model":
-                kick = KICKS[self.sampling.kick].kick(
-                    batch, evaluate(critic, best, batch), counts, self.env.preferences
-                )
-                reaction = reaction_surrogate(kick, batch, model, self.env.preferences)
-                weights = replace(weights, r_follower=torch.zeros_like(kick))
-            v_leader = best.policy.averaged(critic.quadratic())  # type: ignore[attr-defined]
-            weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, self.env.preferences)
-        return surrogate(model.terms(batch, policy), weights) + reaction, 0
+        if knowledge == "model":
+            kick = rule.kick(batch, evaluate(critic, best, batch), counts, preferences)
+            reaction = reaction_surrogate(kick, batch, model, preferences)
+            weights = self._weights(batch, best, critic, tail, kick=torch.zeros_like(kick))
+        else:
+            weights = self._weights(batch, best, critic, tail)
+        v_leader = best.policy.averaged(critic.quadratic())  # type: ignore[attr-defined]
+        weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, preferences)
+        return surrogate(terms, weights) + reaction, 0
 
-    def _weights(self, batch: Rollout, best: BestResponse, critic: Critic, tail: str) -> Weights:
-        """From a batch to the four weights; the whole estimator on half a screen."""
+    def _weights(
+        self, batch: Rollout, best: BestResponse, critic: Critic, tail: str, kick: Tensor | None = None
+    ) -> Weights:
+        """From a batch to the four weights, with the rule's kick or another; the whole estimator on half a screen."""
         preferences = self.env.preferences
         values = evaluate(critic, best, batch)
         counts = occupancy(batch, preferences.gamma_leader, tail)
         rule = KICKS[self.sampling.kick]
-        kick = rule.kick(batch, values, counts, preferences)
-        if self.sampling.features != "none":
-            kick = residualised(kick, self._features(batch), batch)
+        if kick is None:
+            kick = rule.kick(batch, values, counts, preferences)
+            if self.sampling.features != "none":
+                kick = residualised(kick, self._features(batch), batch)
         how = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "centred": rule.centred}
         return weights_from_kick(kick, batch, values, counts, preferences, **how)
 
@@ -231,6 +243,11 @@ class SampledLeader(Leader):
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
             least = min(10, size) if limit is None else -(-size // limit)
             rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
+            if self.linear and limit is not None and size >= limit > 2 * (size // rows):
+                raise ValueError(
+                    f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
+                    f"would become {rows} rows of {size // rows} steps"
+                )
         elif size % check_count(rows, "rows"):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows

@@ -236,7 +236,8 @@ class Leader:
         """Independent hypergradient estimates at the current θ, before clipping; changes nothing.
 
         They have the bias of the critic that makes them; `critic="exact"` has none. Each averages whole episodes, run
-        to their end or until max(γ_L, γ_F)^H ≤ 1e-5, so that nothing is cut off.
+        to their end or until max(γ_L, γ_F)^H ≤ 1e-5: what is cut off counts for nothing, unless rewards grow along an
+        episode nearly as fast as they are discounted (a building near θ = 0).
 
         Args:
           count: how many.

@@ -56,7 +56,7 @@ class Riccati:
         if not isinstance(model, LinearQuadraticModel):
             raise TypeError(
                 f"`model` must be a LinearQuadraticModel for Riccati to solve, got {type(model).__name__}; "
-                "for an environment without matrices choose a follower that learns from interaction"
+                "a table is solved by SoftValueIteration(), and BilevelWrapper(env) chooses by itself"
             )
         return self.reaction(model.detach(), preferences)
 

@@ -70,7 +70,7 @@ class SoftValueIteration:
         if not isinstance(model, TabularModel):
             raise TypeError(
                 f"`model` must be a TabularModel for SoftValueIteration to plan in, got {type(model).__name__}; "
-                "for an environment without tables choose a follower that learns from interaction"
+                "a linear-quadratic world is solved by Riccati(), and BilevelWrapper(env) chooses by itself"
             )
         beta = preferences.beta if self.beta is None else self.beta
         model, gamma = model.detach(), preferences.gamma_follower

@@ -148,6 +148,17 @@ def test_bad_matrices_are_refused_by_name():
         LinearQuadraticModel(*good[:2], one.float(), *good[3:])
     with pytest.raises(ValueError, match="`A` must have shape"):
         LinearQuadraticModel(torch.ones(1, 2, 2, dtype=torch.float64), *good[1:])
+    LinearQuadraticModel(*good, bound=10.0)  # one dimension is enough
+    with pytest.raises(TypeError, match="`A` must be a float64 torch tensor, got a tensor of torch.float32"):
+        LinearQuadraticModel(one.float(), *good[1:])
+    with pytest.raises(ValueError, match="`B` must have shape"):
+        LinearQuadraticModel(one, one[0], *good[2:])
+    with pytest.raises(ValueError, match="`noise` must be diagonal with positive entries"):
+        LinearQuadraticModel(*good[:2], -one, *good[3:])
+    with pytest.raises(ValueError, match="`action_cost` must be positive definite"):
+        LinearQuadraticModel(*good[:5], -one, *good[6:])
+    with pytest.raises(ValueError, match="`bound` must be"):
+        LinearQuadraticModel(*good, bound=-1.0)
     with pytest.raises(ValueError, match="`state_cost` must be finite"):
         LinearQuadraticModel(*good[:4], one * float("nan"), *good[5:])
     with pytest.raises(ValueError, match="`zones` must be even"):

@@ -21,3 +21,11 @@ def test_four_rooms(tmp_path):
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "J_L = -0.6674" in out  # four_rooms specification, section 6
     assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "incentives.png", "leader.zip"}
+
+
+def test_building_thermal_control(tmp_path):
+    script = str(EXAMPLES / "building_thermal_control.py")
+    size = ["--iterations", "2", "--runs", "2", "--batch", "200", "--out", str(tmp_path)]
+    out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
+    assert "J_L = -261.9631" in out  # building specification, θ = 1/2
+    assert {path.name for path in tmp_path.iterdir()} == {"building.png", "leader.zip"}
