@@ -236,7 +236,7 @@ def test_a_bare_environment_is_refused(leader):
     [
         ({"preset": "papers"}, "`preset` must be one of None, 'paper', got 'papers'"),
         ({"critic": "exacct"}, "`critic` must be one of"),
-        ({"tail": "cut"}, "`tail` must be one of 'drop', 'bootstrap', 'reference'"),
+        ({"tail": "cut"}, "`tail` must be one of 'drop', 'keep', 'bootstrap', 'reference'"),
         ({"arrival": "x"}, "`arrival` must be one of"),
         ({"sampler": "x"}, "`sampler` must be one of 'fused', 'steps'"),
         ({"features": "linear"}, "`features` must be one of"),
