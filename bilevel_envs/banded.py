@@ -32,6 +32,7 @@ def band_of(successor: np.ndarray, probability: np.ndarray) -> Band:
       probability: of going on to each, [R|1, S, B, K].
     """
     states = successor.shape[1]
+    successor = np.broadcast_to(successor, probability.shape)
     if states < SMALLEST_BANDED:
         return Band(np.arange(states), states - 1)
     source = np.broadcast_to(np.arange(states)[:, None, None], successor.shape)[probability > 0]

@@ -41,10 +41,7 @@ def as_theta(problem: ConfigurableMDP, theta: Any) -> np.ndarray:
 
 
 class Face:
-    """What the scalar and the vector form of an environment share.
-
-    Subclasses give `observation_of_state` and `action_of_follower`, the spaces of a single environment.
-    """
+    """What the scalar and the vector form of an environment share: the problem, θ, what a follower sees."""
 
     problem: ConfigurableMDP
     _theta: np.ndarray

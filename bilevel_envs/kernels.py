@@ -10,7 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-compiled = njit(cache=True, error_model="numpy", nogil=True)
+SMALLEST_DENSE = 64  # below, LAPACK is no faster than the loops, whatever the width
+
+try:
+    compiled = njit(cache=True, error_model="numpy", nogil=True)
+    compiled(lambda: 0)
+except RuntimeError:  # nowhere to keep machine code (NUMBA_CACHE_DIR names a place): compile anew in each process
+    compiled = njit(error_model="numpy", nogil=True)
 
 
 # Drawing ------------------------------------------------------------------------------------------------------
@@ -114,7 +120,8 @@ def factorised(
         band[here, width] += 1.0
         for b in range(actions):
             for k in range(branches):
-                band[here, width + position[successor[s, b, k]] - here] -= gamma * policy[s, b] * move[s, b, k]
+                if move[s, b, k] > 0.0:  # the rest is padding, which may lie outside the band
+                    band[here, width + position[successor[s, b, k]] - here] -= gamma * policy[s, b] * move[s, b, k]
     for pivot in range(states):
         right = band[pivot, width + 1 :]  # zeros beyond the last column
         for row in range(pivot + 1, min(pivot + width + 1, states)):
@@ -164,9 +171,12 @@ def solution(
     y: np.ndarray,
     transpose: bool,
 ) -> np.ndarray:
-    """x from (I − γΠ) x = y, or from its transpose: banded where that pays, else dense; arguments as above."""
+    """x from (I − γΠ) x = y, or from its transpose; arguments as above.
+
+    Dense where there are many states and the band is wider than a quarter of them.
+    """
     states, actions, branches = move.shape
-    if 4 * width < states or states < 64:
+    if 4 * width < states or states < SMALLEST_DENSE:
         return substituted(factorised(policy, successor, move, gamma, position, width), position, y, transpose)
     system = np.eye(states)
     for s in range(states):
@@ -210,7 +220,7 @@ def soft_policy_iteration(
     v: np.ndarray,
     tol: float,
     most: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Newton's method on V = β log Σ_b exp(Q / β), Q = r + γ E[V(s')], each run by itself.
 
     Args:
@@ -219,15 +229,15 @@ def soft_policy_iteration(
       beta: β.
       v: where each run begins, [R, S]; left as it is.
       tol: residual |β logsumexp(Q/β) − V| accepted, relative to max(1, max|V|).
-      most: steps after which a run is given up; its residual tells.
+      most: steps after which a run is given up.
 
     Returns:
-      Q [R, S, B], V [R, S], log g [R, S, B] and the residual [R], infinite or NaN where a run was given up.
+      Q [R, S, B], V [R, S], log g [R, S, B], the residual [R], and whether each run converged, bool [R].
     """
     runs, states = v.shape
     actions = reward.shape[2]
     q, log_probs = np.empty((runs, states, actions)), np.empty((runs, states, actions))
-    soft_v, residual = np.empty((runs, states)), np.empty(runs)
+    soft_v, residual, converged = np.empty((runs, states)), np.empty(runs), np.zeros(runs, np.bool_)
     for run in range(runs):
         r, to, p = reward[run % len(reward)], successor[run % len(successor)], move[run % len(move)]
         value = v[run].copy()
@@ -257,12 +267,11 @@ def soft_policy_iteration(
                     finite = finite and np.isfinite(log_probs[run, s, b])
                     income[s] += policy[s, b] * (r[s, b] - beta * log_probs[run, s, b])
             residual[run] = off if finite else np.nan
-            if finite and off <= tol * size:
+            converged[run] = finite and off <= tol * size
+            if converged[run]:
                 break
             value = solution(policy, to, p, gamma, position, width, income, False)
-        else:
-            residual[run] = max(residual[run], np.inf) if finite else np.nan
-    return q, soft_v, log_probs, residual
+    return q, soft_v, log_probs, residual, converged
 
 
 # Critics and traces -------------------------------------------------------------------------------------------

@@ -179,8 +179,8 @@ class ConfigurableMDP(Protocol):
 
     @property
     def simulates_its_model(self) -> bool:
-        """Whether `step` simulates `model(θ)`; where not, the task has a `simulator` of its own."""
-        return True
+        """Whether `step` simulates `model(θ)`; a task with a `simulator` of its own does not, unless it says so."""
+        return type(self).simulator is ConfigurableMDP.simulator
 
     def simulator(self, theta: Tensor) -> Model:
         """The world that `step` simulates; differs from `model` only where a task says so."""

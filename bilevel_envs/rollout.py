@@ -48,13 +48,14 @@ def vector_rollout(
     shape = (noise.runs, rows)
     seeds: Any = noise.seeds(rows).reshape(-1).tolist()  # Gymnasium takes one per environment; its type hint does not
     observation, _ = envs.reset(seed=seeds)
-    uniform = noise.uniform(horizon, rows, *policy.action_shape)
+    action_shape = getattr(policy, "action_shape", ())
+    uniform = noise.uniform(horizon, rows, *action_shape)
     step, valid = np.zeros(shape, int), np.ones(shape, bool)
     columns: list[list[np.ndarray]] = [[] for _ in range(9)]
     for k in range(horizon):
         state = _by_run(np.asarray(observation), shape)
         action = policy.sample(state, uniform[:, k]).numpy()
-        observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1, *policy.action_shape))
+        observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1, *action_shape))
         ended = terminated | truncated
         leader_reward, following = np.zeros(envs.num_envs), np.array(observation)
         if not ended.all():
@@ -108,7 +109,10 @@ def table_rollout(
       A batch [R, N, T], rows cut to the longest one in use.
     """
     moves, shape = model.structure.stepping, (noise.runs, rows, horizon)
-    anywhere = np.full(shape[:2], -1)
+    began, acted = (
+        _chosen(first_state, shape[:2], model.states, "first_state"),
+        _chosen(first_action, shape[:2], model.actions, "first_action"),
+    )
     columns = tuple(np.zeros(shape, np.int64) for _ in range(4)) + tuple(np.zeros(shape, bool) for _ in range(3))
     length = walk(
         noise.uniform(3, horizon, rows),
@@ -117,8 +121,8 @@ def table_rollout(
         moves.probability,
         moves.initial if initial is None else initial[None],
         moves.ends,
-        anywhere if first_state is None else first_state,
-        anywhere if first_action is None else first_action,
+        began,
+        acted,
         time_limit or 0,
         whole_episodes,
         columns,
@@ -173,8 +177,20 @@ def linear_rollout(
 
 
 def _by_run(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """[R·N, ...] → [R, N, ...]."""
-    return np.reshape(x, (*shape, *np.shape(x)[1:]))
+    """[R·N, ...] → [R, N, ...]; one number per environment may also stand in a column."""
+    return np.reshape(x, shape if np.size(x) == shape[0] * shape[1] else (*shape, *np.shape(x)[1:]))
+
+
+def _chosen(first: np.ndarray | None, shape: tuple[int, int], count: int, name: str) -> np.ndarray:
+    """First states or actions as int [R, N], −1 for a draw."""
+    if first is None:
+        return np.full(shape, -1)
+    array = np.asarray(first, dtype=np.int64).reshape(shape)
+    if array.min() < -1 or array.max() >= count:
+        raise ValueError(
+            f"`{name}` must lie in 0 … {count - 1}, or be −1 for a draw; got {array.min()} … {array.max()}"
+        )
+    return array
 
 
 def _leader_reward(infos: dict) -> np.ndarray:

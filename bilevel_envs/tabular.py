@@ -79,8 +79,6 @@ class Structure:
         probability = np.take_along_axis(transition, successor, axis=-1)
         continues = self._continues.numpy()
         going_on = probability * continues[..., None]
-        if len(going_on) > len(successor):  # shared moves that end in some runs only
-            successor = np.broadcast_to(successor, going_on.shape).copy()
         return Stepping(successor, probability, going_on, self._initial.numpy(), continues == 0)
 
 
@@ -94,7 +92,7 @@ def closed_cdf(p: np.ndarray) -> np.ndarray:
 
 
 def look_up(table: Tensor, *index: Tensor) -> Tensor:
-    """Entries of a table [R|1, ...], one index per axis after the first; indices and result are [R, ...]."""
+    """Entries of a table [R|1, ...] at a batch's own states and actions, which are not checked; all [R, N, T]."""
     flat = index[0]
     for size, own in zip(table.shape[2:], index[1:], strict=True):
         flat = flat * size + own
@@ -119,12 +117,8 @@ class Table:
         runs = self.values.shape[0]
         if runs > 1 and (state.ndim == 0 or state.shape[0] != runs):
             raise ValueError(f"`state` must have a leading runs axis of {runs}, got shape {list(state.shape)}")
-        if action is not None:
-            return look_up(self.values, state, torch.as_tensor(action))
-        if self.values.ndim == 2:
-            return look_up(self.values, state)
         run = torch.arange(runs).view(-1, *[1] * (state.ndim - 1)) if runs > 1 else torch.zeros((), dtype=torch.long)
-        return self.values[run, state]
+        return self.values[run, state] if action is None else self.values[run, state, torch.as_tensor(action)]
 
 
 @dataclass(frozen=True)
@@ -237,8 +231,12 @@ class TabularModel:
           y: right-hand side, [R|1, S].
           transpose: solve with Πᵀ.
         """
+        runs = max(self.runs, len(policy), len(y))
+        for name, table in (("policy", policy), ("y", y)):
+            if len(table) not in (1, runs):
+                raise ValueError(f"`{name}` must have a leading runs axis (1 or {runs}), got shape {list(table.shape)}")
         moves, band = self.structure.stepping, self.structure.stepping.band
-        g, right = policy.contiguous().numpy(), y.contiguous().numpy()
+        g, right = (x.double().contiguous().numpy() for x in (policy, y))
         x = solutions(g, moves.successor, moves.going_on, gamma, band.position, band.width, right, transpose)
         return torch.from_numpy(x)
 

@@ -318,4 +318,4 @@ def _tiled(best: BestResponse, copies: int) -> BestResponse:
         }
         return replace(part, **tiled)
 
-    return replace(best, policy=repeat(best.policy), q=repeat(best.q), v=repeat(best.v))
+    return replace(best, policy=repeat(best.policy), q=repeat(best.q), v=repeat(best.v), memory=None)

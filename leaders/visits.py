@@ -24,6 +24,7 @@ def visit_mean(x: Tensor, key: Tensor, valid: Tensor) -> Tensor:
 
 def mean_table(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> Tensor:
     """The mean of `x` for each key, 0 for keys that never occur, [R, keys]."""
+    assert int(key.max()) < keys, "keys must lie below `keys`"
     means = mean_by_key(x.flatten(1).numpy(), key.flatten(1).numpy(), valid.flatten(1).numpy(), keys)
     return torch.from_numpy(means)
 

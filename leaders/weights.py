@@ -69,6 +69,7 @@ def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
     steps = kick.shape[-1]
+    starts = starts.expand_as(kick)
     rows = decaying_sum(kick.reshape(-1, steps).numpy(), decay, starts.reshape(-1, steps).numpy())
     return torch.from_numpy(rows).view(kick.shape)
 
@@ -156,7 +157,9 @@ def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
     runs, rows, horizon = kick.shape
     steps, size = rows * horizon, features.shape[-1]
     phi = (features * batch.valid[..., None]).reshape(runs, steps, size)
-    first = (torch.arange(steps) - batch.step.view(runs, steps)).clamp(min=0)  # an episode is named by its first step
+    # An episode is named by its first step; what is not valid belongs to the last one of its row.
+    position = torch.arange(steps).view(1, rows, horizon)
+    first = torch.where(batch.starts, position, 0).cummax(-1).values.view(runs, steps)
     names, episode = torch.unique(first + steps * torch.arange(runs)[:, None], return_inverse=True)
     run = names // steps
     sums = moments_by_group(

@@ -96,8 +96,8 @@ class SoftValueIteration:
             self.tol,
             MOST_NEWTON_STEPS,
         )
-        q, soft_v, log_probs, residual = (torch.from_numpy(table) for table in tables)
-        if residual.isfinite().all():
+        q, soft_v, log_probs, residual, converged = (torch.from_numpy(table) for table in tables)
+        if converged.all():
             return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)
         raise RuntimeError(
             f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} "

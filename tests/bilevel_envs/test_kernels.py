@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bilevel_envs import kernels
+from bilevel_envs.envs.four_rooms import FourRooms
 
 
 def test_outcomes_follow_the_cumulative_sums():
@@ -57,3 +58,23 @@ def test_a_walk_keeps_to_its_rows(whole_episodes):
         assert (valid.sum(-1) == over.argmax(-1) + 1).all()
     else:
         assert valid.all()
+
+
+def test_the_band_holds_no_padding():
+    # four rooms: most moves have fewer successors than the widest one, padded with states that lie far away
+    moves = FourRooms()._planned.structure.stepping
+    policy, where = np.full((104, 4), 0.25), (moves.band.position, moves.band.width)
+    one, other = (f(policy, moves.successor[0], moves.going_on[0], 0.9, *where) for f in _both(kernels.factorised))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-15)
+
+
+def test_soft_policy_iteration_is_the_same_loop_in_python():
+    rng = np.random.default_rng(0)
+    move, successor = rng.dirichlet(np.ones(2), (1, 4, 2)), rng.integers(4, size=(1, 4, 2, 2))
+    arguments = (rng.normal(size=(2, 4, 2)), successor, move, 0.9, 0.3, np.arange(4), 3, np.zeros((2, 4)), 1e-10)
+    for one, other in zip(*(f(*arguments, 50) for f in _both(kernels.soft_policy_iteration)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def _both(kernel):
+    return kernel, kernel.py_func

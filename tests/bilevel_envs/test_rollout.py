@@ -1,16 +1,20 @@
 """Scalar env, vector env and fused sampler follow one law, which is the table's."""
 
+from dataclasses import dataclass
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from bilevel_envs import BilevelWrapper
+from bilevel_envs import BilevelWrapper, TabularEnv, TabularModel
+from bilevel_envs.envs.random_mdp import RandomMDP
+from bilevel_envs.model import ConfigurableMDP, Preferences
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free
 from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.rollout import vector_rollout
+from bilevel_envs.rollout import table_rollout, vector_rollout
 from leaders import BCHG
 
 STEPS = 1_000_000
@@ -198,3 +202,55 @@ def test_theta_and_noise_must_have_the_same_runs(make):
     theta = np.zeros((3, 5))
     with pytest.raises(ValueError, match=r"`noise` must have one stream per run of `theta` \(3\), got 2"):
         env.rollout(theta, env.best_response(theta), Noise([0, 1]), rows=1, horizon=5)
+
+
+@dataclass(frozen=True)
+class Elsewhere(RandomMDP):
+    """A task that overrides nothing but what is simulated."""
+
+    def simulator(self, theta):
+        model = self.model(theta)
+        return model.with_rewards(torch.full_like(model.r_leader, 7.0), model.r_follower)
+
+
+@pytest.mark.parametrize("sampler", ["fused", "steps"])
+def test_what_is_simulated_is_the_simulator(sampler):
+    leader = BCHG(BilevelWrapper(TabularEnv(Elsewhere())), runs=1, sampler=sampler).learn(1)
+    horizon = leader.horizon
+    expected = 7 * (1 - 0.9**horizon) / 0.1
+    assert leader.history["leader_return"][0, 0] == pytest.approx(expected)
+    assert RandomMDP().simulates_its_model
+    assert not Elsewhere().simulates_its_model
+
+
+@dataclass(frozen=True)
+class Trapdoor(ConfigurableMDP):
+    """Shared moves that end the episode in some runs only."""
+
+    theta_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float64)
+    default_theta = np.zeros(1)
+    preferences = Preferences(0.9, 0.9, 50.0)  # acts almost at random
+
+    def model(self, theta):
+        stays = torch.full((1, 3, 2, 3), 1 / 3, dtype=torch.float64)
+        reward = theta[:, :, None].expand(-1, 3, 2)
+        continues = torch.ones(len(theta), 3, 2, dtype=torch.float64)
+        continues[:, 2, 1] = (theta[:, 0] < 0).double()
+        return TabularModel(stays, torch.eye(3, dtype=torch.float64)[:1], reward, reward, continues)
+
+
+@pytest.mark.parametrize("sampler", ["fused", "steps"])
+def test_episodes_may_end_in_some_runs_only(sampler):
+    env = BilevelWrapper(TabularEnv(Trapdoor()))
+    theta = np.array([[-0.5], [0.5]])
+    batch = env.rollout(theta, env.best_response(theta), Noise([0, 1]), rows=20, horizon=50, sampler=sampler)
+    assert not batch.terminated[0].any()
+    assert batch.terminated[1].any()
+    assert (batch.terminated[1] == ((batch.state[1] == 2) & (batch.action[1] == 1))).all()
+
+
+def test_first_states_out_of_range_are_refused():
+    env = BilevelWrapper(TabularEnv(Trapdoor()))
+    model, best = env.model([0.0]).detach(), env.best_response([0.0])
+    with pytest.raises(ValueError, match="`first_state` must lie in 0 … 2"):
+        table_rollout(model, best.policy, Noise([0]), rows=1, horizon=3, first_state=np.array([[5]]))

@@ -82,3 +82,16 @@ def test_replacing_the_transition_replaces_what_is_derived_from_it():
 def test_single_precision_tables_are_refused():
     with pytest.raises(TypeError, match="`transition` must be a float64 torch tensor, got a tensor of torch.float32"):
         two_states(transition=torch.full((1, 2, 2, 2), 0.5))
+
+
+def test_tables_refuse_actions_that_are_none():
+    table = Table(torch.arange(24.0).view(3, 4, 2))
+    assert table(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])).tolist() == [0.0, 11.0, 20.0]
+    with pytest.raises(IndexError):
+        table(torch.zeros(3, 1, dtype=torch.long), torch.full((3, 1), 2))
+
+
+def test_a_resolvent_of_other_runs_is_refused():
+    model = two_states()
+    with pytest.raises(ValueError, match="`policy` must have a leading runs axis"):
+        model.resolvent(torch.full((2, 2, 2), 0.5), 0.9, torch.ones(3, 2))
