@@ -29,6 +29,7 @@ FOUND: dict[tuple[str, float], dict[str, float]] = {
     ("hpgd-sa", 3e-3): {"learning_rate": 0.05, "critic_learning_rate": 0.7},
     ("hpgd-mc", 1e-3): {"learning_rate": 0.05},
     ("hpgd-sa", 1e-3): {"learning_rate": 0.5, "critic_learning_rate": 0.7},
+    ("hpgd-oracle", 3e-3): {"learning_rate": 0.05},
     ("hpgd-sa", 5e-3): {"learning_rate": 0.05, "critic_learning_rate": 0.7},
     **{(leader, beta): {"learning_rate": 0.5} for leader in ("naive-pgd", "sobirl") for beta in (1e-3, 3e-3, 5e-3)},
 }
