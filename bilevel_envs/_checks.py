@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,11 @@ def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning
 
 def check_finite(x: Tensor | np.ndarray, name: str) -> None:
     """Refuses `x` if an entry is NaN or infinite."""
-    bad = ~np.isfinite(np.asarray(x.detach() if isinstance(x, Tensor) else x))
+    if isinstance(x, Tensor):
+        x = x.detach()
+        if math.isfinite(x.sum()):  # then so is every entry; a sum that overflows is looked at entry by entry
+            return
+    bad = ~np.isfinite(np.asarray(x))
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"`{name}` must be finite; at {at} it is {float(x[at])}")

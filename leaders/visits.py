@@ -19,12 +19,16 @@ def visit_mean(x: Tensor, key: Tensor, valid: Tensor) -> Tensor:
     Returns:
       The means at each entry, 0 where not valid, [R, N, T].
     """
-    return mean_table(x, key, valid, int(key.max()) + 1).gather(1, key.flatten(1)).view(x.shape) * valid
+    return _means(x, key, valid, int(key.max()) + 1).gather(1, key.flatten(1)).view(x.shape) * valid
 
 
 def mean_table(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> Tensor:
     """The mean of `x` for each key, 0 for keys that never occur, [R, keys]."""
     assert int(key.max()) < keys, "keys must lie below `keys`"
+    return _means(x, key, valid, keys)
+
+
+def _means(x: Tensor, key: Tensor, valid: Tensor, keys: int) -> Tensor:
     means = mean_by_key(x.flatten(1).numpy(), key.flatten(1).numpy(), valid.flatten(1).numpy(), keys)
     return torch.from_numpy(means)
 

@@ -12,7 +12,7 @@ from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.tabular import TabularModel, look_up
 from leaders.exact_linear import leader_values
 
 
@@ -75,5 +75,5 @@ def quadratic_values(q: Quadratic, batch: Rollout, policy: GaussianPolicy) -> tu
 
 def table_values(q: Tensor, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
     """Q_L, V_L = E_b[Q_L] and V_L at the next state from a table [R|1, S, B]."""
-    v = Table((policy.probs * q).sum(-1))
-    return Table(q)(batch.state, batch.action), v(batch.state), v(batch.next_state)
+    v = (policy.probs * q).sum(-1)
+    return look_up(q, batch.state, batch.action), look_up(v, batch.state), look_up(v, batch.next_state)
