@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class Ascent:
       optimizer: "sgd" or "adam".
       learning_rate: one number, or one per run.
       max_grad_norm: a run's gradient is scaled down to this ℓ2 norm; inf for never.
+      blocks: parts of a run's flattened parameter, of which there is one then, that are scaled apart.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Ascent:
         optimizer: str,
         learning_rate: float | np.ndarray,
         max_grad_norm: float,
+        blocks: Mapping[str, slice] | None = None,
     ) -> None:
         check_choice(optimizer, OPTIMIZERS, "optimizer")
         for rate in np.atleast_1d(learning_rate).ravel():
@@ -43,7 +46,9 @@ class Ascent:
         shared = [tuple(leaf.shape) for leaf in self._leaves if runs > 1 and (leaf.ndim == 0 or leaf.shape[0] != runs)]
         if shared:
             raise ValueError(f"`policy` must have parameters with a leading runs axis of {runs}, got shape {shared[0]}")
-        self.runs, self.max_grad_norm = runs, max_grad_norm
+        if blocks and len(self._leaves) > 1:
+            raise ValueError(f"`policy` must have one parameter to be clipped block by block, got {len(self._leaves)}")
+        self.runs, self.max_grad_norm, self.blocks = runs, max_grad_norm, blocks
         self._rates = torch.tensor(learning_rate, dtype=torch.float64) if np.ndim(learning_rate) else None
         self._optimizer = OPTIMIZERS[optimizer](
             self._leaves, lr=1.0 if self._rates is not None else float(learning_rate)
@@ -59,18 +64,19 @@ class Ascent:
         Raises:
           FloatingPointError: if a gradient is not finite; the parameters then stay as they were.
         """
-        squares = [(self._by_run(leaf.grad) ** 2).sum(1) for leaf in self._leaves if leaf.grad is not None]
-        if not squares:
+        gradients = [self._by_run(leaf.grad) for leaf in self._leaves if leaf.grad is not None]
+        if not gradients:
             return torch.zeros(self.runs, dtype=torch.float64)
-        norm = torch.stack(squares).sum(0).sqrt()
+        norm = _norm(gradients)
         if not norm.isfinite().all():
             bad = (~norm.isfinite()).nonzero().flatten().tolist()
             raise FloatingPointError(f"the hypergradient of run {bad[0]} is not finite; its parameters were left alone")
-        if (norm > self.max_grad_norm).any():
-            scale = (self.max_grad_norm / norm).clamp(max=1.0)
-            for leaf in self._leaves:
-                if leaf.grad is not None:
-                    self._by_run(leaf.grad).mul_(scale[:, None])
+        groups = [[gradients[0][:, block]] for block in self.blocks.values()] if self.blocks else [gradients]
+        for group in groups:
+            scale = (self.max_grad_norm / _norm(group)).clamp(max=1.0)
+            if (scale < 1).any():
+                for gradient in group:
+                    gradient.mul_(scale[:, None])
         if self._rates is None:
             self._optimizer.step()
         else:
@@ -96,3 +102,8 @@ class Ascent:
 
     def _by_run(self, x: Tensor) -> Tensor:
         return x.view(self.runs, -1)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """ℓ2 norm of each run's gradient, [R]."""
+    return torch.stack([(gradient**2).sum(1) for gradient in gradients]).sum(0).sqrt()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.model import Preferences, Rollout
+from leaders.critics.monte_carlo import returns_to_go
 from leaders.values import Values
 from leaders.visits import start_share, visit_mean
 
@@ -38,6 +39,16 @@ def kick_hpgd(batch: Rollout, values: Values, occupancy: Tensor, preferences: Pr
     """The same, centred over repeat visits of s instead of under g (arXiv:2603.14867, eq. 7; 0 without repeats)."""
     kick = kick_bc_hg(batch, values, occupancy, preferences)
     return visit_mean(kick, pair_of(batch), batch.valid) - visit_mean(kick, batch.state, batch.valid)
+
+
+def kick_hpgd_learned(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
+    """γ_L^k Q_L / β, to be centred by a fitted ∇V_F of the state (arXiv:2603.14867, eq. 7, in continuous worlds)."""
+    return occupancy * values.q_leader / preferences.beta
+
+
+def kick_hpgd_realised(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
+    """The same with the return that followed for Q_L; biased, as it depends on the very moves that ∇Q_F collects."""
+    return occupancy * returns_to_go(batch, preferences.gamma_leader) / preferences.beta
 
 
 def kick_sobirl(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
@@ -76,6 +87,8 @@ KICKS: dict[str, Rule] = {
     "bc_hg": Rule(kick_bc_hg),
     "bc_hg_shared": Rule(kick_bc_hg_shared),
     "hpgd": Rule(kick_hpgd),
+    "hpgd_learned": Rule(kick_hpgd_learned),
+    "hpgd_realised": Rule(kick_hpgd_realised),
     "sobirl": Rule(kick_sobirl, decay=1.0, centred=True),
     "sobirl_modified": Rule(kick_sobirl_modified, decay=0.0, centred=True),
 }

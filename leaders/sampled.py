@@ -16,31 +16,27 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.wrapper import SAMPLERS
+from bilevel_envs.parameterizations import Box, Free
+from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
 from leaders.critic import Critic
-from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, Sarsa
+from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, NetworkCritic, Sarsa
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
 from leaders.knowledge import KNOWLEDGE, pathwise, reaction_surrogate
+from leaders.networks import PUBLISHED_FIT, USUAL_FIT, Fit
+from leaders.per_step import clipped, per_step_gradient
+from leaders.quadratics import products
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
-CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "exact")
-LINEAR_CRITICS = ("lstd", "exact")
+CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "td", "exact")
+LINEAR_CRITICS = ("lstd", "td", "exact")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "quadratic", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
-# What the default becomes where the world is linear-quadratic.
-LINEAR: dict[str, Any] = {
-    "batch_size": 1_000,
-    "critic": "lstd",
-    "features": "quadratic",
-    "tail": "keep",
-    "knowledge": "model",
-}
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 
 
@@ -57,9 +53,11 @@ class Sampling:
       critic_start: first critic table, "zeros" or "normal".
       features: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
       tail: what becomes of episodes that the batch cuts, "drop", "keep", "bootstrap" or "reference".
-      arrival: weight of ∇log p, "td_error" or "value".
+      arrival: weight of ∇log p, "td_error", "value" or "clipped".
       sampler: "fused" or "steps".
       knowledge: what the leader uses beside trajectories, "simulate", "terms" or "model" (see `leaders.knowledge`).
+      network: how networks are fitted.
+      network_of: what the critic's network reads, "action" (and the state) or the "state" alone.
     """
 
     kick: str
@@ -73,6 +71,23 @@ class Sampling:
     arrival: str = "td_error"
     sampler: str = "fused"
     knowledge: str = "simulate"
+    network: Fit = USUAL_FIT
+    network_of: str = "action"
+
+
+# For linear-quadratic worlds: the recommended form, and the published one (arXiv:2603.14867; values from the code).
+LINEAR = Sampling("bc_hg", batch_size=1_000, critic="lstd", features="quadratic", tail="keep", knowledge="model")
+PUBLISHED_LINEAR = Sampling(
+    "bc_hg",
+    batch_size=10_000,
+    rows=10,
+    critic="td",
+    features="none",
+    tail="keep",
+    arrival="clipped",
+    network=PUBLISHED_FIT,
+)
+MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
 class SampledLeader(Leader):
@@ -82,22 +97,35 @@ class SampledLeader(Leader):
       env: the environment with its follower.
       arguments: what the subclass was constructed with; those that are not None win over the preset's.
       presets: how the estimate is made, by the name of the preset.
+      linear: the same for linear-quadratic worlds; None for a leader that does not go with them.
+      paper_rate: step size of the published form there.
       overrides: fields of `Sampling` that the subclass derives from its arguments.
     """
 
     def __init__(
-        self, env: gym.Env, arguments: dict[str, Any], presets: dict[str | None, Sampling], **overrides: Any
+        self,
+        env: gym.Env,
+        arguments: dict[str, Any],
+        presets: dict[str | None, Sampling],
+        linear: dict[str | None, Sampling] | None = None,
+        paper_rate: float = 0.1,
+        **overrides: Any,
     ) -> None:
         preset = arguments["preset"]
         check_choice(preset, presets, "preset")
-        common = Common(**PUBLISHED_STEPS) if preset == "paper" else Common()
+        self.linear = isinstance(env, BilevelWrapper) and is_linear(env)
+        if self.linear and linear is None:
+            raise ValueError(
+                f"`env` must have countable states for {type(self).__name__}, which averages over repeat visits; "
+                f"{type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
+            )
+        common = Common()
+        if preset == "paper":
+            common = Common(**PUBLISHED_STEPS)
+            if self.linear:
+                common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
         super().__init__(env, changed(common, arguments), arguments)
-        self.linear = isinstance(self.env.model(self._theta().detach()), LinearQuadraticModel)
-        usual = presets[preset]
-        if self.linear:
-            if preset is not None:
-                raise ValueError(f"`preset` must be None in linear-quadratic worlds, got {preset!r}")
-            usual = replace(usual, **LINEAR)
+        usual = linear[preset] if self.linear and linear is not None else presets[preset]
         self.sampling = sampling = changed(usual, arguments | overrides)
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
@@ -145,7 +173,10 @@ class SampledLeader(Leader):
         rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
         terms = model.terms(batch, best.policy if rule.centred else None)
         if knowledge == "simulate":
-            return surrogate(terms, self._weights(batch, best, critic, tail)), 0
+            total = surrogate(terms, self._weights(batch, best, critic, tail))
+            if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
+                total = total + self._clipped_direct(terms.log_arrival, theta, batch, best, critic)
+            return total, 0
         if model.noise.requires_grad:
             raise ValueError(f'`knowledge` must be "simulate" where θ moves the noise, got {knowledge!r}')
         counts = occupancy(batch, preferences.gamma_leader, tail)
@@ -175,6 +206,28 @@ class SampledLeader(Leader):
         how = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "centred": rule.centred}
         return weights_from_kick(kick, batch, values, counts, preferences, **how)
 
+    def _clipped_direct(
+        self, log_arrival: Tensor, theta: Tensor, batch: Rollout, best: BestResponse, critic: Critic
+    ) -> Tensor:
+        """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
+        preferences = self.env.preferences
+        values = evaluate(critic, best, batch)
+        counts = occupancy(batch, preferences.gamma_leader, self.sampling.tail)
+        weight = preferences.gamma_leader * counts * values.v_leader_next * ~batch.cut
+        blocks = self.common.blocks or {"all": slice(None)}
+        score = clipped(per_step_gradient(log_arrival, theta), self._slope(len(theta)), blocks, MOST_SCORE)
+        return ((weight[..., None] * score).sum((1, 2)) * theta.flatten(1)).sum(1)
+
+    def _slope(self, runs: int) -> Tensor:
+        """dθ_j / draw_j at the present θ, for as many runs as are stacked, [R, dim θ]."""
+        if not isinstance(self.policy, (Box, Free)):
+            raise ValueError(
+                "`policy` must act entry by entry (Box or Free) where gradients are clipped in raw parameters, got "
+                f"{type(self.policy).__name__}"
+            )
+        (slope,) = torch.autograd.grad(self.policy().sum(), self.policy.raw)
+        return slope.flatten(1).repeat(runs // self.runs, 1)
+
     def _features(self, batch: Rollout) -> Tensor:
         if callable(self.sampling.features):
             features = torch.as_tensor(self.sampling.features(batch.state)).to(batch.r_leader.dtype)
@@ -185,8 +238,7 @@ class SampledLeader(Leader):
         ones = torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
         if self.sampling.features == "constant":
             return ones
-        row, column = torch.triu_indices(batch.state.shape[-1], batch.state.shape[-1])
-        return torch.cat([ones, batch.state, batch.state[..., row] * batch.state[..., column]], -1)
+        return torch.cat([ones, batch.state, products(batch.state)], -1)
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
@@ -260,18 +312,17 @@ class SampledLeader(Leader):
                 raise ValueError(f'`knowledge` must be "simulate" for tables, got {sampling.knowledge!r}')
             if sampling.features == "quadratic":
                 raise ValueError('`features` must be "constant", "none" or a function for tables, got "quadratic"')
+            if sampling.arrival == "clipped":
+                raise ValueError('`arrival` must be "td_error" or "value" for tables, got "clipped"')
             return
-        if sampling.kick not in ("bc_hg", "naive_pgd"):
-            raise ValueError(
-                f"`env` must have countable states for this form of {type(self).__name__}, which averages over repeat "
-                f"visits; {type(self.env.problem).__name__} has vectors"
-            )
+        if sampling.kick == "bc_hg_shared":
+            raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
         if sampling.tail != "keep":
             raise ValueError(f'`tail` must be "keep" where states are vectors, got {sampling.tail!r}')
-        closed = isinstance(sampling.critic, str) or hasattr(sampling.critic, "quadratic")
+        closed = sampling.critic in ("lstd", "exact") or hasattr(sampling.critic, "quadratic")
         if sampling.knowledge != "simulate" and not closed:
             raise ValueError(
-                f'`knowledge` must be "simulate" with a critic without `quadratic`, got {sampling.knowledge!r}'
+                f'`knowledge` must be "simulate" with a critic that is no quadratic, got {sampling.knowledge!r}'
             )
 
     def _make_critic(self) -> Critic:
@@ -286,6 +337,8 @@ class SampledLeader(Leader):
         check_choice(sampling.critic, known, "critic")
         if sampling.critic == "lstd":
             return LeastSquares(gamma)
+        if sampling.critic == "td":
+            return NetworkCritic(gamma, sampling.network, sampling.network_of)
         rate, start = sampling.critic_learning_rate, sampling.critic_start
         rate = np.asarray(rate, dtype=float) if np.ndim(rate) else rate
         if sampling.critic == "sarsa":
@@ -293,6 +346,13 @@ class SampledLeader(Leader):
         if sampling.critic == "expected_sarsa":
             return ExpectedSarsa(gamma, rate, start)
         return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
+
+
+def is_linear(env: BilevelWrapper) -> bool:
+    """Whether the world is linear-quadratic."""
+    space = env.theta_space
+    theta = getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high))
+    return isinstance(env.model(theta), LinearQuadraticModel)
 
 
 def whole_episode_horizon(preferences: Preferences) -> int:

@@ -8,7 +8,7 @@ import pickle
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -75,6 +75,7 @@ class Common:
       optimizer: "sgd" or "adam"; Adam by default, because hypergradients range over many orders of magnitude.
       max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none. Estimates have heavy tails at small β, and one
         outlier would otherwise slow Adam down for thousands of iterations.
+      blocks: parts of a run's raw parameters that are clipped apart; None to clip all together.
     """
 
     runs: int | None = None
@@ -85,6 +86,7 @@ class Common:
     learning_rate: Any = 0.05
     optimizer: str = "adam"
     max_grad_norm: float = 1.0
+    blocks: Mapping[str, slice] | None = None
 
 
 def given(scope: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +143,9 @@ class Leader:
         self._check_rate(common.learning_rate, "learning_rate")
         self.noise = Noise(self.seeds)
         self.policy = self._parameterization()
-        self._ascent = Ascent(self.policy, self.runs, common.optimizer, common.learning_rate, common.max_grad_norm)
+        self._ascent = Ascent(
+            self.policy, self.runs, common.optimizer, common.learning_rate, common.max_grad_norm, common.blocks
+        )
         self.history = History(self.runs)
         self.progress = Progress()
         self._logger: Logger | None = None

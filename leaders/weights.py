@@ -26,7 +26,7 @@ from leaders.values import Values
 from leaders.visits import number, start_share, visit_mean
 
 TAILS = ("drop", "keep", "bootstrap", "reference")
-ARRIVALS = ("td_error", "value")
+ARRIVALS = ("td_error", "value", "clipped")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ def weights_from_kick(
       counts: `occupancy(batch, γ_L, tail)`.
       preferences: γ_L and γ_F.
       tail: as in `occupancy`.
-      arrival: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives.
+      arrival: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives;
+        "clipped" is the published form for continuous worlds: by the value, the last step of an episode left out, and
+        the leader's part, whose ∇log p are clipped one by one, left to the caller.
       decay: the trace's factor per step; None for γ_F.
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
     """
@@ -212,6 +214,8 @@ def weights_from_kick(
     if arrival == "td_error":
         arriving_leader = arriving_leader - (values.q_leader - batch.r_leader)
         arriving_follower = arriving_follower - (values.q_follower - batch.r_follower)
+    if arrival == "clipped":
+        arriving_leader, arriving_follower = torch.zeros_like(arriving_leader), arriving_follower * ~batch.cut
     return Weights(
         r_leader=leader,
         r_follower=trace,

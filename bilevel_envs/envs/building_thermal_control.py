@@ -154,6 +154,11 @@ class BuildingThermalControl(ConfigurableMDP):
         """θ = sigmoid(raw), raw ~ N(0, 0.01²)."""
         return Box(0.01 * noise.normal(2 * self.zones), 0.0, 1.0)
 
+    @property
+    def blocks(self) -> dict[str, slice]:
+        """Where insulation and vents stand in θ, and in the raw parameters."""
+        return {"insulation": slice(0, self.zones), "airflow": slice(self.zones, 2 * self.zones)}
+
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """For the paper's building and preferences."""
         if self.zones != 4 or preferences != Preferences(0.9, 0.9, 0.1):

@@ -3,6 +3,7 @@
 from leaders.critics.exact import ExactCritic
 from leaders.critics.least_squares import LeastSquares
 from leaders.critics.monte_carlo import MonteCarlo
+from leaders.critics.network import NetworkCritic
 from leaders.critics.sarsa import ExpectedSarsa, Sarsa
 
-__all__ = ["ExactCritic", "ExpectedSarsa", "LeastSquares", "MonteCarlo", "Sarsa"]
+__all__ = ["ExactCritic", "ExpectedSarsa", "LeastSquares", "MonteCarlo", "NetworkCritic", "Sarsa"]

@@ -13,6 +13,7 @@ from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import GaussianPolicy
 from leaders.critics.exact import quadratic_values
+from leaders.quadratics import lstd, products, symmetric
 
 
 class LeastSquares:
@@ -23,9 +24,6 @@ class LeastSquares:
 
     Args:
       gamma: γ_L.
-
-    Source: Bradtke, Barto, Linear least-squares algorithms for temporal difference learning,
-    Machine Learning 22 (1996).
     """
 
     def __init__(self, gamma: float) -> None:
@@ -39,31 +37,19 @@ class LeastSquares:
                 f'critic="lstd" needs a follower with a GaussianPolicy, got {type(best.policy).__name__}; '
                 'for tables choose "expected_sarsa"'
             )
-        policy, runs = best.policy, batch.state.shape[0]
+        policy, m = best.policy, batch.action.shape[-1]
         z = torch.cat([batch.state, batch.action], -1).flatten(1, 2)
-        d, m = z.shape[-1], batch.action.shape[-1]
-        row, column = torch.triu_indices(d, d)
-
-        def features(x: Tensor) -> Tensor:
-            """1 and x_i x_j for i ≤ j, [R, K, F]."""
-            return torch.cat([torch.ones_like(x[..., :1]), x[..., row] * x[..., column]], -1)
-
         following = torch.cat([batch.next_state, policy.mean(batch.next_state)], -1).flatten(1, 2)
-        spread = torch.zeros(runs, d, d, dtype=z.dtype)
+        spread = torch.zeros(len(policy.covariance), *[z.shape[-1]] * 2, dtype=z.dtype)
         spread[:, -m:, -m:] = policy.covariance
-        expected = features(following)
-        expected[..., 1:] += spread[:, None, row, column]
+        row, column = torch.triu_indices(z.shape[-1], z.shape[-1])
+        one = torch.ones_like(z[..., :1])
+        counts = batch.valid.flatten(1)[..., None]
         goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
-        # Features range over many powers of ten: each is scaled to its own size in the batch.
-        phi = features(z) * batch.valid.flatten(1)[..., None]
-        size = phi.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
-        phi, later = phi / size, expected * goes_on / size
-        system = phi.mT @ (phi - self.gamma * later)
-        target = phi.mT @ (batch.r_leader * batch.valid).flatten(1)[..., None]
-        x = torch.linalg.lstsq(system, target, driver="gelsd").solution[..., 0] / size[:, 0]
-        matrix = torch.zeros(runs, d, d, dtype=z.dtype)
-        matrix[:, row, column] = x[:, 1:]
-        self.q = Quadratic((matrix + matrix.mT) / 2, x[:, 0])
+        phi = torch.cat([one, products(z)], -1) * counts
+        expected = torch.cat([one, products(following) + spread[:, None, row, column]], -1) * goes_on
+        x = lstd(phi, expected, batch.r_leader.flatten(1)[..., None], self.gamma)[..., 0]
+        self.q = Quadratic(symmetric(x[:, 1:], z.shape[-1]), x[:, 0])
 
     def quadratic(self) -> Quadratic:
         """Q_L as a function of (s, b)."""

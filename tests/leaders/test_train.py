@@ -246,7 +246,7 @@ def test_a_bare_environment_is_refused(leader):
         ({"max_grad_norm": 0.0}, "`max_grad_norm` must be above 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"batch_size": 100, "rows": 3}, r"`batch_size` must be a multiple of `rows` \(3\), got 100"),
-        ({"shared": "no"}, "`shared` must be one of True, False, got 'no'"),
+        ({"shared": "no"}, "`shared` must be one of None, True, False, got 'no'"),
         ({"verbose": -1}, "`verbose` must be at least 0"),
         ({"critic_start": "ones"}, "`critic_start` must be one of 'zeros', 'normal'"),
         ({"runs": 0}, "`runs` must be at least 1"),

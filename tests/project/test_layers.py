@@ -26,6 +26,9 @@ ROWS = [
     ["bilevel_envs"],
     [
         "leaders.critic",
+        "leaders.networks",
+        "leaders.quadratics",
+        "leaders.per_step",
         "leaders.history",
         "leaders.visits",
         "leaders.published",
@@ -34,7 +37,12 @@ ROWS = [
     ],
     ["leaders.critics.monte_carlo", "leaders.values", "leaders.exact_tables", "leaders.exact_linear"],
     ["leaders.critics.exact"],
-    ["leaders.critics.sarsa", "leaders.critics.least_squares"],
+    [
+        "leaders.critics.sarsa",
+        "leaders.critics.least_squares",
+        "leaders.critics.network",
+        "leaders.baseline",
+    ],
     ["leaders.critics", "leaders.kicks", "leaders.weights", "leaders.exact"],
     ["leaders.surrogate", "leaders.oracle", "leaders.knowledge"],
     ["leaders.train"],

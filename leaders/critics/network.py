@@ -1,0 +1,151 @@
+"""Q_L by a network: for any environment, tables or vectors, and any follower that can be sampled."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_choice
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Model, Rollout
+from bilevel_envs.noise import Noise
+from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
+from leaders.networks import Fit, TemporalDifference
+
+POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
+MOST_FOR_QUADRATURE = 3  # actions
+DRAWS = 64
+
+
+class NetworkCritic:
+    r"""Fits f(s, b) ≈ Q_L by temporal differences with a target network; V_L(s) = E_b[f(s, b)].
+
+    The expectation is a sum over the actions of a table's policy, Gauss–Hermite quadrature for up to three Gaussian
+    actions, and a mean over draws otherwise. States and actions of tables enter one-hot.
+
+    Args:
+      gamma: γ_L.
+      how: how the network is fitted.
+      of: "action" for f(s, b); "state" for f(s) ≈ V_L, for leaders that do without Q_L: V_L stands in for it.
+    """
+
+    def __init__(self, gamma: float, how: Fit | None = None, of: str = "action") -> None:
+        check_choice(of, ("action", "state"), "of")
+        self.gamma, self.how = gamma, how or Fit()
+        self.of = of
+        self.network = TemporalDifference(gamma, self.how)
+        self._noise = Noise([])
+
+    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+        """Some Adam steps on the batch, from where the last fit ended."""
+        policy = best.policy
+        self._noise = Noise(noise.seeds(1).tolist())
+        goes_on = (batch.valid & ~batch.terminated).flatten(1)
+        used = batch.valid.flatten(1)
+        if self.how.on_sample:
+            used = used & ~(batch.truncated | batch.terminated | batch.cut).flatten(1)
+            x_next = _shifted(self._inputs(batch.state, batch.action, policy))
+
+            def following(f: Any) -> Tensor:
+                return f(x_next) * used[..., None]
+        else:
+            state, draws = batch.next_state.flatten(1, 2), self._action_nodes(policy, batch.next_state)
+            nodes = self._at_nodes(state, draws, policy)
+
+            def following(f: Any) -> Tensor:
+                return _expected(f, nodes, draws) * goes_on[..., None]
+
+        x = self._inputs(batch.state, batch.action, policy)
+        self.network.fit(x, batch.r_leader.flatten(1)[..., None], used, following, noise)
+
+    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """At the visited steps."""
+        shape = batch.r_leader.shape
+        v, v_next = (self._average(state, policy).view(shape) for state in (batch.state, batch.next_state))
+        if self.of == "state":
+            return v, v, v_next
+        q = self.network(self._inputs(batch.state, batch.action, policy))
+        return q.view(shape), v, v_next
+
+    def copies(self, count: int) -> NetworkCritic:
+        """With the weights as they are now."""
+        other = NetworkCritic(self.gamma, self.how, self.of)
+        other.network = self.network.copies(count)
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """The network's."""
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.network.load_state_dict(state)
+
+    def _average(self, state: Tensor, policy: Any) -> Tensor:
+        """V_L at states [R, N, T, ...], [R, N·T]."""
+        draws = self._action_nodes(policy, state)
+        nodes = self._at_nodes(state.flatten(1, 2), draws, policy)
+        return _expected(self.network, nodes, draws)[..., 0]
+
+    def _inputs(self, state: Tensor, action: Tensor, policy: Any) -> Tensor:
+        """What the network reads at the steps of a batch, [R, N·T, d]."""
+        return self._joined(state.flatten(1, 2), action.flatten(1, 2), policy)
+
+    def _at_nodes(self, state: Tensor, nodes: tuple[Tensor, Tensor], policy: Any) -> Tensor:
+        """What it reads at states [R, K, ...] with each of J actions, [R, K, J, d]; J = 1 where actions are ignored."""
+        action = nodes[0]
+        if self.of == "state":
+            action = action[:, :, :1]
+        beside = state[:, :, None].expand(*state.shape[:2], action.shape[2], *state.shape[2:])
+        return self._joined(beside, action, policy)
+
+    def _joined(self, state: Tensor, action: Tensor, policy: Any) -> Tensor:
+        if isinstance(policy, BoltzmannPolicy):
+            states, actions = policy.log_probs.shape[-2:]
+            state = torch.nn.functional.one_hot(state, states).double()
+            action = torch.nn.functional.one_hot(action, actions).double()
+        return state if self.of == "state" else torch.cat([state, action], -1)
+
+    def _action_nodes(self, policy: Any, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [R, K, J, ...] and weights [R|1, K|1, J] whose weighted sums are expectations under g."""
+        flat = state.flatten(1, 2)
+        runs, steps = flat.shape[:2]
+        if self.of == "state":
+            nothing = torch.zeros(runs, steps, 1, *policy.action_shape, dtype=torch.int64 if flat.ndim == 2 else None)
+            return nothing, torch.ones(1, 1, 1, dtype=torch.float64)
+        if isinstance(policy, BoltzmannPolicy):
+            probs = policy.probs.expand(runs, -1, -1)
+            actions = torch.arange(probs.shape[-1]).expand(runs, steps, -1)
+            return actions, probs[torch.arange(runs)[:, None], flat]
+        (size,) = policy.action_shape
+        if self.how.draws is None and isinstance(policy, GaussianPolicy) and size <= MOST_FOR_QUADRATURE:
+            normal, weight = _hermite(size)
+            spread = normal @ policy.factor.mT  # [R|1, J, m]
+            return policy.mean(flat)[:, :, None] + spread[:, None], weight
+        draws = self.how.draws or DRAWS
+        uniform = self._noise.uniform(steps, draws, size)
+        many = flat[:, :, None].expand(-1, -1, draws, -1)
+        return policy.sample(many, uniform), torch.full((1, 1, draws), 1 / draws, dtype=torch.float64)
+
+
+def _expected(f: Any, inputs: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
+    """Σ_j weight_j f(x_j), [R, K, D]."""
+    return (f(inputs) * nodes[1][..., None]).sum(2)
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """The input of the step after, [R, K, d]; of the last one, its own."""
+    return torch.cat([x[:, 1:], x[:, -1:]], 1)
+
+
+def _hermite(size: int) -> tuple[Tensor, Tensor]:
+    """Nodes [J, m] and weights [1, 1, J] of the product rule for N(0, I)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(POINTS)
+    weights = weights / weights.sum()
+    nodes = np.array(list(itertools.product(points, repeat=size)))
+    products = np.array(list(itertools.product(weights, repeat=size))).prod(-1)
+    return torch.from_numpy(nodes), torch.from_numpy(products)[None, None]

@@ -1,0 +1,362 @@
+"""Networks fitted to temporal differences, and what is built on them: the critic, HPGD's baseline, the paper's form."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.followers import Riccati
+from bilevel_envs.linear_env import LinearEnv
+from bilevel_envs.linear_quadratic import Quadratic
+from bilevel_envs.noise import Noise
+from leaders import BCHG, HPGD, NaivePGD, exact
+from leaders.baseline import QuadraticBaseline
+from leaders.critics import ExactCritic, NetworkCritic
+from leaders.networks import PUBLISHED_FIT, Fit, TemporalDifference
+from leaders.per_step import clipped, per_step_gradient
+from leaders.quadratics import lstd
+from leaders.weights import occupancy
+from tests.leaders.test_linear_leaders import Pendulums, make
+
+SHORT = replace(PUBLISHED_FIT, steps=5)
+
+
+@pytest.fixture(scope="module")
+def building():
+    """The building at θ = 1/2 in two runs, a batch of ten episodes each."""
+    env = make()
+    theta = np.full((2, 8), 0.5)
+    best, model = env.best_response(theta), env.model(theta)
+    return env, best, model, env.rollout(theta, best, Noise([0, 1]), rows=10, horizon=100)
+
+
+def test_a_linear_network_comes_to_the_least_squares_solution():
+    rng = torch.Generator().manual_seed(0)
+    x, later = (torch.randn(2, 60, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    reward = torch.randn(2, 60, 2, generator=rng, dtype=torch.float64)
+    used = torch.rand(2, 60, generator=rng) > 0.2
+    how = Fit(hidden=(), steps=3_000, minibatch=None, learning_rate=1e-2, refresh=None, scaled=True)
+    network = TemporalDifference(0.5, how)
+    network.fit(x, reward, used, lambda f: f(later) * used[..., None], Noise([0, 1]))
+    # with a bias a linear network has the features (x, 1)
+    one = torch.ones(2, 60, 1, dtype=torch.float64)
+    phi, phi_later = (torch.cat([part, one], -1) * used[..., None] for part in (x, later))
+    expected = torch.cat([x, one], -1) @ lstd(phi, phi_later, reward, 0.5)
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-3)
+
+
+def test_published_networks_start_orthogonal_and_each_run_has_its_own():
+    network = TemporalDifference(0.9, replace(PUBLISHED_FIT, steps=1, learning_rate=1e-12))
+    x = torch.zeros(2, 8, 6, dtype=torch.float64)
+    network.fit(x, x[..., :1], torch.ones(2, 8, dtype=torch.bool), lambda f: 0 * f(x), Noise([0, 1]))
+    first, second, last = network.first[0::2]
+    torch.testing.assert_close(first @ first.mT, 2 * torch.eye(6).expand(2, -1, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(second.mT @ second, 2 * torch.eye(64).expand(2, -1, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(last.norm(dim=1), torch.full((2, 1), 0.01), rtol=0, atol=1e-6)
+    assert not torch.allclose(first[0], first[1])
+    alone = TemporalDifference(0.9, network.how)
+    alone.fit(x[1:], x[1:, :, :1], torch.ones(1, 8, dtype=torch.bool), lambda f: 0 * f(x[1:]), Noise([1]))
+    torch.testing.assert_close(alone.first[0][0], first[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("draws", [None, 4_000])
+def test_expectations_over_actions_agree_with_the_closed_form(building, draws):
+    _, best, model, batch = building
+    exact_critic = ExactCritic(0.9)
+    exact_critic.fit(batch, best, model, Noise([0]))
+    critic = NetworkCritic(0.9, Fit(draws=draws))
+    critic._noise = Noise([0, 1])
+    quadratic = exact_critic.quadratic()
+    critic.network = lambda x: quadratic(x)[..., None]
+    few = replace(batch, **{name: getattr(batch, name)[:, :2, :5] for name in batch.__dataclass_fields__})
+    _, v, _ = critic.values(few, best.policy)
+    # quadrature is exact for quadratics; 4,000 draws are off by a standard deviation over √4000
+    _, expected, _ = exact_critic.values(few, best.policy)
+    torch.testing.assert_close(v, expected, rtol=1e-10 if draws is None else 0.02, atol=0)
+
+
+def test_many_actions_are_drawn():
+    env = make(zones=8)
+    leader = BCHG(env, critic="td", knowledge="simulate", batch_size=200).learn(2)
+    assert leader.critic._action_nodes(leader.progress.best.policy, torch.zeros(1, 1, 3, 8).double())[0].shape[2] == 64
+
+
+@pytest.mark.slow
+def test_the_network_learns_the_leaders_values_in_the_building(building):
+    env, best, model, batch = building
+    critic, truth = NetworkCritic(0.9, Fit(steps=500)), ExactCritic(0.9)
+    for seed in range(20):
+        more = env.rollout(np.full((2, 8), 0.5), best, Noise([2 * seed + 10, 2 * seed + 11]), rows=10, horizon=100)
+        critic.fit(more, best, None, Noise([seed, seed]))
+    truth.fit(batch, best, model, Noise([0]))
+    (q, v, _), (q_true, v_true, _) = (c.values(batch, best.policy) for c in (critic, truth))
+    assert float((v - v_true).norm() / v_true.norm()) < 0.35
+    for run in range(2):
+        benefit, benefit_true = (x[run].flatten() for x in (q - v, q_true - v_true))
+        assert float(torch.nn.functional.cosine_similarity(benefit, benefit_true, dim=0)) > 0.4
+
+
+@pytest.mark.slow
+def test_the_network_learns_the_leaders_values_in_tables():
+    env = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0", seed=0))
+    theta = env.problem.default_theta[None]
+    best, model = env.best_response(theta), env.model(theta)
+    critic, truth = NetworkCritic(env.preferences.gamma_leader), ExactCritic(env.preferences.gamma_leader)
+    for seed in range(20):
+        batch = env.rollout(theta, best, Noise([seed]), rows=20, horizon=50)
+        critic.fit(batch, best, None, Noise([seed]))
+    truth.fit(batch, best, model, Noise([0]))
+    (q, v, _), (q_true, v_true, _) = (c.values(batch, best.policy) for c in (critic, truth))
+    for found, true in ((v, v_true), (q - v, q_true - v_true)):
+        assert float((found - true).norm() / true.norm()) < 0.25
+
+
+def test_per_step_scores_agree_with_their_closed_form(building):
+    """∂ log p / ∂α_i = −δ_i s_i (s'_i − μ_i) / σ², and for the vent between zones i and j
+    (s_j − s_i) [A0_ij (s'_i − μ_i) − A0_ji (s'_j − μ_j)] / σ²."""
+    env, _, _, batch = building
+    theta = torch.full((2, 8), 0.5, dtype=torch.float64, requires_grad=True)
+    model = env.model(theta)
+    score = per_step_gradient(model.terms(batch).log_arrival, theta)
+    off = (batch.next_state - model.detach().mean_next(batch.state, batch.action)) / 4e-4
+    s = batch.state
+    insulation = -torch.tensor([4, 3, 6, 5]).double() / 100 * s * off
+    forth, back = torch.tensor([[5, 4, 6, 5], [3, 4, 3, 5]]).double() / 100  # A0_ij, A0_ji
+    after, off_after = s.roll(-1, -1), off.roll(-1, -1)
+    vents = (after - s) * (forth * off - back * off_after)
+    torch.testing.assert_close(score, torch.cat([insulation, vents], -1), rtol=1e-8, atol=1e-8)
+
+
+def test_clipping_is_by_block_and_in_raw_parameters():
+    gradients, slope = (
+        torch.tensor([[[[3.0, 4.0, 0.1, 0.0]]]]).double(),
+        torch.tensor([[0.5, 0.5, 0.25, 0.25]]).double(),
+    )
+    out = clipped(gradients, slope, {"one": slice(0, 2), "two": slice(2, 4)}, 1.0)
+    # raw (1.5, 2) has norm 2.5 and is divided by it; (0.025, 0) is left
+    expected = torch.tensor([[[[1.2, 1.6, 0.1, 0.0]]]]).double()
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.slow
+def test_the_quadratic_baseline_is_the_followers_gradient():
+    env = make()
+    leader = HPGD(env, "td", runs=1)
+    torch.nn.init.zeros_(leader.policy.raw)
+    theta = torch.full((1, 8), 0.5, dtype=torch.float64, requires_grad=True)
+    best, model = env.best_response(theta.detach()), env.model(theta)
+    batch = env.rollout(theta.detach(), best, Noise([0]), rows=1_000, horizon=100)
+    critic = leader._make_critic()
+    critic.fit(batch, best, model.detach(), Noise([0]))
+    leader._centre(theta, model, batch, best, critic, Noise([0]), "keep")
+    # only few states: the closed form is one backward pass per state
+    few = replace(batch, **{name: getattr(batch, name)[:, :3, :4] for name in batch.__dataclass_fields__})
+    true = per_step_gradient(Riccati().reaction(model, env.preferences).v(few.state), theta)
+    off = critic.baseline(few.state) - true
+    assert float(off.norm() / true.norm()) < 0.05
+
+
+class _TrueBaseline:
+    """∇V_F in closed form."""
+
+    def __init__(self, env):
+        self.env = env
+
+    def fit(self, batch, added, noise):
+        pass
+
+    def __call__(self, state):
+        theta = torch.tensor(self.env.problem.default_theta)[None].requires_grad_()
+        v = Riccati().reaction(self.env.model(theta), self.env.preferences).v
+        entries = torch.cat([v.matrix.flatten(), v.constant])
+        columns = torch.stack([torch.autograd.grad(entry, theta, retain_graph=True)[0][0] for entry in entries]).T
+        n = v.matrix.shape[-1]
+        return torch.stack([Quadratic(column[:-1].view(1, n, n), column[-1:])(state) for column in columns], -1)
+
+    def copies(self, count):
+        return self
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.slow
+def test_hpgd_with_a_true_baseline_is_unbiased_where_states_are_vectors():
+    env = BilevelWrapper(LinearEnv(Pendulums()), Riccati())
+    leader = HPGD(env, "td", critic="exact", baseline=_TrueBaseline(env), batch_size=1_000)
+    samples = leader.gradient_samples(400, episodes=400)
+    direct, guiding = exact.hypergradient_parts(env, leader.theta)
+    error = samples.std(0, ddof=1) / 400**0.5
+    assert (np.abs(samples.mean(0) - direct - guiding) < 4 * error).all()
+    for wrong in (direct, direct - guiding):
+        assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()
+
+
+# The published form, step by step ---------------------------------------------------------------------------------
+
+
+def by_loops(kind, batch, values, v_follower_next, score, slope, reward_gradient, baseline, gamma, beta):
+    """Raw gradient of one run, as the specification of the published code words it: loops over episodes and steps."""
+    q, v, v_next = values
+    steps = 100
+    episodes = [(row, first) for row in range(batch.state.shape[1]) for first in range(0, batch.state.shape[2], steps)]
+    total = np.zeros(8)
+    for row, first in episodes:
+        onward = np.zeros((steps + 1, 8))  # G_t; the last step, whose successor is not stored, adds nothing
+        for t in reversed(range(steps)):
+            here = first + t
+            added = gamma * v_follower_next[row, here] * score[row, here] * slope if t < steps - 1 else 0.0
+            onward[t] = added + gamma * onward[t + 1]
+        for t in range(steps):
+            here = first + t
+            direct = reward_gradient * slope
+            if t > 0:
+                before = score[row, here - 1] * slope
+                for block in (slice(0, 4), slice(4, 8)):
+                    norm = np.linalg.norm(before[block])
+                    before[block] = before[block] * min(1.0, 1.0 / norm)
+                direct = direct + v_next[row, here - 1] * before
+            guide = np.zeros(8)
+            if kind == "bchg":
+                guide = (q[row, here] - v[row, here]) / beta * onward[t]
+            elif kind == "hpgd":
+                guide = q[row, here] / beta * (onward[t] - baseline[row, here] * slope)
+            total += gamma**t * (direct + guide)
+    return total / len(episodes)
+
+
+def realised(reward):
+    """What follows each step within its episode of 100."""
+    returns = np.zeros_like(reward)
+    for row, first in np.ndindex(reward.shape[0], reward.shape[1] // 100):
+        for t in range(100):
+            rest = reward[row, 100 * first + t : 100 * (first + 1)]
+            returns[row, 100 * first + t] = (0.9 ** np.arange(len(rest)) * rest).sum()
+    return returns
+
+
+@pytest.mark.parametrize("kind", ["bchg", "naive-pgd", "hpgd-mc", "hpgd-td"])
+def test_the_published_form_is_what_its_specification_says(kind):
+    env = make()
+    made = {
+        "bchg": lambda: BCHG(env, preset="paper", critic="lstd", batch_size=2_000),
+        "naive-pgd": lambda: NaivePGD(env, preset="paper", critic="lstd", batch_size=2_000),
+        "hpgd-mc": lambda: HPGD(env, "mc", preset="paper", critic="lstd", baseline="lstd", batch_size=2_000),
+        "hpgd-td": lambda: HPGD(env, "td", preset="paper", critic="lstd", baseline="lstd", batch_size=2_000),
+    }
+    leader = made[kind]()
+    assert leader.rows == 10
+    theta = leader._theta()
+    best, model = env.best_response(theta.detach()), env.model(theta)
+    batch = env.rollout(theta.detach(), best, Noise([0]), rows=10, horizon=200)
+    leader.critic.fit(batch, best, model.detach(), Noise([0]))
+    surrogate, _ = leader._surrogate(theta, model, batch, best, leader.critic, Noise([0]), "keep")
+    (gradient,) = torch.autograd.grad(surrogate.sum(), leader.policy.raw, retain_graph=True)
+
+    values = [x[0].numpy() for x in leader.critic.values(batch, best.policy)]
+    if kind == "hpgd-mc":
+        values[0] = realised(batch.r_leader[0].numpy())
+    score = per_step_gradient(model.terms(batch).log_arrival, theta)[0].numpy()
+    fixed = theta[0].detach().numpy()
+    baseline = leader.critic.baseline(batch.state)[0].numpy() if "hpgd" in kind else None
+    expected = by_loops(
+        kind.split("-")[0],
+        batch,
+        values,
+        best.v(batch.next_state)[0].numpy(),
+        score,
+        fixed * (1 - fixed),
+        -0.2 * fixed,
+        baseline,
+        gamma=0.9,
+        beta=0.1,
+    )
+    np.testing.assert_allclose(gradient[0].numpy(), expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
+
+
+def test_published_settings():
+    env = make()
+    rates = {"bchg": 0.1, "naive": 0.1, "mc": 0.001, "td": 0.01}
+    leaders = {
+        "bchg": BCHG(env, preset="paper"),
+        "naive": NaivePGD(env, preset="paper"),
+        "mc": HPGD(env, "mc", preset="paper"),
+        "td": HPGD(env, "td", preset="paper"),
+    }
+    for name, leader in leaders.items():
+        assert leader.common.learning_rate == rates[name]
+        assert (leader.rows, leader.horizon, leader.common.optimizer) == (10, 1_000, "sgd")
+        critic = leader.critic.critic if name in ("mc", "td") else leader.critic
+        assert (critic.how.steps, critic.how.draws, critic.how.restart) == (5_000, 256, True)
+        assert (critic.of, critic.how.normalised) == (("action", False) if name in ("bchg", "td") else ("state", True))
+
+
+def test_blocks_are_clipped_apart():
+    leader = NaivePGD(make(), preset="paper", critic="lstd", batch_size=2_000)
+    before = leader.policy.raw.detach().clone()
+    leader.learn(1)
+    moved = (leader.policy.raw.detach() - before)[0]
+    # gradients are several units long: each block is clipped to 1 and takes a step of 0.1
+    np.testing.assert_allclose([moved[:4].norm(), moved[4:].norm()], 0.1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["bchg", "mc", "td"])
+def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
+    def new():
+        how = Fit(steps=20)
+        if kind == "bchg":
+            return BCHG, {"critic": NetworkCritic(0.9, how), "knowledge": "simulate"}
+        return HPGD, {"variant": kind, "critic": "td", "baseline": "td"}
+
+    cls, arguments = new()
+    one = cls(make(), runs=2, batch_size=500, **arguments).learn(2)
+    one.save(tmp_path / "leader.zip")
+    again = {"critic": new()[1]["critic"]} if kind == "bchg" else {}
+    other = cls.load(tmp_path / "leader.zip", make(), **again).learn(2)
+    one.learn(2)
+    np.testing.assert_array_equal(one.theta, other.theta)
+    np.testing.assert_array_equal(one.history.state(), other.history.state())
+
+
+def test_the_published_networks_run():
+    for cls, arguments in (
+        (BCHG, {"critic": NetworkCritic(0.9, SHORT)}),
+        (NaivePGD, {"critic": NetworkCritic(0.9, SHORT, of="state")}),
+    ):
+        leader = cls(make(), preset="paper", batch_size=1_000, **arguments).learn(2)
+        assert np.isfinite(leader.theta).all()
+
+
+def test_bad_settings_are_refused_by_name():
+    env = make()
+    with pytest.raises(ValueError, match="`steps` must be"):
+        Fit(steps=0)
+    with pytest.raises(ValueError, match="`of` must be one of 'action', 'state'"):
+        NetworkCritic(0.9, of="states")
+    with pytest.raises(ValueError, match="`variant` must be one of 'mc', 'td', got 'sa'"):
+        HPGD(env, "sa")
+    with pytest.raises(ValueError, match="`baseline` must be one of 'lstd', 'td', got 'mlp'"):
+        HPGD(env, baseline="mlp")
+    with pytest.raises(TypeError, match='`baseline` must be "lstd", "td" or an object with fit'):
+        HPGD(env, baseline=QuadraticBaseline)
+    with pytest.raises(ValueError, match='`knowledge` must be "simulate" with a critic that is no quadratic'):
+        BCHG(env, critic="td")
+    with pytest.raises(ValueError, match="`shared` must be False where states are vectors"):
+        BCHG(env, shared=True)
+    rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"))
+    with pytest.raises(ValueError, match="`baseline` must be None where states are countable"):
+        HPGD(rooms, baseline="lstd")
+    with pytest.raises(ValueError, match='`arrival` must be "td_error" or "value" for tables'):
+        BCHG(rooms, arrival="clipped")
+
+
+def test_occupancy_of_whole_episodes_is_the_discount_over_their_number(building):
+    _, _, _, batch = building
+    counts = occupancy(batch, 0.9, "keep")
+    np.testing.assert_allclose(counts[0, 0, :3], [0.1, 0.09, 0.081])
