@@ -126,7 +126,10 @@ class SampledLeader(Leader):
                 common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
         super().__init__(env, changed(common, arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
-        self.sampling = sampling = changed(usual, arguments | overrides)
+        sampling = changed(usual, arguments | overrides)
+        if not _is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
+            sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
+        self.sampling = sampling
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
         check_choice(sampling.arrival, ARRIVALS, "arrival")
@@ -319,8 +322,7 @@ class SampledLeader(Leader):
             raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
         if sampling.tail != "keep":
             raise ValueError(f'`tail` must be "keep" where states are vectors, got {sampling.tail!r}')
-        closed = sampling.critic in ("lstd", "exact") or hasattr(sampling.critic, "quadratic")
-        if sampling.knowledge != "simulate" and not closed:
+        if sampling.knowledge != "simulate" and not _is_quadratic(sampling.critic):
             raise ValueError(
                 f'`knowledge` must be "simulate" with a critic that is no quadratic, got {sampling.knowledge!r}'
             )
@@ -346,6 +348,11 @@ class SampledLeader(Leader):
         if sampling.critic == "expected_sarsa":
             return ExpectedSarsa(gamma, rate, start)
         return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
+
+
+def _is_quadratic(critic: Any) -> bool:
+    """Whether a critic of this name, or this critic, is a quadratic of (s, b)."""
+    return critic in ("lstd", "exact") or hasattr(critic, "quadratic")
 
 
 def is_linear(env: BilevelWrapper) -> bool:

@@ -80,7 +80,7 @@ def test_expectations_over_actions_agree_with_the_closed_form(building, draws):
 
 def test_many_actions_are_drawn():
     env = make(zones=8)
-    leader = BCHG(env, critic="td", knowledge="simulate", batch_size=200).learn(2)
+    leader = BCHG(env, critic="td", batch_size=200).learn(2)
     assert leader.critic._action_nodes(leader.progress.best.policy, torch.zeros(1, 1, 3, 8).double())[0].shape[2] == 64
 
 
@@ -346,7 +346,7 @@ def test_bad_settings_are_refused_by_name():
     with pytest.raises(TypeError, match='`baseline` must be "lstd", "td" or an object with fit'):
         HPGD(env, baseline=QuadraticBaseline)
     with pytest.raises(ValueError, match='`knowledge` must be "simulate" with a critic that is no quadratic'):
-        BCHG(env, critic="td")
+        BCHG(env, critic="td", knowledge="terms")
     with pytest.raises(ValueError, match="`shared` must be False where states are vectors"):
         BCHG(env, shared=True)
     rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"))
