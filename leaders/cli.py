@@ -16,6 +16,8 @@ import tyro
 import bilevel_envs  # registers BiLevel/*
 from bilevel_envs._checks import check_choice, check_count, check_number
 from bilevel_envs.registration import PROBLEMS
+from leaders.cli_reproduce import BuildingFigure, FourRoomsFigure
+from leaders.words import names_in, told
 
 NOT_FOR_THE_CONSTRUCTORS = (
     "env",
@@ -106,7 +108,7 @@ class Train:
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
         env, leader_class, arguments = self._resolved()
-        directory = RunDirectory(self.out, _told(self))
+        directory = RunDirectory(self.out, told(self))
         wrapped = BilevelWrapper(env)
         leader = leader_class(wrapped, **arguments)
         directory.check(self.resume)
@@ -242,7 +244,7 @@ class Compare:
         check_count(self.iterations, "iterations")
         check_count(self.runs, "runs", at_least=2)
         check_count(self.seed, "seed", at_least=0)
-        names = _names(self.leaders)
+        names = names_in(self.leaders)
         for name in names:
             check_choice(name, compare.CONTENDERS, "leaders")
         check_choice(self.preset, [None, "paper"], "preset")
@@ -252,7 +254,7 @@ class Compare:
         arguments: dict[str, Any] = {"batch_size": self.batch, "preset": self.preset}
         for name in names:  # refuses bad settings before anything is written
             compare.run_grid(env, name, grid=grid, iterations=1, runs=2, **arguments)
-        directory = RunDirectory(self.out, _told(self))
+        directory = RunDirectory(self.out, told(self))
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
         kept = compare.kept_results(paths, self.iterations)
@@ -284,75 +286,14 @@ class Compare:
 class Reproduce:
     """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ."""
 
-    figure: Annotated[str, tyro.conf.Positional]
-    """four-rooms"""
-    out: Path
-    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
-    beta: tuple[float, ...] = (5e-3,)
-    """one or more of 1e-3, 3e-3, 5e-3"""
-    batch: int = 100
-    """100, 200, 400 or 1000 transitions per outer iteration"""
-    leaders: str = "bchg,hpgd-mc,hpgd-sa,sobirl,naive-pgd"
-    """names, separated by commas; hpgd-oracle draws a hundred times as much and takes its time"""
-    full: bool = False
-    """all 10,000 outer iterations instead of the first 2,000"""
-    runs: int = 10
-    """seeds"""
-    seed: int = 0
-    """the first seed"""
-    resume: bool = False
-    """go on with the figure in --out: leaders that are done are not run again"""
-    progress: bool = True
-    """show a progress bar"""
+    figure: (
+        Annotated[FourRoomsFigure, tyro.conf.subcommand("four-rooms")]
+        | Annotated[BuildingFigure, tyro.conf.subcommand("building-thermal-control")]
+    )
 
     def run(self) -> None:
-        """Writes one picture and one table per β, and an .npz per leader."""
-        import torch
-
-        from leaders import compare, plots, reproduce
-        from leaders.history import replace_file
-        from leaders.published import four_rooms
-        from leaders.run import RunDirectory
-
-        torch.set_num_threads(1)
-        check_choice(self.figure, ["four-rooms"], "figure")
-        check_count(self.runs, "runs", at_least=2)
-        check_count(self.seed, "seed", at_least=0)
-        names = _names(self.leaders)
-        if not self.beta or len(set(self.beta)) < len(self.beta):
-            raise ValueError(f"`beta` must be one or more different values, got {list(self.beta)}")
-        check_choice(self.batch, [100, 200, 400, 1000], "batch")
-        for beta in self.beta:
-            check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
-            for name in names:
-                if four_rooms(name, beta, self.batch) is None:
-                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
-        directory = RunDirectory(self.out, _told(self))
-        directory.check(self.resume)
-        iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
-        paths = {beta: {name: self.out / f"{name}-beta{beta:g}.npz" for name in names} for beta in self.beta}
-        kept = {beta: compare.kept_results(paths[beta], iterations) for beta in self.beta}
-        directory.begin()
-        for beta in self.beta:
-            results, comparisons = [], []
-            for name in names:
-                result = kept[beta].get(name)
-                if result is None:
-                    settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
-                    result = reproduce.four_rooms_runs(name, beta, self.batch, progress_bar=bar, **settings)
-                    compare.save_result(result, paths[beta][name])
-                curve = four_rooms(name, beta, self.batch)
-                assert curve is not None
-                results.append(result)
-                comparisons += reproduce.compared(result, curve)
-            plots.save(reproduce.figure_of(results, beta, self.batch), self.out / f"four-rooms-beta{beta:g}.png")
-            table = reproduce.table_of(comparisons)
-            replace_file(self.out / f"four-rooms-beta{beta:g}.md", table.encode())
-            print(f"\nβ = {beta:g}, batch {self.batch}, {self.runs} seeds\n\n{table}")
-            differing = sorted({c.leader for c in comparisons if not c.agrees})
-            said = f"differ from the published curves: {', '.join(differing)}" if differing else "all agree"
-            print(f"{said} (within 3 combined standard errors or 0.01)")
-        print(f"wrote {self.out}")
+        """Draws the figure that was asked for."""
+        self.figure.run()
 
 
 @dataclass(frozen=True)
@@ -395,12 +336,6 @@ class Video:
         print(f"wrote {path}: run {run}, {frames} frames")
 
 
-def _told(command: Any) -> dict[str, Any]:
-    """What a command was told that belongs to its results, JSON-able."""
-    kept = {name: value for name, value in asdict(command).items() if name not in ("out", "resume", "progress")}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
-
-
 def _env_arguments(command: Any) -> dict[str, Any]:
     """The environment's arguments: flags first, then what `--env-args` says."""
     arguments = _key_values(command.env_args, "env_args")
@@ -408,14 +343,6 @@ def _env_arguments(command: Any) -> dict[str, Any]:
         if getattr(command, name) is not None:
             arguments[name] = getattr(command, name)
     return arguments
-
-
-def _names(text: str) -> list[str]:
-    """Leaders' names, separated by commas."""
-    names = [name.strip() for name in text.split(",")]
-    if len(set(names)) < len(names):
-        raise ValueError(f"`leaders` must name each leader once, got {text!r}")
-    return names
 
 
 def _grid(pairs: tuple[str, ...]) -> dict[str, list[float]]:
@@ -458,7 +385,12 @@ def main(arguments: list[str] | None = None) -> None:
         Annotated[Envs, tyro.conf.subcommand("envs")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+        | Annotated[
+            Reproduce,
+            tyro.conf.subcommand("reproduce"),
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.OmitSubcommandPrefixes,
+        ]
         | Annotated[Video, tyro.conf.subcommand("video")],
         prog="bilevel",
         description=bilevel_envs.__doc__.splitlines()[0],

@@ -64,6 +64,31 @@ def objective(
     return float(reached[0]) if single else reached.numpy()
 
 
+def parts(env: gym.Env, theta: Any) -> dict[str, Any]:
+    """What the leader's objective is made of, before prices: discounted sums under the soft-optimal response.
+
+    Args:
+      env: an environment whose problem names its `parts`, such as building thermal control.
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
+
+    Returns:
+      By name, a float or an array [R] each.
+
+    Raises:
+      TypeError: if the problem names none.
+    """
+    model, preferences, single = _problem(env, theta)
+    problem = getattr(env.unwrapped, "problem", env.unwrapped)
+    if not hasattr(problem, "parts"):
+        raise TypeError(f"`env` must have a problem that names its `parts`, got {type(problem).__name__}")
+    policy = best_response(model, preferences).policy
+    sums = {
+        name: value(part, policy, preferences.gamma_leader)
+        for name, part in problem.parts(torch.as_tensor(theta)).items()
+    }
+    return {name: float(total[0]) if single else total.numpy() for name, total in sums.items()}
+
+
 def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None) -> np.ndarray:
     """dJ_L/dθ, or the gradient of J_L in the raw parameters of a parameterisation.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import gymnasium as gym
@@ -170,6 +170,25 @@ class BuildingThermalControl(ConfigurableMDP):
         insulation, airflow = np.moveaxis((theta**2).reshape(-1, 2, self.zones).sum(-1), 1, 0)
         parts = (-state.var(-1), (action**2).sum(-1), insulation, airflow)
         return dict(zip(COMPONENTS, parts, strict=True))
+
+    def parts(self, theta: Tensor) -> dict[str, LinearQuadraticModel]:
+        """The world at θ with one of the parts of `told` as the leader's reward, by name."""
+        theta = theta.reshape(-1, 2 * self.zones)
+        model, runs = self.model(theta), len(theta)
+        n, m = self.zones, self.zones // 2
+        squares = (theta**2).view(runs, 2, n).sum(-1)
+        spread, power = torch.eye(n, dtype=theta.dtype)[None], torch.eye(m, dtype=theta.dtype)[None]
+        spread, nothing = (spread - 1 / n) / n, torch.zeros(1, dtype=theta.dtype)
+        costs = {
+            "stability": (spread, 0 * power, nothing),
+            "energy": (0 * spread, -power, nothing),
+            "insulation": (0 * spread, 0 * power, -squares[:, 0]),
+            "airflow": (0 * spread, 0 * power, -squares[:, 1]),
+        }
+        return {
+            name: replace(model, leader_state_cost=states, leader_action_cost=actions, leader_cost=constant)
+            for name, (states, actions, constant) in costs.items()
+        }
 
     def draw(self, states: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """The floor plan with temperatures, walls and vents, and the deviations of the episode [k, zones] so far."""

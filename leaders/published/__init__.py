@@ -10,6 +10,7 @@ import numpy as np
 METHODS = {"bchg": "bchg", "naive-pgd": "baseline", "sobirl": "sobirl", "hpgd-mc": "hpgd_mc", "hpgd-sa": "hpgd_sa"} | {
     "hpgd-oracle": "oracle"
 }  # our leader → its key in the file
+BUILDING_METHODS = {"bchg": "BC-HG", "naive-pgd": "Naive-PGD", "hpgd-mc": "HPGD (MC)", "hpgd-td": "HPGD (TD)"}
 WINDOW = 100  # trailing mean that the published four-rooms curves went through
 
 
@@ -39,6 +40,28 @@ def four_rooms(leader: str, beta: float, batch_size: int) -> Curve | None:
         if f"{key}_mean" not in data or abs(round(beta, 3) - beta) > 1e-12:
             return None
         return Curve(data["iteration"], data[f"{key}_mean"], data[f"{key}_sem"])
+
+
+def building(method: str, quantity: str = "objective") -> Curve:
+    """A published curve of building thermal control.
+
+    Args:
+      method: one of `BUILDING_METHODS`.
+      quantity: "objective", "stability", "energy", "insulation" or "airflow".
+    """
+    data = _building()
+    return Curve(data["iteration"], data[f"{method}_{quantity}_mean"], data[f"{method}_{quantity}_sem"])
+
+
+def building_histogram() -> tuple[np.ndarray, np.ndarray]:
+    """The published random-search study: edges [31] and counts [30] of the leader's returns."""
+    data = _building()
+    return data["histogram_edges"], data["histogram_counts"]
+
+
+def _building() -> dict[str, np.ndarray]:
+    with files(__name__).joinpath("building_thermal_control.npz").open("rb") as file, np.load(file) as data:
+        return dict(data)
 
 
 def trailing_mean(curve: np.ndarray, window: int = WINDOW) -> np.ndarray:

@@ -1,7 +1,11 @@
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
-from leaders import reproduce
+from bilevel_envs import BilevelWrapper
+from leaders import exact, published, reproduce
+from leaders import reproduce_building as building
 from leaders.cli import main
 from leaders.compare import Result
 from leaders.published import Curve
@@ -41,7 +45,107 @@ def test_the_command_refuses_what_the_paper_does_not_show(tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["reproduce", "five-rooms", "--out", str(tmp_path / "out")])
-    assert "`figure` must be one of 'four-rooms'" in capsys.readouterr().err
+    assert "Available subcommands: four-rooms, building-thermal-control" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_curves_of_the_building():
+    # the table of final values in the specification: last point of each curve
+    last = {"bchg": -196.2, "naive-pgd": -211.2, "hpgd-mc": -267.0, "hpgd-td": -236.8}
+    for method, value in last.items():
+        curve = published.building(method)
+        assert curve.mean[-1] == pytest.approx(value, abs=0.05)
+        assert curve.iteration[[0, -1]].tolist() == [1, 2000]
+        # outliers are left out of each quantity apart, so that the parts add up to the whole only roughly
+        parts = {name: published.building(method, name).mean for name in building.QUANTITIES}
+        total = parts["stability"] - 0.5 * parts["energy"] - 0.1 * (parts["insulation"] + parts["airflow"])
+        assert np.abs(total - curve.mean).max() < 15
+    edges, counts = published.building_histogram()
+    assert (len(edges), counts.sum()) == (31, 10_000)
+
+
+def test_the_papers_rule_for_bands():
+    values = np.tile(np.array([-9.0, 0.0, 2.0, 4.0, 100.0]), (3, 1))
+    mean, band = building.as_published(values)
+    # without −9 and 100: mean 2, population deviation √(8/3), over √5
+    np.testing.assert_allclose(mean, 2.0)
+    np.testing.assert_allclose(band, (8 / 3 / 5) ** 0.5)
+
+
+def test_parts_of_the_building_add_up():
+    env = BilevelWrapper(gym.make(building.ENV))
+    theta = np.random.default_rng(0).random((4, 8))
+    parts = exact.parts(env, theta)
+    total = parts["stability"] - 0.5 * parts["energy"] - 0.1 * (parts["insulation"] + parts["airflow"])
+    np.testing.assert_allclose(total, exact.objective(env, theta), rtol=1e-12)
+    np.testing.assert_allclose(parts["insulation"], (theta[:, :4] ** 2).sum(1) / 0.1)
+    one = exact.parts(env, theta[1])
+    assert one["energy"] == pytest.approx(parts["energy"][1], rel=1e-12)
+    assert set(one) == set(building.QUANTITIES)
+    with pytest.raises(TypeError, match="`env` must have a problem that names its `parts`, got FourRooms"):
+        exact.parts(gym.make("BiLevel/FourRooms-v0"), np.zeros(104))
+
+
+def test_parts_are_what_steps_tell():
+    env = gym.make(building.ENV)
+    env.reset(seed=0)
+    theta = torch.full((1, 8), 0.5, dtype=torch.float64)
+    state, action = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).double(), torch.tensor([[2.0, -1.0]]).double()
+    told = env.unwrapped.problem.told(state.numpy(), action.numpy(), theta.numpy())
+    for name, world in env.unwrapped.problem.parts(theta).items():
+        assert float(world.r_leader(state, action)) == pytest.approx(float(told[name][0]), rel=1e-12)
+
+
+@pytest.mark.slow
+def test_random_configurations_are_spread_as_published():
+    found = building.random_search(2_000)
+    _, counts = published.building_histogram()
+    # published: mean −273.07, deviation 56.65 (spec); 2,000 draws leave 1.3 and about 1.2
+    assert found.sampled.mean() == pytest.approx(-273.07, abs=5)
+    assert found.sampled.std() == pytest.approx(56.65, abs=5)
+    # a sampled value is the exact one plus noise with mean 0
+    off = found.sampled - found.exact
+    assert abs(off.mean()) < 4 * off.std() / len(off) ** 0.5
+    assert found.growth.min() > 1
+    assert not found.stable.any()
+    assert counts.sum() == 10_000
+
+
+@pytest.mark.slow
+def test_the_building_is_redrawn(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["reproduce", "building-thermal-control", "--out", str(out), "--no-progress"]
+    arguments += ["--iterations", "100", "--runs", "3", "--batch", "1000", "--search", "100"]
+    arguments += ["--leaders", "bchg,naive-pgd-paper,exact"]
+    main(arguments)
+    said = capsys.readouterr().out
+    assert "| BC-HG | 100 | -" in said
+    assert "| exact hypergradient | 100 |" in said
+    for name in ("objective", "parts", "theta", "random-search"):
+        assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    before = (out / "bchg.npz").stat().st_mtime_ns
+    main([*arguments, "--resume"])
+    assert (out / "bchg.npz").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit):
+        main([*arguments, "--resume", "--runs", "4"])
+    (out / "bchg.npz").write_bytes(b"nothing")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--resume"])
+    assert "bchg.npz is damaged or no result" in capsys.readouterr().err
+
+
+def test_the_building_refuses_bad_arguments(tmp_path, capsys):
+    for arguments, message in (
+        (["--batch", "1500"], "`batch` must be a multiple of 1000"),
+        (["--leaders", "sobirl"], "`leaders` must be one of 'bchg', 'bchg-terms'"),
+        (["--leaders", "bchg,bchg"], "`leaders` must name each leader once"),
+        (["--search", "-1"], "`search` must be at least 0"),
+        (["--iterations", "0"], "`iterations` must be at least 1"),
+        (["--runs", "1"], "`runs` must be at least 2"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["reproduce", "building-thermal-control", *arguments, "--out", str(tmp_path / "out")])
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -25,6 +25,7 @@ ROWS = [
     ["bilevel_envs.registration"],
     ["bilevel_envs"],
     [
+        "leaders.words",
         "leaders.critic",
         "leaders.networks",
         "leaders.quadratics",
@@ -51,7 +52,8 @@ ROWS = [
     ["leaders.algorithms"],
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
-    ["leaders.reproduce"],
+    ["leaders.reproduce", "leaders.reproduce_building"],
+    ["leaders.cli_reproduce"],
     ["leaders.cli"],
 ]
 # Names that a package's __init__ offers lazily or re-exports; importing the package means importing these rows.

@@ -1,0 +1,159 @@
+"""The figures of `bilevel reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bilevel_envs._checks import check_choice, check_count
+from leaders.words import names_in, told
+
+
+@dataclass(frozen=True)
+class FourRoomsFigure:
+    """Figure 2: the four rooms, one picture and one table per β."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    beta: tuple[float, ...] = (5e-3,)
+    """one or more of 1e-3, 3e-3, 5e-3"""
+    batch: int = 100
+    """100, 200, 400 or 1000 transitions per outer iteration"""
+    leaders: str = "bchg,hpgd-mc,hpgd-sa,sobirl,naive-pgd"
+    """names, separated by commas; hpgd-oracle draws a hundred times as much and takes its time"""
+    full: bool = False
+    """all 10,000 outer iterations instead of the first 2,000"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes one picture and one table per β, and an .npz per leader."""
+        import torch
+
+        from leaders import compare, plots, reproduce
+        from leaders.history import replace_file
+        from leaders.published import four_rooms
+        from leaders.run import RunDirectory
+
+        torch.set_num_threads(1)
+        check_count(self.runs, "runs", at_least=2)
+        check_count(self.seed, "seed", at_least=0)
+        names = names_in(self.leaders)
+        if not self.beta or len(set(self.beta)) < len(self.beta):
+            raise ValueError(f"`beta` must be one or more different values, got {list(self.beta)}")
+        check_choice(self.batch, [100, 200, 400, 1000], "batch")
+        for beta in self.beta:
+            check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
+            for name in names:
+                if four_rooms(name, beta, self.batch) is None:
+                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
+        directory = RunDirectory(self.out, told(self))
+        directory.check(self.resume)
+        iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
+        paths = {beta: {name: self.out / f"{name}-beta{beta:g}.npz" for name in names} for beta in self.beta}
+        kept = {beta: compare.kept_results(paths[beta], iterations) for beta in self.beta}
+        directory.begin()
+        for beta in self.beta:
+            results, comparisons = [], []
+            for name in names:
+                result = kept[beta].get(name)
+                if result is None:
+                    settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
+                    result = reproduce.four_rooms_runs(name, beta, self.batch, progress_bar=bar, **settings)
+                    compare.save_result(result, paths[beta][name])
+                curve = four_rooms(name, beta, self.batch)
+                assert curve is not None
+                results.append(result)
+                comparisons += reproduce.compared(result, curve)
+            plots.save(reproduce.figure_of(results, beta, self.batch), self.out / f"four-rooms-beta{beta:g}.png")
+            table = reproduce.table_of(comparisons)
+            replace_file(self.out / f"four-rooms-beta{beta:g}.md", table.encode())
+            print(f"\nβ = {beta:g}, batch {self.batch}, {self.runs} seeds\n\n{table}")
+            differing = sorted({c.leader for c in comparisons if not c.agrees})
+            said = f"differ from the published curves: {', '.join(differing)}" if differing else "all agree"
+            print(f"{said} (within 3 combined standard errors or 0.01)")
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class BuildingFigure:
+    """Figure 3: building thermal control, with its parts, θ, the exact optimum and the random-search study."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    leaders: str = "bchg,bchg-terms,naive-pgd"
+    """names, separated by commas: bchg, bchg-terms, naive-pgd, exact; the published forms with quadratic critics
+    bchg-paper, naive-pgd-paper, hpgd-mc-paper, hpgd-td-paper; and with the published networks, minutes per iteration
+    and run, bchg-networks, naive-pgd-networks, hpgd-mc-networks, hpgd-td-networks"""
+    batch: int = 10_000
+    """transitions per outer iteration and run, a multiple of 1000"""
+    full: bool = False
+    """all 2,000 outer iterations instead of the first 500"""
+    iterations: int | None = None
+    """another number of outer iterations"""
+    search: int = 10_000
+    """random configurations for the histogram; 0 for none"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes pictures of the objective, of its parts and of θ, a table, and an .npz per leader."""
+        import gymnasium as gym
+        import torch
+
+        from leaders import plots
+        from leaders import reproduce_building as building
+        from leaders.history import replace_file
+        from leaders.run import RunDirectory
+
+        torch.set_num_threads(1)
+        check_count(self.runs, "runs", at_least=2)
+        check_count(self.seed, "seed", at_least=0)
+        check_count(self.search, "search", at_least=0)
+        if check_count(self.batch, "batch") % 1000:
+            raise ValueError(f"`batch` must be a multiple of 1000, ten whole episodes, got {self.batch}")
+        iterations = (2_000 if self.full else 500) if self.iterations is None else self.iterations
+        check_count(iterations, "iterations")
+        names = names_in(self.leaders)
+        for name in names:
+            check_choice(name, building.FORMS, "leaders")
+        directory = RunDirectory(self.out, told(self))
+        directory.check(self.resume)
+        paths = {name: self.out / f"{name}.npz" for name in names}
+        kept = {n: building.load_curves(path, n, iterations) for n, path in paths.items() if path.is_file()}
+        directory.begin()
+        results = []
+        for name in names:
+            curves = kept.get(name)
+            if curves is None:
+                settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
+                bar = self.progress and sys.stderr.isatty()
+                curves = building.building_runs(name, batch_size=self.batch, progress_bar=bar, **settings)
+                building.save_curves(curves, paths[name])
+            results.append(curves)
+        best = gym.make(building.ENV).unwrapped.best_known  # type: ignore[attr-defined]
+        plots.save(building.objective_figure(results, best), self.out / "objective.png")
+        plots.save(building.parts_figure(results), self.out / "parts.png")
+        plots.save(building.theta_figure(results), self.out / "theta.png")
+        text = building.table_of(results, best)
+        if self.search:
+            found = building.random_search(self.search)
+            plots.save(building.search_figure(found, best), self.out / "random-search.png")
+            text += "\n" + building.search_table(found)
+        replace_file(self.out / "building-thermal-control.md", text.encode())
+        print(text)
+        print(f"wrote {self.out}")
