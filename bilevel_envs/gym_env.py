@@ -44,8 +44,6 @@ def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], Co
         known = ", ".join([*allowed, "theta", *face, "render_mode"])
         raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
     made = cls(**{key: value for key, value in kwargs.items() if key in allowed})
-    return (
-        LinearEnv if continuous else TabularEnv,
-        made,
-        {key: value for key, value in kwargs.items() if key in face},
-    )
+    shown = {"observation": cls.usual_observation} if hasattr(cls, "usual_observation") and not continuous else {}
+    given = {key: value for key, value in kwargs.items() if key in face}
+    return LinearEnv if continuous else TabularEnv, made, shown | given

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.model import Parameterization
+from bilevel_envs.noise import Noise
 
 
 class Free(Parameterization):
@@ -63,3 +66,51 @@ class Budget(Parameterization):
     def forward(self) -> Tensor:
         """θ, [R, places]."""
         return self.total * self.raw.softmax(-1)[..., :-1]
+
+
+class Softmax(Parameterization):
+    """θ = softmax(raw) over the last axis: a policy as a table.
+
+    Args:
+      start: first logits, [R, ..., A].
+    """
+
+    def __init__(self, start: np.ndarray) -> None:
+        super().__init__()
+        self.runs = len(start)
+        self.raw = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        """θ, [R, ..., A]."""
+        return self.raw.softmax(-1)
+
+
+class SoftmaxNetwork(Parameterization):
+    """θ = softmax of a network's outputs at each of S one-hot states: S–64–64–A with ReLU.
+
+    Args:
+      noise: draws the first weights, Xavier-uniform; biases begin at 0.
+      states: S.
+      actions: A.
+      hidden: width of both hidden layers.
+    """
+
+    def __init__(self, noise: Noise, states: int, actions: int, hidden: int = 64) -> None:
+        super().__init__()
+        self.runs, self.states = noise.runs, states
+        sizes = (states, hidden, hidden, actions)
+        self.weights, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
+        for inner, outer in pairwise(sizes):
+            bound = (6 / (inner + outer)) ** 0.5
+            start = bound * (2 * noise.uniform(inner, outer) - 1)
+            self.weights.append(torch.nn.Parameter(torch.from_numpy(start)))
+            self.biases.append(torch.nn.Parameter(torch.zeros(self.runs, 1, outer, dtype=torch.float64)))
+
+    def forward(self) -> Tensor:
+        """θ, [R, S, A]."""
+        x = torch.eye(self.states, dtype=torch.float64).expand(self.runs, -1, -1)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = x @ weight + bias
+            if layer < len(self.weights) - 1:
+                x = x.relu()
+        return x.softmax(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gymnasium as gym
+import pettingzoo
 
 PROBLEMS = {
     "BiLevel/TollBridge-v0": ("bilevel_envs.envs.toll_bridge:TollBridge", 10),
@@ -11,12 +12,18 @@ PROBLEMS = {
         "bilevel_envs.envs.building_thermal_control:BuildingThermalControl",
         100,
     ),
+    "BiLevel/ToyMarkovGame-v0": ("bilevel_envs.markov_games.toy_markov_game_v0:ToyMarkovGame", 150),
     "BiLevel/RandomMDP-v0": ("bilevel_envs.envs.random_mdp:RandomMDP", 100),
 }
 
+GAMES = {"BiLevel/ToyMarkovGame-v0": "bilevel_envs.markov_games.toy_markov_game_v0"}
+
 
 def register_all() -> None:
-    """Registers every id; entry points are strings, so that nothing heavy is imported."""
+    """Registers every id, games with PettingZoo, too; entry points are strings, so that nothing heavy is imported."""
+    for name, module in GAMES.items():
+        pettingzoo.register("aec", name, f"{module}:env")
+        pettingzoo.register("parallel", name, f"{module}:parallel_env")
     for name, (problem, max_episode_steps) in PROBLEMS.items():
         gym.register(
             name,

@@ -73,8 +73,10 @@ class BCHG(SampledLeader):
     episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 
     In linear-quadratic worlds (building thermal control) the defaults are a least-squares critic on quadratic features
-    and the closed form of ∇Q_F − ∇V_F (``knowledge="model"``); the published form for continuous worlds, with its
-    networks, is not offered.
+    and the closed form of ∇Q_F − ∇V_F (``knowledge="model"``). ``preset="paper"`` there is the published code for
+    continuous worlds: batches of 10,000, a network fitted anew by 5,000 full-batch steps (minutes per iteration;
+    ``critic="lstd"`` instead takes milliseconds), ∇log p clipped one by one in the direct term, blocks of θ clipped
+    apart.
 
     On four rooms, from θ ≈ 0, the exact hypergradient leads to a plateau J_L ≈ 0, and so does the default here. What
     leaves it is noise: the published form's, or ``features="none"`` with ``learning_rate=0.02`` (docs: "The plateau in
@@ -84,7 +86,8 @@ class BCHG(SampledLeader):
         env: a ``BilevelWrapper``.
         preset: None or ``"paper"``; what is given explicitly below wins over it.
         critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"`` or ``"monte_carlo"`` for tables, ``"lstd"`` for
-            linear-quadratic worlds, ``"exact"`` for both, or an object with the methods of ``leaders.critic.Critic``.
+            linear-quadratic worlds, ``"td"`` (a network) or ``"exact"`` for both, or an object with the methods of
+            ``leaders.critic.Critic``.
         critic_learning_rate: η of the two SARSA tables, a number or one per run.
         critic_start: their first table, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
@@ -94,8 +97,10 @@ class BCHG(SampledLeader):
         tail: episodes that the batch cuts: ``"bootstrap"`` continues them from other visits of the state reached,
             ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
             nothing), ``"reference"`` is the published form.
-        arrival: weight of ∇log p: ``"td_error"`` or ``"value"``.
-        batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000.
+        arrival: weight of ∇log p: ``"td_error"`` or ``"value"``; ``"clipped"`` is the published form for continuous
+            worlds.
+        batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
+            quadratic critic of a larger one needs.
         rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
             one). Where episodes seldom end, more rows make better estimates than longer ones.
         sampler: ``"fused"`` draws from the model itself, ``"steps"`` drives ``reset`` and ``step``.
@@ -167,7 +172,8 @@ class NaivePGD(SampledLeader):
         critic_learning_rate: as in ``BCHG``.
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``.
-        batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000.
+        batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
+            quadratic critic of a larger one needs.
         rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
         knowledge: as in ``BCHG``.

@@ -80,7 +80,7 @@ class Train:
     max_grad_norm: float | None = None
     """clip of the raw gradient"""
     critic: Text = None
-    """expected_sarsa, sarsa, monte_carlo, lstd or exact"""
+    """expected_sarsa, sarsa, monte_carlo, lstd, td or exact"""
     critic_learning_rate: float | None = None
     """step size of the critic"""
     features: Text = None

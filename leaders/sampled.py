@@ -20,6 +20,7 @@ from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
 from leaders.critic import Critic
 from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, NetworkCritic, Sarsa
+from leaders.critics.least_squares import feature_count
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
 from leaders.knowledge import KNOWLEDGE, pathwise, reaction_surrogate
@@ -129,6 +130,8 @@ class SampledLeader(Leader):
         sampling = changed(usual, arguments | overrides)
         if not _is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
+        if self.linear and preset is None and arguments.get("batch_size") is None:
+            sampling = replace(sampling, batch_size=self._usual_batch())
         self.sampling = sampling
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
@@ -289,6 +292,12 @@ class SampledLeader(Leader):
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
         self.critic.load_state_dict(state)
+
+    def _usual_batch(self) -> int:
+        """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
+        model = self.env.model(self._theta().detach())
+        features = feature_count(model.state_size + model.action_size)
+        return 1_000 * -(-4 * features // 1_000)
 
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""

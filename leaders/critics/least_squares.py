@@ -46,6 +46,12 @@ class LeastSquares:
         one = torch.ones_like(z[..., :1])
         counts = batch.valid.flatten(1)[..., None]
         goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
+        fewest, needed = int(counts.sum(1).min()), feature_count(z.shape[-1])
+        if fewest < needed:
+            raise ValueError(
+                f'critic="lstd" fits {needed} numbers here and needs at least as many transitions in a batch, got '
+                f"{fewest}: raise `batch_size`"
+            )
         phi = torch.cat([one, products(z)], -1) * counts
         expected = torch.cat([one, products(following) + spread[:, None, row, column]], -1) * goes_on
         x = lstd(phi, expected, batch.r_leader.flatten(1)[..., None], self.gamma)[..., 0]
@@ -70,3 +76,8 @@ class LeastSquares:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def feature_count(size: int) -> int:
+    """How many even monomials of degree at most two there are in `size` variables."""
+    return 1 + size * (size + 1) // 2

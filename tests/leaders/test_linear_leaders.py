@@ -150,6 +150,13 @@ def test_a_larger_ring_is_led_too():
     assert leader.history["leader_value"][-1] > leader.history["leader_value"][0]
 
 
+def test_batches_grow_with_what_least_squares_must_fit():
+    assert BCHG(make()).sampling.batch_size == 1_000  # 1 + 6·7/2 = 22 features
+    assert BCHG(make(zones=16)).sampling.batch_size == 2_000  # 1 + 24·25/2 = 301
+    with pytest.raises(ValueError, match=r"fits 301 numbers here .* got 300: raise `batch_size`"):
+        BCHG(make(zones=16), batch_size=300).learn(1)
+
+
 def test_save_and_load_go_on_bit_for_bit(tmp_path):
     one = BCHG(make(), runs=2, batch_size=500).learn(3)
     one.save(tmp_path / "leader.zip")

@@ -16,8 +16,9 @@ ROWS = [
     ],
     ["bilevel_envs.model"],
     ["bilevel_envs.parameterizations", "bilevel_envs.tabular", "bilevel_envs.linear_quadratic"],
-    ["bilevel_envs.policies", "bilevel_envs.envs.*"],
-    ["bilevel_envs.follower", "bilevel_envs.rollout"],
+    ["bilevel_envs.policies", "bilevel_envs.envs.*", "bilevel_envs.markov_game"],
+    ["bilevel_envs.follower", "bilevel_envs.rollout", "bilevel_envs.pettingzoo_env"],
+    ["bilevel_envs.markov_games.*"],
     ["bilevel_envs.followers.soft_value_iteration", "bilevel_envs.followers.riccati", "bilevel_envs.env_base"],
     ["bilevel_envs.followers.truncated", "bilevel_envs.tabular_env", "bilevel_envs.linear_env"],
     ["bilevel_envs.followers", "bilevel_envs.gym_env"],
@@ -57,7 +58,7 @@ ROWS = [
     ["leaders.cli"],
 ]
 # Names that a package's __init__ offers lazily or re-exports; importing the package means importing these rows.
-FACADES = {"bilevel_envs.envs"}
+FACADES = {"bilevel_envs.envs", "bilevel_envs.markov_games"}
 
 
 def name_of(path: Path) -> str:
