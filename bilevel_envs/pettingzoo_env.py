@@ -112,7 +112,7 @@ class GameEnv(_GameFace, AECEnv):
         """The state for the leader, (s, a) for the follower."""
         check_choice(agent, AGENTS, "agent")
         if agent == LEADER:
-            return self._state
+            return self.state()
         nothing = np.zeros(self.game.leader_actions.shape or ())
         shown = nothing if self._leader_action is None else self._leader_action
         return self.game.observe_follower(self._state, shown)
@@ -181,4 +181,4 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
         return observations, rewards, dict.fromkeys(AGENTS, False), dict.fromkeys(AGENTS, over), infos
 
     def _observations(self) -> dict[str, Any]:
-        return {LEADER: self._state, FOLLOWER: self.game.not_drawn(self._state)}
+        return {LEADER: self.state(), FOLLOWER: self.game.not_drawn(self._state)}

@@ -1,0 +1,264 @@
+"""Two-player games: PettingZoo's own checks, one game in both forms, and the tables behind them."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pettingzoo
+import pytest
+import torch
+
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.followers import SoftValueIteration
+from bilevel_envs.markov_games import toy_markov_game_v0
+from bilevel_envs.markov_games.toy_markov_game_v0 import INDIFFERENT, VARIANTS, ToyMarkovGame
+from bilevel_envs.model import Preferences
+from bilevel_envs.noise import Noise
+from leaders import exact
+
+with warnings.catch_warnings():  # PettingZoo's tests load one of its own games in a way that it deprecates
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, render_test, seed_test
+
+GAMES = [(toy_markov_game_v0, {"variant": "R1"}), (toy_markov_game_v0, {"variant": "R2"})]
+IDS = ["toy-R1", "toy-R2"]
+NAMES = ["BiLevel/ToyMarkovGame-v0"]
+
+
+def policy_at(p):
+    """The leader's policy with f(0|A) = p."""
+    theta = np.full((3, 2), 0.5)
+    theta[1] = [p, 1 - p]
+    return theta
+
+
+# Its heuristics suspect a first observation of 0 and unbounded spaces, which are meant here.
+@pytest.mark.filterwarnings("ignore:.*(all zeros|infinite|infinity|very large|relatively small):UserWarning")
+@pytest.mark.parametrize(("module", "arguments"), GAMES, ids=IDS)
+def test_pettingzoos_own_checks(module, arguments):
+    api_test(module.env(**arguments), num_cycles=400)
+    parallel_api_test(module.parallel_env(**arguments), num_cycles=400)
+    seed_test(lambda: module.env(**arguments))
+    parallel_seed_test(lambda: module.parallel_env(**arguments))
+    render_test(lambda render_mode: module.env(render_mode=render_mode, **arguments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pettingzoo_knows_the_games(name):
+    turns, together = pettingzoo.make("aec", name), pettingzoo.make("parallel", name, max_cycles=7)
+    assert turns.unwrapped.possible_agents == together.possible_agents == ["leader_0", "follower_0"]
+    assert together.horizon == 7
+
+
+def moves(env, seed, steps):
+    spaces = [env.action_space(agent) for agent in ("leader_0", "follower_0")]
+    for offset, space in enumerate(spaces):
+        space.seed(seed + offset)
+    return [tuple(space.sample() for space in spaces) for _ in range(steps)]
+
+
+@pytest.mark.parametrize(("module", "arguments"), GAMES, ids=IDS)
+def test_both_forms_are_one_game_for_many_steps(module, arguments):
+    lives = []
+    for _ in range(2):  # the same seed twice: determinism over many steps
+        turns, together = module.env(**arguments), module.parallel_env(**arguments)
+        turns.reset(seed=5)
+        seen, _ = together.reset(seed=5)
+        life = []
+        for a, b in moves(together, 5, together.horizon):
+            np.testing.assert_array_equal(turns.observe("leader_0"), seen["leader_0"])
+            assert turns.agent_selection == "leader_0"
+            turns.step(a)
+            # the follower sees what the leader has drawn
+            expected = together.observe_follower(seen["leader_0"], a)
+            np.testing.assert_array_equal(turns.observe("follower_0"), expected)
+            assert together.observation_space("follower_0").contains(seen["follower_0"])
+            assert not np.array_equal(seen["follower_0"], expected)  # marked as not drawn yet
+            turns.step(b)
+            seen, rewards, terminated, truncated, _ = together.step({"leader_0": a, "follower_0": b})
+            assert turns.rewards == rewards
+            assert turns.truncations == truncated
+            assert turns.terminations == terminated
+            life.append((np.asarray(seen["leader_0"]).tolist(), rewards))
+        assert all(truncated.values())
+        assert together.agents == []
+        lives.append(life)
+    assert lives[0] == lives[1]
+
+
+@pytest.mark.parametrize(("module", "arguments"), GAMES, ids=IDS)
+def test_the_last_rewards_arrive_in_the_dead_turns(module, arguments):
+    env = module.env(**arguments)
+    env.reset(seed=0)
+    policies = {agent: env.action_space(agent) for agent in env.possible_agents}
+    for agent, space in policies.items():
+        space.seed(len(agent))
+    paid, collected = dict.fromkeys(policies, 0.0), dict.fromkeys(policies, 0.0)
+    for agent in env.agent_iter():
+        _, reward, terminated, truncated, _ = env.last()
+        collected[agent] += reward
+        env.step(None if terminated or truncated else policies[agent].sample())
+        if agent == "follower_0" and not truncated:
+            paid = {one: paid[one] + env.rewards[one] for one in paid}
+    assert collected == pytest.approx(paid)
+
+
+def test_the_parallel_form_refuses_half_a_move():
+    env = toy_markov_game_v0.parallel_env()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="`actions` must hold a move of each agent, got none of follower_0"):
+        env.step({"leader_0": 0})
+    with pytest.raises(ValueError, match="`agent` must be one of 'leader_0', 'follower_0', got 'leader'"):
+        env.action_space("leader")
+    fresh = toy_markov_game_v0.parallel_env()
+    with pytest.raises(ValueError, match="`max_cycles` must be at least 1"):
+        toy_markov_game_v0.parallel_env(max_cycles=0)
+    with pytest.raises(ValueError, match="`variant` must be one of 'R1', 'R2'"):
+        toy_markov_game_v0.parallel_env(variant="R3")
+    assert fresh.possible_agents == ["leader_0", "follower_0"]
+
+
+# The toy game ------------------------------------------------------------------------------------------------------
+
+
+def test_the_toys_table_is_the_papers():
+    t = ToyMarkovGame(variant="R2").tables
+    # (s, a, b) → (s', r_L, r_F), from the specification's table
+    S, A, B = range(3)
+    expected = {
+        (S, 0, 0): (S, 0, 0), (S, 1, 1): (A, 1, 1), (S, 0, 2): (B, 0, 1),
+        (A, 0, 0): (S, 0, 0), (A, 0, 1): (A, 0, 0), (A, 0, 2): (B, 0, 2),
+        (A, 1, 0): (S, 0, -1), (A, 1, 1): (S, 0, -1), (A, 1, 2): (S, 0, -1),
+        (B, 0, 0): (S, 0, 0), (B, 1, 1): (B, 0, 0), (B, 0, 2): (B, 0, 0),
+    }  # fmt: skip
+    for at, (following, r_leader, r_follower) in expected.items():
+        assert int(t.transition[at].argmax()) == following
+        assert (float(t.r_leader[at]), float(t.r_follower[at])) == (r_leader, r_follower)
+    assert pytest.approx(2.3858910707, abs=1e-9) == INDIFFERENT
+    assert float(ToyMarkovGame(variant="R1").tables.r_follower[A, 0, 2]) == 1
+
+
+def test_the_other_variants_are_read_as_written():
+    t = ToyMarkovGame(variant="3_1a").tables  # base −1, B,*,s:0
+    assert float(t.r_follower[0, 0, 0]) == -1
+    assert float(t.r_follower[2, 1, 0]) == 0
+    assert float(t.r_follower[0, 1, 2]) == -3
+    assert int(ToyMarkovGame(variant="2_2").tables.transition[1, 1, 0].argmax()) == 2  # A,1,s>B
+    assert int(ToyMarkovGame(variant="1_1a").tables.transition[0, 1, 1].argmax()) == 2  # S,1,a>B
+    assert ToyMarkovGame(variant="1_1b").horizon == 100
+    assert len(VARIANTS) == 16
+    for variant in VARIANTS:
+        model = ToyMarkovGame(variant=variant).model(torch.full((1, 3, 2), 0.5, dtype=torch.float64))
+        SoftValueIteration().best_response(model, Preferences(0.99, 0.99, 0.05))
+
+
+@pytest.mark.parametrize(
+    ("variant", "p", "value", "discounted", "undiscounted", "goes"),
+    [
+        ("R2", 0.497363, 39.940211, 31.165576, 59.750091, 0.986968),
+        ("R1", 0.833544, 34.992641, 27.315561, 52.324139, 0.975011),
+    ],
+)
+def test_the_toys_optima(variant, p, value, discounted, undiscounted, goes):
+    """Specification, section 6."""
+    env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant=variant))
+    theta = policy_at(p)
+    assert exact.objective(env, theta) == pytest.approx(value, abs=1e-6)
+    assert exact.objective(env, theta, horizon=150) == pytest.approx(discounted, abs=2e-6)
+    assert exact.objective(env, theta, horizon=150, discount=1.0) == pytest.approx(undiscounted, abs=2e-6)
+    assert float(env.best_response(theta).policy.probs[0, 0, 1]) == pytest.approx(goes, abs=1e-6)
+    assert float(env.best_known) == pytest.approx(value, abs=1e-6)
+    assert exact.objective(env, policy_at(p + 1e-3)) < value > exact.objective(env, policy_at(p - 1e-3))
+
+
+def test_the_toys_hypergradient():
+    """Specification, sections 3 and 7.4: −1.49598 at p = 1/2 on R2, of which −15.633 is direct; and differences."""
+    env = gym.make("BiLevel/ToyMarkovGame-v0", variant="R2")
+    direct, guiding = exact.hypergradient_parts(env, policy_at(0.5))
+    along = np.array([1.0, -1.0])  # dθ[A] / dp
+    assert (direct + guiding)[1] @ along == pytest.approx(-1.4959815, abs=1e-6)
+    assert direct[1] @ along == pytest.approx(-15.633, abs=1e-3)
+    np.testing.assert_allclose((direct + guiding)[[0, 2]], 0, atol=1e-9)  # only f(.|A) matters
+    np.testing.assert_allclose((direct + guiding).sum(-1), 0, atol=1e-9)  # each row's mean is removed
+    for variant, p in (("R1", 0.7), ("R2", 0.3)):
+        env, h = gym.make("BiLevel/ToyMarkovGame-v0", variant=variant), 1e-5
+        difference = (exact.objective(env, policy_at(p + h)) - exact.objective(env, policy_at(p - h))) / (2 * h)
+        assert exact.hypergradient(env, policy_at(p))[1] @ along == pytest.approx(difference, rel=1e-6)
+
+
+def test_the_followers_gradient_starts_one_step_later():
+    """Eq. (9) summed from t = 1 is ∇Q_F; from t = 0 it is off by V · ∇log f (specification, section 3)."""
+    problem = ToyMarkovGame(variant="R2")
+    preferences, h = problem.preferences, 1e-6
+    solve = SoftValueIteration(tol=1e-13).best_response
+
+    def response(p):
+        return solve(problem.model(torch.tensor(policy_at(p))[None]), preferences)
+
+    p = 0.5
+    difference = (response(p + h).q.values - response(p - h).q.values)[0] / (2 * h)  # dQ_F/dp, [6, 3]
+    best, model = response(p), problem.model(torch.tensor(policy_at(p))[None])
+    # score d log f(a|s)/dp: at A, 1/p for a = 0 and −1/(1 − p) for a = 1
+    score = torch.tensor([0, 0, 1 / p, -1 / (1 - p), 0, 0], dtype=torch.float64)
+    arrives = best.v.values[0] * score  # V score where a step arrives
+    gamma, transition, g = preferences.gamma_follower, model.transition[0], best.policy.probs[0]
+    onward = torch.einsum("sb,sbt->st", g, transition)
+    # G(s̄) = V score + γ Σ_b g P G is the sum from t = 0 on; from t = 1: ∇Q = γ P G
+    total = torch.linalg.solve(torch.eye(6, dtype=torch.float64) - gamma * onward, arrives)
+    from_one = gamma * torch.einsum("sbt,t->sb", transition, total)
+    torch.testing.assert_close(from_one, difference, rtol=0, atol=1e-6 * float(difference.abs().max()))
+    from_zero = arrives[:, None] + from_one
+    assert float((from_zero - difference).abs().max()) > 100  # the specification: up to 124
+
+
+def test_a_follower_that_does_not_see_the_draw_lives_in_three_states():
+    env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", sees_leader=False))
+    assert env.observation_space == gym.spaces.Discrete(3)
+    theta = policy_at(0.3)
+    model = env.model(theta)
+    # at A, b: 0.3 of going on to B for 2, 0.7 of paying 1 and being sent back
+    assert float(model.r_follower[0, 1, 2]) == pytest.approx(0.3 * 2 - 0.7)
+    np.testing.assert_allclose(model.transition[0, 1, 2], [0.7, 0.0, 0.3], atol=1e-12)
+    h = 1e-5
+    moved = [exact.objective(env, policy_at(0.5 + sign * h)) for sign in (1, -1)]
+    along = exact.hypergradient(env, policy_at(0.5))[1] @ [1, -1]
+    assert along == pytest.approx((moved[0] - moved[1]) / (2 * h), rel=1e-5)
+
+
+def test_observations_and_indices():
+    env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"))
+    assert env.observation_space == gym.spaces.MultiDiscrete([3, 2])
+    pairs = np.array([[0, 1], [2, 0]])
+    np.testing.assert_array_equal(env.problem.index(pairs), [1, 4])
+    np.testing.assert_array_equal(env.problem.observe(np.array([1, 4])), pairs)
+    best = env.best_response(policy_at(0.5))
+    assert best.policy.probs.shape == (1, 6, 3)
+
+
+def test_theta_that_is_no_policy_is_refused():
+    env = gym.make("BiLevel/ToyMarkovGame-v0")
+    with pytest.raises(ValueError, match="`theta` must be probabilities whose rows sum to 1; at .* sum to 0.9"):
+        env.unwrapped.configure([[0.5, 0.5], [0.4, 0.5], [0.5, 0.5]])
+    with pytest.raises(ValueError, match="`theta` must lie in theta_space"):
+        env.unwrapped.configure([[0.5, 0.5], [1.4, -0.4], [0.5, 0.5]])
+
+
+def test_parameterisations_are_policies():
+    problem = ToyMarkovGame()
+    for name in ("softmax", "mlp"):
+        theta = problem.parameterization(4, Noise([0, 1, 2, 3]), name)().detach()
+        assert theta.shape == (4, 3, 2)
+        problem.check_theta(theta.numpy())
+        assert len({float(p) for p in theta[:, 1, 0]}) == 4
+    with pytest.raises(ValueError, match="`policy` must be one of 'softmax', 'mlp', got 'table'"):
+        problem.parameterization(1, Noise([0]), "table")
+
+
+def test_pictures_highlight_the_move():
+    env = toy_markov_game_v0.parallel_env(render_mode="rgb_array")
+    env.reset(seed=0)
+    before = env.render()
+    env.step({"leader_0": 0, "follower_0": 1})
+    after = env.render()
+    assert before.shape == after.shape == (320, 480, 3)
+    assert (before != after).any()
