@@ -13,6 +13,7 @@ from bilevel_envs.registration import register_all
 
 if TYPE_CHECKING:
     from bilevel_envs.follower import BestResponse, Follower
+    from bilevel_envs.leader_env import LeaderEnv
     from bilevel_envs.linear_env import LinearEnv, LinearVectorEnv
     from bilevel_envs.linear_quadratic import LinearQuadraticModel
     from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
@@ -28,6 +29,7 @@ _HOME = {
     "BilevelWrapper": "wrapper",
     "ConfigurableMDP": "model",
     "Follower": "follower",
+    "LeaderEnv": "leader_env",
     "LinearEnv": "linear_env",
     "LinearQuadraticModel": "linear_quadratic",
     "LinearVectorEnv": "linear_env",
@@ -46,6 +48,7 @@ __all__ = [
     "BilevelWrapper",
     "ConfigurableMDP",
     "Follower",
+    "LeaderEnv",
     "LinearEnv",
     "LinearQuadraticModel",
     "LinearVectorEnv",

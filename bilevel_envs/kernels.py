@@ -349,6 +349,45 @@ def expected_sarsa(
 
 
 @compiled
+def stage_game(
+    table: np.ndarray,
+    state: np.ndarray,
+    action: np.ndarray,
+    following: np.ndarray,
+    reward: np.ndarray,
+    decay: np.ndarray,
+    valid: np.ndarray,
+    answer: np.ndarray,
+    leader_actions: int,
+    rate: np.ndarray,
+) -> None:
+    """Q(s̄, b) += η (r + decay · max_a' Q((s', a'), answer(s', a')) − Q(s̄, b)) in place, from the last step back.
+
+    Args:
+      table: Q, [R, S, B], over s̄ = s · A + a.
+      state, action, following: int [R, N, T].
+      reward: [R, N, T].
+      decay: γ, or 0 where nothing follows, [R, N, T].
+      valid: bool [R, N, T].
+      answer: the follower's reply at each s̄, int [R|1, S].
+      leader_actions: A.
+      rate: η, [R].
+    """
+    runs, rows, horizon = state.shape
+    for run in range(runs):
+        q, reply = table[run], answer[run % len(answer)]
+        for k in range(horizon - 1, -1, -1):
+            for row in range(rows):
+                if valid[run, row, k]:
+                    s, b = state[run, row, k], action[run, row, k]
+                    first = following[run, row, k] // leader_actions * leader_actions
+                    v = q[first, reply[first]]
+                    for other in range(first + 1, first + leader_actions):
+                        v = max(v, q[other, reply[other]])
+                    q[s, b] += rate[run] * (reward[run, row, k] + decay[run, row, k] * v - q[s, b])
+
+
+@compiled
 def decaying_sum(x: np.ndarray, decay: float, starts: np.ndarray) -> np.ndarray:
     """w_k = decay · w_{k−1} + x_k along the last axis, from 0 where `starts`; x and w are [M, T]."""
     out = np.empty_like(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -26,11 +27,22 @@ class _GameFace:
         self.metadata = {"name": name, "render_modes": RENDER_MODES, "render_fps": 10, "is_parallelizable": False}
         self.possible_agents = list(AGENTS)
         self._window: Any = None
+        # Own copies: a space carries the generator that samples from it.
+        self._actions = {LEADER: deepcopy(game.leader_actions), FOLLOWER: deepcopy(game.follower_actions)}
+        self._observed = {LEADER: deepcopy(game.game_states), FOLLOWER: deepcopy(self._follower_sees(game))}
+
+    def _follower_sees(self, game: MarkovGame) -> gym.Space:
+        raise NotImplementedError
+
+    def observation_space(self, agent: str) -> gym.Space:
+        """What the agent observes."""
+        check_choice(agent, AGENTS, "agent")
+        return self._observed[agent]
 
     def action_space(self, agent: str) -> gym.Space:
         """The agent's actions."""
         check_choice(agent, AGENTS, "agent")
-        return self.game.leader_actions if agent == LEADER else self.game.follower_actions
+        return self._actions[agent]
 
     def observe_follower(self, state: Any, leader_action: Any) -> Any:
         """What follower_0 sees at `state` once the leader has drawn `leader_action`."""
@@ -91,10 +103,8 @@ class GameEnv(_GameFace, AECEnv):
         AECEnv.__init__(self)
         _GameFace.__init__(self, game, name, max_cycles, render_mode)
 
-    def observation_space(self, agent: str) -> gym.Space:
-        """What the agent observes."""
-        check_choice(agent, AGENTS, "agent")
-        return self.game.game_states if agent == LEADER else self.game.seen_space
+    def _follower_sees(self, game: MarkovGame) -> gym.Space:
+        return game.seen_space
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> None:
         """Starts an episode; nothing in these games is drawn by the environment, so `seed` has no influence."""
@@ -152,10 +162,8 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
     def __init__(self, game: MarkovGame, name: str, max_cycles: int | None, render_mode: str | None) -> None:
         _GameFace.__init__(self, game, name, max_cycles, render_mode)
 
-    def observation_space(self, agent: str) -> gym.Space:
-        """What the agent observes."""
-        check_choice(agent, AGENTS, "agent")
-        return self.game.game_states if agent == LEADER else self.game.unseen_space
+    def _follower_sees(self, game: MarkovGame) -> gym.Space:
+        return game.unseen_space
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, dict]]:
         """Starts an episode; nothing in these games is drawn by the environment, so `seed` has no influence."""

@@ -1,7 +1,7 @@
 """Leader trainers: each estimates how the leader's return changes with θ, the follower's reaction included."""
 
 from leaders import exact
-from leaders.algorithms import BCHG, HPGD, LEADERS, ExactGradient, NaivePGD, SoBiRL
+from leaders.algorithms import BCHG, HPGD, LEADERS, BiAC, ExactGradient, NaivePGD, SoBiRL
 from leaders.history import History
 from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.train import Leader
@@ -11,6 +11,7 @@ __all__ = [
     "CMAES",
     "HPGD",
     "LEADERS",
+    "BiAC",
     "ExactGradient",
     "History",
     "Leader",

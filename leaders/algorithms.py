@@ -110,7 +110,7 @@ class BCHG(SampledLeader):
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
         runs: number of stacked runs; None for a single one without a runs axis.
         seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
@@ -141,7 +141,7 @@ class BCHG(SampledLeader):
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
-        policy: torch.nn.Module | None = None,
+        policy: torch.nn.Module | str | None = None,
         runs: int | None = None,
         seed: int | Sequence[int] = 0,
         verbose: int = 0,
@@ -167,7 +167,9 @@ class NaivePGD(SampledLeader):
 
     Args:
         env: a ``BilevelWrapper``.
-        preset: None or ``"paper"`` (every-visit average over the start states, cut episodes summed as far as they go).
+        preset: None or ``"paper"`` (every-visit average over the start states, cut episodes summed as far as they
+            go; in games an actor and a critic as in ``BiAC``).
+        replay: in games with the preset, learn from all transitions so far instead of the last batch.
         critic: as in ``BCHG``; it matters only where θ enters transitions or start.
         critic_learning_rate: as in ``BCHG``.
         tail: as in ``BCHG``.
@@ -180,7 +182,7 @@ class NaivePGD(SampledLeader):
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
         runs: number of stacked runs; None for a single one without a runs axis.
         seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
@@ -197,6 +199,7 @@ class NaivePGD(SampledLeader):
         env: gym.Env,
         *,
         preset: str | None = None,
+        replay: bool | None = None,
         critic: str | Critic | None = None,
         critic_learning_rate: Any = None,
         tail: str | None = None,
@@ -208,13 +211,14 @@ class NaivePGD(SampledLeader):
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
-        policy: torch.nn.Module | None = None,
+        policy: torch.nn.Module | str | None = None,
         runs: int | None = None,
         seed: int | Sequence[int] = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
     ) -> None:
         arguments = given(locals())
+        _check_replay(replay, preset)
         default = Sampling("naive_pgd", features="none")
         paper = replace(default, tail="reference", critic="monte_carlo")
         fit = replace(PUBLISHED_FIT, normalised=True)
@@ -276,7 +280,7 @@ class HPGD(SampledLeader):
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
         runs: number of stacked runs; None for a single one without a runs axis.
         seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
@@ -309,7 +313,7 @@ class HPGD(SampledLeader):
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
-        policy: torch.nn.Module | None = None,
+        policy: torch.nn.Module | str | None = None,
         runs: int | None = None,
         seed: int | Sequence[int] = 0,
         verbose: int = 0,
@@ -463,7 +467,7 @@ class SoBiRL(SampledLeader):
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
         runs: number of stacked runs; None for a single one without a runs axis.
         seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
@@ -491,7 +495,7 @@ class SoBiRL(SampledLeader):
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
-        policy: torch.nn.Module | None = None,
+        policy: torch.nn.Module | str | None = None,
         runs: int | None = None,
         seed: int | Sequence[int] = 0,
         verbose: int = 0,
@@ -503,6 +507,80 @@ class SoBiRL(SampledLeader):
         paper = replace(default, critic="monte_carlo", tail="reference")
         kick = "sobirl_modified" if modified else "sobirl"
         super().__init__(env, arguments, {None: default, "paper": paper}, kick=kick)
+
+
+class BiAC(SampledLeader):
+    r"""Bi-AC: first-order policy gradient for the leader of a game, with the backup of a stage game in its critic.
+
+    .. math::
+
+        Q_L(s, a, b) = r_L + \gamma_L \max_{a'} Q_L(s', a', b^*(s', a')),
+        \qquad b^*(s, a) = \arg\max_b g(b | s, a)
+
+    The kick is 0 as in ``NaivePGD``. The critic supposes a leader that commits anew in every state, while the follower
+    replies to the policy that the leader has: where only a mixed policy keeps the follower interested, as in the toy
+    Markov game, it promises what will not come.
+
+    Args:
+        env: a ``BilevelWrapper`` around a finite game whose follower sees the leader's move.
+        preset: None or ``"paper"``: networks for policy and critic, Adam, replay, target networks that move by 1 % per
+            outer iteration (``leaders.actor_critic`` lists the choices).
+        replay: with the preset, learn from all transitions so far (the default) or from the last batch.
+        critic_learning_rate: as in ``BCHG``.
+        critic_start: as in ``BCHG``.
+        tail: as in ``BCHG``.
+        arrival: as in ``BCHG``.
+        batch_size: transitions per outer iteration and run; None for the environment's advice, or 100.
+        rows: as in ``BCHG``.
+        sampler: ``"fused"`` or ``"steps"``.
+        learning_rate: step size, a number or one per run.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
+        runs: number of stacked runs; None for a single one without a runs axis.
+        seed: run i uses the stream of seed + i; or one seed per run.
+        verbose: 0 for silence, 1 for a table now and then.
+        tensorboard_log: folder for events, or None.
+
+    References:
+        The baseline "Bi-AC" of arXiv:2603.14867.
+    """
+
+    name: ClassVar[str] = "bi-ac"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        *,
+        preset: str | None = None,
+        replay: bool | None = None,
+        critic_learning_rate: Any = None,
+        critic_start: str | None = None,
+        tail: str | None = None,
+        arrival: str | None = None,
+        batch_size: int | None = None,
+        rows: int | None = None,
+        sampler: str | None = None,
+        learning_rate: Any = None,
+        optimizer: str | None = None,
+        max_grad_norm: float | None = None,
+        policy: torch.nn.Module | str | None = None,
+        runs: int | None = None,
+        seed: int | Sequence[int] = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        arguments = given(locals())
+        _check_replay(replay, preset)
+        replay = True if replay is None and preset == "paper" else replay
+        default = Sampling("naive_pgd", critic="stage_game", features="none")
+        super().__init__(env, arguments | {"replay": replay}, {None: default, "paper": default})
+
+
+def _check_replay(replay: bool | None, preset: str | None) -> None:
+    check_choice(replay, (None, True, False), "replay")
+    if replay is not None and preset != "paper":
+        raise ValueError(f'`replay` must be None without `preset="paper"`, got {replay!r}')
 
 
 class ExactGradient(Leader):
@@ -519,7 +597,7 @@ class ExactGradient(Leader):
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
         runs: number of stacked runs (different starts); None for a single one without a runs axis.
         seed: run i uses the stream of seed + i; or one seed per run.
         verbose: 0 for silence, 1 for a table now and then.
@@ -538,7 +616,7 @@ class ExactGradient(Leader):
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
-        policy: torch.nn.Module | None = None,
+        policy: torch.nn.Module | str | None = None,
         runs: int | None = None,
         seed: int | Sequence[int] = 0,
         verbose: int = 0,
@@ -561,5 +639,6 @@ class ExactGradient(Leader):
 
 
 LEADERS: dict[str, type[Leader]] = {
-    leader.name: leader for leader in (BCHG, NaivePGD, HPGD, SoBiRL, ExactGradient, ZerothOrder, CMAES, RandomSearch)
+    leader.name: leader
+    for leader in (BCHG, NaivePGD, HPGD, SoBiRL, BiAC, ExactGradient, ZerothOrder, CMAES, RandomSearch)
 }

@@ -20,7 +20,7 @@ from scipy import stats
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.followers import Truncated
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.algorithms import BCHG, HPGD, ExactGradient, NaivePGD, SoBiRL
+from leaders.algorithms import BCHG, HPGD, BiAC, ExactGradient, NaivePGD, SoBiRL
 from leaders.critics import ExpectedSarsa, Sarsa
 from leaders.history import History, replace_file
 from leaders.search import CMAES, RandomSearch, ZerothOrder
@@ -34,6 +34,7 @@ CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
     "hpgd-oracle": (HPGD, {"variant": "oracle"}),
     "sobirl": (SoBiRL, {}),
     "naive-pgd": (NaivePGD, {}),
+    "bi-ac": (BiAC, {}),
     "exact": (ExactGradient, {}),
     "zeroth-order": (ZerothOrder, {}),
     "cmaes": (CMAES, {}),

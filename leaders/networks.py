@@ -97,7 +97,7 @@ class TemporalDifference:
         flat = x.reshape(x.shape[0], -1, x.shape[-1])
         at_once = max(1, CHUNK // (flat.shape[0] * max(self.how.hidden, default=1)))
         with torch.no_grad():
-            scaled = [_through(self.layers, (part / self.input_scale).float()) for part in flat.split(at_once, 1)]
+            scaled = [through(self.layers, (part / self.input_scale).float()) for part in flat.split(at_once, 1)]
         return (torch.cat(scaled, 1).double() * self.output_scale).view(*x.shape[:-1], -1)
 
     def fit(
@@ -148,7 +148,7 @@ class TemporalDifference:
                 chosen = order[:, position : position + size_of_part]
                 position += size_of_part
                 x_now, target_now, used_now = (_taken(table, chosen) for table in (x, target, used))
-            off = (_through(self.layers, x_now) - target_now).square().mean(-1) * used_now
+            off = (through(self.layers, x_now) - target_now).square().mean(-1) * used_now
             loss = (off.sum(1) / used_now.sum(1).clamp(min=1)).sum()
             self._adam.zero_grad()
             loss.backward()
@@ -185,13 +185,22 @@ class TemporalDifference:
             self._adam.load_state_dict(state["adam"])
 
 
-def _through(layers: list[Tensor], x: Tensor) -> Tensor:
+def through(layers: list[Tensor], x: Tensor) -> Tensor:
     """The networks' outputs, [R, K, D]."""
     for index in range(0, len(layers), 2):
         if index:
             x = x.relu()
         x = torch.baddbmm(layers[index + 1], x, layers[index])
     return x
+
+
+def xavier(sizes: tuple[int, ...], noise: Noise) -> list[Tensor]:
+    """First weights: Xavier-uniform, biases 0; weight [R, in, out], bias [R, 1, out], weight, ..., float32."""
+    layers = []
+    for inner, outer in pairwise(sizes):
+        start = (6 / (inner + outer)) ** 0.5 * (2 * noise.uniform(inner, outer) - 1)
+        layers += [torch.from_numpy(start).float(), torch.zeros(noise.runs, 1, outer)]
+    return layers
 
 
 def _orthogonal(sizes: tuple[int, ...], output: float, noise: Noise) -> list[Tensor]:

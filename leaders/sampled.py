@@ -18,8 +18,9 @@ from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
+from leaders.actor_critic import UPDATES, USUAL_UPDATES, ActorCritic, untrained
 from leaders.critic import Critic
-from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, NetworkCritic, Sarsa
+from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, NetworkCritic, Sarsa, StageGame
 from leaders.critics.least_squares import feature_count
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
@@ -32,7 +33,7 @@ from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
-CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "td", "exact")
+CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "td", "stage_game", "exact")
 LINEAR_CRITICS = ("lstd", "td", "exact")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "quadratic", "none")
@@ -125,8 +126,17 @@ class SampledLeader(Leader):
             common = Common(**PUBLISHED_STEPS)
             if self.linear:
                 common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
-        super().__init__(env, changed(common, arguments), arguments)
+        game = preset == "paper" and hasattr(getattr(env, "problem", None), "tables")
+        if game:
+            common = replace(common, learning_rate=1e-4, optimizer="adam", max_grad_norm=float("inf"))
+            if arguments["policy"] is None:
+                arguments = arguments | {"policy": "mlp"}
+        advised = getattr(getattr(env, "problem", None), "advised", {}) if preset is None else {}
+        super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
+        usual = changed(usual, advised)
+        if game:
+            usual = replace(usual, batch_size=450, rows=3, tail="keep")
         sampling = changed(usual, arguments | overrides)
         if not _is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
@@ -144,8 +154,13 @@ class SampledLeader(Leader):
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
+        self.actor_critic: ActorCritic | None = None
+        if game:
+            self.actor_critic = self._published_actor_critic(arguments)
 
     def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+        if self.actor_critic is not None:
+            return self._published_game(self.actor_critic, theta, model, best)
         fixed = model.detach()
         batch = self.env.rollout(
             theta.detach(),
@@ -163,6 +178,27 @@ class SampledLeader(Leader):
             leader_return=mean_return(batch, self.env.preferences.gamma_leader),
             env_steps=self.sampling.batch_size + further_steps,
             episodes=(batch.valid & (batch.terminated | batch.truncated)).sum((1, 2)),
+        )
+
+    def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+        """One outer iteration of a published leader in a game; the first one is played at random by both."""
+        fixed, behaviour = model.detach(), theta.detach()
+        if self.progress.iterations == 0:
+            behaviour = torch.full_like(behaviour, 1 / behaviour.shape[-1])
+            best = untrained(self.runs, fixed.states, fixed.actions, self.env.preferences.beta)
+            fixed = self.env.model(behaviour)
+        batch = self.env.rollout(behaviour, best, self.noise, rows=self.rows, horizon=self.horizon, model=fixed)
+
+        def ascend(surrogate: Tensor) -> None:
+            self._ascent.zero_grad()
+            (-surrogate.sum()).backward()
+            self._ascent.step()
+
+        return Estimate(
+            surrogate=actor_critic.improve(self.policy, batch, best, self.env.preferences, self.noise, ascend),
+            leader_return=mean_return(batch, self.env.preferences.gamma_leader),
+            env_steps=self.sampling.batch_size,
+            episodes=batch.starts.sum((1, 2)),
         )
 
     def _surrogate(
@@ -247,6 +283,8 @@ class SampledLeader(Leader):
         return torch.cat([ones, batch.state, products(batch.state)], -1)
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
+        if self.actor_critic is not None:
+            raise ValueError('`gradient_samples` needs another `preset` than "paper" in games, an actor-critic there')
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
         preferences, horizon = self.env.preferences, whole_episode_horizon(self.env.preferences)
         theta = self._theta().detach()
@@ -288,10 +326,35 @@ class SampledLeader(Leader):
         return steps
 
     def _critic_state(self) -> dict[str, Any]:
-        return self.critic.state_dict()
+        return self.critic.state_dict() if self.actor_critic is None else self.actor_critic.state_dict()
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
-        self.critic.load_state_dict(state)
+        if self.actor_critic is not None:
+            self.actor_critic.load_state_dict(state, self.policy)
+        else:
+            self.critic.load_state_dict(state)
+
+    def _published_actor_critic(self, arguments: dict[str, Any]) -> ActorCritic:
+        problem: Any = self.env.problem
+        states, leader_actions, actions = problem.tables.r_leader.shape
+        if self.name not in ("bchg", "naive-pgd", "bi-ac"):
+            raise ValueError(f"`preset` must be None for {type(self).__name__} in games, got 'paper'")
+        if not problem.sees_leader:
+            raise ValueError("`preset` must be None where the follower does not see the leader's move, got 'paper'")
+        replay = bool(arguments.get("replay"))
+        told = (self.name, problem.variant, replay)
+        actor_steps, critic_steps = UPDATES.get(told, USUAL_UPDATES)
+        return ActorCritic(self.name, states, leader_actions, actions, actor_steps, critic_steps, replay)
+
+    def _leader_actions(self) -> int:
+        """A, in games whose follower sees the leader's move."""
+        problem = self.env.problem
+        if not getattr(problem, "sees_leader", False) or not hasattr(problem, "tables"):
+            raise ValueError(
+                '`critic` "stage_game" needs a finite game whose follower sees the leader\'s move, such as '
+                f"BiLevel/ToyMarkovGame-v0; got {type(problem).__name__}"
+            )
+        return problem.tables.r_leader.shape[1]
 
     def _usual_batch(self) -> int:
         """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
@@ -354,6 +417,8 @@ class SampledLeader(Leader):
         rate = np.asarray(rate, dtype=float) if np.ndim(rate) else rate
         if sampling.critic == "sarsa":
             return Sarsa(gamma, rate, start, cut_is_end=sampling.tail == "reference")
+        if sampling.critic == "stage_game":
+            return StageGame(gamma, rate, start, self._leader_actions())
         if sampling.critic == "expected_sarsa":
             return ExpectedSarsa(gamma, rate, start)
         return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)

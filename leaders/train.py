@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import pickle
@@ -68,7 +69,7 @@ class Common:
     Attributes:
       runs: number of stacked runs; None for a single one without a runs axis.
       seed: run i uses the stream of seed + i; or one seed per run.
-      policy: the parameterisation of θ; None for the environment's default.
+      policy: the parameterisation of θ, or the name of one of the environment's; None for its default.
       verbose: 0 silent, 1 a table now and then.
       tensorboard_log: folder for TensorBoard events; None for none.
       learning_rate: step size, a number or one per run.
@@ -80,7 +81,7 @@ class Common:
 
     runs: int | None = None
     seed: int | Sequence[int] = 0
-    policy: torch.nn.Module | None = None
+    policy: torch.nn.Module | str | None = None
     verbose: int = 0
     tensorboard_log: str | None = None
     learning_rate: Any = 0.05
@@ -398,11 +399,17 @@ class Leader:
         return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
 
     def _parameterization(self) -> torch.nn.Module:
-        policy = self.common.policy
-        if policy is None:
+        policy: Any = self.common.policy
+        if policy is None or isinstance(policy, str):
             if not hasattr(self.env.problem, "parameterization"):
                 raise ValueError(f"`policy` must be given: {type(self.env.problem).__name__} names no parameterization")
-            policy = self.env.problem.parameterization(self.runs, self.noise)
+            make: Any = self.env.problem.parameterization
+            if policy is not None and "name" not in inspect.signature(make).parameters:
+                raise ValueError(
+                    f"`policy` must be None or a module: {type(self.env.problem).__name__} names no other "
+                    f"parameterization, got {policy!r}"
+                )
+            policy = make(self.runs, self.noise) if policy is None else make(self.runs, self.noise, name=policy)
         if not isinstance(policy, torch.nn.Module):
             raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
         theta = policy()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_shape
 from bilevel_envs.drawing import graph_image
+from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
 from bilevel_envs.markov_game import GameTables, on_the_simplex
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences
 from bilevel_envs.noise import Noise
@@ -109,6 +110,10 @@ class ToyMarkovGame(ConfigurableMDP):
         ``sees_leader``: whether the follower sees a before it moves. ``beta`` (0.05), ``gamma_leader``,
         ``gamma_follower`` (0.99).
 
+    Advised:
+        Leaders draw three episodes per iteration (``batch_size=450``) and take ``learning_rate=0.02`` and
+        ``critic_learning_rate=0.2`` here unless told otherwise.
+
     Best Known:
         R1: J_L = 34.9926 at f(0|A) = 0.8335; R2: 39.9402 at 0.4974, by exact maximisation over f(0|A).
 
@@ -127,6 +132,7 @@ class ToyMarkovGame(ConfigurableMDP):
 
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(0.0, 1.0, (3, LEADER_ACTIONS), np.float64)
     default_theta: ClassVar[np.ndarray] = np.full((3, LEADER_ACTIONS), 0.5)
+    advised: ClassVar[dict[str, Any]] = {"batch_size": 450, "critic_learning_rate": 0.2, "learning_rate": 0.02}
     usual_observation: ClassVar[str] = "vector"
     leader_actions: ClassVar[gym.Space] = gym.spaces.Discrete(LEADER_ACTIONS)
     follower_actions: ClassVar[gym.Space] = gym.spaces.Discrete(len(ACTIONS))
@@ -224,6 +230,14 @@ class ToyMarkovGame(ConfigurableMDP):
         at = (int(state), int(leader_action), int(action))
         t = self.tables
         return int(t.transition[at].argmax()), float(t.r_leader[at]), float(t.r_follower[at])
+
+    def usual_follower(self) -> SoftValueIteration:
+        """The exact one."""
+        return SoftValueIteration()
+
+    def policy_state(self, state: int, leader_action: int) -> int:
+        """s̄ = 2 s + a, what the follower's policy takes."""
+        return LEADER_ACTIONS * int(state) + int(leader_action)
 
     def observe_follower(self, state: int, leader_action: int) -> np.ndarray:
         """(s, a)."""

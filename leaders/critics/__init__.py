@@ -5,5 +5,6 @@ from leaders.critics.least_squares import LeastSquares
 from leaders.critics.monte_carlo import MonteCarlo
 from leaders.critics.network import NetworkCritic
 from leaders.critics.sarsa import ExpectedSarsa, Sarsa
+from leaders.critics.stage_game import StageGame
 
-__all__ = ["ExactCritic", "ExpectedSarsa", "LeastSquares", "MonteCarlo", "NetworkCritic", "Sarsa"]
+__all__ = ["ExactCritic", "ExpectedSarsa", "LeastSquares", "MonteCarlo", "NetworkCritic", "Sarsa", "StageGame"]

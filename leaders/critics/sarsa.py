@@ -19,7 +19,7 @@ from leaders.critics.exact import table_values
 STARTS = ("zeros", "normal")
 
 
-class _LearnedTable:
+class LearnedTable:
     """A table [R, S, B] that is kept from batch to batch."""
 
     def __init__(self, gamma: float, learning_rate: float | np.ndarray, start: str = "zeros") -> None:
@@ -41,25 +41,28 @@ class _LearnedTable:
         """Puts the table back."""
         self.table = state["table"].numpy().copy()
 
-    def _begin(self, policy: BoltzmannPolicy, noise: Noise) -> None:
+    def begin(self, policy: BoltzmannPolicy, noise: Noise) -> None:
+        """Makes the first table."""
         shape = tuple(policy.log_probs.shape[-2:])
         if self.table.shape != (noise.runs, *shape):
             self.table = noise.normal(*shape) if self.start == "normal" else np.zeros((noise.runs, *shape))
 
-    def _copied(self, copy: Any, count: int) -> Any:
+    def copied(self, copy: Any, count: int) -> Any:
+        """`copy` with `count` times this table."""
         copy.table = np.concatenate([self.table] * count)
         return copy
 
-    def _rates(self) -> np.ndarray:
+    def rates(self) -> np.ndarray:
         """η of each run, [R]."""
         return np.broadcast_to(np.asarray(self.learning_rate, float), len(self.table)).copy()
 
-    def _copied_rate(self, count: int) -> float | np.ndarray:
+    def copied_rate(self, count: int) -> float | np.ndarray:
+        """η for as many copies."""
         rate = self.learning_rate
         return np.tile(rate, count) if np.ndim(rate) else rate
 
 
-class Sarsa(_LearnedTable):
+class Sarsa(LearnedTable):
     """Q_L(s, b) += η (r_L + γ_L Q_L(s', b') − Q_L(s, b)), each transition once, in random order.
 
     Args:
@@ -83,7 +86,7 @@ class Sarsa(_LearnedTable):
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """One shuffled pass over the batch."""
-        self._begin(best.policy, noise)
+        self.begin(best.policy, noise)
         rows, horizon = batch.state.shape[1:]
         self.pass_over(batch, best.policy, noise.permutation(rows * horizon))
 
@@ -96,14 +99,14 @@ class Sarsa(_LearnedTable):
             reward = reward + torch.where(cut, self.gamma * v_next, 0.0)
         decay = self.gamma * (~(batch.terminated | cut)).double()
         state, action, valid = batch.state.numpy(), batch.action.numpy(), batch.valid.numpy()
-        sarsa(self.table, state, action, reward.numpy(), decay.numpy(), valid, order, self._rates())
+        sarsa(self.table, state, action, reward.numpy(), decay.numpy(), valid, order, self.rates())
 
     def copies(self, count: int) -> Sarsa:
         """`count` tables for each run."""
-        return self._copied(Sarsa(self.gamma, self._copied_rate(count), self.start, self.cut_is_end), count)
+        return self.copied(Sarsa(self.gamma, self.copied_rate(count), self.start, self.cut_is_end), count)
 
 
-class ExpectedSarsa(_LearnedTable):
+class ExpectedSarsa(LearnedTable):
     """Q_L(s, b) += η (r_L + γ_L Σ_b' g(b'|s') Q_L(s', b') − Q_L(s, b)), from the last step back to the first.
 
     The order carries a late reward back along its whole episode in one pass. Nothing is special where the batch
@@ -117,12 +120,12 @@ class ExpectedSarsa(_LearnedTable):
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """One backward pass over the batch."""
-        self._begin(best.policy, noise)
+        self.begin(best.policy, noise)
         decay = self.gamma * (~batch.terminated).double()
         state, action, following = batch.state.numpy(), batch.action.numpy(), batch.next_state.numpy()
         reward, valid, g = batch.r_leader.numpy(), batch.valid.numpy(), best.policy.probs.numpy()
-        expected_sarsa(self.table, state, action, following, reward, decay.numpy(), valid, g, self._rates())
+        expected_sarsa(self.table, state, action, following, reward, decay.numpy(), valid, g, self.rates())
 
     def copies(self, count: int) -> ExpectedSarsa:
         """`count` tables for each run."""
-        return self._copied(ExpectedSarsa(self.gamma, self._copied_rate(count), self.start), count)
+        return self.copied(ExpectedSarsa(self.gamma, self.copied_rate(count), self.start), count)

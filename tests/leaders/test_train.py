@@ -263,6 +263,8 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
         BCHG(make("FourRooms"), learning_rat=0.1)
     with pytest.raises(TypeError, match="`policy` must be a torch.nn.Module"):
+        BCHG(make("FourRooms"), policy=3)
+    with pytest.raises(ValueError, match="`policy` must be None or a module: FourRooms names no other"):
         BCHG(make("FourRooms"), policy="mlp")
     with pytest.raises(TypeError, match="`critic` must be one of .*or an object with fit, values"):
         BCHG(make("FourRooms"), critic=3)

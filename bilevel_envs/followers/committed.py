@@ -1,0 +1,73 @@
+"""A follower of a game that plans as if it moved before it sees the leader's next draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bilevel_envs._checks import check_count, check_number
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Model, Preferences
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import Table, TabularModel
+
+
+@dataclass(frozen=True)
+class Committed:
+    r"""Iterates Q(s, a, b) = r_F + γ_F β log Σ_b' exp(Σ_a' f(a'|s') Q(s', a', b') / β), from the last table on.
+
+    The mean over the leader's next move stands *inside* the logarithm: in its plans the follower chooses b' before it
+    sees a', while the policy that it is given, softmax(Q(s, a, ·)/β), does see a. This is what the published code of
+    the toy Markov game iterates; it is not the best response, whose mean stands outside (`SoftValueIteration`), and
+    values lie below its own. Where the game's moves are random, the mean is over the next state, too.
+
+    Attributes:
+      beta: overrides the problem's β; None keeps the problem's.
+      sweeps: at most so many (published: 1,000).
+      tol: stops when no entry of Q changes by more (published: 1e-6).
+
+    Source: the follower of arXiv:2603.14867's toy Markov game, as published.
+    """
+
+    beta: float | None = None
+    sweeps: int = 1_000
+    tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.beta is not None:
+            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        check_count(self.sweeps, "sweeps")
+        check_number(self.tol, "tol", above=0)
+
+    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+        """The response to a game's table.
+
+        Args:
+          model: a `TabularModel` over (s, a); its gradients are not followed.
+          preferences: γ_F, and β unless this follower has its own.
+          start: an earlier response, at whose Q_F it begins; at 0 without one.
+
+        Raises:
+          TypeError: if `model` is not a table.
+        """
+        if not isinstance(model, TabularModel):
+            raise TypeError(f"`model` must be a TabularModel for Committed to plan in, got {type(model).__name__}")
+        model, gamma = model.detach(), preferences.gamma_follower
+        beta = preferences.beta if self.beta is None else self.beta
+        kernel = model.structure.kernel.expand(model.runs, -1, -1, -1)
+        q = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
+        if start is not None and start.q.values.shape == q.shape:
+            q = start.q.values
+        change = torch.full((model.runs,), np.inf, dtype=torch.float64)
+        for _ in range(self.sweeps):
+            expected = torch.einsum("rsbt,rtc->rsbc", kernel, q)
+            goes_on = kernel.sum(-1)
+            new = model.r_follower + gamma * goes_on * beta * torch.logsumexp(expected / beta, -1)
+            change, q = (new - q).abs().amax((-2, -1)), new
+            if change.max() <= self.tol:
+                break
+        v = beta * torch.logsumexp(q / beta, -1)
+        policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))
+        return BestResponse(policy, Table(q), Table(v), change, optimal=False)

@@ -1,0 +1,114 @@
+"""The leader's chair in a game, for libraries that know nothing of followers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from bilevel_envs._checks import check_choice
+from bilevel_envs.env_base import as_theta, check_options, check_render_mode
+from bilevel_envs.follower import BestResponse, Follower
+
+
+class LeaderEnv(gym.Env):
+    """A game in which the follower answers by itself: `step(leader_action)` lets it reply, and pays the leader.
+
+    Its reply is to the policy last set by `configure`, not to the one that in truth acts: whoever trains a leader here
+    must `configure` again when the policy has changed, and solves the follower's problem each time.
+
+    Args:
+      game: a game with two players, its Gymnasium environment, or one of its PettingZoo forms.
+      follower: who answers; None for the game's exact follower.
+      theta: the leader's policy that the follower knows, see `configure`; the game's default if None.
+      render_mode: "rgb_array" or None.
+
+    Raises:
+      TypeError: if `game` is none.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
+
+    def __init__(
+        self, game: Any, follower: Follower | None = None, theta: Any = None, render_mode: str | None = None
+    ) -> None:
+        self.game = _game_of(game)
+        check_render_mode(render_mode, self.metadata["render_modes"], self.game)
+        check_choice(getattr(self.game, "sees_leader", True), (True,), "game.sees_leader")
+        self.render_mode = render_mode
+        self.follower: Follower = self.game.usual_follower() if follower is None else follower
+        self.observation_space, self.action_space = map(deepcopy, (self.game.game_states, self.game.leader_actions))
+        self._state: Any = None
+        self._over = True
+        self._best: BestResponse | None = None
+        self.configure(self.game.default_theta if theta is None else theta)
+
+    @property
+    def best(self) -> BestResponse:
+        """The follower's response in force."""
+        assert self._best is not None
+        return self._best
+
+    def configure(self, theta: Any) -> None:
+        """Tells the follower the leader's policy θ, ``[*θ.shape]``, and lets it solve its problem anew.
+
+        Raises:
+          ValueError: if θ has the wrong shape or lies outside the game's `theta_space`; all then stays as it was.
+        """
+        array = as_theta(self.game, theta)
+        if array.shape != self.game.theta_space.shape:
+            raise ValueError(f"`theta` must have shape {list(self.game.theta_space.shape)}, got {list(array.shape)}")
+        model = self.game.model(torch.from_numpy(array)[None])
+        self._best = self.follower.best_response(model, self.game.preferences, self._best)
+        self.theta = array
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+        """Starts an episode; `options={"theta": θ}` configures first."""
+        super().reset(seed=seed)
+        check_options(options)
+        if options and "theta" in options:
+            self.configure(options["theta"])
+        self._state, self._path, self._step, self._over = self.game.first_state(), [], 0, False  # type: ignore[var-annotated]
+        return np.asarray(self._state), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """The leader moves, the follower answers; `info` tells its action and its reward."""
+        if self._over:
+            raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
+        if not self.action_space.contains(action) and not self.action_space.contains(np.asarray(action).item()):
+            raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
+        seen = self.game.policy_state(self._state, action)
+        uniform = torch.from_numpy(self.np_random.random((1, *getattr(self.best.policy, "action_shape", ()))))
+        answer = self.best.policy.sample(torch.as_tensor(seen)[None], uniform)[0].numpy()
+        following, r_leader, r_follower = self.game.advance(self._state, action, answer)
+        self._path.append((self._state, action, answer))
+        self._state, self._step = following, self._step + 1
+        self._over = self._step >= self.game.horizon
+        info = {"follower_action": answer, "follower_reward": r_follower, "step": self._step - 1}
+        return np.asarray(following), r_leader, False, self._over, info
+
+    def render(self) -> np.ndarray | None:
+        """The present state as a picture."""
+        if self.render_mode is None:
+            gym.logger.warn('no picture: make the environment with render_mode="rgb_array"')
+            return None
+        if self._state is None:
+            raise gym.error.ResetNeeded("call `reset` before `render`")
+        return self.game.draw_game(self._path, self._state)
+
+
+def _game_of(game: Any) -> Any:
+    """The problem behind whatever was given."""
+    inner = getattr(game, "unwrapped", game)
+    for name in ("game", "problem"):
+        inner = getattr(inner, name, inner)
+    if not hasattr(inner, "advance"):
+        raise TypeError(
+            "`game` must be a game with two players, such as toy_markov_game_v0.env(), its Gymnasium environment, or "
+            f"the game itself, got {type(game).__name__}"
+        )
+    return inner
