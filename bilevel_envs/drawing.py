@@ -137,6 +137,50 @@ def building_image(
     return _finish(image, *size)
 
 
+def plane_image(
+    path: np.ndarray, target: np.ndarray, widths: np.ndarray, size: tuple[int, int] = (480, 320)
+) -> np.ndarray:
+    """A path in the plane, and the contours at one, two and three widths around a target.
+
+    Args:
+      path: points so far, the last row being now, [k, 2].
+      target: [2].
+      widths: standard deviations of the reward around it, [2].
+      size: width and height in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    width, height = size[0] * SCALE, size[1] * SCALE
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    reach = np.array([1.5, 0.15])  # what is shown to each side of the origin
+
+    def place(point: np.ndarray) -> tuple[float, float]:
+        x, y = np.clip(point / reach, -1.05, 1.05)
+        return (0.5 + 0.46 * x) * width, (0.5 - 0.42 * y) * height
+
+    origin = place(np.zeros(2))
+    draw.line([(0, origin[1]), (width, origin[1])], fill=(215, 215, 210), width=SCALE)
+    draw.line([(origin[0], 0), (origin[0], height)], fill=(215, 215, 210), width=SCALE)
+    for ring in (3, 2, 1):
+        (left, bottom), (right, top) = place(target - ring * widths), place(target + ring * widths)
+        tint = tuple(int(c) for c in shade(np.array(0.12 * (4 - ring)), np.array(TARGET)))
+        draw.ellipse((left, top, right, bottom), fill=tint, outline=TARGET, width=SCALE)
+    points = [place(point) for point in path]
+    if len(points) > 1:
+        draw.line(points, fill=(150, 150, 150), width=SCALE)
+    for point in points[:-1]:
+        _disc(draw, point, 3 * SCALE, (200, 205, 215))
+    _disc(draw, points[-1], 6 * SCALE, AGENT)
+    for text, at in (
+        ("s1", (width - 14 * SCALE, origin[1] - 10 * SCALE)),
+        ("s2", (origin[0] + 12 * SCALE, 10 * SCALE)),
+    ):
+        _text(draw, at, text, WALL, 11 * SCALE)
+    return _finish(image, *size)
+
+
 def _vent(draw: ImageDraw.ImageDraw, one: Sequence[float], other: Sequence[float], opening: float) -> None:
     """The wall between two zones, open in its middle."""
     left, top = max(one[0], other[0]), max(one[1], other[1])

@@ -22,11 +22,12 @@ class _Stepper:
         self.runs, self.bound = model.runs, model.bound
         self.share = count // model.runs
         self.deviation = np.sqrt(model.noise.diagonal(dim1=-2, dim2=-1).numpy())[:, None]
+        self.start = np.repeat(np.broadcast_to(model.start.numpy(), (model.runs, model.state_size)), self.share, axis=0)
         self.spread = np.sqrt(model.initial.diagonal(dim1=-2, dim2=-1).numpy())[:, None]
 
-    def first(self, uniform: np.ndarray) -> np.ndarray:
-        """First states, [count, n]; the same law in every run."""
-        return truncated_normal(np.zeros(1), self.spread[0], self.bound, uniform)
+    def first(self, uniform: np.ndarray, index: np.ndarray) -> np.ndarray:
+        """First states of the environments `index`, [len(index), n]."""
+        return truncated_normal(self.start[index], self.spread[0], self.bound, uniform)
 
     def advance(
         self, state: np.ndarray, action: np.ndarray, uniform: np.ndarray
@@ -70,7 +71,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         self._stepper = _Stepper(self.problem, model, self._theta, self.num_envs)
 
     def _first(self, index: np.ndarray) -> np.ndarray:
-        return self._stepper.first(self._uniform(index))
+        return self._stepper.first(self._uniform(index), index)
 
     def _checked(self, actions: Any) -> np.ndarray:
         return _as_actions(actions, (self.num_envs, *self.single_action_space.shape), "actions")  # type: ignore[misc]
@@ -105,7 +106,7 @@ class LinearEnv(ConfigurableEnv):
     def _begin(self) -> np.ndarray:
         if self._fresh:
             self._block, self._fresh = np.empty((0, *self.observation_space.shape)), False  # type: ignore[misc]
-        self._path = [self._stepper.first(self._uniform())[0]]
+        self._path = [self._stepper.first(self._uniform(), np.zeros(1, int))[0]]
         return self._path[0]
 
     def _checked(self, action: Any) -> np.ndarray:

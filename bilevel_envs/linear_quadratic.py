@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from bilevel_envs._checks import check_finite, check_number, check_shape
 from bilevel_envs.model import Rollout, Terms
 
 MOST_DOUBLINGS = 64
+OTHERS = ("bound", "bump", "horizon")  # what a model has beside tensors that lead with runs
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,45 @@ def _doubled(step: Tensor, first: Tensor, gamma: float) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Bump:
+    """x ↦ exp(−½ (x − c)ᵀ diag(p) (x − c)) of a state's first entries: worth 1 at c, nothing far from it.
+
+    Attributes:
+      centre: c, [d].
+      precision: p, positive, [d].
+    """
+
+    centre: Tensor
+    precision: Tensor
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """At states [..., n], [...]."""
+        off = state[..., : len(self.centre)] - self.centre
+        return torch.exp(-(off**2 * self.precision).sum(-1) / 2)
+
+    def expected(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Its mean over x ~ N(mean, covariance): [..., n] and [..., n, n], broadcast; [...]."""
+        d = len(self.centre)
+        spread = covariance[..., :d, :d] + (1 / self.precision).diag()
+        off = (mean[..., :d] - self.centre)[..., None]
+        factor = torch.linalg.cholesky(spread)
+        white = torch.linalg.solve_triangular(factor, off, upper=False)[..., 0]
+        volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + self.precision.log().sum() / 2
+        return torch.exp(-(white**2).sum(-1) / 2 - volume)
+
+
+@dataclass(frozen=True)
 class LinearQuadraticModel:
-    r"""s' = A s + B b + w, w ~ N(0, W), r_F = −sᵀQs − bᵀRb, r_L = −sᵀCs − bᵀEb − c.
+    r"""s' = A s + B b + w, w ~ N(0, W), r_F = −sᵀQs − bᵀRb, r_L = −sᵀCs − bᵀEb − c, and a bump if there is one.
 
     Every matrix leads with a runs axis, R or 1 for "the same in every run", and may depend on θ, the first state's
-    excepted.
+    covariance excepted.
 
     Attributes:
       A: [R|1, n, n].
       B: [R|1, n, m].
-      noise: W, diagonal and positive, [R|1, n, n].
-      initial: covariance of the first state, whose mean is 0, diagonal and positive, [1, n, n].
+      noise: W, diagonal, no entry negative, [R|1, n, n]; what has no noise must not depend on θ.
+      initial: covariance of the first state, diagonal, no entry negative, [1, n, n].
       state_cost: Q, symmetric, [R|1, n, n].
       action_cost: R, symmetric and positive definite, [R|1, m, m].
       leader_state_cost: C, symmetric, [R|1, n, n].
@@ -108,6 +137,9 @@ class LinearQuadraticModel:
       leader_cost: c, [R|1].
       bound: states are kept in [−bound, bound]: the mean A s + B b is clipped to it, and w truncated, entry by entry.
         Solutions take no notice of it; inf for no bound.
+      start: mean of the first state, [R|1, n]; None for 0.
+      bump: a further reward of the leader's that depends on the state; None for none.
+      horizon: the leader's objective is a sum over so many steps; None for no end.
 
     Raises:
       TypeError: if a matrix is no float64 tensor.
@@ -124,8 +156,13 @@ class LinearQuadraticModel:
     leader_action_cost: Tensor
     leader_cost: Tensor
     bound: float = float("inf")
+    start: Tensor = field(default=None)  # type: ignore[assignment]
+    bump: Bump | None = None
+    horizon: int | None = None
 
     def __post_init__(self) -> None:
+        if self.start is None and isinstance(self.B, Tensor):
+            object.__setattr__(self, "start", torch.zeros(1, self.B.shape[-2], dtype=torch.float64))
         for name, matrix in self._matrices():
             if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
                 got = f"a tensor of {matrix.dtype}" if isinstance(matrix, Tensor) else type(matrix).__name__
@@ -136,19 +173,23 @@ class LinearQuadraticModel:
         of_actions = ("action_cost", "leader_action_cost")
         for name, matrix in self._matrices():
             square = (m, m) if name in of_actions else (n, n)
-            check_shape(matrix, {"B": (n, m), "leader_cost": ()}.get(name, square), name)
+            check_shape(matrix, {"B": (n, m), "leader_cost": (), "start": (n,)}.get(name, square), name)
             leading = (1,) if name == "initial" else (1, self.runs)
-            if matrix.ndim != (1 if name == "leader_cost" else 3) or matrix.shape[0] not in leading:
+            if matrix.ndim != {"leader_cost": 1, "start": 2}.get(name, 3) or matrix.shape[0] not in leading:
                 wanted = " or ".join(map(str, sorted(set(leading))))
                 raise ValueError(f"`{name}` must have a leading runs axis ({wanted}), got shape {list(matrix.shape)}")
             check_finite(matrix, name)
-            if name not in ("A", "B", "leader_cost") and not torch.allclose(matrix, matrix.mT, atol=1e-9):
+            if name not in ("A", "B", "leader_cost", "start") and not torch.allclose(matrix, matrix.mT, atol=1e-9):
                 raise ValueError(f"`{name}` must be symmetric; it is off by {float((matrix - matrix.mT).abs().max())}")
         for name in ("noise", "initial"):
             matrix = getattr(self, name).detach()
             variance = matrix.diagonal(dim1=-2, dim2=-1)
-            if (matrix != torch.diag_embed(variance)).any() or (variance <= 0).any():
-                raise ValueError(f"`{name}` must be diagonal with positive entries, got {matrix[0].tolist()}")
+            least_allowed = 0.0 if self.bound == float("inf") else np.finfo(float).tiny
+            if (matrix != torch.diag_embed(variance)).any() or (variance < least_allowed).any():
+                wanted = (
+                    "no negative entry" if self.bound == float("inf") else "positive entries, as there is a `bound`"
+                )
+                raise ValueError(f"`{name}` must be diagonal with {wanted}, got {matrix[0].tolist()}")
         least = float(torch.linalg.eigvalsh(self.action_cost.detach()).min())
         if least <= 0:
             raise ValueError(f"`action_cost` must be positive definite; its smallest eigenvalue is {least:.3g}")
@@ -189,16 +230,17 @@ class LinearQuadraticModel:
         """−sᵀCs − bᵀEb − c, [R, ...]."""
         states = (state * linear(self.leader_state_cost, state)).sum(-1)
         actions = (action * linear(self.leader_action_cost, action)).sum(-1)
-        return -states - actions - along(self.leader_cost, states)
+        total = -states - actions - along(self.leader_cost, states)
+        return total if self.bump is None else total + self.bump(state)
 
     def log_arrival(self, state: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """log N(s'; A s + B b, W), [R, ...]."""
-        factor = torch.linalg.cholesky(self.noise)
-        off = next_state - self.mean_next(state, action)
-        white = linear(torch.linalg.inv(factor), off)
-        size = self.state_size * np.log(2 * np.pi) / 2
-        volume = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -(white**2).sum(-1) / 2 - along(size + volume, off[..., 0])
+        """log N(s'; A s + B b, W) of the entries with noise, [R, ...]."""
+        return _log_density(next_state - self.mean_next(state, action), self.noise)
+
+    def log_start(self, state: Tensor) -> Tensor:
+        """log N(s_0; start, initial) of the entries that vary, [R, ...]."""
+        mean = self.start.view(len(self.start), *[1] * (state.ndim - 2), -1)
+        return _log_density(state - mean, self.initial)
 
     def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
         """The differentiable terms at the visited steps; None where no gradient can flow.
@@ -213,7 +255,7 @@ class LinearQuadraticModel:
             return any(getattr(self, name).requires_grad for name in names)
 
         follower = moves("state_cost", "action_cost")
-        arrives = moves("A", "B", "noise")
+        arrives, starts = moves("A", "B", "noise"), moves("start")
         expected = None
         if policy is not None and follower:
             expected = policy.expect(Quadratic(-block(self.state_cost, self.action_cost), torch.zeros(1)), state)
@@ -221,14 +263,26 @@ class LinearQuadraticModel:
         return Terms(
             r_leader=self.r_leader(state, action) if leader else None,
             r_follower=self.r_follower(state, action) if follower else None,
-            log_start=None,
+            log_start=self.log_start(state) if starts else None,
             log_arrival=self.log_arrival(state, action, rollout.next_state) if arrives else None,
             expected_r_follower=expected,
             mean_next=self.mean_next(state, action) if moves("A", "B") and not moves("noise") else None,
+            mean_start=self.start[:, None, None].expand_as(state) if starts else None,
         )
 
     def _matrices(self) -> list[tuple[str, Tensor]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self) if field.name != "bound"]
+        return [(one.name, getattr(self, one.name)) for one in fields(self) if one.name not in OTHERS]
+
+
+def _log_density(off: Tensor, covariance: Tensor) -> Tensor:
+    """Of N(0, covariance), diagonal [R|1, n, n], at [R, ..., n]; entries without variance count for nothing."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    varies = variance.detach() > 0
+    variance = torch.where(varies, variance, 1.0)
+    squares = off**2 / variance.view(len(variance), *[1] * (off.ndim - 2), -1)
+    inside = varies.view(len(varies), *[1] * (off.ndim - 2), -1)
+    volume = torch.where(varies, variance.log() + np.log(2 * np.pi), 0.0).sum(-1) / 2
+    return -torch.where(inside, squares, 0.0).sum(-1) / 2 - along(volume, off[..., 0])
 
 
 def truncated_normal(mean: np.ndarray, deviation: np.ndarray, bound: float, uniform: np.ndarray) -> np.ndarray:

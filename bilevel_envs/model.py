@@ -95,6 +95,7 @@ class Terms:
       log_arrival: log p(next_state_k | s_k, b_k; θ).
       expected_r_follower: E_b[r_F(s_k, b; θ)] under a policy held fixed; only where one was given.
       mean_next: E[next_state_k | s_k, b_k; θ], [R, N, T, n]; only in continuous worlds whose noise is free of θ.
+      mean_start: E[s_0; θ], [R, N, T, n]; meaningful where an episode starts; only in continuous worlds.
     """
 
     r_leader: Tensor | None
@@ -103,6 +104,7 @@ class Terms:
     log_arrival: Tensor | None
     expected_r_follower: Tensor | None = None
     mean_next: Tensor | None = None
+    mean_start: Tensor | None = None
 
 
 class Model(Protocol):

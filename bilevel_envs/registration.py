@@ -13,10 +13,14 @@ PROBLEMS = {
         100,
     ),
     "BiLevel/ToyMarkovGame-v0": ("bilevel_envs.markov_games.toy_markov_game_v0:ToyMarkovGame", 150),
+    "BiLevel/BilevelLQR-v0": ("bilevel_envs.markov_games.bilevel_lqr_v0:BilevelLQR", 100),
     "BiLevel/RandomMDP-v0": ("bilevel_envs.envs.random_mdp:RandomMDP", 100),
 }
 
-GAMES = {"BiLevel/ToyMarkovGame-v0": "bilevel_envs.markov_games.toy_markov_game_v0"}
+GAMES = {
+    "BiLevel/ToyMarkovGame-v0": "bilevel_envs.markov_games.toy_markov_game_v0",
+    "BiLevel/BilevelLQR-v0": "bilevel_envs.markov_games.bilevel_lqr_v0",
+}
 
 
 def register_all() -> None:

@@ -160,11 +160,12 @@ def linear_rollout(
     draws = noise.uniform(horizon, rows, 2 * n + m)
     deviation = model.noise.diagonal(dim1=-2, dim2=-1).sqrt().numpy()[:, None]
     spread = model.initial.diagonal(dim1=-2, dim2=-1).sqrt().numpy()[:, None]
+    first = model.start.numpy()[:, None]
     state, action, following = (torch.empty(*shape, size, dtype=torch.float64) for size in (n, m, n))
     s, length = torch.empty(0), time_limit or horizon
     for k in range(horizon):
         if k % length == 0:
-            s = torch.from_numpy(truncated_normal(np.zeros(1), spread, model.bound, draws[:, k, :, n + m :]))
+            s = torch.from_numpy(truncated_normal(first, spread, model.bound, draws[:, k, :, n + m :]))
         state[:, :, k], action[:, :, k] = s, policy.sample(s, draws[:, k, :, n : n + m])
         mean = model.mean_next(s, action[:, :, k]).numpy()
         s = torch.from_numpy(truncated_normal(mean, deviation, model.bound, draws[:, k, :, :n]))

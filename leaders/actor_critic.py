@@ -157,7 +157,7 @@ class ActorCritic:
 
     def _table(self, layers: list[Tensor]) -> Tensor:
         """Q_L at every (s, b), [R, S, B, A]."""
-        state, action = torch.eye(self.states), torch.eye(self.actions)
+        state, action = (torch.eye(size, dtype=torch.float64) for size in (self.states, self.actions))
         x = torch.cat([state.repeat_interleave(self.actions, 0), action.repeat(self.states, 1)], -1)
         q = through(layers, x.expand(len(layers[0]), -1, -1))
         return q.view(-1, self.states, self.actions, self.leader_actions)
@@ -173,7 +173,7 @@ class ActorCritic:
             promised = later.gather(2, answer[:, :, None]).squeeze(2)
             own = promised.gather(-1, greedy[..., None])[..., 0]
             v = promised.amax(-1) if self.kind == "bi-ac" else own
-            wanted = data.reward[run, index].float() + gamma * v[run, data.following[run, index]]
+            wanted = data.reward[run, index] + gamma * v[run, data.following[run, index]]
         at = (run, data.state[run, index], data.action[run, index], data.leader_action[run, index])
         loss = (self._table(self.layers)[at] - wanted).square().mean(-1).sum()
         self._adam.zero_grad()
@@ -197,14 +197,14 @@ class ActorCritic:
         f = log_f.detach().exp()
         index = self._drawn(noise, preferences.gamma_leader)
         s, a, b = (part[run, index] for part in (data.state, data.leader_action, data.action))
-        values = q[run, s, b].double()  # [R, 64, A]
+        values = q[run, s, b]  # [R, 64, A]
         taken = values.gather(-1, a[..., None])[..., 0]
         advantage = taken - (f[run, s] * values).sum(-1)
         weight = torch.zeros_like(f)
         weight.index_put_((run.expand_as(s), s, a), advantage / SAMPLE, accumulate=True)
         if self.kind == "bchg":
             others = _sampled(g[run, s, a], noise.uniform(SAMPLE, DRAWS))
-            mean = q[run[..., None], s[..., None], others, a[..., None]].double().mean(-1)
+            mean = q[run[..., None], s[..., None], others, a[..., None]].mean(-1)
             share = (taken - mean) / preferences.beta / SAMPLE
             kick = torch.zeros_like(data.reward)
             alone = index == 0  # the code's walk through its buffer stops at once where it begins
@@ -239,17 +239,17 @@ class ActorCritic:
     def state_dict(self) -> dict[str, Any]:
         """Networks, Adam's memory and what is stored."""
         return {
-            "layers": [layer.detach() for layer in self.layers],
-            "target": self.target,
-            "target_policy": self.target_policy.state_dict() if self.target_policy is not None else None,
+            "layers": [layer.detach().clone() for layer in self.layers],
+            "target": [layer.clone() for layer in self.target],
+            "target_policy": copy.deepcopy(self.target_policy.state_dict()) if self.target_policy is not None else None,
             "stored": dict(vars(self.stored)) if self.stored is not None and self.replay else None,
-            "adam": self._adam.state_dict() if self._adam is not None else None,
+            "adam": copy.deepcopy(self._adam.state_dict()) if self._adam is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any], policy: torch.nn.Module) -> None:
         """Puts back what `state_dict` gave; `policy` is of the target policy's kind."""
         self.layers = [layer.clone().requires_grad_() for layer in state["layers"]]
-        self.target = state["target"]
+        self.target = [layer.clone() for layer in state["target"]]
         if state["target_policy"] is not None:
             self.target_policy = copy.deepcopy(policy)
             self.target_policy.load_state_dict(state["target_policy"])

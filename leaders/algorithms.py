@@ -14,7 +14,6 @@ from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critic import Critic
@@ -25,7 +24,7 @@ from leaders.per_step import per_step_gradient
 from leaders.sampled import LINEAR, PUBLISHED_LINEAR, SampledLeader, Sampling, is_linear, whole_episode_horizon
 from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.surrogate import surrogate
-from leaders.train import Common, Estimate, Leader, changed, given
+from leaders.train import Common, Estimate, Leader, changed, check_wrapped, given
 from leaders.values import evaluate
 from leaders.weights import occupancy, weights_from_kick
 
@@ -75,8 +74,8 @@ class BCHG(SampledLeader):
     In linear-quadratic worlds (building thermal control) the defaults are a least-squares critic on quadratic features
     and the closed form of ∇Q_F − ∇V_F (``knowledge="model"``). ``preset="paper"`` there is the published code for
     continuous worlds: batches of 10,000, a network fitted anew by 5,000 full-batch steps (minutes per iteration;
-    ``critic="lstd"`` instead takes milliseconds), ∇log p clipped one by one in the direct term, blocks of θ clipped
-    apart.
+    ``critic="lstd"`` instead takes a tenth of a second), ∇log p clipped one by one in the direct term, blocks of θ
+    clipped apart.
 
     On four rooms, from θ ≈ 0, the exact hypergradient leads to a plateau J_L ≈ 0, and so does the default here. What
     leaves it is noise: the published form's, or ``features="none"`` with ``learning_rate=0.02`` (docs: "The plateau in
@@ -264,8 +263,9 @@ class HPGD(SampledLeader):
             batch of 10,000 transitions with uniform starts, whose means replace Q_L, V_L and both gradients. Where
             states are vectors: batches of 10,000, networks fitted by 5,000 full-batch steps each, every ∇log p of the
             direct term clipped at 1 and each block of θ clipped apart, SGD with step 0.001 ("mc") or 0.01 ("td").
-        baseline: where states are vectors, how ∇V_F is fitted: ``"lstd"`` (quadratic features, the default), ``"td"``
-            (a network, the published form's), or an object with the methods of ``leaders.baseline.Baseline``.
+        baseline: where states are vectors, how ∇V_F is fitted, whatever the critic: ``"lstd"`` (quadratic features, the
+            default), ``"td"`` (a network, the published form's), or an object with the methods of
+            ``leaders.baseline.Baseline``.
         oracle_draws: episodes from each visited pair and state (``"oracle"`` without the preset).
         oracle_size: transitions of the published oracle's batch.
         critic: as in ``BCHG``; it overrides what the variant says (the published oracle has no use for it).
@@ -320,7 +320,7 @@ class HPGD(SampledLeader):
         tensorboard_log: str | None = None,
     ) -> None:
         arguments = given(locals())
-        vectors = isinstance(env, BilevelWrapper) and is_linear(env)
+        vectors = is_linear(check_wrapped(env))
         check_choice(variant, LINEAR_VARIANTS if vectors else VARIANTS, "variant")
         if baseline is not None and not vectors:
             raise ValueError(f"`baseline` must be None where states are countable, got {baseline!r}")
@@ -405,7 +405,9 @@ class HPGD(SampledLeader):
         added = [weight * term for term, weight in pairs if term is not None and weight is not None]
         if not added:
             return torch.zeros(len(theta), dtype=theta.dtype)
-        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), noise)
+        # The published form adds nothing at the last step of an episode, which is no step of the process then.
+        used = batch.valid & ~batch.cut if self.sampling.arrival == "clipped" else batch.valid
+        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), used, noise)
         return ((kick[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
 
     def _make_critic(self) -> Critic:
@@ -584,7 +586,7 @@ def _check_replay(replay: bool | None, preset: str | None) -> None:
 
 
 class ExactGradient(Leader):
-    """Ascends the exact hypergradient: no samples, tables only; what the estimators would do without noise.
+    """Ascends the exact hypergradient: no samples; what the estimators would do without noise.
 
     ::
 
@@ -593,7 +595,7 @@ class ExactGradient(Leader):
             solve for V_L, the discounted visits and the adjoint;   θ ← θ + α ∇J_L(θ)
 
     Args:
-        env: a ``BilevelWrapper`` around an environment with tables.
+        env: a ``BilevelWrapper`` around an environment with tables or a linear-quadratic model.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.

@@ -18,8 +18,8 @@ from leaders.quadratics import lstd, products
 class Baseline(Protocol):
     """A vector-valued function of the state."""
 
-    def fit(self, batch: Rollout, added: Tensor, noise: Noise) -> None:
-        """Learns from what each step of a batch adds to ∇Q_F, [R, N, T, dim θ]."""
+    def fit(self, batch: Rollout, added: Tensor, used: Tensor, noise: Noise) -> None:
+        """Learns from what each step of a batch adds to ∇Q_F, [R, N, T, dim θ], where `used` [R, N, T]."""
 
     def __call__(self, state: Tensor) -> Tensor:
         """Û at states [R, N, T, n], [R, N, T, dim θ]."""
@@ -45,10 +45,10 @@ class QuadraticBaseline:
         self.gamma = gamma
         self.weight = torch.zeros(0)
 
-    def fit(self, batch: Rollout, added: Tensor, noise: Noise) -> None:
+    def fit(self, batch: Rollout, added: Tensor, used: Tensor, noise: Noise) -> None:
         """One linear solve per run."""
-        counts = batch.valid.flatten(1)[..., None]
-        goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
+        counts = used.flatten(1)[..., None]
+        goes_on = (used & ~batch.terminated).flatten(1)[..., None]
         phi, later = (_features(state).flatten(1, 2) for state in (batch.state, batch.next_state))
         self.weight = lstd(phi * counts, later * goes_on, added.flatten(1, 2), self.gamma)
 
@@ -80,13 +80,15 @@ class NetworkBaseline:
         self.gamma, self.how = gamma, how or Fit()
         self.network = TemporalDifference(gamma, self.how)
 
-    def fit(self, batch: Rollout, added: Tensor, noise: Noise) -> None:
+    def fit(self, batch: Rollout, added: Tensor, used: Tensor, noise: Noise) -> None:
         """Some Adam steps, from where the last fit ended."""
-        goes_on, used = (batch.valid & ~batch.terminated).flatten(1), batch.valid.flatten(1)
+        goes_on = (used & ~batch.terminated).flatten(1)
         if self.how.on_sample:
-            used = used & ~(batch.truncated | batch.terminated | batch.cut).flatten(1)
+            used = used & ~(batch.truncated | batch.terminated | batch.cut)
         state, following = batch.state.flatten(1, 2), batch.next_state.flatten(1, 2)
-        self.network.fit(state, added.flatten(1, 2), used, lambda f: f(following) * goes_on[..., None], noise)
+        self.network.fit(
+            state, added.flatten(1, 2), used.flatten(1), lambda f: f(following) * goes_on[..., None], noise
+        )
 
     def __call__(self, state: Tensor) -> Tensor:
         """At states [R, N, T, n]."""

@@ -22,19 +22,88 @@ from bilevel_envs.policies import GaussianPolicy
 
 
 def value(model: LinearQuadraticModel, policy: GaussianPolicy, gamma: float, horizon: int | None = None) -> Tensor:
-    """J_L under a policy, over so many steps or without end, [R]."""
+    """J_L under a policy, over so many steps (None for the model's own) or without end, [R]."""
     step, noise, cost = _closed_loop(model, policy)
+    horizon = model.horizon if horizon is None else horizon
+    first = model.initial + model.start[..., None] * model.start[:, None]
     if horizon is None:
+        if model.bump is not None:
+            raise ValueError("`horizon` must be given where the leader's reward is a bump: its sum has no closed form")
         steps = 1 / (1 - gamma)
-        moments = discounted_sum(step, model.initial + gamma * steps * noise, gamma)
+        moments = discounted_sum(step, first + gamma * steps * noise, gamma)
     else:
         steps = sum(gamma**k for k in range(horizon))
-        now = model.initial
+        if model.bump is not None:
+            return _bumps(model, step, noise, gamma, horizon)
+        now = first
         moments = now
         for k in range(1, horizon):
             now = step @ now @ step.mT + noise
             moments = moments + gamma**k * now
     return -_trace(cost, moments) - steps * _spent(model, policy)
+
+
+def _bumps(model: LinearQuadraticModel, step: Tensor, noise: Tensor, gamma: float, horizon: int) -> Tensor:
+    """Σ_k γ^k E[bump(s_k)], s_k ~ N(m_k, S_k), [R]; the leader's other rewards must be 0."""
+    assert model.bump is not None
+    mean, covariance = model.start[..., None], model.initial
+    total = torch.zeros((), dtype=step.dtype)
+    for k in range(horizon):
+        total = total + gamma**k * model.bump.expected(mean[..., 0], covariance)
+        mean, covariance = step @ mean, step @ covariance @ step.mT + noise
+    return total
+
+
+class BumpValues:
+    """Q_L, V_L and their gradients where the leader's reward is a bump and its objective a finite sum.
+
+    Args:
+      model: the world, without gradients.
+      policy: the follower's.
+      gamma: γ_L.
+    """
+
+    def __init__(self, model: LinearQuadraticModel, policy: GaussianPolicy, gamma: float) -> None:
+        assert model.bump is not None
+        assert model.horizon is not None
+        self.model, self.gamma, self.horizon = model, gamma, model.horizon
+        self.bump = model.bump
+        step, noise, _ = _closed_loop(model, policy)
+        runs = len(step)
+        powers, spreads = [torch.eye(step.shape[-1], dtype=step.dtype).expand(runs, -1, -1)], [torch.zeros_like(step)]
+        for _ in range(self.horizon - 1):
+            powers.append(step @ powers[-1])
+            spreads.append(step @ spreads[-1] @ step.mT + noise)
+        d = len(self.bump.centre)
+        self.powers = torch.stack(powers, 1)[..., :d, :]  # F^j, [R, T, d, n]
+        self.step, self.spreads = step, torch.stack(spreads, 1)[..., :d, :d]  # of s_j given s_0, [R, T, d, d]
+        # of s_j given what lies before the first move's noise: j − 1 steps of the loop after it, [R, T, d, d]
+        after = self.powers @ model.noise[:, None] @ self.powers.mT
+        self.spreads_after = self.spreads + after
+
+    def v(self, state: Tensor, k: Tensor) -> Tensor:
+        """V_L at states [R, N, T, n] that are reached at step k [R, N, T], [R, N, T]."""
+        return self._sum(state, self.spreads, self.horizon - k)
+
+    def q(self, state: Tensor, action: Tensor, k: Tensor) -> Tensor:
+        """Q_L at states and actions at step k, [R, N, T]."""
+        mean = self.model.mean_next(state, action)
+        return self.bump(state) + self.gamma * self._sum(mean, self.spreads_after, self.horizon - k - 1)
+
+    def gradient(self, state: Tensor, k: Tensor) -> Tensor:
+        """∇V_L(s) at step k, [R, N, T, n]."""
+        with torch.enable_grad():
+            leaf = state.detach().requires_grad_()
+            return torch.autograd.grad(self.v(leaf, k).sum(), leaf)[0]
+
+    def _sum(self, first: Tensor, spreads: Tensor, steps: Tensor) -> Tensor:
+        """Σ_j γ^j E[bump] over `steps` [R, N, T] steps whose means start at `first` [R, N, T, n]."""
+        shape = first.shape[:-1]
+        mean = torch.einsum("rjdn,rkn->rkjd", self.powers, first.flatten(1, 2))
+        worth = self.bump.expected(mean, spreads[:, None])  # [R, K, T]
+        j = torch.arange(self.horizon)
+        counted = torch.where(j < steps.flatten(1)[..., None], self.gamma**j, 0.0)
+        return (worth * counted).sum(-1).view(shape)
 
 
 def leader_values(model: LinearQuadraticModel, policy: GaussianPolicy, gamma: float) -> tuple[Quadratic, Quadratic]:

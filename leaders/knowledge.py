@@ -11,6 +11,7 @@ closed form, in which the state control variate is ∇V_F itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -28,25 +29,28 @@ def pathwise(
     counts: Tensor,
     batch: Rollout,
     model: LinearQuadraticModel,
-    v_leader: Quadratic,
+    v_leader: Callable[[Tensor, Tensor], Tensor],
     v_follower: Quadratic,
     preferences: Preferences,
 ) -> Weights:
-    """Moves the weights of ∇log p to ∇μ.
+    """Moves the weights of ∇log p and ∇log ρ0 to the means of next and first states.
 
     Args:
       weights: with the follower's trace as weight of r_F.
       counts: `occupancy` of the leader, [R, N, T].
       batch: the transitions.
       model: the world, without gradients.
-      v_leader: V_L(s).
+      v_leader: ∇V_L at states and the steps at which they are reached.
       v_follower: V_F(s).
       preferences: γ_L and γ_F.
     """
+    # A quadratic's mean gradient is that at the mean; of other values the gradient is taken where the noise led.
     mean = model.mean_next(batch.state, batch.action)
-    leader = (preferences.gamma_leader * counts)[..., None] * v_leader.gradient(mean)
+    reached = mean if model.bump is None else batch.next_state
+    leader = (preferences.gamma_leader * counts)[..., None] * v_leader(reached, batch.step + 1)
     follower = (preferences.gamma_follower * weights.r_follower)[..., None] * v_follower.gradient(mean)
-    return replace(weights, log_arrival=None, mean_next=leader + follower)
+    first = (counts * batch.starts)[..., None] * v_leader(batch.state, batch.step)
+    return replace(weights, log_arrival=None, log_start=None, mean_next=leader + follower, mean_start=first)
 
 
 def reaction_surrogate(kick: Tensor, batch: Rollout, model: LinearQuadraticModel, preferences: Preferences) -> Tensor:

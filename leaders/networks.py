@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_count, check_number
+from bilevel_envs._checks import check_choice, check_count, check_number
 from bilevel_envs.noise import Noise
 
 CHUNK = 4_000_000  # hidden values that are held at a time where no gradient is wanted
@@ -52,11 +53,16 @@ class Fit:
     normalised: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "minibatch", "refresh", "draws"):
+        check_count(self.steps, "steps")
+        for name in ("minibatch", "refresh", "draws"):
             if getattr(self, name) is not None:
                 check_count(getattr(self, name), name)
+        if not isinstance(self.hidden, (tuple, list)):
+            raise TypeError(f"`hidden` must be a tuple of widths, got {self.hidden!r}")
         for width in self.hidden:
             check_count(width, "hidden")
+        for name in ("restart", "on_sample", "scaled", "normalised"):
+            check_choice(getattr(self, name), (True, False), name)
         for name in ("learning_rate", "max_grad_norm", "output"):
             check_number(getattr(self, name), name, above=0)
 
@@ -86,7 +92,7 @@ class TemporalDifference:
 
     def __init__(self, gamma: float, how: Fit) -> None:
         self.gamma, self.how = gamma, how
-        self.layers: list[Tensor] = []  # weight [R, in, out], bias [R, 1, out], weight, ...; float32
+        self.layers: list[Tensor] = []  # weight [R, in, out], bias [R, 1, out], weight, ...; float64: seeds stay apart
         self.first: list[Tensor] = []
         self.input_scale = self.output_scale = torch.ones(1, 1, 1)
         self._adam: torch.optim.Adam | None = None
@@ -97,8 +103,8 @@ class TemporalDifference:
         flat = x.reshape(x.shape[0], -1, x.shape[-1])
         at_once = max(1, CHUNK // (flat.shape[0] * max(self.how.hidden, default=1)))
         with torch.no_grad():
-            scaled = [through(self.layers, (part / self.input_scale).float()) for part in flat.split(at_once, 1)]
-        return (torch.cat(scaled, 1).double() * self.output_scale).view(*x.shape[:-1], -1)
+            scaled = [through(self.layers, part / self.input_scale) for part in flat.split(at_once, 1)]
+        return (torch.cat(scaled, 1) * self.output_scale).view(*x.shape[:-1], -1)
 
     def fit(
         self,
@@ -132,14 +138,14 @@ class TemporalDifference:
         if how.normalised:
             largest = (reward * used[..., None]).abs().amax(1, keepdim=True)
             self.output_scale = torch.where(largest > 0, largest, 1.0)
-        x, reward = (x / self.input_scale).float(), (reward / self.output_scale).float()
+        x, reward = x / self.input_scale, reward / self.output_scale
         size_of_part = min(how.minibatch or steps, steps)
         order, position = torch.empty(0), steps
         target = torch.empty(0)
         for step in range(how.steps):
             if how.refresh is None or step % how.refresh == 0:
                 later = following(self) / self.output_scale
-                target = reward + self.gamma * later.float()
+                target = reward + self.gamma * later
             if size_of_part == steps:
                 x_now, target_now, used_now = x, target, used
             else:
@@ -168,21 +174,29 @@ class TemporalDifference:
     def state_dict(self) -> dict[str, Any]:
         """Weights, scales and Adam's memory."""
         return {
-            "first": self.first,
-            "layers": [layer.detach() for layer in self.layers],
-            "scales": [self.input_scale, self.output_scale],
-            "adam": self._adam.state_dict() if self._adam is not None else None,
+            "first": [layer.clone() for layer in self.first],
+            "layers": [layer.detach().clone() for layer in self.layers],
+            "scales": [self.input_scale.clone(), self.output_scale.clone()],
+            "adam": copy.deepcopy(self._adam.state_dict()) if self._adam is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
-        self.first = state["first"]
+        """Puts back what `state_dict` gave; the particulars of the fit stay this one's own.
+
+        Raises:
+          ValueError: if the layers saved have other widths than `how.hidden`.
+        """
+        widths = tuple(layer.shape[-1] for layer in state["first"][:-2:2])
+        if state["first"] and widths != tuple(self.how.hidden):
+            raise ValueError(f"`hidden` must be that of the saved network, {widths}, got {self.how.hidden}")
+        self.first = [layer.clone() for layer in state["first"]]
         self.layers = [layer.clone().requires_grad_() for layer in state["layers"]]
         self.input_scale, self.output_scale = state["scales"]
         self._adam = None
         if state["adam"] is not None:
             self._adam = torch.optim.Adam(self.layers, lr=self.how.learning_rate)
-            self._adam.load_state_dict(state["adam"])
+            self._adam.load_state_dict(copy.deepcopy(state["adam"]))
+            self._adam.param_groups[0]["lr"] = self.how.learning_rate
 
 
 def through(layers: list[Tensor], x: Tensor) -> Tensor:
@@ -195,11 +209,11 @@ def through(layers: list[Tensor], x: Tensor) -> Tensor:
 
 
 def xavier(sizes: tuple[int, ...], noise: Noise) -> list[Tensor]:
-    """First weights: Xavier-uniform, biases 0; weight [R, in, out], bias [R, 1, out], weight, ..., float32."""
+    """First weights: Xavier-uniform, biases 0; weight [R, in, out], bias [R, 1, out], weight, ..., float64."""
     layers = []
     for inner, outer in pairwise(sizes):
         start = (6 / (inner + outer)) ** 0.5 * (2 * noise.uniform(inner, outer) - 1)
-        layers += [torch.from_numpy(start).float(), torch.zeros(noise.runs, 1, outer)]
+        layers += [torch.from_numpy(start), torch.zeros(noise.runs, 1, outer, dtype=torch.float64)]
     return layers
 
 
@@ -212,7 +226,7 @@ def _orthogonal(sizes: tuple[int, ...], output: float, noise: Noise) -> list[Ten
         q = q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]
         gain = output if index == len(sizes) - 2 else 2**0.5
         weight = gain * (q if inner >= outer else q.mT)
-        layers += [weight.float().contiguous(), torch.zeros(noise.runs, 1, outer)]
+        layers += [weight.contiguous(), torch.zeros(noise.runs, 1, outer, dtype=weight.dtype)]
     return layers
 
 

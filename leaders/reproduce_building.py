@@ -25,6 +25,7 @@ from leaders.train import UNREADABLE, Leader
 
 ENV = "BiLevel/BuildingThermalControl-v0"
 WINDOW = 50  # trailing mean of the published figure
+PUBLISHED_ITERATIONS = 2_000
 CHECKPOINTS = (100, 250, 500, 1_000, 2_000)
 # By best exact ascent from 20 starts (the environment's `best_known`).
 OPTIMUM = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.7784, 1.0, 1.0])
@@ -162,7 +163,7 @@ def table_of(results: Sequence[Curves], best_known: float) -> str:
             now = curves.value[iteration - 1]
             ours = f"{now.mean():.2f} ({now.min():.2f})"
             theirs, z = "", ""
-            if form.published is not None:
+            if form.published is not None and iteration <= PUBLISHED_ITERATIONS:
                 there, error = building(form.published).at(iteration)
                 theirs, z = f"{there:.1f} ± {error:.1f}", f"{(mean[iteration - 1] - there) / error:+.1f}"
             lines.append(f"| {form.label} | {iteration:,} | {ours} | {theirs} | {z} |")
@@ -289,7 +290,7 @@ def search_figure(search: Search, best_known: float) -> Figure:
         )
     published = 100 * counts / counts.sum()
     axes.stairs(published, edges, fill=True, color="C1", alpha=0.3, label="arXiv:2603.14867, 50 episodes each")
-    axes.axvline(best_known, color="black", linestyle=":", label=f"optimum {best_known:.2f} (BC-HG reaches it)")
+    axes.axvline(best_known, color="black", linestyle=":", label=f"optimum {best_known:.2f}")
     axes.axvline(building("bchg").mean[-1], color="C3", linestyle="--", label="where the published BC-HG ends")
     axes.set_xlabel(r"leader's value $J_L(\theta)$")
     axes.set_ylabel("share of random configurations, %")
@@ -312,15 +313,18 @@ def search_table(search: Search) -> str:
     for quantile in (0.05, 0.5, 0.95, 0.99):
         numbers = [f"{np.quantile(values, quantile):.1f}" for values in (search.exact, search.sampled, middle)]
         lines.append(f"| quantile {quantile:g} | {' | '.join(numbers)} |")
-    for name, chosen in (("best 25", slice(-25, None)), ("worst 25", slice(None, 25))):
+    for name, chosen in (
+        (("best 25", slice(-25, None)), ("worst 25", slice(None, 25))) if len(search.exact) >= 50 else ()
+    ):
         numbers = [f"{np.sort(values)[chosen].mean():.1f}" for values in (search.exact, search.sampled, middle)]
         lines.append(f"| mean of the {name} | {' | '.join(numbers)} |")
     above = [f"{np.mean(values > -196.2):.3%}" for values in (search.exact, search.sampled, middle)]
     lines.append(f"| above −196.2, where the published BC-HG ends | {' | '.join(above)} |")
     lines += [
         "",
-        f"No follower was unstable. Largest real part of an eigenvalue of A: {search.growth.max():.4f}; share of "
-        f"configurations with all eigenvalues inside the unit circle: {search.stable.mean():.1%}.",
+        "Every follower's Riccati equation was solved. Largest real part of an eigenvalue of A: "
+        f"{search.growth.max():.4f}; share of configurations with all eigenvalues inside the unit circle: "
+        f"{search.stable.mean():.1%}.",
     ]
     return "\n".join(lines) + "\n"
 

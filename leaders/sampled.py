@@ -89,6 +89,7 @@ PUBLISHED_LINEAR = Sampling(
     arrival="clipped",
     network=PUBLISHED_FIT,
 )
+WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # kicks that do not read Q_L
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
@@ -118,8 +119,7 @@ class SampledLeader(Leader):
         self.linear = isinstance(env, BilevelWrapper) and is_linear(env)
         if self.linear and linear is None:
             raise ValueError(
-                f"`env` must have countable states for {type(self).__name__}, which averages over repeat visits; "
-                f"{type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
+                f"`env` must have countable states for {type(self).__name__}; {type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
             )
         common = Common()
         if preset == "paper":
@@ -229,7 +229,7 @@ class SampledLeader(Leader):
             weights = self._weights(batch, best, critic, tail, kick=torch.zeros_like(kick))
         else:
             weights = self._weights(batch, best, critic, tail)
-        v_leader = best.policy.averaged(critic.quadratic())  # type: ignore[attr-defined]
+        v_leader = critic.leader_gradient(best.policy)  # type: ignore[attr-defined]
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, preferences)
         return surrogate(terms, weights) + reaction, 0
 
@@ -268,7 +268,7 @@ class SampledLeader(Leader):
                 f"{type(self.policy).__name__}"
             )
         (slope,) = torch.autograd.grad(self.policy().sum(), self.policy.raw)
-        return slope.flatten(1).repeat(runs // self.runs, 1)
+        return slope.reshape(self.runs, -1).repeat(runs // self.runs, 1)
 
     def _features(self, batch: Rollout) -> Tensor:
         if callable(self.sampling.features):
@@ -398,6 +398,11 @@ class SampledLeader(Leader):
             raise ValueError(
                 f'`knowledge` must be "simulate" with a critic that is no quadratic, got {sampling.knowledge!r}'
             )
+        if sampling.knowledge != "simulate" and self._arguments.get("arrival") is not None:
+            raise ValueError(
+                f'`arrival` weighs ∇log p, which only `knowledge="simulate"` uses; got {sampling.arrival!r} with '
+                f"{sampling.knowledge!r}"
+            )
 
     def _make_critic(self) -> Critic:
         sampling, gamma = self.sampling, self.env.preferences.gamma_leader
@@ -407,6 +412,11 @@ class SampledLeader(Leader):
             if lacking or isinstance(sampling.critic, type):
                 wanted = f"one of {', '.join(known)}, or an object with {', '.join(CRITIC_METHODS)}"
                 raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
+            if getattr(sampling.critic, "of", "action") == "state" and sampling.kick not in WITHOUT_Q:
+                raise ValueError(
+                    f'`critic` must read actions, of="action", for {type(self).__name__}, whose kick is made of Q_L; '
+                    'got of="state"'
+                )
             return sampling.critic
         check_choice(sampling.critic, known, "critic")
         if sampling.critic == "lstd":
@@ -426,7 +436,7 @@ class SampledLeader(Leader):
 
 def _is_quadratic(critic: Any) -> bool:
     """Whether a critic of this name, or this critic, is a quadratic of (s, b)."""
-    return critic in ("lstd", "exact") or hasattr(critic, "quadratic")
+    return critic in ("lstd", "exact") if isinstance(critic, str) else hasattr(critic, "leader_gradient")
 
 
 def is_linear(env: BilevelWrapper) -> bool:

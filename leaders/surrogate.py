@@ -21,6 +21,7 @@ def surrogate(terms: Terms, weights: Weights) -> Tensor:
         (terms.log_arrival, weights.log_arrival),
         (terms.expected_r_follower, weights.expected_r_follower),
         (terms.mean_next, weights.mean_next),
+        (terms.mean_start, weights.mean_start),
     ]
     total = torch.zeros(weights.r_leader.shape[0], dtype=weights.r_leader.dtype)
     for term, weight in pairs:

@@ -90,6 +90,16 @@ class Common:
     blocks: Mapping[str, slice] | None = None
 
 
+def check_wrapped(env: Any) -> BilevelWrapper:
+    """Returns `env`; refuses all but a BilevelWrapper."""
+    if not isinstance(env, BilevelWrapper):
+        raise TypeError(
+            f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
+            "wrap it, BilevelWrapper(env), outside of all other wrappers"
+        )
+    return env
+
+
 def given(scope: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a leader's constructor, from its `locals()` before anything else is named there."""
     return {name: value for name, value in scope.items() if name not in ("self", "env", "__class__")}
@@ -129,12 +139,7 @@ class Leader:
     name: ClassVar[str] = "leader"
 
     def __init__(self, env: gym.Env, common: Common, arguments: dict[str, Any]) -> None:
-        if not isinstance(env, BilevelWrapper):
-            raise TypeError(
-                f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
-                "wrap it, BilevelWrapper(env, follower=SoftValueIteration()), outside of all other wrappers"
-            )
-        self.env, self.common, self._arguments = env, common, arguments
+        self.env, self.common, self._arguments = check_wrapped(env), common, arguments
         self._stacked = common.runs is not None
         self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
         self.seeds = self._run_seeds(common.seed)
@@ -298,14 +303,14 @@ class Leader:
           path: what `save` wrote.
           env: the environment to go on in.
           changed: arguments that are to differ, such as `learning_rate` or `verbose`; objects that cannot be written to
-            a file (`policy`, a critic of your own) must be given again here. `runs`, `seed` and `optimizer` are what
-            the saved state is made of and stay.
+            a file (`policy`, a critic of your own) must be given again here. `runs`, `seed`, `optimizer`, `preset` and
+            the kind of critic are what the saved state is made of and stay.
 
         Raises:
           FileNotFoundError: if there is no such file.
           ValueError: if the file is none of ours, is another leader's, or was saved in another task than `env`.
         """
-        fixed = sorted({"runs", "seed", "optimizer"} & set(changed))
+        fixed = sorted({"runs", "seed", "optimizer", "preset"} & set(changed))
         if fixed:
             raise ValueError(f"`{fixed[0]}` cannot be changed on loading: the saved state depends on it")
         if not Path(path).is_file():
@@ -340,7 +345,13 @@ class Leader:
                 )
         leader.policy.load_state_dict(state["policy"])
         leader._ascent.load_state_dict(state["optimizer"])
-        leader._load_critic_state(state["critic"])
+        try:
+            leader._load_critic_state(state["critic"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"`critic` and `baseline` must be of the kind that {path} was saved with; what is there does not fit "
+                f"({error!r})"
+            ) from error
         leader.noise.load_state_dict(described["noise"])
         leader.history.load_state(history)
         leader.progress = Progress(described["iterations"], _response(state["best"]), _response(state["optimum"]))

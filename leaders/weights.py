@@ -40,14 +40,16 @@ class Weights:
       log_arrival: on log p(next state); None where `mean_next` takes its place.
       expected_r_follower: on E_b[r_F(s_k, b)]; None where the estimator has no use for it.
       mean_next: on the mean of the next state, [R, N, T, n]; None where the estimator has no use for it.
+      mean_start: on the mean of the first state, likewise; it takes the place of `log_start`.
     """
 
     r_leader: Tensor
     r_follower: Tensor
-    log_start: Tensor
+    log_start: Tensor | None
     log_arrival: Tensor | None
     expected_r_follower: Tensor | None = None
     mean_next: Tensor | None = None
+    mean_start: Tensor | None = None
 
 
 def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:

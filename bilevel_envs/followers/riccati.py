@@ -15,6 +15,7 @@ from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import GaussianPolicy
 
 MOST_DOUBLINGS = 64
+POLISHING = 20
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,12 @@ class Riccati:
         """P, [R, n, n], and the relative residual, [R]."""
         fixed = model.detach()
         p = _doubling(fixed, gamma)
-        off = (_improved(p, fixed, gamma) - p).abs().amax((-2, -1))
-        residual = off / p.abs().amax((-2, -1)).clamp(min=1)
+        for _ in range(POLISHING):  # rounding that doubling has left
+            better = _improved(p, fixed, gamma)
+            residual = (better - p).abs().amax((-2, -1)) / p.abs().amax((-2, -1)).clamp(min=1)
+            if (residual <= self.tol).all():
+                break
+            p = better
         if not (residual <= self.tol).all():
             raise RuntimeError(
                 f"the Riccati equation was solved to a relative residual of {float(residual.max()):.3g}, not to "

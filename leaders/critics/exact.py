@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel, look_up
-from leaders.exact_linear import leader_values
+from leaders.exact_linear import BumpValues, leader_values
 
 
 class ExactCritic:
@@ -29,11 +30,15 @@ class ExactCritic:
         self.gamma = gamma
         self.table = torch.zeros(1, 0, 0, dtype=torch.float64)
         self.q: Quadratic | None = None
+        self.bumps: BumpValues | None = None
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Solves anew; the batch is not looked at."""
         if isinstance(model, LinearQuadraticModel):
-            self.q = leader_values(model, best.policy, self.gamma)[0]
+            if model.bump is not None:
+                self.bumps = BumpValues(model, best.policy, self.gamma)
+            else:
+                self.q = leader_values(model, best.policy, self.gamma)[0]
             return
         if not isinstance(model, TabularModel):
             raise TypeError(
@@ -46,9 +51,20 @@ class ExactCritic:
 
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
+        if self.bumps is not None:
+            at = self.bumps
+            k = batch.step
+            return at.q(batch.state, batch.action, k), at.v(batch.state, k), at.v(batch.next_state, k + 1)
         if self.q is not None:
             return quadratic_values(self.q, batch, policy)
         return table_values(self.table, batch, policy)
+
+    def leader_gradient(self, policy: GaussianPolicy) -> Callable[[Tensor, Tensor], Tensor]:
+        """∇V_L as a function of states and steps, in linear-quadratic worlds."""
+        if self.bumps is not None:
+            return self.bumps.gradient
+        v = policy.averaged(self.quadratic())
+        return lambda state, k: v.gradient(state)
 
     def quadratic(self) -> Quadratic:
         """Q_L as a function of (s, b), in linear-quadratic worlds."""

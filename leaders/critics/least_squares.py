@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,6 +57,11 @@ class LeastSquares:
         expected = torch.cat([one, products(following) + spread[:, None, row, column]], -1) * goes_on
         x = lstd(phi, expected, batch.r_leader.flatten(1)[..., None], self.gamma)[..., 0]
         self.q = Quadratic(symmetric(x[:, 1:], z.shape[-1]), x[:, 0])
+
+    def leader_gradient(self, policy: GaussianPolicy) -> Callable[[Tensor, Tensor], Tensor]:
+        """∇V_L as a function of states; the step has no influence."""
+        v = policy.averaged(self.quadratic())
+        return lambda state, k: v.gradient(state)
 
     def quadratic(self) -> Quadratic:
         """Q_L as a function of (s, b)."""

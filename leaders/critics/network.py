@@ -19,6 +19,7 @@ from leaders.networks import Fit, TemporalDifference
 POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
 MOST_FOR_QUADRATURE = 3  # actions
 DRAWS = 64
+AT_ONCE = 20_000  # states whose expectations are taken together
 
 
 class NetworkCritic:
@@ -53,11 +54,9 @@ class NetworkCritic:
             def following(f: Any) -> Tensor:
                 return f(x_next) * used[..., None]
         else:
-            state, draws = batch.next_state.flatten(1, 2), self._action_nodes(policy, batch.next_state)
-            nodes = self._at_nodes(state, draws, policy)
 
             def following(f: Any) -> Tensor:
-                return _expected(f, nodes, draws) * goes_on[..., None]
+                return self._average(batch.next_state, policy, f) * goes_on[..., None]
 
         x = self._inputs(batch.state, batch.action, policy)
         self.network.fit(x, batch.r_leader.flatten(1)[..., None], used, following, noise)
@@ -65,7 +64,9 @@ class NetworkCritic:
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
         shape = batch.r_leader.shape
-        v, v_next = (self._average(state, policy).view(shape) for state in (batch.state, batch.next_state))
+        v, v_next = (
+            self._average(state, policy, self.network)[..., 0].view(shape) for state in (batch.state, batch.next_state)
+        )
         if self.of == "state":
             return v, v, v_next
         q = self.network(self._inputs(batch.state, batch.action, policy))
@@ -85,11 +86,13 @@ class NetworkCritic:
         """Puts back what `state_dict` gave."""
         self.network.load_state_dict(state)
 
-    def _average(self, state: Tensor, policy: Any) -> Tensor:
-        """V_L at states [R, N, T, ...], [R, N·T]."""
-        draws = self._action_nodes(policy, state)
-        nodes = self._at_nodes(state.flatten(1, 2), draws, policy)
-        return _expected(self.network, nodes, draws)[..., 0]
+    def _average(self, state: Tensor, policy: Any, f: Any) -> Tensor:
+        """E_b[f(s, b)] at states [R, N, T, ...], [R, N·T, D]; so many states at a time that memory is no concern."""
+        means = []
+        for part in state.flatten(1, 2).split(max(1, AT_ONCE // len(state)), 1):
+            nodes = self._action_nodes(policy, part[:, None])
+            means.append(_expected(f, self._at_nodes(part, nodes, policy), nodes))
+        return torch.cat(means, 1)
 
     def _inputs(self, state: Tensor, action: Tensor, policy: Any) -> Tensor:
         """What the network reads at the steps of a batch, [R, N·T, d]."""

@@ -153,7 +153,7 @@ def test_bad_matrices_are_refused_by_name():
         LinearQuadraticModel(one.float(), *good[1:])
     with pytest.raises(ValueError, match="`B` must have shape"):
         LinearQuadraticModel(one, one[0], *good[2:])
-    with pytest.raises(ValueError, match="`noise` must be diagonal with positive entries"):
+    with pytest.raises(ValueError, match="`noise` must be diagonal with no negative entry"):
         LinearQuadraticModel(*good[:2], -one, *good[3:])
     with pytest.raises(ValueError, match="`action_cost` must be positive definite"):
         LinearQuadraticModel(*good[:5], -one, *good[6:])

@@ -48,14 +48,138 @@ def test_a_linear_network_comes_to_the_least_squares_solution():
     torch.testing.assert_close(network(x), expected, rtol=0, atol=1e-3)
 
 
+def by_a_plain_loop(first, batches, gamma, how):
+    """The published fit of one run's network, in as many words: (x, r [K, D], x', mask) of each iteration."""
+    for x, reward, following, used in batches:
+        layers = [torch.nn.Linear(*weight.shape) for weight in first[0::2]]
+        for layer, weight, bias in zip(layers, first[0::2], first[1::2], strict=True):
+            layer.double()
+            layer.weight.data, layer.bias.data = weight.T.clone(), bias[0].clone()  # restarted in every iteration
+        network = torch.nn.Sequential(*[m for layer in layers[:-1] for m in (layer, torch.nn.ReLU())], layers[-1])
+        optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+        scale = reward[used].abs().amax(0) if how.normalised else torch.ones(reward.shape[1]).double()
+        for _ in range(how.steps):
+            with torch.no_grad():
+                target = reward / scale + gamma * network(following)
+            loss = ((network(x) - target) ** 2).mean(1)[used].mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimiser.step()
+    return lambda at: network(at).detach() * scale
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_published_fit_of_the_critic_is_a_plain_loop(building, normalised):
+    env, best, _, batch = building
+    how = replace(PUBLISHED_FIT, steps=6, normalised=normalised)
+    other = env.rollout(np.full((2, 8), 0.5), best, Noise([7, 8]), rows=10, horizon=100)
+    critic = NetworkCritic(0.9, how)
+    for one in (other, batch):
+        critic.fit(one, best, None, Noise([0, 1]))
+    for run in range(2):
+        batches = []
+        for one in (other, batch):
+            x = torch.cat([one.state[run], one.action[run]], -1)
+            following, used = x.roll(-1, 1), torch.ones(10, 100, dtype=torch.bool)
+            used[:, -1] = False  # done steps are left out: neither bootstrapped nor terminal
+            batches.append((x.flatten(0, 1), one.r_leader[run].reshape(-1, 1), following.flatten(0, 1), used.flatten()))
+        expected = by_a_plain_loop([layer[run] for layer in critic.network.first], batches, 0.9, how)
+        q, _, _ = critic.values(batch, best.policy)
+        torch.testing.assert_close(q[run].flatten(), expected(batches[-1][0])[:, 0], rtol=1e-9, atol=1e-12)
+
+
+def test_the_published_fit_of_the_baseline_is_a_plain_loop(building):
+    _, _, _, batch = building
+    added = torch.randn(2, 10, 100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    added = added * torch.tensor([1.0, 10.0, 1e4]).double()
+    baseline = HPGD(make(), "td", preset="paper", critic="lstd", runs=2).critic.baseline
+    assert baseline.how == replace(PUBLISHED_FIT, normalised=True)
+    baseline.how = baseline.network.how = replace(baseline.how, steps=6)
+    baseline.fit(batch, added, batch.valid, Noise([0, 1]))
+    for run in range(2):
+        used = torch.ones(10, 100, dtype=torch.bool)
+        used[:, -1] = False
+        rows = (batch.state[run].flatten(0, 1), added[run].flatten(0, 1), batch.next_state[run].flatten(0, 1))
+        first = [layer[run] for layer in baseline.network.first]
+        expected = by_a_plain_loop(first, [(*rows, used.flatten())], 0.9, baseline.how)
+        torch.testing.assert_close(baseline(batch.state)[run].flatten(0, 1), expected(rows[0]), rtol=1e-9, atol=1e-9)
+
+
+def test_targets_stand_still_between_refreshes():
+    x = torch.linspace(-1, 1, 20).double().view(1, 20, 1)
+    asked = []
+
+    def following(f):
+        asked.append(f(x).clone())
+        return asked[-1]
+
+    how = Fit(steps=10, minibatch=None, refresh=4)
+    TemporalDifference(0.9, how).fit(x, x, torch.ones(1, 20, dtype=torch.bool), following, Noise([0]))
+    assert len(asked) == 3  # at steps 0, 4 and 8
+    assert not torch.equal(asked[0], asked[1])
+
+
+def test_a_network_goes_on_where_it_ended_unless_it_restarts(building):
+    _, best, _, batch = building
+    for restart in (False, True):
+        critic = NetworkCritic(0.9, Fit(steps=3, minibatch=None, restart=restart))
+        critic.fit(batch, best, None, Noise([0, 1]))
+        once = critic.network.layers[0].detach().clone()
+        critic.fit(batch, best, None, Noise([0, 1]))
+        assert torch.equal(once, critic.network.layers[0]) == restart
+
+
+def test_copies_stand_beside_their_runs(building):
+    _, best, _, batch = building
+    critic = NetworkCritic(0.9, Fit(steps=3))
+    critic.fit(batch, best, None, Noise([0, 1]))
+    copies = critic.copies(3).network
+    for copy in range(3):
+        for run in range(2):
+            for mine, its in zip(critic.network.layers, copies.layers, strict=True):
+                assert torch.equal(mine[run], its[2 * copy + run])
+            assert torch.equal(critic.network.output_scale[run], copies.output_scale[2 * copy + run])
+
+
+def test_a_runs_network_is_the_same_alone_and_beside_others():
+    together = BCHG(make(), critic="td", runs=3, seed=5).learn(3)
+    alone = BCHG(make(), critic="td", runs=1, seed=7).learn(3)
+    np.testing.assert_allclose(together.theta[2], alone.theta[0], rtol=1e-8)
+    np.testing.assert_allclose(together.history["grad_norm"][:, 2], alone.history["grad_norm"][:, 0], rtol=1e-6)
+
+
+def test_what_a_state_dict_gave_stays(building):
+    _, best, _, batch = building
+    critic = NetworkCritic(0.9, Fit(steps=3))
+    critic.fit(batch, best, None, Noise([0, 1]))
+    state, before = critic.state_dict(), critic.values(batch, best.policy)[0]
+    critic.fit(batch, best, None, Noise([0, 1]))
+    critic.load_state_dict(state)
+    torch.testing.assert_close(critic.values(batch, best.policy)[0], before, rtol=0, atol=0)
+    other = NetworkCritic(0.9, Fit(steps=3, learning_rate=1e-9))
+    other.load_state_dict(state)
+    assert other.network._adam.param_groups[0]["lr"] == 1e-9
+    with pytest.raises(ValueError, match=r"`hidden` must be that of the saved network, \(64, 64\), got \(8,\)"):
+        NetworkCritic(0.9, Fit(hidden=(8,))).load_state_dict(state)
+
+
+def test_loading_with_another_kind_of_critic_is_refused(tmp_path):
+    BCHG(make(), batch_size=500).learn(1).save(tmp_path / "leader.zip")
+    with pytest.raises(ValueError, match="`critic` and `baseline` must be of the kind"):
+        BCHG.load(tmp_path / "leader.zip", make(), critic="td")
+    with pytest.raises(ValueError, match="`preset` cannot be changed on loading"):
+        BCHG.load(tmp_path / "leader.zip", make(), preset="paper")
+
+
 def test_published_networks_start_orthogonal_and_each_run_has_its_own():
     network = TemporalDifference(0.9, replace(PUBLISHED_FIT, steps=1, learning_rate=1e-12))
     x = torch.zeros(2, 8, 6, dtype=torch.float64)
     network.fit(x, x[..., :1], torch.ones(2, 8, dtype=torch.bool), lambda f: 0 * f(x), Noise([0, 1]))
     first, second, last = network.first[0::2]
-    torch.testing.assert_close(first @ first.mT, 2 * torch.eye(6).expand(2, -1, -1), rtol=0, atol=1e-5)
-    torch.testing.assert_close(second.mT @ second, 2 * torch.eye(64).expand(2, -1, -1), rtol=0, atol=1e-5)
-    torch.testing.assert_close(last.norm(dim=1), torch.full((2, 1), 0.01), rtol=0, atol=1e-6)
+    torch.testing.assert_close(first @ first.mT, 2 * torch.eye(6).double().expand(2, -1, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(second.mT @ second, 2 * torch.eye(64).double().expand(2, -1, -1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(last.norm(dim=1), torch.full((2, 1), 0.01).double(), rtol=0, atol=1e-6)
     assert not torch.allclose(first[0], first[1])
     alone = TemporalDifference(0.9, network.how)
     alone.fit(x[1:], x[1:, :, :1], torch.ones(1, 8, dtype=torch.bool), lambda f: 0 * f(x[1:]), Noise([1]))
@@ -165,7 +289,7 @@ class _TrueBaseline:
     def __init__(self, env):
         self.env = env
 
-    def fit(self, batch, added, noise):
+    def fit(self, batch, added, used, noise):
         pass
 
     def __call__(self, state):
@@ -293,7 +417,22 @@ def test_published_settings():
         assert leader.common.learning_rate == rates[name]
         assert (leader.rows, leader.horizon, leader.common.optimizer) == (10, 1_000, "sgd")
         critic = leader.critic.critic if name in ("mc", "td") else leader.critic
-        assert (critic.how.steps, critic.how.draws, critic.how.restart) == (5_000, 256, True)
+        expected = replace(PUBLISHED_FIT, normalised=name in ("naive", "mc"))
+        assert critic.how == expected
+        assert expected == Fit(
+            hidden=(64, 64),
+            steps=5_000,
+            minibatch=None,
+            learning_rate=1e-4,
+            max_grad_norm=1.0,
+            refresh=None,
+            restart=True,
+            on_sample=True,
+            draws=256,
+            output=0.01,
+            scaled=False,
+            normalised=name in ("naive", "mc"),
+        )
         assert (critic.of, critic.how.normalised) == (("action", False) if name in ("bchg", "td") else ("state", True))
 
 
@@ -337,6 +476,21 @@ def test_bad_settings_are_refused_by_name():
     env = make()
     with pytest.raises(ValueError, match="`steps` must be"):
         Fit(steps=0)
+    for arguments, kind, message in (
+        ({"steps": None}, TypeError, "`steps` must be a whole number, got None"),
+        ({"hidden": 64}, TypeError, "`hidden` must be a tuple of widths, got 64"),
+        ({"restart": "x"}, ValueError, "`restart` must be one of True, False, got 'x'"),
+    ):
+        with pytest.raises(kind, match=message):
+            Fit(**arguments)
+    with pytest.raises(ValueError, match='`critic` must read actions, of="action", for BCHG'):
+        BCHG(env, critic=NetworkCritic(0.9, of="state"))
+    with pytest.raises(TypeError, match="`critic` must be one of"):
+        BCHG(env, critic=np.zeros(3))
+    with pytest.raises(TypeError, match="`env` must be a BilevelWrapper"):
+        HPGD(gym.make("BiLevel/BuildingThermalControl-v0"), "td")
+    with pytest.raises(ValueError, match='`arrival` weighs ∇log p, which only `knowledge="simulate"` uses'):
+        BCHG(env, arrival="value")
     with pytest.raises(ValueError, match="`of` must be one of 'action', 'state'"):
         NetworkCritic(0.9, of="states")
     with pytest.raises(ValueError, match="`variant` must be one of 'mc', 'td', got 'sa'"):

@@ -1,0 +1,222 @@
+"""A linear leader and a linear-quadratic follower who push one point around (arXiv:2603.14867, section 5.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs._checks import check_number, check_shape
+from bilevel_envs.drawing import plane_image
+from bilevel_envs.followers.riccati import Riccati
+from bilevel_envs.linear_quadratic import Bump, LinearQuadraticModel, block
+from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Free
+from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
+
+MOVES = ((0.0, 1.0), (0.0, 0.0))  # A
+FOLLOWER_PUSH, LEADER_PUSH = (0.0, 0.1), (0.1, 0.0)  # B and C
+START = (1.0, 0.0)
+TARGET = (-0.8, 0.0)  # s*
+WIDTHS = (0.2, 0.01)  # of the leader's reward around s*
+HORIZON = 100
+OPTIMUM = ((-9.961465, -10.0), 11.309047)
+
+
+@dataclass(frozen=True)
+class BilevelLQR(ConfigurableMDP):
+    r"""Leader and follower push one point; the leader is paid where it passes a target, the follower for staying put.
+
+    Description:
+        The state s is a point in the plane. The leader draws a ~ N(K s, W²), the follower, who sees a, answers with b:
+
+        .. math::
+
+            s' = A s + B b + C a, \qquad A = \begin{pmatrix} 0 & 1 \\ 0 & 0 \end{pmatrix},
+            \quad B = (0, 0.1)^\top, \quad C = (0.1, 0)^\top .
+
+        There is no other noise. The follower wants s and b small. The leader wants the point near s* = (−0.8, 0), and
+        gets it there, again and again, with K near (−10, −10), where the loop is nearly unstable: s_1 changes its sign
+        at every step and hardly shrinks. Around K = 0 the objective is flat, behind K_1 = −10 there is a cliff.
+
+    Action Space:
+        ``Box(-inf, inf, (1,))``: b. The leader's likewise.
+
+    Observation Space:
+        ``Box(-inf, inf, (3,))``: s_1, s_2 and the leader's a.
+
+    Starting State:
+        s = (1, 0); a as the leader's policy draws it.
+
+    Configuration:
+        θ = K, [1, 2], within ±100; 0 by default. Parameterisation: K itself, started at N(0, 1).
+
+    Reward:
+        The follower's: −‖s‖² − b².
+
+    Leader Reward:
+        exp(−½ (s − s*)ᵀ Σ (s − s*)), Σ = diag(25, 10⁴), at the state before the move.
+
+    Episode End:
+        Never by itself; truncated after 100 steps, which are what the leader's objective sums.
+
+    Information:
+        ``leader_reward``; and ``step``, the 0-based index of the step.
+
+    Arguments:
+        ``deviation``: W, the leader's standard deviation (0.001). ``target``: s*. ``beta`` (0.1), ``gamma_leader``
+        (0.99), ``gamma_follower`` (0.95).
+
+    Best Known:
+        J_L = 11.309 (100 steps, discounted) at K = (−9.961, −10), by a grid and Nelder–Mead on the exact objective;
+        18.426 undiscounted at (−9.965, −10).
+
+    Advised:
+        Leaders draw one episode per iteration (``batch_size=100``), use the exact critic, which knows the world, do not
+        clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.1`` here unless told
+        otherwise.
+
+    References:
+        Kudo, Tanabe, Wachi, Akimoto: arXiv:2603.14867, section 5.4.
+
+    Version History:
+        v0: first release.
+    """
+
+    deviation: float = 1e-3
+    target: tuple[float, float] = field(default=TARGET)
+    beta: float = 0.1
+    gamma_leader: float = 0.99
+    gamma_follower: float = 0.95
+
+    advised: ClassVar[dict[str, Any]] = {
+        "batch_size": 100,
+        "critic": "exact",
+        "learning_rate": 0.1,
+        "max_grad_norm": float("inf"),
+    }
+    theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-100.0, 100.0, (1, 2), np.float64)
+    default_theta: ClassVar[np.ndarray] = np.zeros((1, 2))
+    state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    leader_actions: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    follower_actions: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    game_states: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    seen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    unseen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    horizon: ClassVar[int] = HORIZON
+
+    def __post_init__(self) -> None:
+        check_number(self.deviation, "deviation", above=0)
+        if len(self.target) != 2:
+            raise ValueError(f"`target` must be two numbers, got {self.target!r}")
+        for entry in self.target:
+            check_number(entry, "target")
+        object.__setattr__(self, "target", tuple(float(entry) for entry in self.target))
+        _ = self.preferences  # refuses bad ones
+
+    @cached_property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+        return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
+
+    @cached_property
+    def bump(self) -> Bump:
+        """The leader's reward as a function of the state."""
+        return Bump(torch.tensor(self.target).double(), torch.tensor([w**-2 for w in WIDTHS]).double())
+
+    def model(self, theta: Tensor) -> LinearQuadraticModel:
+        """The follower's world over s̄ = (s, a) at the leader's gain θ [R, 1, 2]: a' = K s' + W ξ follows from s'."""
+        check_shape(theta, self.theta_space.shape, "theta", "[leader's gain]")
+        moves, push, lead = (torch.tensor(x, dtype=theta.dtype) for x in (MOVES, FOLLOWER_PUSH, LEADER_PUSH))
+        now = torch.cat([moves, lead[:, None]], 1)[None].expand(len(theta), -1, -1)  # s' from (s, a)
+        answer = push[None, :, None].expand(len(theta), -1, -1)
+        start = torch.tensor(START, dtype=theta.dtype)
+        first = torch.cat([start.expand(len(theta), -1), (theta @ start)], 1)
+        nothing = torch.zeros(1, 3, 3, dtype=theta.dtype)
+        spread = nothing.clone()
+        spread[0, 2, 2] = self.deviation**2
+        one = torch.ones(1, 1, 1, dtype=theta.dtype)
+        return LinearQuadraticModel(
+            A=torch.cat([now, theta @ now], 1),
+            B=torch.cat([answer, theta @ answer], 1),
+            noise=spread,
+            initial=spread,
+            state_cost=block(torch.eye(2, dtype=theta.dtype)[None], 0 * one),
+            action_cost=one,
+            leader_state_cost=nothing,
+            leader_action_cost=0 * one,
+            leader_cost=torch.zeros(1, dtype=theta.dtype),
+            start=first,
+            bump=self.bump,
+            horizon=HORIZON,
+        )
+
+    def parameterization(self, runs: int, noise: Noise) -> Free:
+        """θ = K, started at N(0, 1)."""
+        return Free(noise.normal(1, 2))
+
+    def best_known(self, preferences: Preferences) -> BestKnown | None:
+        """For the paper's game."""
+        if (self.deviation, self.target) != (1e-3, TARGET) or preferences != Preferences(0.99, 0.95, 0.1):
+            return None
+        return BestKnown(OPTIMUM[1], f"grid and Nelder–Mead on the exact objective, at K = {OPTIMUM[0]}")
+
+    def draw(self, states: np.ndarray, theta: np.ndarray) -> np.ndarray:
+        """The path in the plane, with s* and the contours of the leader's reward."""
+        return plane_image(np.atleast_2d(states)[:, :2], np.array(self.target), np.array(WIDTHS))
+
+    # The game itself, for two players -------------------------------------------------------------------------
+
+    def usual_follower(self) -> Riccati:
+        """The exact one."""
+        return Riccati()
+
+    def first_state(self) -> np.ndarray:
+        """(1, 0)."""
+        return np.array(START)
+
+    def advance(self, state: np.ndarray, leader_action: Any, action: Any) -> tuple[np.ndarray, float, float]:
+        """The state that follows, r_L and r_F."""
+        a, b = (float(np.asarray(x).reshape(())) for x in (leader_action, action))
+        following = np.array(MOVES) @ state + np.array(FOLLOWER_PUSH) * b + np.array(LEADER_PUSH) * a
+        return following, float(self.bump(torch.from_numpy(state))), -float(state @ state) - b**2
+
+    def policy_state(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
+        """s̄ = (s, a), what the follower's policy takes."""
+        return self.observe_follower(state, leader_action)
+
+    def observe_follower(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
+        """(s_1, s_2, a)."""
+        return np.append(state, float(np.asarray(leader_action).reshape(())))
+
+    def not_drawn(self, state: np.ndarray) -> np.ndarray:
+        """(s_1, s_2, −∞): the last entry marks that the leader has not moved yet."""
+        return np.append(state, -np.inf)
+
+    def draw_game(self, path: list[tuple[Any, Any, Any]], state: np.ndarray) -> np.ndarray:
+        """The path so far."""
+        return self.draw(np.stack([*(step[0] for step in path), state]), self.default_theta)
+
+
+def env(**kwargs: Any) -> Any:
+    """The game in AEC form with PettingZoo's usual checks; arguments of `BilevelLQR`, and `render_mode`."""
+    from pettingzoo.utils import wrappers
+
+    return wrappers.OrderEnforcingWrapper(raw_env(**kwargs))
+
+
+def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
+    """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
+    return GameEnv(BilevelLQR(**kwargs), "bilevel_lqr_v0", max_cycles, render_mode)
+
+
+def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
+    """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
+    return ParallelGameEnv(BilevelLQR(**kwargs), "bilevel_lqr_v0", max_cycles, render_mode)
