@@ -26,7 +26,7 @@ from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed, check_wrapped, given
 from leaders.values import evaluate
-from leaders.weights import occupancy, weights_from_kick
+from leaders.weights import weights_from_kick
 
 # Every choice of the published four-rooms code (arXiv:2603.14867; listed in the docs).
 PUBLISHED = Sampling(
@@ -363,7 +363,7 @@ class HPGD(SampledLeader):
             return total, steps
         preferences, policy = self.env.preferences, best.policy
         world = self.env.unwrapped.simulator(theta.detach()).detach()  # type: ignore[attr-defined]
-        counts = occupancy(batch, preferences.gamma_leader, tail)
+        counts = self.counts(batch, tail)
         if self.published:
             how = {"steps": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
             oracle, kick = published_oracle_batch(world, policy, noise, batch, counts, preferences, **how)  # type: ignore[arg-type]
@@ -387,7 +387,7 @@ class HPGD(SampledLeader):
         """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the batch."""
         preferences, baseline = self.env.preferences, critic.baseline  # type: ignore[attr-defined]
         values = evaluate(critic, best, batch)
-        counts = occupancy(batch, preferences.gamma_leader, tail)
+        counts = self.counts(batch, tail)
         kick = KICKS[self.sampling.kick].kick(batch, values, counts, preferences)
         # With a kick of 1 at every step and no decay the follower's weights are what that step alone adds to ∇Q_F.
         alone = weights_from_kick(

@@ -16,7 +16,7 @@ import tyro
 import bilevel_envs  # registers BiLevel/*
 from bilevel_envs._checks import check_choice, check_count, check_number
 from bilevel_envs.registration import PROBLEMS
-from leaders.cli_reproduce import BuildingFigure, FourRoomsFigure
+from leaders.cli_reproduce import BuildingFigure, FourRoomsFigure, LQRFigure, ToyFigure
 from leaders.words import names_in, told
 
 NOT_FOR_THE_CONSTRUCTORS = (
@@ -289,6 +289,8 @@ class Reproduce:
     figure: (
         Annotated[FourRoomsFigure, tyro.conf.subcommand("four-rooms")]
         | Annotated[BuildingFigure, tyro.conf.subcommand("building-thermal-control")]
+        | Annotated[ToyFigure, tyro.conf.subcommand("toy-markov-game")]
+        | Annotated[LQRFigure, tyro.conf.subcommand("bilevel-lqr")]
     )
 
     def run(self) -> None:

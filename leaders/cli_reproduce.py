@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,113 @@ class BuildingFigure:
         replace_file(self.out / "building-thermal-control.md", text.encode())
         print(text)
         print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class ToyFigure:
+    """Figure 4: the toy Markov game, both variants and both units, with exact ceilings and J against f(0|A)."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    variants: str = "R1,R2"
+    """R1, R2 or both, separated by a comma"""
+    leaders: str = "bchg,bchg-paper,naive-pgd-paper,bi-ac-paper"
+    """names, separated by commas: bchg, naive-pgd, bi-ac; and their published forms, bchg-paper, naive-pgd-paper,
+    bi-ac-paper"""
+    iterations: int = 500
+    """outer iterations of 450 steps each"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes two pictures and a table per variant, and an .npz per leader."""
+        from leaders import plots
+        from leaders import reproduce_games as games
+        from leaders.history import replace_file
+
+        variants = names_in(self.variants)
+        for variant in variants:
+            check_choice(variant, list(games.CEILINGS), "variants")
+        names = _begin(self, games.TOY_FORMS)
+        for variant in variants:
+            results = _returns(self, names, f"{variant}-", partial(games.toy_runs, variant=variant))
+            plots.save(games.toy_figure(results, variant), self.out / f"toy-{variant}.png")
+            plots.save(games.landscape_figure(variant), self.out / f"landscape-{variant}.png")
+            text = games.toy_table(results, variant)
+            replace_file(self.out / f"toy-{variant}.md", text.encode())
+            print(f"\n{text}")
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class LQRFigure:
+    """Figure 5: the bilevel LQR, with the exact ceiling."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    leaders: str = "bchg,naive-pgd"
+    """names, separated by commas: bchg, naive-pgd, exact"""
+    iterations: int = 500
+    """outer iterations"""
+    runs: int = 20
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes a picture, a table, and an .npz per leader."""
+        from leaders import plots
+        from leaders import reproduce_games as games
+        from leaders.history import replace_file
+
+        results = _returns(self, _begin(self, games.LQR_FORMS), "", games.lqr_runs)
+        plots.save(games.lqr_figure(results), self.out / "bilevel-lqr.png")
+        text = games.lqr_table(results)
+        replace_file(self.out / "bilevel-lqr.md", text.encode())
+        print(f"\n{text}\nwrote {self.out}")
+
+
+def _begin(command: Any, forms: Any) -> list[str]:
+    """Checks what a game's figure was told and makes its directory; the leaders' names."""
+    import torch
+
+    from leaders.run import RunDirectory
+
+    torch.set_num_threads(1)
+    check_count(command.iterations, "iterations")
+    check_count(command.runs, "runs", at_least=2)
+    check_count(command.seed, "seed", at_least=0)
+    names = names_in(command.leaders)
+    for name in names:
+        check_choice(name, forms, "leaders")
+    directory = RunDirectory(command.out, told(command))
+    directory.check(command.resume)
+    directory.begin()
+    return names
+
+
+def _returns(command: Any, names: Sequence[str], prefix: str, run: Callable[..., Any]) -> list[Any]:
+    """The results of a game's leaders, from what is there or run anew."""
+    from leaders import reproduce_games as games
+
+    results = []
+    for name in names:
+        path = command.out / f"{prefix}{name}.npz"
+        if path.is_file():
+            results.append(games.load_returns(path, name, command.iterations))
+            continue
+        bar = command.progress and sys.stderr.isatty()
+        how = {"runs": command.runs, "iterations": command.iterations, "seed": command.seed}
+        results.append(run(name, progress_bar=bar, **how))
+        games.save_returns(results[-1], path)
+    return results

@@ -150,6 +150,8 @@ class SampledLeader(Leader):
         if not callable(sampling.features):
             check_choice(sampling.features, FEATURES, "features")
         check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")
+        model = self.env.model(self._theta().detach())
+        self.leader_horizon: int | None = getattr(model, "horizon", None)
         self._check_world()
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
@@ -221,7 +223,7 @@ class SampledLeader(Leader):
             return total, 0
         if model.noise.requires_grad:
             raise ValueError(f'`knowledge` must be "simulate" where θ moves the noise, got {knowledge!r}')
-        counts = occupancy(batch, preferences.gamma_leader, tail)
+        counts = self.counts(batch, tail)
         reaction: Tensor | float = 0.0
         if knowledge == "model":
             kick = rule.kick(batch, evaluate(critic, best, batch), counts, preferences)
@@ -233,13 +235,18 @@ class SampledLeader(Leader):
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, preferences)
         return surrogate(terms, weights) + reaction, 0
 
+    def counts(self, batch: Rollout, tail: str) -> Tensor:
+        """`occupancy` of the leader, 0 beyond the steps that its objective sums, [R, N, T]."""
+        counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
+        return counts if self.leader_horizon is None else counts * (batch.step < self.leader_horizon)
+
     def _weights(
         self, batch: Rollout, best: BestResponse, critic: Critic, tail: str, kick: Tensor | None = None
     ) -> Weights:
         """From a batch to the four weights, with the rule's kick or another; the whole estimator on half a screen."""
         preferences = self.env.preferences
         values = evaluate(critic, best, batch)
-        counts = occupancy(batch, preferences.gamma_leader, tail)
+        counts = self.counts(batch, tail)
         rule = KICKS[self.sampling.kick]
         if kick is None:
             kick = rule.kick(batch, values, counts, preferences)
@@ -254,7 +261,7 @@ class SampledLeader(Leader):
         """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
         preferences = self.env.preferences
         values = evaluate(critic, best, batch)
-        counts = occupancy(batch, preferences.gamma_leader, self.sampling.tail)
+        counts = self.counts(batch, self.sampling.tail)
         weight = preferences.gamma_leader * counts * values.v_leader_next * ~batch.cut
         blocks = self.common.blocks or {"all": slice(None)}
         score = clipped(per_step_gradient(log_arrival, theta), self._slope(len(theta)), blocks, MOST_SCORE)
@@ -286,7 +293,7 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             raise ValueError('`gradient_samples` needs another `preset` than "paper" in games, an actor-critic there')
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
-        preferences, horizon = self.env.preferences, whole_episode_horizon(self.env.preferences)
+        preferences, horizon = self.env.preferences, self._whole_episode()
         theta = self._theta().detach()
         best = self.env.follower.best_response(self.env.model(theta), preferences, self.progress.best)
         at_once = max(1, CHUNK // (self.runs * self._steps_drawn(rows * horizon, horizon)))
@@ -320,6 +327,15 @@ class SampledLeader(Leader):
             (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
+
+    def _whole_episode(self) -> int:
+        """Steps of an episode beyond which nothing matters to an estimate."""
+        if self.leader_horizon is None:
+            return whole_episode_horizon(self.env.preferences)
+        if self.sampling.knowledge == "model":
+            return self.leader_horizon  # ∇Q_F is known, whatever lies behind
+        gamma = self.env.preferences.gamma_follower
+        return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
 
     def _steps_drawn(self, steps: int, horizon: int) -> int:
         """At most so many steps are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""

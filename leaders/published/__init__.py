@@ -64,6 +64,16 @@ def _building() -> dict[str, np.ndarray]:
         return dict(data)
 
 
+def game_curve(key: str) -> Curve:
+    """A published curve of a two-player game; its `sem` is one sample deviation over seeds.
+
+    Args:
+      key: "toy_R1", "toy_R2" or "lqr", an underscore, and "bchg", "naive-pgd" or (toy) "bi-ac".
+    """
+    with files(__name__).joinpath("games.npz").open("rb") as file, np.load(file) as data:
+        return Curve(*(data[f"{key}_{column}"] for column in ("iteration", "mean", "std")))
+
+
 def trailing_mean(curve: np.ndarray, window: int = WINDOW) -> np.ndarray:
     """Mean of the last `window` entries up to each point, of fewer at the beginning, over axis 0."""
     total = np.cumsum(curve, axis=0)

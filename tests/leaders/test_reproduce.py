@@ -45,7 +45,7 @@ def test_the_command_refuses_what_the_paper_does_not_show(tmp_path, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["reproduce", "five-rooms", "--out", str(tmp_path / "out")])
-    assert "Available subcommands: four-rooms, building-thermal-control" in capsys.readouterr().err
+    assert "Available subcommands: four-rooms, building-thermal-control, toy-markov-game" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -59,7 +59,7 @@ ROWS = [
     ["leaders.algorithms"],
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
-    ["leaders.reproduce", "leaders.reproduce_building"],
+    ["leaders.reproduce", "leaders.reproduce_building", "leaders.reproduce_games"],
     ["leaders.cli_reproduce"],
     ["leaders.cli"],
 ]
