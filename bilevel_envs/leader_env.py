@@ -73,7 +73,7 @@ class LeaderEnv(gym.Env):
         if options and "theta" in options:
             self.configure(options["theta"])
         self._state, self._path, self._step, self._over = self.game.first_state(), [], 0, False  # type: ignore[var-annotated]
-        return np.asarray(self._state), {}
+        return self._state, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The leader moves, the follower answers; `info` tells its action and its reward."""
@@ -89,7 +89,7 @@ class LeaderEnv(gym.Env):
         self._state, self._step = following, self._step + 1
         self._over = self._step >= self.game.horizon
         info = {"follower_action": answer, "follower_reward": r_follower, "step": self._step - 1}
-        return np.asarray(following), r_leader, False, self._over, info
+        return following, r_leader, False, self._over, info
 
     def render(self) -> np.ndarray | None:
         """The present state as a picture."""

@@ -215,10 +215,11 @@ def landscape_figure(variant: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for follower, label in (
-        (SoftValueIteration(), "exact follower"),
-        (Committed(sweeps=5_000), "follower as published"),
-    ):
+    followers: dict[str, Any] = {
+        "exact follower": SoftValueIteration(),
+        "follower as published": Committed(sweeps=5_000),
+    }
+    for label, follower in followers.items():
         env = BilevelWrapper(gym.make(TOY, variant=variant), follower)
         value = exact.objective(env, theta, policy=env.best_response(theta).policy)
         axes.plot(p, value, label=f"{label}: best {value.max():.3f} at p = {p[value.argmax()]:.3f}")

@@ -7,10 +7,11 @@ import numpy as np
 import pettingzoo
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 
-from bilevel_envs import BilevelWrapper
-from bilevel_envs.followers import SoftValueIteration
-from bilevel_envs.markov_games import toy_markov_game_v0
+from bilevel_envs import BilevelWrapper, LeaderEnv
+from bilevel_envs.followers import Committed, SoftValueIteration
+from bilevel_envs.markov_games import bilevel_lqr_v0, toy_markov_game_v0
 from bilevel_envs.markov_games.toy_markov_game_v0 import INDIFFERENT, VARIANTS, ToyMarkovGame
 from bilevel_envs.model import Preferences
 from bilevel_envs.noise import Noise
@@ -20,9 +21,9 @@ with warnings.catch_warnings():  # PettingZoo's tests load one of its own games 
     warnings.simplefilter("ignore", DeprecationWarning)
     from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, render_test, seed_test
 
-GAMES = [(toy_markov_game_v0, {"variant": "R1"}), (toy_markov_game_v0, {"variant": "R2"})]
-IDS = ["toy-R1", "toy-R2"]
-NAMES = ["BiLevel/ToyMarkovGame-v0"]
+GAMES = [(toy_markov_game_v0, {"variant": "R1"}), (toy_markov_game_v0, {"variant": "R2"}), (bilevel_lqr_v0, {})]
+IDS = ["toy-R1", "toy-R2", "lqr"]
+NAMES = ["BiLevel/ToyMarkovGame-v0", "BiLevel/BilevelLQR-v0"]
 
 
 def policy_at(p):
@@ -262,3 +263,154 @@ def test_pictures_highlight_the_move():
     after = env.render()
     assert before.shape == after.shape == (320, 480, 3)
     assert (before != after).any()
+
+
+def test_a_follower_as_published_looks_one_move_less_ahead():
+    """Specification, section 6: the optima with the published operator, and section 2.2: indifference at 0.4025."""
+    for variant, p, value, goes in (("R2", 0.509374, 39.760813, 0.987200), ("R1", 0.841812, 34.915791, 0.975875)):
+        env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant=variant), Committed(sweeps=20_000, tol=1e-12))
+        best = env.best_response(policy_at(p))
+        assert exact.objective(env, policy_at(p), policy=best.policy) == pytest.approx(value, abs=1e-6)
+        assert float(best.policy.probs[0, 0, 1]) == pytest.approx(goes, abs=1e-6)
+        assert not best.optimal
+    env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"), Committed(sweeps=20_000, tol=1e-12))
+    assert float(env.best_response(policy_at(0.4025)).policy.probs[0, 0, 1]) == pytest.approx(0.5, abs=0.03)
+    # by convexity its values lie below the exact ones
+    exact_v = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0")).best_response(policy_at(0.5)).v.values
+    assert (env.best_response(policy_at(0.5)).v.values < exact_v).all()
+    again = env.follower.best_response(env.model(policy_at(0.5)), env.preferences, env.best_response(policy_at(0.5)))
+    assert float(again.residual) <= 1e-12
+
+
+# The leader's chair ------------------------------------------------------------------------------------------------
+
+
+def test_the_leaders_chair():
+    env = LeaderEnv(gym.make("BiLevel/ToyMarkovGame-v0", variant="R2"), theta=policy_at(0.5))
+    check_env(env, skip_render_check=True)
+    assert (env.observation_space, env.action_space) == (gym.spaces.Discrete(3), gym.spaces.Discrete(2))
+    rng, total = np.random.default_rng(0), []
+    for episode in range(60):
+        env.reset(seed=episode)
+        paid, truncated = 0.0, False
+        while not truncated:
+            _, reward, terminated, truncated, info = env.step(int(rng.random() < 0.5))
+            paid += reward
+            assert not terminated
+        assert info["step"] == 149
+        total.append(paid)
+    expected = exact.objective(gym.make("BiLevel/ToyMarkovGame-v0"), policy_at(0.5), horizon=150, discount=1.0)
+    assert abs(np.mean(total) - expected) < 4 * np.std(total) / len(total) ** 0.5
+    # the reply is to the policy last told
+    before = env.best.policy.probs[0, 0].clone()
+    env.configure(policy_at(0.1))
+    assert float((env.best.policy.probs[0, 0] - before).abs().max()) > 0.1
+    with pytest.raises(ValueError, match="`theta` must be probabilities"):
+        env.configure(np.full((3, 2), 0.4))
+    np.testing.assert_array_equal(env.theta, policy_at(0.1))
+    with pytest.raises(TypeError, match="`game` must be a game with two players"):
+        LeaderEnv(gym.make("BiLevel/FourRooms-v0"))
+    for game in (toy_markov_game_v0.env(), toy_markov_game_v0.parallel_env(), ToyMarkovGame(), bilevel_lqr_v0.env()):
+        fresh = LeaderEnv(game)
+        with pytest.raises(gym.error.ResetNeeded):
+            fresh.step(fresh.action_space.sample())
+
+
+# The linear-quadratic game -----------------------------------------------------------------------------------------
+
+
+def lqr(**arguments):
+    return BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0", **arguments))
+
+
+def test_the_lqr_followers_numbers():
+    """Specification, section 3, at K = 0 and K = (−10, −10)."""
+    best = lqr().best_response(np.zeros((1, 2)))
+    matrix = -best.v.matrix[0]
+    np.testing.assert_allclose(matrix[:2, :2], np.diag([1.0, 1.95]), atol=1e-12)
+    assert float(best.v.constant) == pytest.approx(-1.17621089, abs=1e-8)
+    assert float(best.policy.covariance) == pytest.approx(0.0490905967, abs=1e-10)
+    # K_w = (0, 0.18188066) meets the leader's noise w = C (a − K s) only in its first entry: gain 0 on (s, a)
+    np.testing.assert_allclose(best.policy.gain, 0, atol=1e-12)
+    # P over (s, w) from the matrix over (s, a): s' (M) with a = K s, here K = 0
+    best = lqr().best_response(np.array([[-10.0, -10.0]]))
+    follow = np.array([[1, 0], [0, 1], [-10, -10]])  # s ↦ (s, K s)
+    np.testing.assert_allclose(follow.T @ -best.v.matrix[0].numpy() @ follow, np.diag([20.0, 1.0]), atol=1e-9)
+    np.testing.assert_allclose(best.policy.gain[0].numpy() @ follow, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("gain", "discounted", "undiscounted"),
+    [((-9.965494, -10.0), None, 18.426353), ((-9.961465, -10.0), 11.309047, None), ((0.0, 0.0), None, 0.01494905)],
+)
+def test_the_lqr_leaders_numbers(gain, discounted, undiscounted):
+    """Specification, section 7."""
+    env = lqr()
+    if discounted is not None:
+        assert exact.objective(env, [gain]) == pytest.approx(discounted, abs=1e-6)
+        assert float(env.best_known) == pytest.approx(discounted, abs=1e-6)
+    if undiscounted is not None:
+        found = exact.objective(env, [gain], horizon=100, discount=1.0)
+        assert found == pytest.approx(undiscounted, abs=1e-6)
+
+
+def test_the_lqr_gradients():
+    """At K = 0 the undiscounted gradient is (−2.760e-4, 2.745e-4); elsewhere differences of the exact objective."""
+    env, h = lqr(), 1e-5
+    for gain, discount in (((0.0, 0.0), 1.0), ((-8.0, -7.0), 0.99)):
+        differences = []
+        for entry in np.eye(2):
+            ends = [
+                exact.objective(env, [np.array(gain) + sign * h * entry], horizon=100, discount=discount)
+                for sign in (1, -1)
+            ]
+            differences.append((ends[0] - ends[1]) / (2 * h))
+        if discount == 1.0:
+            np.testing.assert_allclose(differences, [-2.760e-4, 2.745e-4], atol=1e-7)
+        else:
+            np.testing.assert_allclose(exact.hypergradient(env, [gain])[0], differences, rtol=1e-6)
+
+
+def test_the_bumps_mean_is_an_integral():
+    bump = lqr().problem.bump
+    mean, covariance = torch.tensor([-0.7, 0.01]).double(), torch.diag(torch.tensor([0.02, 3e-4])).double()
+    draws = (
+        mean + torch.randn(400_000, 2, generator=torch.Generator().manual_seed(0)).double() * covariance.diag().sqrt()
+    )
+    sampled = bump(draws)
+    error = float(sampled.std()) / 400_000**0.5
+    assert abs(float(bump.expected(mean, covariance)) - float(sampled.mean())) < 4 * error
+    assert float(bump(torch.tensor([-0.8, 0.0]).double())) == 1.0
+    assert float(bump(torch.tensor([1.0, 0.0]).double())) == pytest.approx(np.exp(-40.5))
+
+
+@pytest.mark.parametrize("gain", [(-9.9, -9.8), (-5.0, -3.0)])
+def test_the_lqr_is_played_as_it_is_solved(gain):
+    env = lqr()
+    theta = np.array([gain])
+    best = env.best_response(theta)
+    batch = env.rollout(theta, best, Noise([0]), rows=4_000, horizon=100)
+    returns = (0.99 ** batch.step.double() * batch.r_leader).sum(-1)[0].numpy()
+    assert abs(returns.mean() - exact.objective(env, theta)) < 4 * returns.std() / 4_000**0.5
+    # the world over (s, a) is the game: s' = A s + B b + C a, whatever a' is drawn
+    state, action, following = batch.state[0, 0], batch.action[0, 0], batch.next_state[0, 0]
+    for k in range(5):
+        moved, r_leader, r_follower = env.problem.advance(state[k, :2].numpy(), state[k, 2], action[k])
+        np.testing.assert_allclose(following[k, :2], moved, atol=1e-12)
+        assert float(batch.r_leader[0, 0, k]) == pytest.approx(r_leader, abs=1e-12)
+        assert float(batch.r_follower[0, 0, k]) == pytest.approx(r_follower, abs=1e-12)
+    off = following[:, 2] - following[:, :2] @ torch.tensor(gain).double()
+    assert float(off.std()) == pytest.approx(1e-3, rel=0.3)
+
+
+def test_lqr_picture_and_bad_arguments():
+    env = bilevel_lqr_v0.parallel_env(render_mode="rgb_array")
+    env.reset()
+    env.step({"leader_0": np.array([-10.0]), "follower_0": np.zeros(1)})
+    assert env.render().shape == (320, 480, 3)
+    with pytest.raises(ValueError, match="`deviation` must be above 0"):
+        bilevel_lqr_v0.env(deviation=0.0)
+    with pytest.raises(ValueError, match="`target` must be two numbers"):
+        bilevel_lqr_v0.env(target=(1.0,))
+    with pytest.raises(ValueError, match="`theta` must lie in theta_space"):
+        lqr().model([[200.0, 0.0]])
