@@ -79,8 +79,8 @@ class BilevelLQR(ConfigurableMDP):
 
     Advised:
         Leaders draw one episode per iteration (``batch_size=100``), use the exact critic, which knows the world, do not
-        clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.1`` here unless told
-        otherwise.
+        clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.05`` here unless told
+        otherwise: larger steps fall over the cliff now and then.
 
     References:
         Kudo, Tanabe, Wachi, Akimoto: arXiv:2603.14867, section 5.4.
@@ -98,7 +98,7 @@ class BilevelLQR(ConfigurableMDP):
     advised: ClassVar[dict[str, Any]] = {
         "batch_size": 100,
         "critic": "exact",
-        "learning_rate": 0.1,
+        "learning_rate": 0.05,
         "max_grad_norm": float("inf"),
     }
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-100.0, 100.0, (1, 2), np.float64)
