@@ -211,7 +211,7 @@ class LQRFigure:
     """a directory; must not exist, be empty, or hold this figure (with --resume)"""
     leaders: str = "bchg,naive-pgd"
     """names, separated by commas: bchg, naive-pgd, exact"""
-    iterations: int = 500
+    iterations: int = 800
     """outer iterations"""
     runs: int = 20
     """seeds"""

@@ -171,7 +171,7 @@ def table_of(results: Sequence[Curves], best_known: float) -> str:
 
 
 def objective_figure(results: Sequence[Curves], best_known: float) -> Figure:
-    """Ours solid (mean and range over runs), the four published curves dashed, the optimum dotted."""
+    """Ours solid (mean and standard error), the four published curves dashed, the optimum dotted."""
     figure, axes = _figure(8.0, 5.0)
     colours = _colours(results)
     for curves in results:
@@ -343,10 +343,11 @@ def _colours(results: Sequence[Curves]) -> dict[str, str]:
 
 
 def _draw(axes: Axes, values: np.ndarray, colour: str, label: str) -> None:
-    """Mean and range over runs; exact values need no filter."""
-    x = np.arange(1, len(values) + 1)
-    axes.plot(x, values.mean(1), color=colour, label=label)
-    axes.fill_between(x, values.min(1), values.max(1), color=colour, alpha=0.2, linewidth=0)
+    """Mean and standard error over runs; exact values need no filter."""
+    x, mean = np.arange(1, len(values) + 1), values.mean(1)
+    error = values.std(1, ddof=1) / values.shape[1] ** 0.5
+    axes.plot(x, mean, color=colour, label=label)
+    axes.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
     axes.grid(alpha=0.25)
 
 

@@ -16,7 +16,7 @@ from bilevel_envs.tabular import Table, TabularModel
 
 @dataclass(frozen=True)
 class Committed:
-    r"""Iterates Q(s, a, b) = r_F + γ_F β log Σ_b' exp(Σ_a' f(a'|s') Q(s', a', b') / β), from the last table on.
+    r"""Iterates Q(s, a, b) = r_F + γ_F β log Σ_b' exp(Σ_a' f(a', s') Q(s', a', b') / β), from the last table on.
 
     The mean over the leader's next move stands *inside* the logarithm: in its plans the follower chooses b' before it
     sees a', while the policy that it is given, softmax(Q(s, a, ·)/β), does see a. This is what the published code of

@@ -26,6 +26,8 @@ START = (1.0, 0.0)
 TARGET = (-0.8, 0.0)  # s*
 WIDTHS = (0.2, 0.01)  # of the leader's reward around s*
 HORIZON = 100
+LARGEST = float(np.finfo(np.float64).max)  # states are not bounded
+FARTHEST = 1_000.0  # nominal bounds of both actions, to which nothing is clipped
 OPTIMUM = ((-9.961465, -10.0), 11.309047)
 
 
@@ -46,10 +48,10 @@ class BilevelLQR(ConfigurableMDP):
         at every step and hardly shrinks. Around K = 0 the objective is flat, behind K_1 = −10 there is a cliff.
 
     Action Space:
-        ``Box(-inf, inf, (1,))``: b. The leader's likewise.
+        ``Box(-1000, 1000, (1,))``: b. The leader's likewise. Nothing is clipped to these bounds.
 
     Observation Space:
-        ``Box(-inf, inf, (3,))``: s_1, s_2 and the leader's a.
+        ``Box(3)``, unbounded: s_1, s_2 and the leader's a.
 
     Starting State:
         s = (1, 0); a as the leader's policy draws it.
@@ -103,10 +105,10 @@ class BilevelLQR(ConfigurableMDP):
     }
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-100.0, 100.0, (1, 2), np.float64)
     default_theta: ClassVar[np.ndarray] = np.zeros((1, 2))
-    state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
-    action_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    leader_actions: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    follower_actions: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-LARGEST, LARGEST, (3,), np.float64)
+    action_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
+    leader_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
+    follower_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
     game_states: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     seen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     unseen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)

@@ -29,3 +29,11 @@ def test_building_thermal_control(tmp_path):
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
     assert "J_L = -261.9631" in out  # building specification, θ = 1/2
     assert {path.name for path in tmp_path.iterdir()} == {"building.png", "leader.zip"}
+
+
+def test_markov_game(tmp_path):
+    script = str(EXAMPLES / "markov_game.py")
+    size = ["--iterations", "2", "--runs", "2", "--out", str(tmp_path)]
+    out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
+    assert "f(0|A) = 0.5: the follower goes to A with probability 0.988; J_L = 39.938" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"game.png", "leader.zip"}

@@ -29,7 +29,7 @@ BATCH = {
 
 def test_sarsa_by_hand():
     critic = Sarsa(0.9, learning_rate=0.5)
-    critic._begin(HALF.policy, Noise([0]))
+    critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
     critic.pass_over(rollout(**BATCH), HALF.policy, np.array([[1, 0, 2]]))
     # (1,1): 0 + ½(2 − 0) = 1; then (0,0): 0 + ½(1 + .9·1 − 0) = .95; the cut step looks at V(2) = 15: ½(4 + 13.5)
@@ -38,7 +38,7 @@ def test_sarsa_by_hand():
 
 def test_published_sarsa_takes_the_cut_for_the_end():
     critic = Sarsa(0.9, learning_rate=0.5, cut_is_end=True)
-    critic._begin(HALF.policy, Noise([0]))
+    critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
     critic.pass_over(rollout(**BATCH), HALF.policy, np.array([[0, 1, 2]]))
     # in this order (0,0) still sees Q(1,1) = 0; the cut step's target is its reward alone
@@ -47,7 +47,7 @@ def test_published_sarsa_takes_the_cut_for_the_end():
 
 def test_expected_sarsa_by_hand():
     critic = ExpectedSarsa(0.9, learning_rate=0.5)
-    critic._begin(HALF.policy, Noise([0]))
+    critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
     critic.fit(rollout(**BATCH), HALF, None, Noise([0]))
     # backwards: (0,1): ½(4 + .9·15) = 8.75; (1,1): ½·2 = 1; (0,0): ½(1 + .9·½·1) = .725
