@@ -349,6 +349,48 @@ def expected_sarsa(
 
 
 @compiled
+def soft_q_pass(
+    table: np.ndarray,
+    state: np.ndarray,
+    action: np.ndarray,
+    following: np.ndarray,
+    reward: np.ndarray,
+    decay: np.ndarray,
+    valid: np.ndarray,
+    beta: float,
+    rate: float,
+) -> np.ndarray:
+    """Q(s, b) += η (r + decay · β log Σ_b' exp(Q(s', b') / β) − Q(s, b)) in place, from the last step back.
+
+    Args:
+      table: Q, [R, S, B].
+      state, action, following: int [R, N, T].
+      reward: [R, N, T].
+      decay: γ, or 0 where nothing follows, [R, N, T].
+      valid: bool [R, N, T].
+      beta: β.
+      rate: η.
+
+    Returns:
+      The largest temporal-difference error met by each run, [R].
+    """
+    runs, rows, horizon = state.shape
+    largest = np.zeros(runs)
+    for run in range(runs):
+        q = table[run]
+        for k in range(horizon - 1, -1, -1):
+            for row in range(rows):
+                if valid[run, row, k]:
+                    s, b, there = state[run, row, k], action[run, row, k], following[run, row, k]
+                    top = q[there].max()
+                    v = top + beta * np.log(np.exp((q[there] - top) / beta).sum())
+                    error = reward[run, row, k] + decay[run, row, k] * v - q[s, b]
+                    q[s, b] += rate * error
+                    largest[run] = max(largest[run], abs(error))
+    return largest
+
+
+@compiled
 def stage_game(
     table: np.ndarray,
     state: np.ndarray,

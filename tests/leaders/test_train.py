@@ -280,7 +280,9 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         _ = BCHG(make("FourRooms")).history["value"]
     with pytest.raises(TypeError, match="`total_iterations` must be a whole number"):
         BCHG(make("FourRooms")).learn(1.5)
-    with pytest.raises(ValueError, match="`follower` must be one of 'committed', 'riccati', 'soft_value_iteration'"):
+    with pytest.raises(
+        ValueError, match="`follower` must be one of 'committed', 'riccati', 'soft_q_learning', 'soft_value_iteration'"
+    ):
         BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), "soft_policy_iteration")
     with pytest.raises(TypeError, match="must be configurable by a leader; CartPoleEnv lacks theta_space"):
         BilevelWrapper(gym.make("CartPole-v1"))

@@ -22,6 +22,7 @@ ROWS = [
         "bilevel_envs.followers.soft_value_iteration",
         "bilevel_envs.followers.riccati",
         "bilevel_envs.followers.committed",
+        "bilevel_envs.followers.soft_q_learning",
         "bilevel_envs.env_base",
     ],
     ["bilevel_envs.markov_games.*", "bilevel_envs.leader_env"],
