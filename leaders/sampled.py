@@ -20,7 +20,16 @@ from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
 from leaders.actor_critic import UPDATES, USUAL_UPDATES, ActorCritic, untrained
 from leaders.critic import Critic
-from leaders.critics import ExactCritic, ExpectedSarsa, LeastSquares, MonteCarlo, NetworkCritic, Sarsa, StageGame
+from leaders.critics import (
+    ExactCritic,
+    ExpectedSarsa,
+    FittedLinear,
+    LeastSquares,
+    MonteCarlo,
+    NetworkCritic,
+    Sarsa,
+    StageGame,
+)
 from leaders.critics.least_squares import feature_count
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
@@ -34,7 +43,7 @@ from leaders.values import evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
 CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "td", "stage_game", "exact")
-LINEAR_CRITICS = ("lstd", "td", "exact")
+LINEAR_CRITICS = ("lstd", "td", "fitted_linear", "exact")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "quadratic", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
@@ -437,6 +446,8 @@ class SampledLeader(Leader):
         check_choice(sampling.critic, known, "critic")
         if sampling.critic == "lstd":
             return LeastSquares(gamma)
+        if sampling.critic == "fitted_linear":
+            return FittedLinear(gamma)
         if sampling.critic == "td":
             return NetworkCritic(gamma, sampling.network, sampling.network_of)
         rate, start = sampling.critic_learning_rate, sampling.critic_start
@@ -452,7 +463,9 @@ class SampledLeader(Leader):
 
 def _is_quadratic(critic: Any) -> bool:
     """Whether a critic of this name, or this critic, is a quadratic of (s, b)."""
-    return critic in ("lstd", "exact") if isinstance(critic, str) else hasattr(critic, "leader_gradient")
+    return (
+        critic in ("lstd", "fitted_linear", "exact") if isinstance(critic, str) else hasattr(critic, "leader_gradient")
+    )
 
 
 def is_linear(env: BilevelWrapper) -> bool:

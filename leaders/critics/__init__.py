@@ -1,10 +1,20 @@
 """Leader critics: ways of estimating Q_L."""
 
 from leaders.critics.exact import ExactCritic
+from leaders.critics.fitted_linear import FittedLinear
 from leaders.critics.least_squares import LeastSquares
 from leaders.critics.monte_carlo import MonteCarlo
 from leaders.critics.network import NetworkCritic
 from leaders.critics.sarsa import ExpectedSarsa, Sarsa
 from leaders.critics.stage_game import StageGame
 
-__all__ = ["ExactCritic", "ExpectedSarsa", "LeastSquares", "MonteCarlo", "NetworkCritic", "Sarsa", "StageGame"]
+__all__ = [
+    "ExactCritic",
+    "ExpectedSarsa",
+    "FittedLinear",
+    "LeastSquares",
+    "MonteCarlo",
+    "NetworkCritic",
+    "Sarsa",
+    "StageGame",
+]

@@ -11,7 +11,7 @@ from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free, Softmax
 from leaders import BCHG, HPGD, BiAC, NaivePGD, exact
 from leaders.actor_critic import ActorCritic, untrained
-from leaders.critics import StageGame
+from leaders.critics import ExactCritic, FittedLinear, StageGame
 from leaders.kicks import kick_bc_hg
 from leaders.values import evaluate
 
@@ -197,3 +197,29 @@ def test_what_does_not_go_with_games_is_refused_by_name():
     for arguments, message in (({"sweeps": 0}, "`sweeps`"), ({"tol": 0.0}, "`tol`"), ({"beta": -1.0}, "`beta`")):
         with pytest.raises(ValueError, match=message):
             Committed(**arguments)
+
+
+@pytest.mark.parametrize("gain", [(-9.8, -9.5), (-3.0, -2.0)])
+def test_a_fitted_loop_has_the_exact_values(gain):
+    env, theta = lqr(), np.array([gain])
+    best, model = env.best_response(theta), env.model(theta)
+    batch = env.rollout(theta, best, Noise([0]), rows=20, horizon=100)
+    fitted, truth = FittedLinear(0.99), ExactCritic(0.99)
+    for critic in (fitted, truth):
+        critic.fit(batch, best, model, Noise([0]))
+    for found, true in zip(fitted.values(batch, best.policy), truth.values(batch, best.policy), strict=True):
+        assert float((found - true).norm() / true.norm()) < 0.05
+    along, true = (critic.leader_gradient(best.policy)(batch.state, batch.step) for critic in (fitted, truth))
+    assert float((along - true).norm() / true.norm()) < 0.05
+
+
+@pytest.mark.slow
+def test_the_ridge_is_climbed_without_the_matrices():
+    leader = BCHG(lqr(), critic="fitted_linear", knowledge="terms", runs=2, seed=0).learn(100)
+    value = leader.history["leader_value"]
+    assert (value[-1] > 10 * value[0]).all()
+
+
+def test_a_fitted_loop_needs_a_bump():
+    with pytest.raises(TypeError, match='critic="fitted_linear" is for leaders whose reward is a bump'):
+        BCHG(BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0")), critic="fitted_linear").learn(1)

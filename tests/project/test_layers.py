@@ -48,6 +48,7 @@ ROWS = [
     ["leaders.critics.sarsa"],
     [
         "leaders.critics.least_squares",
+        "leaders.critics.fitted_linear",
         "leaders.critics.network",
         "leaders.critics.stage_game",
         "leaders.baseline",
