@@ -173,6 +173,18 @@ def plane_image(
     for point in points[:-1]:
         _disc(draw, point, 3 * SCALE, (200, 205, 215))
     _disc(draw, points[-1], 6 * SCALE, AGENT)
+    if (np.abs(path[-1]) > reach).any():  # pinned to the frame: say where it is
+        _text(
+            draw,
+            (width / 2, height - 14 * SCALE),
+            f"outside, at ({path[-1][0]:.3g}, {path[-1][1]:.3g})",
+            INK,
+            12 * SCALE,
+        )
+    for x in (-1.0, 1.0):
+        _text(draw, place(np.array([x, -0.045])), f"{x:g}", WALL, 10 * SCALE)
+    for y in (-0.1, 0.1):
+        _text(draw, place(np.array([0.06, y])), f"{y:g}", WALL, 10 * SCALE)
     for text, at in (
         ("s1", (width - 14 * SCALE, origin[1] - 10 * SCALE)),
         ("s2", (origin[0] + 12 * SCALE, 10 * SCALE)),

@@ -25,7 +25,7 @@ class LeaderEnv(gym.Env):
       game: a game with two players, its Gymnasium environment, or one of its PettingZoo forms.
       follower: who answers; None for the game's exact follower.
       theta: the leader's policy that the follower knows, see `configure`; the game's default if None.
-      render_mode: "rgb_array" or None.
+      render_mode: "rgb_array" or None; the given environment's own if None.
 
     Raises:
       TypeError: if `game` is none.
@@ -37,6 +37,7 @@ class LeaderEnv(gym.Env):
         self, game: Any, follower: Follower | None = None, theta: Any = None, render_mode: str | None = None
     ) -> None:
         self.game = _game_of(game)
+        render_mode = getattr(game, "render_mode", None) if render_mode is None else render_mode
         check_render_mode(render_mode, self.metadata["render_modes"], self.game)
         check_choice(getattr(self.game, "sees_leader", True), (True,), "game.sees_leader")
         self.render_mode = render_mode
@@ -79,7 +80,10 @@ class LeaderEnv(gym.Env):
         """The leader moves, the follower answers; `info` tells its action and its reward."""
         if self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
-        if not self.action_space.contains(action) and not self.action_space.contains(np.asarray(action).item()):
+        array = np.asarray(action)
+        if not self.action_space.contains(action) and (
+            array.size != 1 or not self.action_space.contains(array.reshape(()).item())
+        ):
             raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
         seen = self.game.policy_state(self._state, action)
         uniform = torch.from_numpy(self.np_random.random((1, *getattr(self.best.policy, "action_shape", ()))))
@@ -94,7 +98,7 @@ class LeaderEnv(gym.Env):
     def render(self) -> np.ndarray | None:
         """The present state as a picture."""
         if self.render_mode is None:
-            gym.logger.warn('no picture: make the environment with render_mode="rgb_array"')
+            gym.logger.warn('no picture: make the LeaderEnv with render_mode="rgb_array"')
             return None
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")

@@ -26,6 +26,7 @@ class _GameFace:
         self.horizon = game.horizon if max_cycles is None else check_count(max_cycles, "max_cycles")
         self.metadata = {"name": name, "render_modes": RENDER_MODES, "render_fps": 10, "is_parallelizable": False}
         self.possible_agents = list(AGENTS)
+        self.agents: list[str] = []  # none before the first reset
         self._window: Any = None
         # Own copies: a space carries the generator that samples from it.
         self._actions = {LEADER: deepcopy(game.leader_actions), FOLLOWER: deepcopy(game.follower_actions)}
@@ -74,6 +75,16 @@ class _GameFace:
     def _begin(self) -> None:
         self.agents = list(AGENTS)
         self._state, self._path, self._step = self.game.first_state(), [], 0  # type: ignore[var-annotated]
+
+    def _checked(self, agent: str, action: Any) -> Any:
+        """The action as an int or an array; refuses what lies outside its agent's space."""
+        space, array = self._actions[agent], np.asarray(action)
+        if isinstance(space, gym.spaces.Discrete):
+            if array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < space.n:
+                return int(array.reshape(()))
+        elif array.dtype.kind in "fiu" and array.shape == space.shape and np.isfinite(array).all():
+            return array
+        raise ValueError(f"the action of {agent} must lie in {space}, got {action!r}")
 
     def _play(self, leader_action: Any, action: Any) -> tuple[dict[str, float], bool]:
         """One step of the game: both rewards, and whether the time is up."""
@@ -133,6 +144,7 @@ class GameEnv(_GameFace, AECEnv):
         if self.terminations[agent] or self.truncations[agent]:
             self._was_dead_step(action)
             return
+        action = self._checked(agent, action)
         self._cumulative_rewards[agent] = 0.0
         self._clear_rewards()
         if agent == LEADER:
@@ -180,7 +192,7 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
         missing = [agent for agent in AGENTS if agent not in actions]
         if missing:
             raise ValueError(f"`actions` must hold a move of each agent, got none of {', '.join(missing)}")
-        rewards, over = self._play(actions[LEADER], actions[FOLLOWER])
+        rewards, over = self._play(*(self._checked(agent, actions[agent]) for agent in AGENTS))
         infos = {agent: {"step": self._step - 1} for agent in AGENTS}
         self._show()
         observations = self._observations()

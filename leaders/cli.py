@@ -217,8 +217,8 @@ class Compare:
     """outer iterations"""
     runs: int = 10
     """seeds per grid point"""
-    batch: int = 100
-    """transitions per outer iteration and run, for leaders that draw batches"""
+    batch: int | None = None
+    """transitions per outer iteration and run, for leaders that draw batches (each leader's own if not given)"""
     seed: int = 0
     """the first seed"""
     beta: float | None = None
@@ -251,7 +251,7 @@ class Compare:
         grid = _grid(self.grid)
         compare.grid_points(grid)
         env = BilevelWrapper(_make(self.env, _env_arguments(self)))
-        arguments: dict[str, Any] = {"batch_size": self.batch, "preset": self.preset}
+        arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
         for name in names:  # refuses bad settings before anything is written
             compare.run_grid(env, name, grid=grid, iterations=1, runs=2, **arguments)
         directory = RunDirectory(self.out, told(self))
@@ -269,7 +269,8 @@ class Compare:
                 compare.save_result(result, paths[name])
             results.append(result)
         lines = compare.write_table(results, self.out / "results.csv")
-        title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds, batch {self.batch}"
+        title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds"
+        title += f", batch {self.batch}" if self.batch else ""
         title += f", preset {self.preset}" if self.preset else ""
         figure = compare.comparison_figure(results, title, env.best_known)
         plots.save(figure, self.out / "comparison.png")
@@ -377,7 +378,7 @@ def _key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
         try:
             parsed[key] = json.loads(text)
         except json.JSONDecodeError:
-            parsed[key] = text
+            parsed[key] = {"True": True, "False": False, "None": None}.get(text, text)
     return parsed
 
 

@@ -209,7 +209,7 @@ def toy_figure(results: Sequence[Returns], variant: str) -> Figure:
 
 def landscape_figure(variant: str) -> Figure:
     """J_L against p = f(0|A), for the exact follower and the one as published."""
-    p = np.linspace(0.005, 0.995, 199)
+    p = np.linspace(0.005, 0.995, 991)
     theta = np.full((len(p), 3, 2), 0.5)
     theta[:, 1] = np.stack([p, 1 - p], -1)
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -222,7 +222,7 @@ def landscape_figure(variant: str) -> Figure:
     for label, follower in followers.items():
         env = BilevelWrapper(gym.make(TOY, variant=variant), follower)
         value = exact.objective(env, theta, policy=env.best_response(theta).policy)
-        axes.plot(p, value, label=f"{label}: best {value.max():.3f} at p = {p[value.argmax()]:.3f}")
+        axes.plot(p, value, label=f"{label}: {value.max():.2f} at p = {p[value.argmax()]:.3f}")
     axes.set_xlabel("p = f(0 | A): how often the leader lets the follower pass")
     axes.set_ylabel(r"leader's value $J_L$")
     axes.set_title(f"Toy Markov game {variant}", fontsize=11)

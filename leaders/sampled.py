@@ -137,6 +137,8 @@ class SampledLeader(Leader):
                 common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
         game = preset == "paper" and hasattr(getattr(env, "problem", None), "tables")
         if game:
+            if self.name not in ("bchg", "naive-pgd", "bi-ac"):
+                raise ValueError(f"`preset` must be None for {type(self).__name__} in games, got 'paper'")
             common = replace(common, learning_rate=1e-4, optimizer="adam", max_grad_norm=float("inf"))
             if arguments["policy"] is None:
                 arguments = arguments | {"policy": "mlp"}
@@ -362,8 +364,6 @@ class SampledLeader(Leader):
     def _published_actor_critic(self, arguments: dict[str, Any]) -> ActorCritic:
         problem: Any = self.env.problem
         states, leader_actions, actions = problem.tables.r_leader.shape
-        if self.name not in ("bchg", "naive-pgd", "bi-ac"):
-            raise ValueError(f"`preset` must be None for {type(self).__name__} in games, got 'paper'")
         if not problem.sees_leader:
             raise ValueError("`preset` must be None where the follower does not see the leader's move, got 'paper'")
         replay = bool(arguments.get("replay"))
@@ -417,6 +417,11 @@ class SampledLeader(Leader):
             return
         if sampling.kick == "bc_hg_shared":
             raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
+        bump = self.env.model(self._theta().detach()).bump is not None
+        if bump and sampling.arrival == "clipped":
+            raise ValueError("`preset` must be None where the leader's reward is a bump, got 'paper'")
+        if bump and sampling.critic == "lstd":
+            raise ValueError('`critic` must be no quadratic where the leader\'s reward is a bump, got "lstd"')
         if sampling.tail != "keep":
             raise ValueError(f'`tail` must be "keep" where states are vectors, got {sampling.tail!r}')
         if sampling.knowledge != "simulate" and not _is_quadratic(sampling.critic):

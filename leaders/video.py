@@ -58,13 +58,15 @@ def follower_film(
 
 def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int) -> list[np.ndarray]:
     assert env.spec is not None
-    world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps)
+    limit = env.time_limit
+    world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps if limit is None else min(steps, limit))
+    as_state = getattr(env.problem, "index", np.asarray)  # what policies take, where the follower sees more than that
     best, rng = env.best_response(theta), np.random.default_rng(seed)
     state, _ = world.reset(seed=seed, options={"theta": theta})
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:
         uniform = rng.random((1, *best.policy.action_shape))
-        action = best.policy.sample(np.asarray(state)[None], uniform)[0].numpy()
+        action = best.policy.sample(as_state(state)[None], uniform)[0].numpy()
         state, _, terminated, truncated, info = world.step(action)
         collected += info["leader_reward"]
         k, over = k + 1, terminated or truncated

@@ -204,10 +204,10 @@ class ToyMarkovGame(ConfigurableMDP):
         """What the follower observes."""
         return self.seen_space if self.sees_leader else self.game_states
 
-    def observe(self, state: Any) -> np.ndarray:
+    def observe(self, state: Any) -> Any:
         """The pair (s, a) of an index s̄, or of many."""
         if not self.sees_leader:
-            return np.asarray(state)
+            return state
         return np.stack(np.divmod(np.asarray(state), LEADER_ACTIONS), -1)
 
     def index(self, observation: Any) -> np.ndarray:

@@ -414,3 +414,35 @@ def test_lqr_picture_and_bad_arguments():
         bilevel_lqr_v0.env(target=(1.0,))
     with pytest.raises(ValueError, match="`theta` must lie in theta_space"):
         lqr().model([[200.0, 0.0]])
+
+
+@pytest.mark.parametrize("make", [toy_markov_game_v0.env, toy_markov_game_v0.parallel_env])
+def test_moves_outside_the_space_are_refused_where_they_are_made(make):
+    for wrong in (-1, 3, 0.7, np.nan, np.array([0, 1])):
+        env = make()
+        env.reset(seed=0)
+        with pytest.raises(
+            (ValueError, AssertionError), match=r"the action of leader_0 must lie in|not in action space"
+        ):
+            env.step({"leader_0": wrong, "follower_0": 0} if env.unwrapped.__class__.__name__ != "GameEnv" else wrong)
+
+
+def test_linear_moves_must_be_finite_numbers():
+    for wrong in (np.array([np.nan]), "x", None, np.zeros(3)):
+        turns, together = bilevel_lqr_v0.env(), bilevel_lqr_v0.parallel_env()
+        assert together.agents == []
+        for env in (turns, together):
+            env.reset(seed=0)
+        with pytest.raises(ValueError, match="the action of leader_0 must lie in Box"):
+            turns.step(wrong)
+        with pytest.raises(ValueError, match="the action of follower_0 must lie in Box"):
+            together.step({"leader_0": np.zeros(1), "follower_0": wrong})
+
+
+def test_a_blind_followers_environment_speaks_ints():
+    env = gym.make("BiLevel/ToyMarkovGame-v0", sees_leader=False)
+    assert env.reset(seed=0)[0] in env.observation_space  # warnings are errors here
+    env.step(1)
+    inner = LeaderEnv(gym.make("BiLevel/ToyMarkovGame-v0", render_mode="rgb_array"))
+    inner.reset(seed=0)
+    assert inner.render().shape == (320, 480, 3)

@@ -9,11 +9,12 @@ from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import Committed
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free, Softmax
-from leaders import BCHG, HPGD, BiAC, NaivePGD, exact
+from leaders import BCHG, HPGD, BiAC, NaivePGD, SoBiRL, exact
 from leaders.actor_critic import ActorCritic, untrained
 from leaders.critics import ExactCritic, FittedLinear, StageGame
 from leaders.kicks import kick_bc_hg
 from leaders.values import evaluate
+from leaders.video import follower_film
 
 
 def toy(variant="R2", follower=None, **arguments):
@@ -223,3 +224,19 @@ def test_the_ridge_is_climbed_without_the_matrices():
 def test_a_fitted_loop_needs_a_bump():
     with pytest.raises(TypeError, match='critic="fitted_linear" is for leaders whose reward is a bump'):
         BCHG(BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0")), critic="fitted_linear").learn(1)
+
+
+def test_the_lqr_refuses_what_it_has_no_use_for():
+    with pytest.raises(ValueError, match="`preset` must be None where the leader's reward is a bump"):
+        BCHG(lqr(), preset="paper")
+    with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
+        BCHG(lqr(), critic="lstd")
+    with pytest.raises(ValueError, match="`preset` must be None for SoBiRL in games"):
+        SoBiRL(toy(), preset="paper")
+
+
+@pytest.mark.slow
+def test_a_game_is_filmed_within_its_time_limit(tmp_path):
+    path = tmp_path / "film.mp4"
+    assert follower_film(toy(), policy_at(0.5)[0], policy_at(0.3)[0], path, steps=5, fps=5) == 5 + 1 + 5
+    assert follower_film(lqr(), np.zeros((1, 2)), np.array([[-9.0, -9.0]]), path, steps=300, fps=5) == 100 + 1 + 5
