@@ -151,7 +151,8 @@ class SampledLeader(Leader):
         sampling = changed(usual, arguments | overrides)
         if not _is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
-        if self.linear and preset is None and arguments.get("batch_size") is None:
+        unsaid = arguments.get("batch_size") is None and "batch_size" not in advised
+        if self.linear and preset is None and unsaid:
             sampling = replace(sampling, batch_size=self._usual_batch())
         self.sampling = sampling
         check_choice(sampling.tail, TAILS, "tail")

@@ -174,6 +174,7 @@ def test_published_games_go_on_bit_for_bit(make, arguments, tmp_path):
 
 
 def test_advice_gives_way_to_what_is_told():
+    assert BCHG(lqr()).sampling.batch_size == 100
     assert BCHG(toy()).sampling.batch_size == 450
     assert BCHG(toy()).common.learning_rate == 0.02
     leader = BCHG(toy(), batch_size=300, learning_rate=0.1)
