@@ -39,7 +39,7 @@ from leaders.per_step import clipped, per_step_gradient
 from leaders.quadratics import products
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
-from leaders.values import evaluate
+from leaders.values import Values, evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
 CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "td", "stage_game", "exact")
@@ -228,21 +228,22 @@ class SampledLeader(Leader):
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
         rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
         terms = model.terms(batch, best.policy if rule.centred else None)
+        values = evaluate(critic, best, batch)  # once: some critics draw for it
         if knowledge == "simulate":
-            total = surrogate(terms, self._weights(batch, best, critic, tail))
+            total = surrogate(terms, self._weights(batch, values, tail))
             if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
-                total = total + self._clipped_direct(terms.log_arrival, theta, batch, best, critic)
+                total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
             return total, 0
         if model.noise.requires_grad:
             raise ValueError(f'`knowledge` must be "simulate" where θ moves the noise, got {knowledge!r}')
         counts = self.counts(batch, tail)
         reaction: Tensor | float = 0.0
         if knowledge == "model":
-            kick = rule.kick(batch, evaluate(critic, best, batch), counts, preferences)
+            kick = rule.kick(batch, values, counts, preferences)
             reaction = reaction_surrogate(kick, batch, model, preferences)
-            weights = self._weights(batch, best, critic, tail, kick=torch.zeros_like(kick))
+            weights = self._weights(batch, values, tail, kick=torch.zeros_like(kick))
         else:
-            weights = self._weights(batch, best, critic, tail)
+            weights = self._weights(batch, values, tail)
         v_leader = critic.leader_gradient(best.policy)  # type: ignore[attr-defined]
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, preferences)
         return surrogate(terms, weights) + reaction, 0
@@ -252,12 +253,9 @@ class SampledLeader(Leader):
         counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
         return counts if self.leader_horizon is None else counts * (batch.step < self.leader_horizon)
 
-    def _weights(
-        self, batch: Rollout, best: BestResponse, critic: Critic, tail: str, kick: Tensor | None = None
-    ) -> Weights:
+    def _weights(self, batch: Rollout, values: Values, tail: str, kick: Tensor | None = None) -> Weights:
         """From a batch to the four weights, with the rule's kick or another; the whole estimator on half a screen."""
         preferences = self.env.preferences
-        values = evaluate(critic, best, batch)
         counts = self.counts(batch, tail)
         rule = KICKS[self.sampling.kick]
         if kick is None:
@@ -267,14 +265,10 @@ class SampledLeader(Leader):
         how = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "centred": rule.centred}
         return weights_from_kick(kick, batch, values, counts, preferences, **how)
 
-    def _clipped_direct(
-        self, log_arrival: Tensor, theta: Tensor, batch: Rollout, best: BestResponse, critic: Critic
-    ) -> Tensor:
+    def _clipped_direct(self, log_arrival: Tensor, theta: Tensor, batch: Rollout, values: Values) -> Tensor:
         """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
-        preferences = self.env.preferences
-        values = evaluate(critic, best, batch)
         counts = self.counts(batch, self.sampling.tail)
-        weight = preferences.gamma_leader * counts * values.v_leader_next * ~batch.cut
+        weight = self.env.preferences.gamma_leader * counts * values.v_leader_next * ~batch.cut
         blocks = self.common.blocks or {"all": slice(None)}
         score = clipped(per_step_gradient(log_arrival, theta), self._slope(len(theta)), blocks, MOST_SCORE)
         return ((weight[..., None] * score).sum((1, 2)) * theta.flatten(1)).sum(1)

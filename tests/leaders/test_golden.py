@@ -13,6 +13,7 @@ from leaders import BCHG, HPGD, NaivePGD, SoBiRL
 from leaders.kicks import KICKS
 from leaders.oracle import oracle_weights, published_oracle_kick
 from leaders.surrogate import surrogate
+from leaders.values import evaluate
 from leaders.weights import occupancy
 
 DATA = Path(__file__).parents[1] / "data"
@@ -56,7 +57,8 @@ class Record:
         """The leader's surrogate on the recorded batch."""
         rule = KICKS[self.leader.sampling.kick]
         terms = self.model.terms(self.batch, self.best.policy if rule.centred else None)
-        return surrogate(terms, self.leader._weights(self.batch, self.best, self.leader.critic, "reference"))
+        values = evaluate(self.leader.critic, self.best, self.batch)
+        return surrogate(terms, self.leader._weights(self.batch, values, "reference"))
 
     def error(self, actual):
         return np.abs(actual - self.expected).max() / np.abs(self.expected).max()
