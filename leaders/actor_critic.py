@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,34 +14,19 @@ from torch import Tensor
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table
-from leaders.networks import through, xavier
+from bilevel_envs.wrapper import BilevelWrapper
+from leaders.networks import xavier
 from leaders.weights import eligibility_trace
 
 HIDDEN = (64, 64)
-CRITIC_RATE = 1e-3
 SAMPLE = 64  # transitions per step of either network
 DRAWS = 256  # of the follower's action, for the benefit
 POLYAK = 0.01
-UPDATES = {  # steps of actor and critic per outer iteration, by leader, variant and whether all transitions are kept
-    ("bchg", "R2", False): (1, 1),
-    ("bchg", "R1", False): (10, 1),
-    ("naive-pgd", "R2", False): (1, 20),
-    ("naive-pgd", "R1", False): (2, 20),
-    ("naive-pgd", "R2", True): (1, 10),
-    ("naive-pgd", "R1", True): (5, 1),
-    ("bi-ac", "R2", True): (1, 5),
-    ("bi-ac", "R1", True): (5, 1),
-    ("bi-ac", "R2", False): (1, 5),
-    ("bi-ac", "R1", False): (2, 10),
-}
-USUAL_UPDATES = (1, 1)  # for games that the paper does not show
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Transitions, [R, K] each.
+    """Transitions, [R, K] each, or [R, K, d] for vectors.
 
     Attributes:
       state, leader_action, action, following: s, a, b, s'.
@@ -64,49 +49,95 @@ class Stored:
 
 
 class ActorCritic:
-    """One outer iteration of a published leader in a finite game.
+    """One outer iteration of a published leader in a game; subclasses know the game's spaces.
 
-    The critic is a network of (s, b) with one output per move of the leader, its target greedy in both players'
-    policies (or a stage game's, for Bi-AC); the actor follows Q_L less its mean over the leader's own moves, b held
-    fixed, and, for BC-HG, the benefit times ∇Q_F along what is left of the stored episode. Target networks move by 1 %
-    per outer iteration. Slips of the published code are kept: greedy targets, a baseline that depends on b, ∇Q_F summed
-    from the step itself, the stored batch's very first transition without a future.
+    The actor follows Q_L less its mean over the leader's own moves, b held fixed, and, for BC-HG, the benefit times
+    ∇Q_F along what is left of the stored episode. Target networks move by 1 % per outer iteration. Slips of the
+    published code are kept: targets at likeliest moves, a baseline that depends on b, ∇Q_F summed from the step itself,
+    the stored batch's very first transition without a future.
 
     Args:
       kind: "bchg", "naive-pgd" or "bi-ac".
-      states, leader_actions, actions: S, A, B.
+      sizes: widths of the critic's network, its inputs and outputs included.
       actor_steps, critic_steps: per outer iteration.
+      critic_rate: step size of the critic's Adam.
       replay: keep all transitions instead of the last batch.
+
+    Attributes:
+      batch_size, rows: transitions and episodes drawn per outer iteration.
+      common: settings of the leader's ascent.
+      policy: name of the leader's parameterisation; None for the environment's default.
     """
 
+    batch_size: ClassVar[int]
+    rows: ClassVar[int]
+    policy: ClassVar[str | None] = None
+
     def __init__(
-        self,
-        kind: str,
-        states: int,
-        leader_actions: int,
-        actions: int,
-        actor_steps: int,
-        critic_steps: int,
-        replay: bool,
+        self, kind: str, sizes: tuple[int, ...], actor_steps: int, critic_steps: int, critic_rate: float, replay: bool
     ) -> None:
-        self.kind, self.replay = kind, replay
-        self.states, self.leader_actions, self.actions = states, leader_actions, actions
-        self.actor_steps, self.critic_steps = actor_steps, critic_steps
+        self.kind, self.sizes, self.replay = kind, sizes, replay
+        self.actor_steps, self.critic_steps, self.critic_rate = actor_steps, critic_steps, critic_rate
         self.layers: list[Tensor] = []
         self.target: list[Tensor] = []
         self.target_policy: torch.nn.Module | None = None
         self.stored: Stored | None = None
         self._adam: torch.optim.Adam | None = None
 
+    # What a subclass provides ---------------------------------------------------------------------------------
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Fields of `Common` that the published code sets."""
+        raise NotImplementedError
+
+    def play(
+        self,
+        env: BilevelWrapper,
+        theta: Tensor,
+        model: Any,
+        best: BestResponse,
+        noise: Noise,
+        iteration: int,
+        **how: Any,
+    ) -> tuple[Rollout, BestResponse]:
+        """A batch drawn at θ, or at random where the published code explores; and the follower's way of living then.
+
+        Args:
+          env: the game.
+          theta: the leader's policy.
+          model: the follower's world at θ.
+          best: its response.
+          noise: one stream per run.
+          iteration: outer iterations done.
+          how: `rows` and `horizon` of the batch.
+        """
+        raise NotImplementedError
+
+    def _transitions(self, batch: Rollout) -> Stored:
+        """A batch over s̄ as transitions of the game, rows one after another."""
+        raise NotImplementedError
+
+    def _loss(self, index: Tensor, best: BestResponse, gamma: float) -> Tensor:
+        """The critic's mean squared error at stored transitions `index` [R, 64], [R]."""
+        raise NotImplementedError
+
+    def _surrogate(
+        self, policy: torch.nn.Module, starts: Tensor, best: BestResponse, preferences: Preferences, noise: Noise
+    ) -> Tensor:
+        """Its gradient is the actor's, [R]; constants times log f at the drawn steps."""
+        raise NotImplementedError
+
+    # What all share -------------------------------------------------------------------------------------------
+
     def begin(self, policy: torch.nn.Module, noise: Noise) -> None:
         """Makes the networks, once."""
         if not self.layers:
-            sizes = (self.states + self.actions, *HIDDEN, self.leader_actions)
-            self.layers = [layer.requires_grad_() for layer in xavier(sizes, noise)]
+            self.layers = [layer.requires_grad_() for layer in xavier(self.sizes, noise)]
             self.target = [layer.detach().clone() for layer in self.layers]
             self.target_policy = copy.deepcopy(policy)
         if self._adam is None:
-            self._adam = torch.optim.Adam(self.layers, lr=CRITIC_RATE)
+            self._adam = torch.optim.Adam(self.layers, lr=self.critic_rate)
 
     def improve(
         self,
@@ -120,101 +151,27 @@ class ActorCritic:
         """Fits the critic and takes the actor's steps but the last, whose surrogate is returned, [R].
 
         Args:
-          policy: the leader's; `policy()` is f, [R, S, A].
-          batch: what was just drawn, over s̄ = s · A + a.
+          policy: the leader's; `policy()` is θ.
+          batch: what was just drawn, over s̄ = (s, a).
           best: the follower's response, on whose g and V_F both networks rely.
           preferences: γ_L, γ_F and β.
           noise: draws the samples.
           ascend: takes one step of the actor along a surrogate.
         """
         self.begin(policy, noise)
-        assert self.target_policy is not None
-        a = self.leader_actions
-        now = Stored(
-            **{
-                "state": batch.state.flatten(1) // a,
-                "leader_action": batch.state.flatten(1) % a,
-                "action": batch.action.flatten(1),
-                "following": batch.next_state.flatten(1) // a,
-                "reward": batch.r_leader.flatten(1),
-                "step": batch.step.flatten(1),
-            }
-        )
+        assert self._adam is not None
+        now = self._transitions(batch)
         self.stored = now.joined(self.stored) if self.replay else now
-        shape = (noise.runs, self.states, a)
-        g = best.policy.probs.expand(noise.runs, -1, -1).reshape(*shape, self.actions)
-        v_follower = best.v.values.expand(noise.runs, -1).reshape(shape)
-        with torch.no_grad():
-            greedy = self.target_policy().argmax(-1)  # [R, S]
         for _ in range(self.critic_steps):
-            self._fit(g.argmax(-1), greedy, preferences.gamma_leader, noise)
-        q = self._table(self.layers).detach()
+            loss = self._loss(self._drawn(noise, None), best, preferences.gamma_leader).sum()
+            self._adam.zero_grad()
+            loss.backward()
+            self._adam.step()
         for _ in range(self.actor_steps - 1):
-            ascend(self._surrogate(policy, q, g, v_follower, batch.starts, preferences, noise))
-        last = self._surrogate(policy, q, g, v_follower, batch.starts, preferences, noise)
+            ascend(self._surrogate(policy, batch.starts, best, preferences, noise))
+        last = self._surrogate(policy, batch.starts, best, preferences, noise)
         self._follow(policy)
         return last
-
-    def _table(self, layers: list[Tensor]) -> Tensor:
-        """Q_L at every (s, b), [R, S, B, A]."""
-        state, action = (torch.eye(size, dtype=torch.float64) for size in (self.states, self.actions))
-        x = torch.cat([state.repeat_interleave(self.actions, 0), action.repeat(self.states, 1)], -1)
-        q = through(layers, x.expand(len(layers[0]), -1, -1))
-        return q.view(-1, self.states, self.actions, self.leader_actions)
-
-    def _fit(self, answer: Tensor, greedy: Tensor, gamma: float, noise: Noise) -> None:
-        assert self.stored is not None
-        assert self._adam is not None
-        data, run = self.stored, torch.arange(noise.runs)[:, None]
-        index = self._drawn(noise, None)
-        with torch.no_grad():
-            later = self._table(self.target)
-            # the leader's return at each (s', a') if the follower gives its likeliest answer, [R, S, A]
-            promised = later.gather(2, answer[:, :, None]).squeeze(2)
-            own = promised.gather(-1, greedy[..., None])[..., 0]
-            v = promised.amax(-1) if self.kind == "bi-ac" else own
-            wanted = data.reward[run, index] + gamma * v[run, data.following[run, index]]
-        at = (run, data.state[run, index], data.action[run, index], data.leader_action[run, index])
-        loss = (self._table(self.layers)[at] - wanted).square().mean(-1).sum()
-        self._adam.zero_grad()
-        loss.backward()
-        self._adam.step()
-
-    def _surrogate(
-        self,
-        policy: torch.nn.Module,
-        q: Tensor,
-        g: Tensor,
-        v_follower: Tensor,
-        starts: Tensor,
-        preferences: Preferences,
-        noise: Noise,
-    ) -> Tensor:
-        """Its gradient is the actor's, [R]; constants times log f at the drawn steps."""
-        assert self.stored is not None
-        data, run = self.stored, torch.arange(noise.runs)[:, None]
-        log_f = policy().log()
-        f = log_f.detach().exp()
-        index = self._drawn(noise, preferences.gamma_leader)
-        s, a, b = (part[run, index] for part in (data.state, data.leader_action, data.action))
-        values = q[run, s, b]  # [R, 64, A]
-        taken = values.gather(-1, a[..., None])[..., 0]
-        advantage = taken - (f[run, s] * values).sum(-1)
-        weight = torch.zeros_like(f)
-        weight.index_put_((run.expand_as(s), s, a), advantage / SAMPLE, accumulate=True)
-        if self.kind == "bchg":
-            others = _sampled(g[run, s, a], noise.uniform(SAMPLE, DRAWS))
-            mean = q[run[..., None], s[..., None], others, a[..., None]].mean(-1)
-            share = (taken - mean) / preferences.beta / SAMPLE
-            kick = torch.zeros_like(data.reward)
-            alone = index == 0  # the code's walk through its buffer stops at once where it begins
-            kick.scatter_add_(1, index, torch.where(alone, 0.0, share))
-            trace = eligibility_trace(kick.view(starts.shape), preferences.gamma_follower, starts).flatten(1)
-            trace[:, 0] += torch.where(alone, share, 0.0).sum(1)
-            centred = v_follower - (f * v_follower).sum(-1, keepdim=True)
-            at = (run.expand_as(data.state), data.state, data.leader_action)
-            weight.index_put_(at, trace * centred[at], accumulate=True)
-        return (weight * log_f).flatten(1).sum(1)
 
     def _drawn(self, noise: Noise, gamma: float | None) -> Tensor:
         """Places in the store, [R, 64]: uniform, or in proportion to γ^step."""
@@ -255,19 +212,22 @@ class ActorCritic:
             self.target_policy.load_state_dict(state["target_policy"])
         self.stored = Stored(**state["stored"]) if state["stored"] is not None else None
         if state["adam"] is not None:
-            self._adam = torch.optim.Adam(self.layers, lr=CRITIC_RATE)
+            self._adam = torch.optim.Adam(self.layers, lr=self.critic_rate)
             self._adam.load_state_dict(state["adam"])
 
 
-def untrained(runs: int, states: int, actions: int, beta: float) -> BestResponse:
-    """The follower before it has learnt: Q_F = 0, so that every action is as likely."""
-    q = torch.zeros(runs, states, actions, dtype=torch.float64)
-    policy = BoltzmannPolicy(torch.log_softmax(q, -1))
-    v = beta * torch.logsumexp(q / beta, -1)
-    return BestResponse(policy, Table(q), Table(v), torch.full((runs,), float("nan")), optimal=False)
+def kicked_trace(share: Tensor, index: Tensor, starts: Tensor, gamma: float) -> Tensor:
+    """Σ_j share_j γ^(k − j) over the drawn steps j of the episode of step k, j itself included, [R, K].
 
-
-def _sampled(probs: Tensor, uniform: np.ndarray) -> Tensor:
-    """Draws from probabilities [R, K, B] by inverse CDF, [R, K, D]."""
-    cdf = probs.cumsum(-1)[..., :-1]
-    return (torch.from_numpy(uniform)[..., None] >= cdf[:, :, None]).sum(-1)
+    Args:
+      share: what each drawn step adds, [R, 64].
+      index: where they are stored, [R, 64].
+      starts: where episodes begin, [R, N, T] with N · T = K.
+      gamma: γ_F.
+    """
+    kick = torch.zeros(starts.shape, dtype=share.dtype).flatten(1)
+    alone = index == 0  # the code's walk through its buffer stops at once where it begins
+    kick.scatter_add_(1, index, torch.where(alone, 0.0, share))
+    trace = eligibility_trace(kick.view(starts.shape), gamma, starts).flatten(1)
+    trace[:, 0] += torch.where(alone, share, 0.0).sum(1)
+    return trace

@@ -209,8 +209,9 @@ class LQRFigure:
 
     out: Path
     """a directory; must not exist, be empty, or hold this figure (with --resume)"""
-    leaders: str = "bchg,naive-pgd"
-    """names, separated by commas: bchg, naive-pgd, exact"""
+    leaders: str = "bchg,bchg-paper,naive-pgd-paper,naive-pgd-off-paper"
+    """names, separated by commas: bchg, bchg-terms (batches of 500, a fitted loop), naive-pgd, exact; and the published
+    forms bchg-paper, naive-pgd-paper, naive-pgd-off-paper"""
     iterations: int = 800
     """outer iterations"""
     runs: int = 20

@@ -26,6 +26,7 @@ EVERY = 10  # outer iterations between two evaluations
 STEPS = 150  # of an episode of the toy game
 CEILINGS = {"R1": (27.315561, 52.324139), "R2": (31.165576, 59.750091)}  # discounted and undiscounted, at the best θ
 LQR_CEILING = 18.426353  # undiscounted, 100 steps
+FLOOR = 1e-3  # of the picture, whose scale is logarithmic
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,16 @@ TOY_FORMS = {
     "naive-pgd-paper": Form(NaivePGD, "Naive-PGD, published form", PAPER, "naive-pgd", True),
     "bi-ac-paper": Form(BiAC, "Bi-AC, published form", PAPER, "bi-ac", True),
 }
+FITTED = {"critic": "fitted_linear", "knowledge": "terms", "batch_size": 500}
 LQR_FORMS = {
-    "bchg": Form(BCHG, "BC-HG", {}, "bchg"),
-    "naive-pgd": Form(NaivePGD, "Naive-PGD", {}, "naive-pgd"),
+    "bchg": Form(BCHG, "BC-HG"),
+    "bchg-terms": Form(BCHG, "BC-HG, fitted loop", FITTED),
+    "naive-pgd": Form(NaivePGD, "Naive-PGD"),
+    "bchg-paper": Form(BCHG, "BC-HG, published form", PAPER, "bchg"),
+    "naive-pgd-paper": Form(NaivePGD, "Naive-PGD, published form", PAPER, "naive-pgd"),
+    "naive-pgd-off-paper": Form(
+        NaivePGD, "Naive-PGD off-policy, published form", PAPER | {"replay": True}, "naive-pgd-off"
+    ),
     "exact": Form(ExactGradient, "exact hypergradient", {"learning_rate": 0.1, "max_grad_norm": float("inf")}),
 }
 
@@ -232,21 +240,24 @@ def landscape_figure(variant: str) -> Figure:
 
 
 def lqr_figure(results: Sequence[Returns]) -> Figure:
-    """Undiscounted returns: each seed thin, the mean thick, the published curves dashed, the ceiling dotted."""
+    """Undiscounted returns: each seed thin, the mean thick, the published curves dashed, the ceiling dotted; log."""
     figure = Figure(figsize=(7.5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, returns in enumerate(results):
-        axes.plot(returns.iteration, returns.undiscounted, color=f"C{index}", alpha=0.2, linewidth=0.7)
-        label = LQR_FORMS[returns.name].label
-        axes.plot(returns.iteration, returns.undiscounted.mean(1), color=f"C{index}", linewidth=2, label=label)
-    for index, (method, label) in enumerate({"bchg": "BC-HG", "naive-pgd": "Naive-PGD"}.items()):
-        _draw_published(axes, f"lqr_{method}", f"C{index}", f"{label} (arXiv:2603.14867)")
+        form, colour, values = LQR_FORMS[returns.name], f"C{index}", np.maximum(returns.undiscounted, FLOOR)
+        axes.plot(returns.iteration, values, color=colour, alpha=0.2, linewidth=0.7)
+        axes.plot(returns.iteration, np.maximum(values.mean(1), FLOOR), color=colour, linewidth=2, label=form.label)
+        if form.published is not None:
+            x, mean, _ = game_curve(f"lqr_{form.published}")
+            name = form.label.removesuffix(", published form")
+            axes.plot(x, mean, color=colour, linestyle="--", linewidth=1.2, label=f"{name} (arXiv:2603.14867)")
     axes.axhline(LQR_CEILING, color="black", linestyle=":", linewidth=1, label=f"ceiling {LQR_CEILING:.2f}")
+    axes.set_yscale("log")
     axes.set_xlabel("outer iterations")
     axes.set_ylabel("leader's undiscounted return of 100 steps (exact)")
-    axes.set_title("Bilevel LQR", fontsize=11)
-    axes.legend(fontsize=8, framealpha=0.9)
+    axes.set_title("Bilevel LQR: seeds thin, their mean thick", fontsize=11)
+    axes.legend(fontsize=8, framealpha=0.9, loc="center right")
     axes.grid(alpha=0.25)
     return figure
 

@@ -18,7 +18,7 @@ from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
-from leaders.actor_critic import UPDATES, USUAL_UPDATES, ActorCritic, untrained
+from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
 from leaders.critics import (
     ExactCritic,
@@ -36,6 +36,7 @@ from leaders.kicks import KICKS
 from leaders.knowledge import KNOWLEDGE, pathwise, reaction_surrogate
 from leaders.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from leaders.per_step import clipped, per_step_gradient
+from leaders.published_games import is_game, published_leader
 from leaders.quadratics import products
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
@@ -135,19 +136,24 @@ class SampledLeader(Leader):
             common = Common(**PUBLISHED_STEPS)
             if self.linear:
                 common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
-        game = preset == "paper" and hasattr(getattr(env, "problem", None), "tables")
-        if game:
-            if self.name not in ("bchg", "naive-pgd", "bi-ac"):
-                raise ValueError(f"`preset` must be None for {type(self).__name__} in games, got 'paper'")
-            common = replace(common, learning_rate=1e-4, optimizer="adam", max_grad_norm=float("inf"))
+        self.actor_critic: ActorCritic | None = None
+        if preset == "paper" and is_game(env):
+            self.actor_critic = published_leader(self.name, env.problem, bool(arguments.get("replay")))  # type: ignore[attr-defined]
+            common = Common(**self.actor_critic.common)
             if arguments["policy"] is None:
-                arguments = arguments | {"policy": "mlp"}
+                arguments = arguments | {"policy": self.actor_critic.policy}
+            for ignored in sorted({"critic", "features", "tail", "arrival", "knowledge", "sampler"} & set(arguments)):
+                if arguments[ignored] is not None:
+                    raise ValueError(
+                        f"`{ignored}` must be None with the published form of games, which has its own way; got "
+                        f"{arguments[ignored]!r}"
+                    )
         advised = getattr(getattr(env, "problem", None), "advised", {}) if preset is None else {}
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)
-        if game:
-            usual = replace(usual, batch_size=450, rows=3, tail="keep")
+        if self.actor_critic is not None:
+            usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
         sampling = changed(usual, arguments | overrides)
         if not _is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
@@ -168,9 +174,6 @@ class SampledLeader(Leader):
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
-        self.actor_critic: ActorCritic | None = None
-        if game:
-            self.actor_critic = self._published_actor_critic(arguments)
 
     def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         if self.actor_critic is not None:
@@ -195,13 +198,9 @@ class SampledLeader(Leader):
         )
 
     def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
-        """One outer iteration of a published leader in a game; the first one is played at random by both."""
-        fixed, behaviour = model.detach(), theta.detach()
-        if self.progress.iterations == 0:
-            behaviour = torch.full_like(behaviour, 1 / behaviour.shape[-1])
-            best = untrained(self.runs, fixed.states, fixed.actions, self.env.preferences.beta)
-            fixed = self.env.model(behaviour)
-        batch = self.env.rollout(behaviour, best, self.noise, rows=self.rows, horizon=self.horizon, model=fixed)
+        """One outer iteration of a published leader in a game."""
+        how = (self.env, theta.detach(), model.detach(), best, self.noise, self.progress.iterations)
+        batch, best = actor_critic.play(*how, rows=self.rows, horizon=self.horizon)
 
         def ascend(surrogate: Tensor) -> None:
             self._ascent.zero_grad()
@@ -356,16 +355,6 @@ class SampledLeader(Leader):
         else:
             self.critic.load_state_dict(state)
 
-    def _published_actor_critic(self, arguments: dict[str, Any]) -> ActorCritic:
-        problem: Any = self.env.problem
-        states, leader_actions, actions = problem.tables.r_leader.shape
-        if not problem.sees_leader:
-            raise ValueError("`preset` must be None where the follower does not see the leader's move, got 'paper'")
-        replay = bool(arguments.get("replay"))
-        told = (self.name, problem.variant, replay)
-        actor_steps, critic_steps = UPDATES.get(told, USUAL_UPDATES)
-        return ActorCritic(self.name, states, leader_actions, actions, actor_steps, critic_steps, replay)
-
     def _leader_actions(self) -> int:
         """A, in games whose follower sees the leader's move."""
         problem = self.env.problem
@@ -413,8 +402,6 @@ class SampledLeader(Leader):
         if sampling.kick == "bc_hg_shared":
             raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
         bump = self.env.model(self._theta().detach()).bump is not None
-        if bump and sampling.arrival == "clipped":
-            raise ValueError("`preset` must be None where the leader's reward is a bump, got 'paper'")
         if bump and sampling.critic == "lstd":
             raise ValueError('`critic` must be no quadratic where the leader\'s reward is a bump, got "lstd"')
         if sampling.tail != "keep":

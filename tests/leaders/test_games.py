@@ -4,15 +4,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtri
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import Committed
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free, Softmax
 from leaders import BCHG, HPGD, BiAC, NaivePGD, SoBiRL, exact
-from leaders.actor_critic import ActorCritic, untrained
+from leaders.actor_critic_linear import LinearActorCritic
+from leaders.actor_critic_tables import TableActorCritic, untrained
 from leaders.critics import ExactCritic, FittedLinear, StageGame
 from leaders.kicks import kick_bc_hg
+from leaders.published_games import published_leader
 from leaders.values import evaluate
 from leaders.video import follower_film
 
@@ -129,7 +132,7 @@ def test_the_published_actor_is_what_its_specification_says(kind):
     f = policy()[0].detach().numpy()
     best = env.best_response(policy().detach())
     batch = env.rollout(policy().detach(), best, Noise([0]), rows=3, horizon=150)
-    actor = ActorCritic(kind, 3, 2, 3, 1, 1, replay=False)
+    actor = TableActorCritic(kind, 3, 2, 3, (1, 1), replay=False)
     drawn = torch.tensor([[0, 1, 5, 150, 149, 299, 7, 7] * 8])
     actor._drawn = lambda noise, gamma: drawn
     loss = actor.improve(policy, batch, best, env.preferences, Noise([1]), lambda surrogate: None)
@@ -164,11 +167,90 @@ def test_the_published_actor_is_what_its_specification_says(kind):
     np.testing.assert_allclose(gradient, expected, rtol=1e-7, atol=1e-9 * np.abs(weight).max())
 
 
-@pytest.mark.parametrize(("make", "arguments"), [(BCHG, {}), (NaivePGD, {"replay": True}), (BiAC, {})])
-def test_published_games_go_on_bit_for_bit(make, arguments, tmp_path):
-    one = make(toy("R1"), preset="paper", runs=2, **arguments).learn(3)
+@pytest.mark.parametrize("kind", ["bchg", "naive-pgd"])
+def test_the_published_actor_of_the_lqr_is_what_its_specification_says(kind):
+    env, gain = lqr(), np.array([[[0.7, -0.4]]])
+    policy = Free(gain)
+    best = env.best_response(gain)
+    actor = LinearActorCritic(kind, 1e-3, replay=False)
+    actor.actor_steps = actor.critic_steps = 1
+    batch, _ = actor.play(env, policy().detach(), env.model(gain), best, Noise([0]), 3, rows=4, horizon=100)
+    drawn = torch.tensor([[0, 1, 5, 100, 99, 399, 7, 7] * 8])
+    actor._drawn = lambda noise, gamma: drawn
+    loss = actor.improve(policy, batch, best, env.preferences, Noise([1]), lambda surrogate: None)
+    gradient = torch.autograd.grad(loss.sum(), policy.raw)[0][0, 0].numpy()
+
+    def q(state, action, move):
+        x = np.array([*state, action, move])
+        w1, b1, w2, b2, w3, b3 = (layer.detach().numpy()[0] for layer in actor.layers)
+        return (np.maximum(np.maximum(x @ w1 + b1[0], 0) @ w2 + b2[0], 0) @ w3 + b3[0])[0]
+
+    # the same random numbers: the critic's first weights come first
+    noise = Noise([1])
+    for shape in ((4, 64), (64, 64), (64, 1)):
+        noise.uniform(*shape)
+    normal, uniform = noise.normal(64, 32, 1)[0], noise.uniform(64, 256, 1)[0] if kind == "bchg" else None
+    s, a, b = (x.reshape(400, -1).numpy() for x in (batch.state[..., :2], batch.state[..., 2:], batch.action))
+    assert 0.5 < a.std() < 2  # the third iteration's moves are random
+    score = (a - s @ gain[0].T) / 1e-6 * s  # ∇ log f
+    k = gain[0, 0]
+    expected = np.zeros(2)
+    p, constant = -best.v.matrix[0].numpy(), -float(best.v.constant[0])
+    w = np.concatenate([s, a], 1)
+    v = -np.einsum("ki,ij,kj->k", w, p, w) - constant
+    for j, place in enumerate(drawn[0].tolist()):
+        taken = q(s[place], b[place, 0], a[place, 0])
+        own = [q(s[place], b[place, 0], s[place] @ k + 1e-3 * x) for x in normal[j, :, 0]]
+        expected += (taken - np.mean(own)) * score[place] / 64
+        if kind == "bchg":
+            mean = -best.policy.gain[0, 0].numpy() @ w[place]
+            others = mean + float(best.policy.covariance[0, 0, 0]) ** 0.5 * ndtri(uniform[j, :, 0])
+            benefit = taken - np.mean([q(s[place], x, a[place, 0]) for x in others])
+            last = 1 if place == 0 else 100 * (place // 100 + 1)  # the walk through the buffer stops where it begins
+            for then in range(place, last):
+                expected += benefit / 0.1 / 64 * 0.95 ** (then - place) * v[then] * score[then]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
+def test_the_published_critic_of_the_lqr_bootstraps_at_mean_moves():
+    env, gain = lqr(), np.array([[[0.7, -0.4]]])
+    policy, best = Free(gain), env.best_response(gain)
+    actor = LinearActorCritic("naive-pgd", 1e-3, replay=False)
+    actor.begin(policy, Noise([5]))
+    batch, _ = actor.play(env, policy().detach(), env.model(gain), best, Noise([0]), 20, rows=4, horizon=100)
+    actor.stored = actor._transitions(batch)
+    index = torch.arange(64)[None]
+    loss = float(actor._loss(index, best, 0.99).detach())
+    following = batch.next_state[0, 0, :64, :2].numpy()
+    move = following @ gain[0].T
+    answer = -np.concatenate([following, move], 1) @ best.policy.gain[0].numpy().T
+    w1, b1, w2, b2, w3, b3 = (layer.detach().numpy()[0] for layer in actor.layers)
+
+    def q(x):
+        return (np.maximum(np.maximum(x @ w1 + b1, 0) @ w2 + b2, 0) @ w3 + b3)[:, 0]
+
+    wanted = batch.r_leader[0, 0, :64].numpy() + 0.99 * q(np.concatenate([following, answer, move], 1))
+    everything = batch.state[0, 0].numpy()
+    s, b = everything[:64], batch.action[0, 0, :64].numpy()
+    here = np.concatenate([s[:, :2], b, s[:, 2:]], 1)
+    np.testing.assert_allclose(loss, np.mean((q(here) - wanted) ** 2), rtol=1e-10)
+    np.testing.assert_allclose(everything[:, 2], everything[:, :2] @ gain[0, 0], atol=6e-3)  # its own moves by then
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "game"),
+    [
+        (BCHG, {}, lambda: toy("R1")),
+        (NaivePGD, {"replay": True}, lambda: toy("R1")),
+        (BiAC, {}, lambda: toy("R1")),
+        (BCHG, {}, lqr),
+        (NaivePGD, {"replay": True}, lqr),
+    ],
+)
+def test_published_games_go_on_bit_for_bit(make, arguments, game, tmp_path):
+    one = make(game(), preset="paper", runs=2, **arguments).learn(3)
     one.save(tmp_path / "leader.zip")
-    other = make.load(tmp_path / "leader.zip", toy("R1")).learn(2)
+    other = make.load(tmp_path / "leader.zip", game()).learn(2)
     one.learn(2)
     np.testing.assert_array_equal(one.theta, other.theta)
 
@@ -186,7 +268,7 @@ def test_advice_gives_way_to_what_is_told():
 def test_what_does_not_go_with_games_is_refused_by_name():
     with pytest.raises(ValueError, match='`replay` must be None without `preset="paper"`'):
         BiAC(toy(), replay=True)
-    with pytest.raises(ValueError, match="`preset` must be None for HPGD in games"):
+    with pytest.raises(ValueError, match="`preset` must be None for hpgd in ToyMarkovGame"):
         HPGD(toy(), preset="paper")
     with pytest.raises(ValueError, match="`preset` must be None where the follower does not see"):
         BCHG(toy(sees_leader=False), preset="paper")
@@ -228,11 +310,15 @@ def test_a_fitted_loop_needs_a_bump():
 
 
 def test_the_lqr_refuses_what_it_has_no_use_for():
-    with pytest.raises(ValueError, match="`preset` must be None where the leader's reward is a bump"):
-        BCHG(lqr(), preset="paper")
+    with pytest.raises(ValueError, match="`preset` must be None for bi-ac in BilevelLQR"):
+        published_leader("bi-ac", lqr().problem, replay=False)
+    with pytest.raises(ValueError, match="`critic` must be None with the published form of games"):
+        BCHG(lqr(), preset="paper", critic="exact")
+    with pytest.raises(ValueError, match="`replay` must be None for bchg"):
+        published_leader("bchg", lqr().problem, replay=True)
     with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
         BCHG(lqr(), critic="lstd")
-    with pytest.raises(ValueError, match="`preset` must be None for SoBiRL in games"):
+    with pytest.raises(ValueError, match="`preset` must be None for sobirl in ToyMarkovGame"):
         SoBiRL(toy(), preset="paper")
 
 

@@ -55,6 +55,8 @@ ROWS = [
     ],
     ["leaders.critics", "leaders.kicks", "leaders.weights", "leaders.exact"],
     ["leaders.surrogate", "leaders.oracle", "leaders.knowledge", "leaders.actor_critic"],
+    ["leaders.actor_critic_tables", "leaders.actor_critic_linear"],
+    ["leaders.published_games"],
     ["leaders.train"],
     ["leaders.sampled"],
     ["leaders.search"],
