@@ -25,10 +25,10 @@ import torch
 from matplotlib.figure import Figure
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.networks import PUBLISHED_FIT
 from bilevel_envs.noise import Noise
 from leaders import BCHG, plots
 from leaders.critics import NetworkCritic
-from leaders.networks import PUBLISHED_FIT
 
 HERE = Path(__file__).parent
 ENV = "BiLevel/BuildingThermalControl-v0"

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
 from bilevel_envs.model import Model, Preferences
+
+
+class NotAvailable(RuntimeError):
+    """A leader asked its follower for what it cannot give."""
+
+
+class FollowerError(RuntimeError):
+    """A follower's training failed, or what came of it is no way of living."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Stands for a part of a response that its follower cannot give: asking raises `NotAvailable`.
+
+    Attributes:
+      reason: what is missing, why, and what to do instead.
+    """
+
+    reason: str
+
+    def __call__(self, *_: Any) -> NoReturn:
+        raise NotAvailable(self.reason)
+
+    @property
+    def values(self) -> NoReturn:
+        """Raises."""
+        raise NotAvailable(self.reason)
 
 
 @dataclass(frozen=True)
@@ -15,12 +42,16 @@ class BestResponse:
     """How the follower lives at one θ.
 
     Attributes:
-      policy: g, a `BoltzmannPolicy` or `GaussianPolicy`: `sample`, `log_prob`, `expect`.
-      q: Q_F, `q(state, action)`; a `Table` or `Quadratic`.
+      policy: g as the leader knows it, a `BoltzmannPolicy`, a `GaussianPolicy` or a network's: `sample`, `log_prob`,
+        and `expect` where it has a closed form.
+      q: Q_F, `q(state, action)`; a `Table`, a `Quadratic`, a network, or `Missing`.
       v: V_F; `v(state)`. β log g = Q_F − V_F.
-      residual: largest violation of the follower's optimality equation, [R], in units of its reward.
+      residual: how far the response is from the soft optimum, [R], in units of the follower's reward: the largest
+        violation of the optimality equation for planners; see each learning follower for what it reports.
       optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum.
       memory: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
+      acts: how the follower really acts, where `policy` is only what the leader believes; None where they agree.
+      steps: environment steps that the response took, per run.
     """
 
     policy: Any
@@ -29,16 +60,69 @@ class BestResponse:
     residual: Tensor
     optimal: bool
     memory: dict[str, Tensor] | None = None
+    acts: Any = None
+    steps: int = 0
+
+    @property
+    def acting(self) -> Any:
+        """The policy that makes the trajectories."""
+        return self.policy if self.acts is None else self.acts
 
 
 class Follower(Protocol):
-    """Answers a model with its way of living in it.
+    """Answers a model with its way of living in it."""
 
-    Attributes:
-      beta: entropy coefficient that overrides the problem's own; None keeps the problem's.
-    """
-
-    beta: float | None
+    @property
+    def beta(self) -> float | None:
+        """Entropy coefficient that overrides the problem's own; None keeps the problem's."""
 
     def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
         """The response to `model`; `start` is an earlier response to begin from."""
+
+
+class LearningFollower(Protocol):
+    """A follower that needs the environment itself, and keeps what it has learnt."""
+
+    @property
+    def beta(self) -> float | None:
+        """Entropy coefficient that overrides the problem's own; None keeps the problem's."""
+
+    def respond(
+        self, env: Any, theta: Any, model: Model, start: BestResponse | None, learn: bool = True
+    ) -> BestResponse:
+        """The response at θ.
+
+        Args:
+          env: the `BilevelWrapper`, from whose environment copies may be made.
+          theta: ``[R, *θ.shape]``.
+          model: the environment's model at θ, without gradients.
+          start: the last response.
+          learn: False to answer with what has been learnt so far.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learnt: tensors and numbers in dicts and lists."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts it back."""
+
+
+def response_of(
+    follower: Any, env: Any, theta: Any, model: Model, start: BestResponse | None, learn: bool = True
+) -> BestResponse:
+    """The response of a planning or a learning follower; arguments as in `LearningFollower.respond`."""
+    if hasattr(follower, "respond"):
+        return follower.respond(env, theta, model, start, learn)
+    preferences = env.preferences if follower is env.follower else env.problem.preferences
+    return follower.best_response(model, preferences, start)
+
+
+def check_response(best: BestResponse) -> None:
+    """Refuses with a FollowerError a response that holds NaN."""
+    for name in ("policy", "q", "v", "acts"):
+        part = getattr(best, name)
+        for field in fields(part) if is_dataclass(part) else ():
+            entry = getattr(part, field.name)
+            if isinstance(entry, Tensor) and entry.isnan().any():
+                runs = entry.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+                raise FollowerError(f"its {name} holds NaN in run {runs[0]} ({field.name})")

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.env_base import ConfigurableEnv
-from bilevel_envs.follower import BestResponse, Follower
+from bilevel_envs.follower import BestResponse, Follower, LearningFollower, response_of
 from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
@@ -44,7 +44,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
       ValueError: if the follower's name is unknown.
     """
 
-    def __init__(self, env: gym.Env, follower: Follower | str | None = None, **follower_kwargs: Any) -> None:
+    def __init__(
+        self, env: gym.Env, follower: Follower | LearningFollower | str | None = None, **follower_kwargs: Any
+    ) -> None:
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)
         missing = [name for name in NEEDED if not hasattr(env.unwrapped, name)]
@@ -56,14 +58,16 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
-            follower = cast(Follower, FOLLOWERS[follower](**follower_kwargs))
+            follower = FOLLOWERS[follower](**follower_kwargs)
         elif follower_kwargs:
             raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
-        if isinstance(follower, type) or not hasattr(follower, "best_response") or not hasattr(follower, "beta"):
+        answers = hasattr(follower, "best_response") or hasattr(follower, "respond")
+        if isinstance(follower, type) or not answers or not hasattr(follower, "beta"):
             raise TypeError(
-                f"`follower` must be an object with `best_response(model, ...)` and `beta`, got {follower!r}"
+                f"`follower` must be an object with `best_response(model, ...)` (or `respond(env, ...)`) and `beta`, "
+                f"got {follower!r}"
             )
-        self.follower: Follower = follower
+        self.follower: Any = follower
         self._vector: gym.vector.VectorEnv | None = None
         self._vector_limit: int | None = None
 
@@ -103,17 +107,24 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """The follower's MDP at θ."""
         return self.unwrapped.model(theta)  # type: ignore[attr-defined]
 
-    def best_response(self, theta: Any, start: BestResponse | None = None) -> BestResponse:
+    def best_response(
+        self, theta: Any, start: BestResponse | None = None, *, model: Any = None, learn: bool = True
+    ) -> BestResponse:
         """How the follower lives at θ.
 
         Args:
           theta: ``[*θ.shape]``, or ``[R, *θ.shape]`` for R runs at once.
           start: an earlier response to begin from.
+          model: `model(theta)` where the caller has it already.
+          learn: False lets a learning follower answer with what it has learnt, without learning more.
 
         Returns:
           The response, its tables with a leading runs axis (1 for a single θ).
         """
-        return self.follower.best_response(self.model(theta).detach(), self.preferences, start)
+        model = self.model(theta).detach() if model is None else model
+        theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta, dtype=np.float64)
+        theta = theta[None] if theta.ndim == len(self.theta_space.shape) else theta
+        return response_of(self.follower, self, theta, model, start, learn)
 
     def rollout(
         self,
@@ -155,11 +166,11 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             world = model if same else self.unwrapped.simulator(theta).detach()
             how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
             if isinstance(world, LinearQuadraticModel):
-                return linear_rollout(world, best.policy, noise, **how)
-            return table_rollout(world, best.policy, noise, whole_episodes=whole_episodes, **how)
+                return linear_rollout(world, best.acting, noise, **how)
+            return table_rollout(world, best.acting, noise, whole_episodes=whole_episodes, **how)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
         _configure(envs, theta)
-        return vector_rollout(envs, best.policy, noise, horizon=horizon, whole_episodes=whole_episodes)
+        return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""

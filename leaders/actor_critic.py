@@ -13,9 +13,9 @@ from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Preferences, Rollout
+from bilevel_envs.networks import xavier
 from bilevel_envs.noise import Noise
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.networks import xavier
 from leaders.weights import eligibility_trace
 
 HIDDEN = (64, 64)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Preferences, Rollout
+from bilevel_envs.networks import through
 from bilevel_envs.noise import Noise
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, kicked_trace
-from leaders.networks import through
 
 AT_RANDOM = 11  # outer iterations whose leader draws its moves from N(0, 1) instead of its policy
 OWN_DRAWS = 32  # of the leader's move, for the advantage

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Preferences, Rollout
+from bilevel_envs.networks import through
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
 from bilevel_envs.tabular import Table
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, kicked_trace
-from leaders.networks import through
 
 UPDATES = {  # steps of actor and critic per outer iteration, by leader, variant and whether all transitions are kept
     ("bchg", "R2", False): (1, 1),

@@ -13,12 +13,12 @@ from torch import Tensor
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Rollout
+from bilevel_envs.networks import PUBLISHED_FIT
 from bilevel_envs.noise import Noise
 from leaders import exact
 from leaders.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critic import Critic
 from leaders.kicks import KICKS, kick_bc_hg
-from leaders.networks import PUBLISHED_FIT
 from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
 from leaders.per_step import per_step_gradient
 from leaders.sampled import LINEAR, PUBLISHED_LINEAR, SampledLeader, Sampling, is_linear, whole_episode_horizon

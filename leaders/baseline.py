@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Model, Rollout
+from bilevel_envs.networks import Fit, TemporalDifference
 from bilevel_envs.noise import Noise
+from bilevel_envs.quadratics import lstd, products
 from leaders.critic import Critic
-from leaders.networks import Fit, TemporalDifference
-from leaders.quadratics import lstd, products
 
 
 class Baseline(Protocol):

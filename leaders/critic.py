@@ -12,7 +12,10 @@ from bilevel_envs.noise import Noise
 
 
 class Critic(Protocol):
-    """Estimates Q_L, the leader's return after a state and a follower's action."""
+    """Estimates Q_L, the leader's return after a state and a follower's action.
+
+    A critic with an attribute `of = "state"` learns V_L alone; its Q_L is what one step brought, r_L + γ_L V_L(s').
+    """
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Learns from a batch; `model` is there for critics that need no samples, None where nobody knows it."""

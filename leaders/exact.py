@@ -150,6 +150,17 @@ def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Te
     return torch.cat(flat, -1)
 
 
+def solves(model: Any) -> bool:
+    """Whether exact values are to be had of such a model."""
+    return isinstance(model, (TabularModel, LinearQuadraticModel))
+
+
+def evaluates(model: Any, policy: Any) -> bool:
+    """Whether they are to be had under such a policy."""
+    wanted = BoltzmannPolicy if isinstance(model, TabularModel) else GaussianPolicy
+    return solves(model) and isinstance(policy, wanted)
+
+
 def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
     """The leader's expected discounted return under a policy of the follower's, [R]."""
     return _home(model).value(model, policy, gamma, horizon)
@@ -182,7 +193,7 @@ def _problem(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
             f"`env` must be a configurable environment that shows its `model`, got {type(env.unwrapped).__name__}"
         ) from None
     model_at = model(theta)
-    if not isinstance(model_at, (TabularModel, LinearQuadraticModel)):
+    if not solves(model_at):
         raise TypeError(f"exact values need a TabularModel or a LinearQuadraticModel, got {type(model_at).__name__}")
     single = np.ndim(theta) == len(env.get_wrapper_attr("theta_space").shape)
     if not isinstance(theta, Tensor) or not theta.requires_grad:

@@ -19,8 +19,9 @@ COLUMNS = (
     "residual",
     "episodes",
     "followed_value",
+    "follower_steps",
 )
-COUNTS = ("env_steps", "follower_solves", "episodes")
+COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 
 
 class History:
@@ -29,8 +30,8 @@ class History:
     `leader_value` is exact, under the follower's soft optimum; `followed_value` is exact under the policy that the
     follower used, another one where it is not optimal. `leader_return` is what the batch brought.
 
-    `leader_value` and all else belong to θ before the update; `env_steps` and `follower_solves` are what was spent up
-    to and with the iteration.
+    `leader_value` and all else belong to θ before the update; `env_steps`, `follower_solves` and `follower_steps` (what
+    followers that learn or are observed took, beside the leader's own) are what was spent up to and with the iteration.
 
     Args:
       runs: R.

@@ -81,6 +81,11 @@ class Rule:
     decay: float | None = None
     centred: bool = False
 
+    @property
+    def reads_follower(self) -> bool:
+        """Whether the follower's values enter."""
+        return self.kick is not kick_naive_pgd and not self.centred
+
 
 KICKS: dict[str, Rule] = {
     "naive_pgd": Rule(kick_naive_pgd),

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, Missing
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
+from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
+from bilevel_envs.quadratics import products
 from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
@@ -34,10 +36,8 @@ from leaders.critics.least_squares import feature_count
 from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
 from leaders.knowledge import KNOWLEDGE, pathwise, reaction_surrogate
-from leaders.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from leaders.per_step import clipped, per_step_gradient
 from leaders.published_games import is_game, published_leader
-from leaders.quadratics import products
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import Values, evaluate
@@ -99,7 +99,6 @@ PUBLISHED_LINEAR = Sampling(
     arrival="clipped",
     network=PUBLISHED_FIT,
 )
-WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # kicks that do not read Q_L
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
@@ -227,7 +226,7 @@ class SampledLeader(Leader):
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
         rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
         terms = model.terms(batch, best.policy if rule.centred else None)
-        values = evaluate(critic, best, batch)  # once: some critics draw for it
+        values = evaluate(critic, best, batch, rule.reads_follower)  # once: some critics draw for it
         if knowledge == "simulate":
             total = surrogate(terms, self._weights(batch, values, tail))
             if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
@@ -298,9 +297,9 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             raise ValueError('`gradient_samples` needs another `preset` than "paper" in games, an actor-critic there')
         rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
-        preferences, horizon = self.env.preferences, self._whole_episode()
+        horizon = self._whole_episode()
         theta = self._theta().detach()
-        best = self.env.follower.best_response(self.env.model(theta), preferences, self.progress.best)
+        best = self.env.best_response(theta, self.progress.best, learn=False)
         at_once = max(1, CHUNK // (self.runs * self._steps_drawn(rows * horizon, horizon)))
         gradients = []
         for first in range(0, count, at_once):
@@ -424,11 +423,6 @@ class SampledLeader(Leader):
             if lacking or isinstance(sampling.critic, type):
                 wanted = f"one of {', '.join(known)}, or an object with {', '.join(CRITIC_METHODS)}"
                 raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
-            if getattr(sampling.critic, "of", "action") == "state" and sampling.kick not in WITHOUT_Q:
-                raise ValueError(
-                    f'`critic` must read actions, of="action", for {type(self).__name__}, whose kick is made of Q_L; '
-                    'got of="state"'
-                )
             return sampling.critic
         check_choice(sampling.critic, known, "critic")
         if sampling.critic == "lstd":
@@ -478,6 +472,10 @@ def _tiled(best: BestResponse, copies: int) -> BestResponse:
     """The response of `copies` times as many runs."""
 
     def repeat(part: Any) -> Any:
+        if part is None or isinstance(part, Missing):
+            return part
+        if hasattr(part, "tiled"):
+            return part.tiled(copies)
         tensors = {field.name: getattr(part, field.name) for field in fields(part)}
         tiled = {
             name: table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
@@ -485,4 +483,5 @@ def _tiled(best: BestResponse, copies: int) -> BestResponse:
         }
         return replace(part, **tiled)
 
-    return replace(best, policy=repeat(best.policy), q=repeat(best.q), v=repeat(best.v), memory=None)
+    parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "acts")}
+    return replace(best, **parts, memory=None)

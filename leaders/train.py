@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_shape
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, FollowerError, check_response
 from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.tabular import Table
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.ascent import Ascent
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
 
-FORMAT = 2
+FORMAT = 3
 KINDS: dict[bool, tuple[Any, Any]] = {True: (BoltzmannPolicy, Table), False: (GaussianPolicy, Quadratic)}
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
@@ -158,7 +158,7 @@ class Leader:
 
     # What a subclass provides ---------------------------------------------------------------------------------
 
-    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""
         raise NotImplementedError
 
@@ -286,6 +286,7 @@ class Leader:
             "optimizer": self._ascent.state_dict(),
             "critic": self._critic_state(),
             "best": _response_state(self.progress.best),
+            "follower": self.env.follower.state_dict() if hasattr(self.env.follower, "state_dict") else None,
             "optimum": _response_state(self.progress.optimum),
         }
         buffer = io.BytesIO()
@@ -352,6 +353,8 @@ class Leader:
                 f"`critic` and `baseline` must be of the kind that {path} was saved with; what is there does not fit "
                 f"({error!r})"
             ) from error
+        if state["follower"] is not None:
+            leader.env.follower.load_state_dict(state["follower"])
         leader.noise.load_state_dict(described["noise"])
         leader.history.load_state(history)
         leader.progress = Progress(described["iterations"], _response(state["best"]), _response(state["optimum"]))
@@ -363,7 +366,7 @@ class Leader:
         theta = self._theta()  # [R, ...]
         model = self.env.model(theta)  # differentiable in θ
         fixed = model.detach()
-        best = self.env.follower.best_response(fixed, self.env.preferences, self.progress.best)
+        best = self._response(theta.detach(), fixed)
         estimate = self._estimate(theta, model, best)
         loss = -(estimate.surrogate + self._regulariser())
         self._ascent.zero_grad()
@@ -383,14 +386,33 @@ class Leader:
             grad_norm=grad_norm,
             residual=best.residual,
             episodes=estimate.episodes,
+            follower_steps=self.history.last("follower_steps") + best.steps,
         )
         self.progress.best = best
         self.progress.iterations += 1
 
-    def _exact_values(self, model: TabularModel, best: BestResponse) -> tuple[Tensor, Tensor]:
-        """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each."""
+    def _response(self, theta: Tensor, model: Any) -> BestResponse:
+        """The follower's response; its failures say at which iteration."""
+        try:
+            best = self.env.best_response(theta, self.progress.best, model=model)
+            check_response(best)
+        except Exception as error:
+            now = self.progress.iterations
+            if now == 0 and isinstance(error, (TypeError, ValueError)):
+                raise  # such a follower does not go with this world at all
+            raise FollowerError(
+                f"outer iteration {now}: the follower failed ({type(error).__name__}: {error}); θ and the history are "
+                f"as they were after {now} iterations"
+            ) from error
+        return best
+
+    def _exact_values(self, model: Any, best: BestResponse) -> tuple[Tensor, Tensor]:
+        """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN where nobody knows."""
         gamma = self.env.preferences.gamma_leader
-        followed = exact.value(model, best.policy, gamma)
+        unknown = torch.full((self.runs,), float("nan"), dtype=torch.float64)
+        if not exact.solves(model):
+            return unknown, unknown
+        followed = exact.value(model, best.acting, gamma) if exact.evaluates(model, best.acting) else unknown
         if best.optimal:
             return followed, followed
         self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
@@ -523,8 +545,10 @@ def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
 
 
 def _response_state(best: BestResponse | None) -> dict[str, Any] | None:
-    if best is None:
-        return None
+    if best is None or not all(
+        type(getattr(best, name)) in KINDS[True] + KINDS[False] for name in ("policy", "q", "v")
+    ):
+        return None  # a learning follower keeps its own
     parts = {name: _tensors(getattr(best, name)) for name in ("policy", "q", "v")}
     return {**parts, "residual": best.residual, "optimal": best.optimal, "memory": best.memory}
 

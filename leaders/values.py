@@ -22,6 +22,8 @@ class Values:
       v_leader_next: V_L(next_state_k).
       q_follower: Q_F(s_k, b_k).
       v_follower_next: V_F(next_state_k).
+      known_leader: V_L(s_k) where Q_L = r_L + γ_L V_L(next_state_k) looks ahead: what is known of it before the next
+        state is drawn. None where Q_L itself is.
     """
 
     q_leader: Tensor
@@ -29,6 +31,7 @@ class Values:
     v_leader_next: Tensor
     q_follower: Tensor
     v_follower_next: Tensor
+    known_leader: Tensor | None = None
 
     @property
     def benefit(self) -> Tensor:
@@ -36,15 +39,17 @@ class Values:
         return self.q_leader - self.v_leader
 
 
-def evaluate(critic: Critic, best: BestResponse, batch: Rollout) -> Values:
-    """Looks both players' values up at the visited steps."""
+def evaluate(critic: Critic, best: BestResponse, batch: Rollout, follower: bool = True) -> Values:
+    """Looks both players' values up at the visited steps; the follower's are 0 where nobody asks for them."""
     goes_on = (batch.valid & ~batch.terminated).to(batch.r_leader.dtype)
     q_leader, v_leader, v_leader_next = critic.values(batch, best.policy)
-    v_follower_next = best.v(batch.next_state)
+    nothing = torch.zeros_like(batch.r_follower)
+    v_follower_next = best.v(batch.next_state) if follower else nothing
     return Values(
         q_leader=q_leader,
         v_leader=v_leader,
         v_leader_next=v_leader_next * goes_on,
-        q_follower=best.q(batch.state, batch.action),
+        q_follower=best.q(batch.state, batch.action) if follower else nothing,
         v_follower_next=torch.where(goes_on > 0, v_follower_next, 0.0),
+        known_leader=v_leader if getattr(critic, "of", "action") == "state" else None,
     )

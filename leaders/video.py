@@ -65,8 +65,8 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
     state, _ = world.reset(seed=seed, options={"theta": theta})
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:
-        uniform = rng.random((1, *best.policy.action_shape))
-        action = best.policy.sample(as_state(state)[None], uniform)[0].numpy()
+        uniform = rng.random((1, *best.acting.action_shape))
+        action = best.acting.sample(as_state(state)[None], uniform)[0].numpy()
         state, _, terminated, truncated, info = world.step(action)
         collected += info["leader_reward"]
         k, over = k + 1, terminated or truncated

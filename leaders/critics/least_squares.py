@@ -13,8 +13,8 @@ from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import GaussianPolicy
+from bilevel_envs.quadratics import lstd, products, symmetric
 from leaders.critics.exact import quadratic_values
-from leaders.quadratics import lstd, products, symmetric
 
 
 class LeastSquares:

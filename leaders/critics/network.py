@@ -12,9 +12,9 @@ from torch import Tensor
 from bilevel_envs._checks import check_choice
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Model, Rollout
+from bilevel_envs.networks import Fit, TemporalDifference
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from leaders.networks import Fit, TemporalDifference
 
 POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
 MOST_FOR_QUADRATURE = 3  # actions
@@ -31,7 +31,8 @@ class NetworkCritic:
     Args:
       gamma: γ_L.
       how: how the network is fitted.
-      of: "action" for f(s, b); "state" for f(s) ≈ V_L, for leaders that do without Q_L: V_L stands in for it.
+      of: "action" for f(s, b); "state" for f(s) ≈ V_L, which needs no policy of the follower's: Q_L is then what one
+        step brought, r_L + γ_L V_L(s').
     """
 
     def __init__(self, gamma: float, how: Fit | None = None, of: str = "action") -> None:
@@ -68,7 +69,7 @@ class NetworkCritic:
             self._average(state, policy, self.network)[..., 0].view(shape) for state in (batch.state, batch.next_state)
         )
         if self.of == "state":
-            return v, v, v_next
+            return batch.r_leader + self.gamma * v_next * ~batch.terminated, v, v_next
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
 

@@ -165,7 +165,7 @@ def test_games_refuse_bad_arguments(tmp_path, capsys):
         ("toy-markov-game", ["--variants", "R3"], "`variants` must be one of 'R1', 'R2', got 'R3'"),
         ("toy-markov-game", ["--leaders", "hpgd"], "`leaders` must be one of 'bchg', 'naive-pgd', 'bi-ac'"),
         ("toy-markov-game", ["--iterations", "0"], "`iterations` must be at least 1"),
-        ("bilevel-lqr", ["--leaders", "bi-ac"], "`leaders` must be one of 'bchg', 'naive-pgd', 'exact'"),
+        ("bilevel-lqr", ["--leaders", "bi-ac"], "`leaders` must be one of 'bchg', 'bchg-terms', 'naive-pgd'"),
         ("bilevel-lqr", ["--runs", "1"], "`runs` must be at least 2"),
     ):
         with pytest.raises(SystemExit):
