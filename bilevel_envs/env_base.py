@@ -132,6 +132,10 @@ class ConfigurableEnv(Face, gym.Env):
 
     # What a user calls ----------------------------------------------------------------------------------------
 
+    def copies(self, count: int, max_episode_steps: int | None = None) -> ConfigurableVectorEnv:
+        """So many copies in which a follower may learn, stepped as arrays."""
+        return self.vector_class(self.problem, count, max_episode_steps=max_episode_steps)
+
     def configure(self, theta: Any) -> None:
         """Sets θ, in force from the next reset on.
 

@@ -30,6 +30,10 @@ class _TabularFace(Face):
         self.states, self.actions = model.states, model.actions
         return problem.vector_space if observation == "vector" else gym.spaces.Discrete(self.states)  # type: ignore[attr-defined]
 
+    def observations(self) -> np.ndarray:
+        """What the follower sees in each state, [S] or [S, ...]."""
+        return self._observe(np.arange(self.states))
+
     def _observe(self, state: Any) -> Any:
         return self.problem.observe(state) if self.observation == "vector" else state  # type: ignore[attr-defined]
 
@@ -108,6 +112,10 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
     """
 
     vector_class = TabularVectorEnv
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> TabularVectorEnv:
+        """So many copies in which a follower may learn, stepped as arrays."""
+        return TabularVectorEnv(self.problem, count, observation=self.observation, max_episode_steps=max_episode_steps)
 
     def __init__(
         self,

@@ -28,6 +28,8 @@ NOT_FOR_THE_CONSTRUCTORS = (
     "progress",
     "env_args",
     "leader_args",
+    "follower",
+    "follower_args",
 )
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
@@ -73,6 +75,10 @@ class Train:
     """the follower's entropy coefficient; the environment's own if not given"""
     dynamics: Text = None
     """of FourRooms: published, classic or mismatched"""
+    follower: Text = None
+    """who answers: soft_value_iteration, riccati, sb3, observed, quantal, ...; the environment's own if not given"""
+    follower_args: KeyValues = ()
+    """its arguments; values are JSON, or text"""
     learning_rate: float | None = None
     """step size"""
     optimizer: Text = None
@@ -102,6 +108,7 @@ class Train:
         """Trains, saves and draws; nothing is written before every argument is known to be good."""
         import torch
 
+        from bilevel_envs.follower import FollowerError
         from bilevel_envs.wrapper import BilevelWrapper
         from leaders.run import Checkpoint, RunDirectory
 
@@ -109,7 +116,7 @@ class Train:
         check_count(self.iterations, "iterations")
         env, leader_class, arguments = self._resolved()
         directory = RunDirectory(self.out, told(self))
-        wrapped = BilevelWrapper(env)
+        wrapped = BilevelWrapper(env, self._follower())
         leader = leader_class(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
@@ -125,6 +132,13 @@ class Train:
         try:
             left = self.iterations - leader.progress.iterations
             leader.learn(left, callback=checkpoint, progress_bar=self.progress and sys.stderr.isatty())
+        except FollowerError as error:
+            kept = (
+                "its last checkpoint is whole, --resume goes on from there"
+                if directory.checkpoint
+                else "no checkpoint yet"
+            )
+            raise FollowerError(f"{error}. {self.out}: {kept}") from error
         finally:
             signal.signal(signal.SIGINT, before)
             leader.logger.close()
@@ -133,6 +147,25 @@ class Train:
             raise KeyboardInterrupt(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
         self._draw(leader)
         self._report(leader)
+
+    def _follower(self) -> Any:
+        """The follower by name, with its arguments."""
+        from bilevel_envs.followers import FOLLOWERS
+
+        further = _key_values(self.follower_args, "follower_args")
+        if self.follower is None:
+            if further:
+                raise ValueError(f"`follower_args` need a --follower, got {', '.join(further)}")
+            return None
+        check_choice(self.follower, FOLLOWERS, "follower")
+        make = FOLLOWERS[self.follower]
+        takes = inspect.signature(make).parameters
+        unknown = sorted(set(further) - set(takes))
+        if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
+            raise ValueError(
+                f"the follower {self.follower!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}"
+            )
+        return make(**further)
 
     def _resolved(self) -> tuple[gym.Env, Any, dict[str, Any]]:
         """The environment, the leader's class and its arguments."""

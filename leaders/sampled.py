@@ -29,8 +29,10 @@ from leaders.critics import (
     LeastSquares,
     MonteCarlo,
     NetworkCritic,
+    QuadraticState,
     Sarsa,
     StageGame,
+    StateTable,
 )
 from leaders.critics.least_squares import feature_count
 from leaders.critics.sarsa import STARTS
@@ -43,8 +45,8 @@ from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import Values, evaluate
 from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
 
-CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "td", "stage_game", "exact")
-LINEAR_CRITICS = ("lstd", "td", "fitted_linear", "exact")
+CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "state_values", "td", "stage_game", "exact")
+LINEAR_CRITICS = ("lstd", "state_values", "td", "fitted_linear", "exact")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "quadratic", "none")
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
@@ -60,7 +62,8 @@ class Sampling:
       kick: name of the estimator, a key of `KICKS`.
       batch_size: transitions per outer iteration and run.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without).
-      critic: "expected_sarsa", "sarsa", "monte_carlo", "lstd", "exact", or an object of your own.
+      critic: "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an object of your
+        own.
       critic_learning_rate: η, a number or one per run.
       critic_start: first critic table, "zeros" or "normal".
       features: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
@@ -151,6 +154,9 @@ class SampledLeader(Leader):
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)
+        if preset is None and hasattr(getattr(env, "follower", None), "respond"):
+            # Such followers are no planner's: their reaction is no closed form, and their g may be an estimate.
+            usual = replace(usual, critic="state_values", knowledge="terms" if self.linear else "simulate")
         if self.actor_critic is not None:
             usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
         sampling = changed(usual, arguments | overrides)
@@ -429,12 +435,16 @@ class SampledLeader(Leader):
             return LeastSquares(gamma)
         if sampling.critic == "fitted_linear":
             return FittedLinear(gamma)
+        if sampling.critic == "state_values" and self.linear:
+            return QuadraticState(gamma)
         if sampling.critic == "td":
             return NetworkCritic(gamma, sampling.network, sampling.network_of)
         rate, start = sampling.critic_learning_rate, sampling.critic_start
         rate = np.asarray(rate, dtype=float) if np.ndim(rate) else rate
         if sampling.critic == "sarsa":
             return Sarsa(gamma, rate, start, cut_is_end=sampling.tail == "reference")
+        if sampling.critic == "state_values":
+            return StateTable(gamma, rate, start)
         if sampling.critic == "stage_game":
             return StageGame(gamma, rate, start, self._leader_actions())
         if sampling.critic == "expected_sarsa":
@@ -444,9 +454,9 @@ class SampledLeader(Leader):
 
 def _is_quadratic(critic: Any) -> bool:
     """Whether a critic of this name, or this critic, is a quadratic of (s, b)."""
-    return (
-        critic in ("lstd", "fitted_linear", "exact") if isinstance(critic, str) else hasattr(critic, "leader_gradient")
-    )
+    if isinstance(critic, str):
+        return critic in ("lstd", "fitted_linear", "state_values", "exact")
+    return hasattr(critic, "leader_gradient")
 
 
 def is_linear(env: BilevelWrapper) -> bool:

@@ -109,6 +109,33 @@ class Riccati:
         return once, residual
 
 
+def planned_ahead(
+    model: LinearQuadraticModel, gamma: float, beta: float, steps: int, p: Tensor, v: Tensor
+) -> tuple[BestResponse, Tensor, Tensor]:
+    """The response of a follower who looks so many steps of value iteration ahead, from V(s) = −(sᵀ p s + v).
+
+    Its Q_F is that of the last step but one, its V_F that of the last, so that β log g = Q_F − V_F holds.
+
+    Returns:
+      The response, whose residual is the last change of V's matrix and constant, and the matrix [R, n, n] and the
+      constant [R] where it ended.
+    """
+    m = model.action_size
+    for _ in range(steps):
+        s = model.action_cost + gamma * model.B.mT @ p @ model.B
+        later = gamma * ((p * model.noise).sum((-2, -1)) + v)
+        constant = beta / 2 * (torch.logdet(s) - m * np.log(np.pi * beta)) + later
+        new = _improved(p, model, gamma)
+        gain = gamma * torch.linalg.solve(s, model.B.mT @ p @ model.A)
+        covariance = beta / 2 * torch.linalg.inv(s)
+        both = torch.cat([model.A.expand(len(p), -1, -1), model.B.expand(len(p), -1, -1)], -1)
+        q = Quadratic(-(block(model.state_cost, model.action_cost) + gamma * both.mT @ p @ both), -later)
+        residual = torch.maximum((new - p).abs().amax((-2, -1)), (constant - v).abs())
+        p, v = new, constant
+    policy = GaussianPolicy(gain, (covariance + covariance.mT) / 2)
+    return BestResponse(policy, q, Quadratic(-p, -v), residual, optimal=False), p, v
+
+
 def _improved(p: Tensor, model: LinearQuadraticModel, gamma: float) -> Tensor:
     """One step of value iteration: Q + γ AᵀPA − γ² AᵀPB S⁻¹ BᵀPA, symmetric."""
     a, b = model.A, model.B

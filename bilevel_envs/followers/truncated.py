@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,41 +12,49 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.follower import BestResponse
+from bilevel_envs.followers.committed import Committed
+from bilevel_envs.followers.riccati import Riccati, planned_ahead
+from bilevel_envs.followers.soft_q_learning import SoftQLearning
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration, scheduled_response
+from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.tabular import TabularModel
 
 STARTS = ("carry", "reset")
 STREAM = 7
+PLANNERS = (SoftValueIteration, Committed, SoftQLearning, Riccati)
 
 
 @dataclass(frozen=True)
 class Truncated:
-    """Plans for so many rounds only, from noise or from where it stopped last time.
+    """Plans for so many rounds only, from scratch or from where it stopped last time.
 
-    Its first table is N(0, 1), which is huge beside a small β: with `start="reset"` and few rounds the follower is
-    close to a random deterministic policy. The leader's value against this follower and against the optimal one at the
-    same θ are both recorded (`followed_value` and `leader_value` of the history).
+    A round is a policy refresh of `SoftValueIteration`, a sweep of `Committed`, a round of acting and learning of
+    `SoftQLearning`, a step of value iteration of `Riccati`. "Scratch" is V = 0, but for `SoftValueIteration` a table of
+    N(0, 1) as in the published study, which is huge beside a small β: with `start="reset"` and few rounds that follower
+    is close to a random deterministic policy. The leader's value against this follower and against the optimal one at
+    the same θ are both recorded (`followed_value` and `leader_value` of the history).
 
     Attributes:
       follower: the planner that is cut short.
       rounds: policy refreshes (published: 1, 2, 5, 10, 20, 50 of 100).
-      start: "carry" goes on from the table of the previous response, "reset" draws a new one each time.
-      sweeps: backups per round (published: 5).
+      start: "carry" goes on from where the previous response ended, "reset" begins from scratch each time.
+      sweeps: backups per round of `SoftValueIteration` (published: 5).
       seed: run i draws its tables from the stream seed + i, or from the i-th of one seed per run.
 
     Source: the suboptimal followers of arXiv:2603.14867's four rooms.
     """
 
-    follower: SoftValueIteration = field(default_factory=SoftValueIteration)
+    follower: SoftValueIteration | Committed | SoftQLearning | Riccati = field(default_factory=SoftValueIteration)
     rounds: int = 10
     start: str = "carry"
     sweeps: int = 5
     seed: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.follower, SoftValueIteration):
-            raise TypeError(f"`follower` must be a SoftValueIteration, got {self.follower!r}")
+        if not isinstance(self.follower, PLANNERS):
+            names = ", ".join(kind.__name__ for kind in PLANNERS)
+            raise TypeError(f"`follower` must be one of the planners {names}, got {self.follower!r}")
         check_count(self.rounds, "rounds")
         check_choice(self.start, STARTS, "start")
         check_count(self.sweeps, "sweeps")
@@ -61,13 +70,21 @@ class Truncated:
         """The response after `rounds` rounds.
 
         Args:
-          model: a `TabularModel`.
+          model: a `TabularModel`, or a `LinearQuadraticModel` for `Riccati`.
           preferences: γ_F, and β unless the planner has its own.
           start: the previous response; its memory holds the table to go on from, and how many tables were drawn.
 
         Raises:
-          TypeError: if `model` is not a table.
+          TypeError: if `model` is of another kind than the planner's.
         """
+        if isinstance(self.follower, (Committed, SoftQLearning)):
+            name = "sweeps" if isinstance(self.follower, Committed) else "rounds"
+            before = start if self.start == "carry" else None
+            planner: Any = self.follower
+            shortened = replace(planner, **{name: self.rounds})
+            return shortened.best_response(model, preferences, before)
+        if isinstance(self.follower, Riccati):
+            return self._looking_ahead(model, preferences, start)
         if not isinstance(model, TabularModel):
             raise TypeError(f"`model` must be a TabularModel to plan in, got {type(model).__name__}")
         model = model.detach()
@@ -81,6 +98,19 @@ class Truncated:
         assert best.memory is not None
         best.memory["calls"] = torch.tensor(calls + 1)
         return best
+
+    def _looking_ahead(self, model: Model, preferences: Preferences, start: BestResponse | None) -> BestResponse:
+        if not isinstance(model, LinearQuadraticModel):
+            raise TypeError(f"`model` must be a LinearQuadraticModel for Riccati, got {type(model).__name__}")
+        fixed, n = model.detach(), model.state_size
+        p = torch.zeros(fixed.runs, n, n, dtype=torch.float64)
+        v = torch.zeros(fixed.runs, dtype=torch.float64)
+        memory = start.memory if start is not None and self.start == "carry" else None
+        if memory is not None and memory["matrix"].shape == p.shape:
+            p, v = memory["matrix"], memory["constant"]
+        beta = preferences.beta if self.beta is None else self.beta
+        best, p, v = planned_ahead(fixed, preferences.gamma_follower, beta, self.rounds, p, v)
+        return replace(best, memory={"matrix": p, "constant": v})
 
     def _noise(self, model: TabularModel, calls: int) -> Tensor:
         shape = (model.states, model.actions)

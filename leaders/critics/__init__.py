@@ -7,6 +7,7 @@ from leaders.critics.monte_carlo import MonteCarlo
 from leaders.critics.network import NetworkCritic
 from leaders.critics.sarsa import ExpectedSarsa, Sarsa
 from leaders.critics.stage_game import StageGame
+from leaders.critics.state_values import QuadraticState, StateTable
 
 __all__ = [
     "ExactCritic",
@@ -15,6 +16,8 @@ __all__ = [
     "LeastSquares",
     "MonteCarlo",
     "NetworkCritic",
+    "QuadraticState",
     "Sarsa",
     "StageGame",
+    "StateTable",
 ]

@@ -77,7 +77,7 @@ def test_both_values_are_recorded_and_a_run_goes_on_bit_for_bit(make, tmp_path, 
     [
         ({"rounds": 0}, "`rounds` must be at least 1"),
         ({"start": "warm"}, "`start` must be one of 'carry', 'reset'"),
-        ({"follower": "soft_value_iteration"}, "`follower` must be a SoftValueIteration"),
+        ({"follower": "soft_value_iteration"}, "`follower` must be one of the planners SoftValueIteration"),
     ],
 )
 def test_bad_settings_are_refused(arguments, message):

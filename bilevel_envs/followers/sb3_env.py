@@ -1,0 +1,88 @@
+"""The follower's environment at one θ as Stable-Baselines3 wants it: a VecEnv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+
+class FollowerVecEnv(VecEnv):
+    """An array-stepped vector environment of ours, with rewards and actions in the agent's own units.
+
+    Args:
+      envs: a vector environment with autoreset SAME_STEP.
+      reward_scale: rewards are divided by it.
+      bonus: added to each reward before, in the units of the environment.
+      low, high: what the agent's −1 and 1 mean; None where it speaks the environment's units.
+      seed: environment i starts with seed + i.
+
+    Attributes:
+      paid: mean reward per step and call so far, in the environment's units and without the bonus.
+    """
+
+    def __init__(
+        self,
+        envs: gym.vector.VectorEnv,
+        reward_scale: float = 1.0,
+        bonus: float = 0.0,
+        low: np.ndarray | None = None,
+        high: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        actions = envs.single_action_space
+        self.envs, self.reward_scale, self.bonus, self.low, self.high = envs, reward_scale, bonus, low, high
+        if low is not None:
+            actions = gym.spaces.Box(-1.0, 1.0, actions.shape, np.float32)
+        self.render_mode = None
+        super().__init__(envs.num_envs, envs.single_observation_space, actions)
+        self.paid: list[float] = []
+        self._first_seed: int | None = seed
+        self._actions: np.ndarray = np.empty(0)
+
+    def reset(self) -> Any:
+        """First observations; seeded the first time."""
+        observation, _ = self.envs.reset(seed=self._first_seed)
+        self._first_seed = None
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Remembers the actions."""
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        """Takes them."""
+        action = self._actions
+        if self.low is not None and self.high is not None:
+            action = self.low + (self.high - self.low) * (action.astype(np.float64) + 1) / 2
+        observation, reward, terminated, truncated, told = self.envs.step(action)
+        self.paid.append(float(np.mean(reward)))
+        ended = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for index in np.flatnonzero(ended):
+            infos[index]["terminal_observation"] = told["final_obs"][index]
+            infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
+        return observation, ((reward + self.bonus) / self.reward_scale).astype(np.float32), ended, infos
+
+    def close(self) -> None:
+        """Closes the environments."""
+        self.envs.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """The same for all."""
+        return [getattr(self.envs, attr_name, None)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Refused: θ has one owner."""
+        raise NotImplementedError("attributes of these environments cannot be set; use `configure` before")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Calls a method of the vector environment, once."""
+        return [getattr(self.envs, method_name)(*args, **kwargs)]
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Sequence[bool]:  # type: ignore[override]
+        """Never."""
+        return [False] * len(list(self._get_indices(indices)))
