@@ -42,3 +42,12 @@ class Follower(Protocol):
 
     def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
         """The response to `model`; `start` is an earlier response to begin from."""
+
+
+def check_given(follower: Any, world: str) -> None:
+    """Refuses None where a world can only be learnt."""
+    if follower is None:
+        raise ValueError(
+            f"`follower` must be given: nobody knows tables or matrices of {world} that could be solved. "
+            'Take one that learns, such as SB3Follower("SAC")'
+        )

@@ -180,9 +180,13 @@ class BilevelLQR(ConfigurableMDP):
         """The exact one."""
         return Riccati()
 
-    def first_state(self) -> np.ndarray:
+    def first_state(self, rng: np.random.Generator) -> np.ndarray:
         """(1, 0)."""
         return np.array(START)
+
+    def ends(self, state: Any) -> bool:
+        """Never."""
+        return False
 
     def advance(self, state: np.ndarray, leader_action: Any, action: Any) -> tuple[np.ndarray, float, float]:
         """The state that follows, r_L and r_F."""
