@@ -14,12 +14,13 @@ from gymnasium.vector import AutoresetMode
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.env_base import ConfigurableEnv
-from bilevel_envs.follower import BestResponse, Follower
+from bilevel_envs.follower import BestResponse, Follower, check_given
 from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
+from bilevel_envs.simulated_env import SimulatedEnv
 
 SAMPLERS = ("fused", "steps")
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -36,12 +37,12 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
       env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure` and
         `model`; a leader needs a `policy` there, or `parameterization(runs, noise)` of the environment's own.
       follower: a follower, or its name with its arguments in `follower_kwargs`; None for the exact solver of the
-        environment's model.
+        environment's model, where there is one.
       follower_kwargs: only with a name.
 
     Raises:
       TypeError: if `env` is not configurable.
-      ValueError: if the follower's name is unknown.
+      ValueError: if the follower's name is unknown, or none is given where none can be solved for.
     """
 
     def __init__(self, env: gym.Env, follower: Follower | str | None = None, **follower_kwargs: Any) -> None:
@@ -54,6 +55,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             )
         if follower is None:
             follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
+            check_given(follower, env.spec.id if env.spec else type(env.unwrapped).__name__)
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
             follower = cast(Follower, FOLLOWERS[follower](**follower_kwargs))
@@ -136,7 +138,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
           rows: N, trajectories side by side for each run.
           horizon: T, steps of each row.
           whole_episodes: one episode per row, without the time limit.
-          sampler: "fused" draws from the model's tables; "steps" drives `reset` and `step` of a vector environment.
+          sampler: "fused" draws from the model's tables; "steps" drives `reset` and `step` of a vector environment, as
+            is always done where there are none.
           model: `model(theta)` where the caller has it already.
 
         Returns:
@@ -150,7 +153,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise ValueError(f"`noise` must have one stream per run of `theta` ({runs}), got {noise.runs}")
         time_limit = self.time_limit
         limit = None if whole_episodes else time_limit
-        if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
+        unknown = isinstance(self.unwrapped, SimulatedEnv)  # nothing to draw from but steps
+        if sampler == "fused" and hasattr(self.unwrapped, "simulator") and not unknown:
             same = model is not None and getattr(self.problem, "simulates_its_model", False)
             world = model if same else self.unwrapped.simulator(theta).detach()
             how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
