@@ -554,6 +554,61 @@ def test_bad_actions_are_refused():
         envs.step(np.array([0, 3]))
 
 
+# The linear-quadratic game, led by a network ----------------------------------------------------------------------
+
+
+def linear_weights(gain):
+    """Weights of a 2–64–64–1 network with mean K s: K s = (K s)⁺ − (−K s)⁺, and ReLU leaves what is positive alone."""
+    first, second, third = np.zeros((2, 64)), np.zeros((64, 64)), np.zeros((64, 1))
+    first[:, 0], first[:, 1] = gain, -np.array(gain)
+    second[0, 0] = second[1, 1] = 1.0
+    third[:2, 0] = 1.0, -1.0
+    hidden = np.zeros(64)
+    return np.concatenate([first.reshape(-1), hidden, second.reshape(-1), hidden, third.reshape(-1), [0.0]])
+
+
+def test_a_network_that_is_linear_leads_the_lqr_as_its_gain_does():
+    gain = np.array([-9.0, -8.0])
+    linear = BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"))
+    best = linear.best_response(gain[None])
+    expected = linear.rollout(gain[None], best, Noise([0]), rows=3_000, horizon=100)
+    network = BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0", policy="mlp"), linear.follower)
+    got = network.rollout(linear_weights(gain), best, Noise([1]), rows=3_000, horizon=100)
+    for name in ("r_leader", "r_follower"):
+        one, two = (getattr(batch, name).sum(-1)[0] for batch in (got, expected))
+        error = ((one.var() + two.var()) / 3_000) ** 0.5
+        assert abs(float(one.mean() - two.mean())) < 4 * float(error), name
+    state, following = got.state[0], got.next_state[0]
+    moved = torch.stack([state[..., 1] + 0.1 * state[..., 2], 0.1 * got.action[0, ..., 0]], -1)
+    torch.testing.assert_close(following[..., :2], moved, rtol=0, atol=1e-12)
+    # log f_θ is the density of N(K s, W²)
+    law = torch.distributions.Normal(following[..., :2] @ torch.from_numpy(gain), 1e-3)
+    arrival = network.model(linear_weights(gain)).terms(got).log_arrival[0]
+    torch.testing.assert_close(arrival, law.log_prob(following[..., 2]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(NORMALISED)
+def test_the_lqrs_network_is_an_environment_like_others():
+    name = "BiLevel/BilevelLQR-v0"
+    env = gym.make(name, policy="mlp")
+    assert env.unwrapped.theta_space.shape == (2 * 64 + 64 + 64 * 64 + 64 + 64 + 1,)
+    assert env.unwrapped.best_known is None
+    sb3_check_env(env.unwrapped)
+    envs, singles = gym.make_vec(name, num_envs=3, policy="mlp"), [gym.make(name, policy="mlp") for _ in range(3)]
+    seen, _ = envs.reset(seed=2)
+    np.testing.assert_array_equal(seen, [env.reset(seed=2 + i)[0] for i, env in enumerate(singles)])
+    for k in range(99):
+        action = np.random.default_rng(k).normal(size=(3, 1))
+        seen, reward, *_ = envs.step(action)
+        alone = [env.step(action[i]) for i, env in enumerate(singles)]
+        np.testing.assert_array_equal(seen, [step[0] for step in alone])
+        np.testing.assert_array_equal(reward, [step[1] for step in alone])
+    with pytest.raises(ValueError, match="`follower` must be given: nobody knows .* of BiLevel/BilevelLQR-v0"):
+        BilevelWrapper(env)
+    with pytest.raises(ValueError, match="`policy` must be one of 'linear', 'mlp', got 'table'"):
+        gym.make(name, policy="table")
+
+
 @pytest.mark.parametrize(("module", "size"), [(guided_cartpole_v0, (320, 480, 3)), (guided_pendulum_v0, (360, 360, 3))])
 def test_pictures_show_what_acts(module, size):
     pictures = []
