@@ -54,7 +54,7 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
     Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
 
     Args:
-      problem: the game; its `state_space` and `action_space` are those of one environment.
+      problem: the game; see `SimulatedEnv`.
       num_envs: how many copies.
       theta: first θ, see `configure`; the problem's default if None.
       max_episode_steps: time limit; None for none.
@@ -93,7 +93,9 @@ class SimulatedEnv(ConfigurableEnv):
     force until changed. A new θ takes effect at the next reset.
 
     Args:
-      problem: the game; its `state_space` and `action_space` are those of the environment.
+      problem: the game. `state_space` and `action_space` are those of the environment, one number an action, or with
+        `choices` an index of them; `network` leads; `start_many(uniform)`, with `start_size` uniform numbers a row,
+        `advance_many(states, leader_actions, actions)` and `ends(states)` play many games side by side.
       theta: first θ; the problem's default if None.
       render_mode: "rgb_array", "human" (needs the extra `render`), or None.
     """

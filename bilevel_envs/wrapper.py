@@ -20,7 +20,7 @@ from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
-from bilevel_envs.simulated_env import SimulatedEnv
+from bilevel_envs.simulated import SimulatedModel
 
 SAMPLERS = ("fused", "steps")
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -153,14 +153,14 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise ValueError(f"`noise` must have one stream per run of `theta` ({runs}), got {noise.runs}")
         time_limit = self.time_limit
         limit = None if whole_episodes else time_limit
-        unknown = isinstance(self.unwrapped, SimulatedEnv)  # nothing to draw from but steps
-        if sampler == "fused" and hasattr(self.unwrapped, "simulator") and not unknown:
+        if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
             same = model is not None and getattr(self.problem, "simulates_its_model", False)
             world = model if same else self.unwrapped.simulator(theta).detach()
             how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
             if isinstance(world, LinearQuadraticModel):
                 return linear_rollout(world, best.policy, noise, **how)
-            return table_rollout(world, best.policy, noise, whole_episodes=whole_episodes, **how)
+            if not isinstance(world, SimulatedModel):  # which nobody can draw from but by steps
+                return table_rollout(world, best.policy, noise, whole_episodes=whole_episodes, **how)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
         _configure(envs, theta)
         return vector_rollout(envs, best.policy, noise, horizon=horizon, whole_episodes=whole_episodes)
