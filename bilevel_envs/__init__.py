@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bilevel_envs.linear_env import LinearEnv, LinearVectorEnv
     from bilevel_envs.linear_quadratic import LinearQuadraticModel
     from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
+    from bilevel_envs.simulated import SimulatedModel
+    from bilevel_envs.simulated_env import SimulatedEnv, SimulatedVectorEnv
     from bilevel_envs.tabular import TabularModel
     from bilevel_envs.tabular_env import TabularEnv, TabularVectorEnv
     from bilevel_envs.wrapper import BilevelWrapper
@@ -36,6 +38,9 @@ _HOME = {
     "Parameterization": "model",
     "Preferences": "model",
     "Rollout": "model",
+    "SimulatedEnv": "simulated_env",
+    "SimulatedModel": "simulated",
+    "SimulatedVectorEnv": "simulated_env",
     "TabularEnv": "tabular_env",
     "TabularModel": "tabular",
     "TabularVectorEnv": "tabular_env",
@@ -55,6 +60,9 @@ __all__ = [
     "Parameterization",
     "Preferences",
     "Rollout",
+    "SimulatedEnv",
+    "SimulatedModel",
+    "SimulatedVectorEnv",
     "TabularEnv",
     "TabularModel",
     "TabularVectorEnv",

@@ -87,5 +87,13 @@ def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
+def finite_numbers(value: Any, shape: Sequence[int] | None, name: str) -> np.ndarray:
+    """Returns `value` as a float64 array; refuses anything but finite numbers of that shape."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"`{name}` must be finite numbers of shape {list(shape or ())}, got {value!r}")
+    return array.astype(np.float64)
+
+
 def _axes(shape: Sequence[int]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"

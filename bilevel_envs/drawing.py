@@ -193,6 +193,125 @@ def plane_image(
     return _finish(image, *size)
 
 
+def cart_image(
+    x: float,
+    angle: float,
+    interval: tuple[float, float],
+    track: float,
+    push: float | None = None,
+    wind: float | None = None,
+    size: tuple[int, int] = (480, 320),
+) -> np.ndarray:
+    """A pole on a cart, with the interval in which the leader wants the cart.
+
+    Args:
+      x: position of the cart.
+      angle: of the pole from upright, to the right.
+      interval: what is shaded.
+      track: the track reaches from −track to track.
+      push: in [−1, 1], an arrow at the cart; None for none.
+      wind: in [−1, 1], an arrow at the tip of the pole; None for none.
+      size: width and height in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    width, height = size[0] * SCALE, size[1] * SCALE
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    unit, floor = 0.46 * width / track, 0.8 * height
+
+    def across(at: float) -> float:
+        return 0.5 * width + unit * at
+
+    tint = tuple(int(c) for c in shade(np.array(0.25), np.array(GOAL)))
+    low, high = (float(np.clip(end, -track, track)) for end in interval)
+    draw.rectangle((across(low), 0.1 * height, across(high), floor), fill=tint)
+    draw.line([(across(-track), floor), (across(track), floor)], fill=WALL, width=2 * SCALE)
+    for mark in (-2, -1, 0, 1, 2):
+        if abs(mark) <= track:
+            draw.line([(across(mark), floor), (across(mark), floor + 6 * SCALE)], fill=WALL, width=SCALE)
+            _text(draw, (across(mark), floor + 16 * SCALE), f"{mark:g}", WALL, 11 * SCALE)
+    middle, wide, tall = across(x), 0.09 * width, 0.08 * height
+    draw.rounded_rectangle(
+        (middle - wide / 2, floor - 1.3 * tall, middle + wide / 2, floor - 0.3 * tall), 3 * SCALE, (92, 98, 112), INK
+    )
+    for side in (-0.3, 0.3):
+        _disc(draw, (middle + side * wide, floor - 0.25 * tall), 0.25 * tall, PAPER)
+    joint, long = np.array([middle, floor - 1.3 * tall]), 0.45 * height
+    tip = joint + long * np.array([np.sin(angle), -np.cos(angle)])
+    draw.line([tuple(joint), tuple(tip)], fill=AGENT, width=7 * SCALE)
+    _disc(draw, tuple(joint), 4 * SCALE, PAPER)
+    reach = np.array([0.15 * width, 0.0])
+    if wind is not None:
+        _arrow(draw, tip, wind * reach, TARGET)
+    if push is not None:
+        _arrow(draw, np.array([middle + np.sign(push) * wide / 2, floor - 0.8 * tall]), push * reach, INK)
+    _legend(draw, push is not None, wind is not None)
+    return _finish(image, *size)
+
+
+def pendulum_image(
+    cosine: float,
+    sine: float,
+    push: float | None = None,
+    wind: float | None = None,
+    size: tuple[int, int] = (360, 360),
+) -> np.ndarray:
+    """A pendulum, with the half that the leader wants it to avoid.
+
+    Args:
+      cosine: of the angle from upright, counter-clockwise.
+      sine: of the same.
+      push: torque in [−1, 1], an arrow at half the rod in the direction in which it turns; None for none.
+      wind: in [−1, 1], such an arrow at the tip; None for none.
+      size: width and height in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    width, height = size[0] * SCALE, size[1] * SCALE
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    pivot, long = np.array([0.5 * width, 0.5 * height]), 0.36 * min(width, height)
+    circle = (*(pivot - long), *(pivot + long))
+    draw.pieslice(circle, 90, 270, fill=tuple(int(c) for c in shade(np.array(0.2))))
+    draw.ellipse(circle, outline=(215, 215, 210), width=SCALE)
+    draw.line([(pivot[0], pivot[1] - long), (pivot[0], pivot[1] + long)], fill=(215, 215, 210), width=SCALE)
+    rod, turn = np.array([-sine, -cosine]), np.array([-cosine, sine])
+    draw.line([tuple(pivot), tuple(pivot + long * rod)], fill=AGENT, width=10 * SCALE)
+    _disc(draw, tuple(pivot + long * rod), 9 * SCALE, AGENT)
+    _disc(draw, tuple(pivot), 5 * SCALE, PAPER)
+    if wind is not None:
+        _arrow(draw, pivot + long * rod + np.sign(wind) * 9 * SCALE * turn, 0.4 * long * wind * turn, TARGET)
+    if push is not None:
+        _arrow(draw, pivot + 0.5 * long * rod + np.sign(push) * 5 * SCALE * turn, 0.4 * long * push * turn, INK)
+    _legend(draw, push is not None, wind is not None)
+    return _finish(image, *size)
+
+
+def _legend(draw: ImageDraw.ImageDraw, push: bool, wind: bool) -> None:
+    """Words in the colours of the arrows that are drawn."""
+    left = 30 * SCALE
+    for shown, word, colour in ((wind, "wind", TARGET), (push, "push", INK)):
+        if shown:
+            _text(draw, (left, 14 * SCALE), word, colour, 13 * SCALE)
+            left += 44 * SCALE
+
+
+def _arrow(draw: ImageDraw.ImageDraw, start: np.ndarray, vector: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """From `start` along `vector`; nothing where that is shorter than a few pixels."""
+    length = float(np.linalg.norm(vector))
+    if length < 3 * SCALE:
+        return
+    along = vector / length
+    across, end = np.array([-along[1], along[0]]), start + vector
+    head = min(12 * SCALE, length)
+    draw.line([tuple(start), tuple(end - 0.8 * head * along)], fill=colour, width=3 * SCALE)
+    tip = [tuple(end), tuple(end - head * along + head / 2 * across), tuple(end - head * along - head / 2 * across)]
+    draw.polygon(tip, fill=colour)
+
+
 def _vent(draw: ImageDraw.ImageDraw, one: Sequence[float], other: Sequence[float], opening: float) -> None:
     """The wall between two zones, open in its middle."""
     left, top = max(one[0], other[0]), max(one[1], other[1])

@@ -126,3 +126,12 @@ def check_response(best: BestResponse) -> None:
             if isinstance(entry, Tensor) and entry.isnan().any():
                 runs = entry.isnan().flatten(1).any(1).nonzero().flatten().tolist()
                 raise FollowerError(f"its {name} holds NaN in run {runs[0]} ({field.name})")
+
+
+def check_given(follower: Any, world: str) -> None:
+    """Refuses None where a world can only be learnt."""
+    if follower is None:
+        raise ValueError(
+            f"`follower` must be given: nobody knows tables or matrices of {world} that could be solved. "
+            'Take one that learns, such as SB3Follower("SAC")'
+        )

@@ -9,6 +9,7 @@ from typing import Any
 from bilevel_envs.env_base import ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.linear_env import LinearEnv
 from bilevel_envs.model import ConfigurableMDP
+from bilevel_envs.simulated_env import SimulatedEnv
 from bilevel_envs.tabular_env import TabularEnv
 
 
@@ -46,4 +47,6 @@ def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], Co
     made = cls(**{key: value for key, value in kwargs.items() if key in allowed})
     shown = {"observation": cls.usual_observation} if hasattr(cls, "usual_observation") and not continuous else {}
     given = {key: value for key, value in kwargs.items() if key in face}
+    if getattr(made, "network", None) is not None:
+        return SimulatedEnv, made, {}
     return LinearEnv if continuous else TabularEnv, made, shown | given

@@ -12,7 +12,7 @@ import torch
 
 from bilevel_envs._checks import check_choice
 from bilevel_envs.env_base import as_theta, check_options, check_render_mode
-from bilevel_envs.follower import BestResponse, Follower
+from bilevel_envs.follower import BestResponse, Follower, check_given
 
 
 class LeaderEnv(gym.Env):
@@ -23,12 +23,13 @@ class LeaderEnv(gym.Env):
 
     Args:
       game: a game with two players, its Gymnasium environment, or one of its PettingZoo forms.
-      follower: who answers; None for the game's exact follower.
+      follower: who answers; None for the game's exact follower, where it has one.
       theta: the leader's policy that the follower knows, see `configure`; the game's default if None.
       render_mode: "rgb_array" or None; the given environment's own if None.
 
     Raises:
       TypeError: if `game` is none.
+      ValueError: if no follower is given and the game has no exact one.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
@@ -41,7 +42,9 @@ class LeaderEnv(gym.Env):
         check_render_mode(render_mode, self.metadata["render_modes"], self.game)
         check_choice(getattr(self.game, "sees_leader", True), (True,), "game.sees_leader")
         self.render_mode = render_mode
-        self.follower: Follower = self.game.usual_follower() if follower is None else follower
+        follower = self.game.usual_follower() if follower is None else follower
+        check_given(follower, type(self.game).__name__)
+        self.follower: Follower = follower
         self.observation_space, self.action_space = map(deepcopy, (self.game.game_states, self.game.leader_actions))
         self._state: Any = None
         self._over = True
@@ -73,7 +76,8 @@ class LeaderEnv(gym.Env):
         check_options(options)
         if options and "theta" in options:
             self.configure(options["theta"])
-        self._state, self._path, self._step, self._over = self.game.first_state(), [], 0, False  # type: ignore[var-annotated]
+        self._state, self._path = self.game.first_state(self.np_random), []  # type: ignore[var-annotated]
+        self._step, self._over = 0, False
         return self._state, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -91,9 +95,10 @@ class LeaderEnv(gym.Env):
         following, r_leader, r_follower = self.game.advance(self._state, action, answer)
         self._path.append((self._state, action, answer))
         self._state, self._step = following, self._step + 1
-        self._over = self._step >= self.game.horizon
+        terminated, truncated = bool(self.game.ends(following)), self._step >= self.game.horizon
+        self._over = terminated or truncated
         info = {"follower_action": answer, "follower_reward": r_follower, "step": self._step - 1}
-        return following, r_leader, False, self._over, info
+        return following, r_leader, terminated, truncated, info
 
     def render(self) -> np.ndarray | None:
         """The present state as a picture."""

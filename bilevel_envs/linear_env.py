@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from bilevel_envs._checks import finite_numbers
 from bilevel_envs.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.linear_quadratic import LinearQuadraticModel, truncated_normal
 from bilevel_envs.model import ConfigurableMDP
@@ -74,7 +75,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         return self._stepper.first(self._uniform(index), index)
 
     def _checked(self, actions: Any) -> np.ndarray:
-        return _as_actions(actions, (self.num_envs, *self.single_action_space.shape), "actions")  # type: ignore[misc]
+        return finite_numbers(actions, (self.num_envs, *self.single_action_space.shape), "actions")  # type: ignore[misc]
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         arrived, reward, told = self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
@@ -110,7 +111,7 @@ class LinearEnv(ConfigurableEnv):
         return self._path[0]
 
     def _checked(self, action: Any) -> np.ndarray:
-        return _as_actions(action, self.action_space.shape, "action")
+        return finite_numbers(action, self.action_space.shape, "action")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, float]]:
         arrived, reward, told = self._stepper.advance(self._state[None], action[None], self._uniform())
@@ -128,10 +129,3 @@ class LinearEnv(ConfigurableEnv):
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
         return self.problem.draw(np.stack(self._path), self._theta)  # type: ignore[attr-defined]
-
-
-def _as_actions(actions: Any, shape: Any, name: str) -> np.ndarray:
-    array = np.asarray(actions)
-    if array.dtype.kind not in "fiu" or array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be finite numbers of shape {list(shape)}, got {actions!r}")
-    return array.astype(np.float64)

@@ -46,11 +46,14 @@ class MarkovGame(Protocol):
     def horizon(self) -> int:
         """Steps of an episode."""
 
-    def first_state(self) -> Any:
-        """Where every episode begins."""
+    def first_state(self, rng: np.random.Generator) -> Any:
+        """Where an episode begins."""
 
     def advance(self, state: Any, leader_action: Any, action: Any) -> tuple[Any, float, float]:
         """The state that follows, r_L and r_F."""
+
+    def ends(self, state: Any) -> Any:
+        """Whether the game is over in a state that a move led to."""
 
     def observe_follower(self, state: Any, leader_action: Any) -> Any:
         """What the follower sees once the leader has moved, in `seen_space`."""

@@ -28,6 +28,7 @@ class _GameFace:
         self.possible_agents = list(AGENTS)
         self.agents: list[str] = []  # none before the first reset
         self._window: Any = None
+        self._rng = np.random.default_rng()
         # Own copies: a space carries the generator that samples from it.
         self._actions = {LEADER: deepcopy(game.leader_actions), FOLLOWER: deepcopy(game.follower_actions)}
         self._observed = {LEADER: deepcopy(game.game_states), FOLLOWER: deepcopy(self._follower_sees(game))}
@@ -72,9 +73,11 @@ class _GameFace:
         """The state of the game, as an array."""
         return np.asarray(self._state)
 
-    def _begin(self) -> None:
+    def _begin(self, seed: int | None) -> None:
+        if seed is not None:
+            self._rng, _ = gym.utils.seeding.np_random(seed)
         self.agents = list(AGENTS)
-        self._state, self._path, self._step = self.game.first_state(), [], 0  # type: ignore[var-annotated]
+        self._state, self._path, self._step = self.game.first_state(self._rng), [], 0  # type: ignore[var-annotated]
 
     def _checked(self, agent: str, action: Any) -> Any:
         """The action as an int or an array; refuses what lies outside its agent's space."""
@@ -86,12 +89,13 @@ class _GameFace:
             return array
         raise ValueError(f"the action of {agent} must lie in {space}, got {action!r}")
 
-    def _play(self, leader_action: Any, action: Any) -> tuple[dict[str, float], bool]:
-        """One step of the game: both rewards, and whether the time is up."""
+    def _play(self, leader_action: Any, action: Any) -> tuple[dict[str, float], bool, bool]:
+        """One step of the game: both rewards, whether it is over, and whether the time is up."""
         following, r_leader, r_follower = self.game.advance(self._state, leader_action, action)
         self._path.append((self._state, leader_action, action))
         self._state, self._step = following, self._step + 1
-        return {LEADER: r_leader, FOLLOWER: r_follower}, self._step >= self.horizon
+        rewards = {LEADER: r_leader, FOLLOWER: r_follower}
+        return rewards, bool(self.game.ends(following)), self._step >= self.horizon
 
     def _show(self) -> None:
         if self.render_mode == "human":
@@ -118,8 +122,8 @@ class GameEnv(_GameFace, AECEnv):
         return game.seen_space
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> None:
-        """Starts an episode; nothing in these games is drawn by the environment, so `seed` has no influence."""
-        self._begin()
+        """Starts an episode; the first state is all that is ever drawn, from the stream of the last `seed`."""
+        self._begin(seed)
         self.rewards = dict.fromkeys(AGENTS, 0.0)
         self._cumulative_rewards = dict.fromkeys(AGENTS, 0.0)
         self.terminations = dict.fromkeys(AGENTS, False)
@@ -150,9 +154,9 @@ class GameEnv(_GameFace, AECEnv):
         if agent == LEADER:
             self._leader_action, self.agent_selection = action, FOLLOWER
         else:
-            self.rewards, over = self._play(self._leader_action, action)
+            self.rewards, terminated, truncated = self._play(self._leader_action, action)
             self.infos = {one: {"step": self._step - 1} for one in AGENTS}
-            self.truncations = dict.fromkeys(AGENTS, over)
+            self.terminations, self.truncations = dict.fromkeys(AGENTS, terminated), dict.fromkeys(AGENTS, truncated)
             self._leader_action, self.agent_selection = None, LEADER
             self._show()
         self._accumulate_rewards()
@@ -178,8 +182,8 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
         return game.unseen_space
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, dict]]:
-        """Starts an episode; nothing in these games is drawn by the environment, so `seed` has no influence."""
-        self._begin()
+        """Starts an episode; the first state is all that is ever drawn, from the stream of the last `seed`."""
+        self._begin(seed)
         self._show()
         return self._observations(), {agent: {} for agent in AGENTS}
 
@@ -192,13 +196,13 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
         missing = [agent for agent in AGENTS if agent not in actions]
         if missing:
             raise ValueError(f"`actions` must hold a move of each agent, got none of {', '.join(missing)}")
-        rewards, over = self._play(*(self._checked(agent, actions[agent]) for agent in AGENTS))
+        rewards, terminated, truncated = self._play(*(self._checked(agent, actions[agent]) for agent in AGENTS))
         infos = {agent: {"step": self._step - 1} for agent in AGENTS}
         self._show()
         observations = self._observations()
-        if over:
+        if terminated or truncated:
             self.agents = []
-        return observations, rewards, dict.fromkeys(AGENTS, False), dict.fromkeys(AGENTS, over), infos
+        return observations, rewards, dict.fromkeys(AGENTS, terminated), dict.fromkeys(AGENTS, truncated), infos
 
     def _observations(self) -> dict[str, Any]:
         return {LEADER: self.state(), FOLLOWER: self.game.not_drawn(self._state)}

@@ -14,12 +14,16 @@ PROBLEMS = {
     ),
     "BiLevel/ToyMarkovGame-v0": ("bilevel_envs.markov_games.toy_markov_game_v0:ToyMarkovGame", 150),
     "BiLevel/BilevelLQR-v0": ("bilevel_envs.markov_games.bilevel_lqr_v0:BilevelLQR", 100),
+    "BiLevel/GuidedCartPole-v0": ("bilevel_envs.markov_games.guided_cartpole_v0:GuidedCartPole", 200),
+    "BiLevel/GuidedPendulum-v0": ("bilevel_envs.markov_games.guided_pendulum_v0:GuidedPendulum", 200),
     "BiLevel/RandomMDP-v0": ("bilevel_envs.envs.random_mdp:RandomMDP", 100),
 }
 
 GAMES = {
     "BiLevel/ToyMarkovGame-v0": "bilevel_envs.markov_games.toy_markov_game_v0",
     "BiLevel/BilevelLQR-v0": "bilevel_envs.markov_games.bilevel_lqr_v0",
+    "BiLevel/GuidedCartPole-v0": "bilevel_envs.markov_games.guided_cartpole_v0",
+    "BiLevel/GuidedPendulum-v0": "bilevel_envs.markov_games.guided_pendulum_v0",
 }
 
 

@@ -14,12 +14,13 @@ from gymnasium.vector import AutoresetMode
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.env_base import ConfigurableEnv
-from bilevel_envs.follower import BestResponse, Follower, LearningFollower, response_of
+from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given, response_of
 from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
+from bilevel_envs.simulated import SimulatedModel
 
 SAMPLERS = ("fused", "steps")
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -36,12 +37,12 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
       env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure` and
         `model`; a leader needs a `policy` there, or `parameterization(runs, noise)` of the environment's own.
       follower: a follower, or its name with its arguments in `follower_kwargs`; None for the exact solver of the
-        environment's model.
+        environment's model, where there is one.
       follower_kwargs: only with a name.
 
     Raises:
       TypeError: if `env` is not configurable.
-      ValueError: if the follower's name is unknown.
+      ValueError: if the follower's name is unknown, or none is given where none can be solved for.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             )
         if follower is None:
             follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
+            check_given(follower, env.spec.id if env.spec else type(env.unwrapped).__name__)
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
             follower = FOLLOWERS[follower](**follower_kwargs)
@@ -147,7 +149,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
           rows: N, trajectories side by side for each run.
           horizon: T, steps of each row.
           whole_episodes: one episode per row, without the time limit.
-          sampler: "fused" draws from the model's tables; "steps" drives `reset` and `step` of a vector environment.
+          sampler: "fused" draws from the model's tables; "steps" drives `reset` and `step` of a vector environment, as
+            is always done where there are none.
           model: `model(theta)` where the caller has it already.
 
         Returns:
@@ -167,7 +170,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
             if isinstance(world, LinearQuadraticModel):
                 return linear_rollout(world, best.acting, noise, **how)
-            return table_rollout(world, best.acting, noise, whole_episodes=whole_episodes, **how)
+            if not isinstance(world, SimulatedModel):  # which nobody can draw from but by steps
+                return table_rollout(world, best.acting, noise, whole_episodes=whole_episodes, **how)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
         _configure(envs, theta)
         return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes)

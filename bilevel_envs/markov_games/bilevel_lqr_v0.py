@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_number, check_shape
+from bilevel_envs._checks import check_choice, check_number, check_shape
 from bilevel_envs.drawing import plane_image
 from bilevel_envs.followers.riccati import Riccati
+from bilevel_envs.leader_networks import GaussianNetwork
 from bilevel_envs.linear_quadratic import Bump, LinearQuadraticModel, block
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free
 from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.simulated import SimulatedModel
 
 MOVES = ((0.0, 1.0), (0.0, 0.0))  # A
 FOLLOWER_PUSH, LEADER_PUSH = (0.0, 0.1), (0.1, 0.0)  # B and C
@@ -28,6 +30,8 @@ WIDTHS = (0.2, 0.01)  # of the leader's reward around s*
 HORIZON = 100
 LARGEST = float(np.finfo(np.float64).max)  # states are not bounded
 FARTHEST = 1_000.0  # nominal bounds of both actions, to which nothing is clipped
+HIDDEN = (64, 64)  # of the leader's network
+HEAVIEST = 100.0  # entry of K, or weight of the network
 OPTIMUM = ((-9.961465, -10.0), 11.309047)
 
 
@@ -57,7 +61,10 @@ class BilevelLQR(ConfigurableMDP):
         s = (1, 0); a as the leader's policy draws it.
 
     Configuration:
-        θ = K, [1, 2], within ±100; 0 by default. Parameterisation: K itself, started at N(0, 1).
+        θ = K, [1, 2], within ±100; 0 by default. Parameterisation: K itself, started at N(0, 1). With ``policy="mlp"``
+        the mean of a is a network 2–64–64–1 with ReLU of s, and θ its weights, one vector, started Xavier-uniform with
+        biases 0. Nothing is solved then: leaders take the game as one that can only be played, and the follower is one
+        that learns.
 
     Reward:
         The follower's: −‖s‖² − b².
@@ -72,17 +79,17 @@ class BilevelLQR(ConfigurableMDP):
         ``leader_reward``; and ``step``, the 0-based index of the step.
 
     Arguments:
-        ``deviation``: W, the leader's standard deviation (0.001). ``target``: s*. ``beta`` (0.1), ``gamma_leader``
-        (0.99), ``gamma_follower`` (0.95).
+        ``deviation``: W, the leader's standard deviation (0.001). ``target``: s*. ``policy``: "linear" or "mlp".
+        ``beta`` (0.1), ``gamma_leader`` (0.99), ``gamma_follower`` (0.95).
 
     Best Known:
         J_L = 11.309 (100 steps, discounted) at K = (−9.961, −10), by a grid and Nelder–Mead on the exact objective;
         18.426 undiscounted at (−9.965, −10).
 
     Advised:
-        Leaders draw one episode per iteration (``batch_size=100``), use the exact critic, which knows the world, do not
-        clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.05`` here unless told
-        otherwise: larger steps fall over the cliff now and then.
+        Where θ is K, leaders draw one episode per iteration (``batch_size=100``), use the exact critic, which knows the
+        world, do not clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.05`` here
+        unless told otherwise: larger steps fall over the cliff now and then.
 
     References:
         Kudo, Tanabe, Wachi, Akimoto: arXiv:2603.14867, section 5.4.
@@ -96,15 +103,8 @@ class BilevelLQR(ConfigurableMDP):
     beta: float = 0.1
     gamma_leader: float = 0.99
     gamma_follower: float = 0.95
+    policy: str = "linear"
 
-    advised: ClassVar[dict[str, Any]] = {
-        "batch_size": 100,
-        "critic": "exact",
-        "learning_rate": 0.05,
-        "max_grad_norm": float("inf"),
-    }
-    theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-100.0, 100.0, (1, 2), np.float64)
-    default_theta: ClassVar[np.ndarray] = np.zeros((1, 2))
     state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-LARGEST, LARGEST, (3,), np.float64)
     action_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
     leader_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
@@ -113,9 +113,11 @@ class BilevelLQR(ConfigurableMDP):
     seen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     unseen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     horizon: ClassVar[int] = HORIZON
+    start_size: ClassVar[int] = 0  # uniform numbers that a first state takes
 
     def __post_init__(self) -> None:
         check_number(self.deviation, "deviation", above=0)
+        check_choice(self.policy, ("linear", "mlp"), "policy")
         if len(self.target) != 2:
             raise ValueError(f"`target` must be two numbers, got {self.target!r}")
         for entry in self.target:
@@ -129,12 +131,39 @@ class BilevelLQR(ConfigurableMDP):
         return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
 
     @cached_property
+    def network(self) -> GaussianNetwork | None:
+        """The leader's policy; None where it is linear."""
+        return GaussianNetwork((2, *HIDDEN, 1), self.deviation) if self.policy == "mlp" else None
+
+    @cached_property
+    def theta_space(self) -> gym.spaces.Box:
+        """K, or the weights of the network, within ±100."""
+        shape = (1, 2) if self.network is None else (self.network.count,)
+        return gym.spaces.Box(-HEAVIEST, HEAVIEST, shape, np.float64)
+
+    @cached_property
+    def default_theta(self) -> np.ndarray:
+        """0, or a fixed random start."""
+        return np.zeros((1, 2)) if self.network is None else self.network.start(Noise([0]))[0]
+
+    @property
+    def advised(self) -> dict[str, Any]:
+        """For K."""
+        if self.network is not None:
+            return {}
+        return {"batch_size": 100, "critic": "exact", "learning_rate": 0.05, "max_grad_norm": float("inf")}
+
+    @cached_property
     def bump(self) -> Bump:
         """The leader's reward as a function of the state."""
         return Bump(torch.tensor(self.target).double(), torch.tensor([w**-2 for w in WIDTHS]).double())
 
-    def model(self, theta: Tensor) -> LinearQuadraticModel:
-        """The follower's world over s̄ = (s, a) at the leader's gain θ [R, 1, 2]: a' = K s' + W ξ follows from s'."""
+    def model(self, theta: Tensor) -> LinearQuadraticModel | SimulatedModel:
+        """The follower's world over s̄ = (s, a) at the leader's θ, [R, 1, 2] or [R, P]."""
+        return self._linear_model(theta) if self.network is None else SimulatedModel(self.network, theta)
+
+    def _linear_model(self, theta: Tensor) -> LinearQuadraticModel:
+        """a' = K s' + W ξ follows from s'."""
         check_shape(theta, self.theta_space.shape, "theta", "[leader's gain]")
         moves, push, lead = (torch.tensor(x, dtype=theta.dtype) for x in (MOVES, FOLLOWER_PUSH, LEADER_PUSH))
         now = torch.cat([moves, lead[:, None]], 1)[None].expand(len(theta), -1, -1)  # s' from (s, a)
@@ -161,12 +190,14 @@ class BilevelLQR(ConfigurableMDP):
         )
 
     def parameterization(self, runs: int, noise: Noise) -> Free:
-        """θ = K, started at N(0, 1)."""
-        return Free(noise.normal(1, 2))
+        """θ itself: K started at N(0, 1), or the network's first weights."""
+        return Free(noise.normal(1, 2) if self.network is None else self.network.start(noise))
 
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """For the paper's game."""
-        if (self.deviation, self.target) != (1e-3, TARGET) or preferences != Preferences(0.99, 0.95, 0.1):
+        if (self.deviation, self.target, self.policy) != (1e-3, TARGET, "linear") or preferences != Preferences(
+            0.99, 0.95, 0.1
+        ):
             return None
         return BestKnown(OPTIMUM[1], f"grid and Nelder–Mead on the exact objective, at K = {OPTIMUM[0]}")
 
@@ -176,19 +207,35 @@ class BilevelLQR(ConfigurableMDP):
 
     # The game itself, for two players -------------------------------------------------------------------------
 
-    def usual_follower(self) -> Riccati:
-        """The exact one."""
-        return Riccati()
+    def usual_follower(self) -> Riccati | None:
+        """The exact one; None where the leader is a network: one has to learn."""
+        return Riccati() if self.network is None else None
 
-    def first_state(self) -> np.ndarray:
+    def first_state(self, rng: np.random.Generator) -> np.ndarray:
         """(1, 0)."""
         return np.array(START)
 
+    def start_many(self, uniform: np.ndarray) -> np.ndarray:
+        """(1, 0), for as many games as `uniform` has rows, [N, 2]."""
+        return np.tile(START, (len(uniform), 1))
+
     def advance(self, state: np.ndarray, leader_action: Any, action: Any) -> tuple[np.ndarray, float, float]:
         """The state that follows, r_L and r_F."""
-        a, b = (float(np.asarray(x).reshape(())) for x in (leader_action, action))
-        following = np.array(MOVES) @ state + np.array(FOLLOWER_PUSH) * b + np.array(LEADER_PUSH) * a
-        return following, float(self.bump(torch.from_numpy(state))), -float(state @ state) - b**2
+        a, b = (np.asarray(x).reshape(1).astype(float) for x in (leader_action, action))
+        following, r_leader, r_follower = self.advance_many(state[None], a, b)
+        return following[0], float(r_leader[0]), float(r_follower[0])
+
+    def advance_many(
+        self, state: np.ndarray, leader_action: np.ndarray, action: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The states that follow [N, 2], r_L and r_F [N], from states [N, 2] and actions [N]."""
+        push = action[:, None] * FOLLOWER_PUSH + leader_action[:, None] * LEADER_PUSH
+        following = state @ np.array(MOVES).T + push
+        return following, self.bump(torch.from_numpy(state)).numpy(), -(state**2).sum(1) - action**2
+
+    def ends(self, state: np.ndarray) -> np.ndarray:
+        """Never."""
+        return np.zeros(state.shape[:-1], bool)
 
     def policy_state(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
         """s̄ = (s, a), what the follower's policy takes."""

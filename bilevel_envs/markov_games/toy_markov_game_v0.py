@@ -221,9 +221,13 @@ class ToyMarkovGame(ConfigurableMDP):
 
     # The game itself, for two players -------------------------------------------------------------------------
 
-    def first_state(self) -> int:
+    def first_state(self, rng: np.random.Generator) -> int:
         """S."""
         return 0
+
+    def ends(self, state: Any) -> bool:
+        """Never."""
+        return False
 
     def advance(self, state: int, leader_action: int, action: int) -> tuple[int, float, float]:
         """The state that follows, r_L and r_F."""
