@@ -12,7 +12,8 @@ import torch
 
 from bilevel_envs._checks import check_choice
 from bilevel_envs.env_base import as_theta, check_options, check_render_mode
-from bilevel_envs.follower import BestResponse, Follower, check_given
+from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given
+from bilevel_envs.wrapper import BilevelWrapper
 
 
 class LeaderEnv(gym.Env):
@@ -22,7 +23,8 @@ class LeaderEnv(gym.Env):
     must `configure` again when the policy has changed, and solves the follower's problem each time.
 
     Args:
-      game: a game with two players, its Gymnasium environment, or one of its PettingZoo forms.
+      game: a game with two players, its Gymnasium environment, or one of its PettingZoo forms; for a follower that
+        learns, the Gymnasium environment.
       follower: who answers; None for the game's exact follower, where it has one.
       theta: the leader's policy that the follower knows, see `configure`; the game's default if None.
       render_mode: "rgb_array" or None; the given environment's own if None.
@@ -35,7 +37,11 @@ class LeaderEnv(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
 
     def __init__(
-        self, game: Any, follower: Follower | None = None, theta: Any = None, render_mode: str | None = None
+        self,
+        game: Any,
+        follower: Follower | LearningFollower | None = None,
+        theta: Any = None,
+        render_mode: str | None = None,
     ) -> None:
         self.game = _game_of(game)
         render_mode = getattr(game, "render_mode", None) if render_mode is None else render_mode
@@ -44,7 +50,8 @@ class LeaderEnv(gym.Env):
         self.render_mode = render_mode
         follower = self.game.usual_follower() if follower is None else follower
         check_given(follower, type(self.game).__name__)
-        self.follower: Follower = follower
+        self.follower: Any = follower
+        self._chair = _chair(game, follower) if hasattr(follower, "respond") else None
         self.observation_space, self.action_space = map(deepcopy, (self.game.game_states, self.game.leader_actions))
         self._state: Any = None
         self._over = True
@@ -66,8 +73,11 @@ class LeaderEnv(gym.Env):
         array = as_theta(self.game, theta)
         if array.shape != self.game.theta_space.shape:
             raise ValueError(f"`theta` must have shape {list(self.game.theta_space.shape)}, got {list(array.shape)}")
-        model = self.game.model(torch.from_numpy(array)[None])
-        self._best = self.follower.best_response(model, self.game.preferences, self._best)
+        if self._chair is not None:
+            self._best = self._chair.best_response(array, self._best)
+        else:
+            model = self.game.model(torch.from_numpy(array)[None])
+            self._best = self.follower.best_response(model, self.game.preferences, self._best)
         self.theta = array
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
@@ -108,6 +118,16 @@ class LeaderEnv(gym.Env):
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
         return self.game.draw_game(self._path, self._state)
+
+
+def _chair(game: Any, follower: Any) -> BilevelWrapper:
+    """The follower's environment, in which it learns."""
+    if not isinstance(game, gym.Env):
+        raise TypeError(
+            "`game` must be the game's Gymnasium environment, gymnasium.make(...), for a follower that learns in it; "
+            f"got {type(game).__name__}"
+        )
+    return game if isinstance(game, BilevelWrapper) else BilevelWrapper(game, follower)
 
 
 def _game_of(game: Any) -> Any:

@@ -14,7 +14,8 @@ from bilevel_envs.noise import Noise
 class Critic(Protocol):
     """Estimates Q_L, the leader's return after a state and a follower's action.
 
-    A critic with an attribute `of = "state"` learns V_L alone; its Q_L is what one step brought, r_L + γ_L V_L(s').
+    Q_L must be a function of (s, b) alone. What one step brought, r_L + γ_L V_L(s'), will not do in its place: it
+    depends on the same next state as the ∇Q_F that it multiplies, and the estimate would be biased.
     """
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:

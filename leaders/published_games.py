@@ -25,8 +25,9 @@ def published_leader(name: str, problem: Any, replay: bool) -> ActorCritic:
     Raises:
       ValueError: if there is none.
     """
-    tables = hasattr(problem, "tables")
-    if name not in ("bchg", "naive-pgd", "bi-ac") or (name == "bi-ac" and not tables):
+    tables, gain = hasattr(problem, "tables"), getattr(problem, "policy", None) == "linear"
+    known = {"bchg": tables or gain, "naive-pgd": tables or gain, "bi-ac": tables}
+    if not known.get(name):
         raise ValueError(f"`preset` must be None for {name} in {type(problem).__name__}, which has no published form")
     if replay and name == "bchg":
         raise ValueError("`replay` must be None for bchg, which follows stored episodes to their ends, got True")

@@ -19,6 +19,7 @@ from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.quadratics import products
+from bilevel_envs.simulated import SimulatedModel
 from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
@@ -47,8 +48,10 @@ from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, w
 
 CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "state_values", "td", "stage_game", "exact")
 LINEAR_CRITICS = ("lstd", "state_values", "td", "fitted_linear", "exact")
+SIMULATED_CRITICS = ("td", "state_values")
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 FEATURES = ("constant", "quadratic", "none")
+WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # kicks that do not read Q_L
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
@@ -72,7 +75,8 @@ class Sampling:
       sampler: "fused" or "steps".
       knowledge: what the leader uses beside trajectories, "simulate", "terms" or "model" (see `leaders.knowledge`).
       network: how networks are fitted.
-      network_of: what the critic's network reads, "action" (and the state) or the "state" alone.
+      network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
+        each.
     """
 
     kick: str
@@ -102,6 +106,10 @@ PUBLISHED_LINEAR = Sampling(
     arrival="clipped",
     network=PUBLISHED_FIT,
 )
+# For worlds that can only be stepped, with followers that learn.
+SIMULATED = Sampling(
+    "bc_hg", batch_size=2_000, critic="td", features="constant", tail="keep", sampler="steps", network_of="both"
+)
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
@@ -128,11 +136,14 @@ class SampledLeader(Leader):
     ) -> None:
         preset = arguments["preset"]
         check_choice(preset, presets, "preset")
-        self.linear = isinstance(env, BilevelWrapper) and is_linear(env)
-        if self.linear and linear is None:
+        model = model_of(env) if isinstance(env, BilevelWrapper) else None
+        self.linear, self.simulated = isinstance(model, LinearQuadraticModel), isinstance(model, SimulatedModel)
+        if (self.linear or self.simulated) and linear is None:
             raise ValueError(
                 f"`env` must have countable states for {type(self).__name__}; {type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
             )
+        if self.simulated and preset is None:
+            presets = {None: replace(SIMULATED, kick=_simulated_kick(linear, type(self).__name__))}
         common = Common()
         if preset == "paper":
             common = Common(**PUBLISHED_STEPS)
@@ -154,7 +165,7 @@ class SampledLeader(Leader):
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)
-        if preset is None and hasattr(getattr(env, "follower", None), "respond"):
+        if preset is None and not self.simulated and hasattr(getattr(env, "follower", None), "respond"):
             # Such followers are no planner's: their reaction is no closed form, and their g may be an estimate.
             usual = replace(usual, critic="state_values", knowledge="terms" if self.linear else "simulate")
         if self.actor_critic is not None:
@@ -396,6 +407,16 @@ class SampledLeader(Leader):
     def _check_world(self) -> None:
         """Refuses what does not go with tables, or not with a linear-quadratic world."""
         sampling = self.sampling
+        if self.simulated:
+            for name, value in (("knowledge", "simulate"), ("tail", "keep")):
+                if getattr(sampling, name) != value:
+                    raise ValueError(
+                        f'`{name}` must be "{value}" where nobody knows the model, got {getattr(sampling, name)!r}'
+                    )
+            check_choice(sampling.arrival, ("td_error", "value"), "arrival")
+            if sampling.kick not in ("bc_hg", "naive_pgd"):
+                raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
+            return
         if not self.linear:
             if sampling.knowledge != "simulate":
                 raise ValueError(f'`knowledge` must be "simulate" for tables, got {sampling.knowledge!r}')
@@ -423,19 +444,24 @@ class SampledLeader(Leader):
 
     def _make_critic(self) -> Critic:
         sampling, gamma = self.sampling, self.env.preferences.gamma_leader
-        known = LINEAR_CRITICS if self.linear else CRITICS
+        known = LINEAR_CRITICS if self.linear else SIMULATED_CRITICS if self.simulated else CRITICS
         if not isinstance(sampling.critic, str):
             lacking = [name for name in CRITIC_METHODS if not hasattr(sampling.critic, name)]
             if lacking or isinstance(sampling.critic, type):
                 wanted = f"one of {', '.join(known)}, or an object with {', '.join(CRITIC_METHODS)}"
                 raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
+            if getattr(sampling.critic, "of", "action") == "state" and sampling.kick not in WITHOUT_Q:
+                raise ValueError(
+                    f'`critic` must read actions, of="action" or "both", for {type(self).__name__}, whose kick is made '
+                    'of Q_L; got of="state"'
+                )
             return sampling.critic
         check_choice(sampling.critic, known, "critic")
         if sampling.critic == "lstd":
             return LeastSquares(gamma)
         if sampling.critic == "fitted_linear":
             return FittedLinear(gamma)
-        if sampling.critic == "state_values" and self.linear:
+        if sampling.critic == "state_values" and (self.linear or self.simulated):
             return QuadraticState(gamma)
         if sampling.critic == "td":
             return NetworkCritic(gamma, sampling.network, sampling.network_of)
@@ -459,11 +485,22 @@ def _is_quadratic(critic: Any) -> bool:
     return hasattr(critic, "leader_gradient")
 
 
+def model_of(env: BilevelWrapper) -> Any:
+    """The model at some θ, whose kind says what sort of world it is."""
+    space = env.theta_space
+    return env.model(getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high)))
+
+
 def is_linear(env: BilevelWrapper) -> bool:
     """Whether the world is linear-quadratic."""
-    space = env.theta_space
-    theta = getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high))
-    return isinstance(env.model(theta), LinearQuadraticModel)
+    return isinstance(model_of(env), LinearQuadraticModel)
+
+
+def _simulated_kick(linear: Any, leader: str) -> str:
+    kick = "" if linear is None else linear[None].kick
+    if kick not in ("bc_hg", "naive_pgd"):
+        raise ValueError(f"`env` must have a model for {leader}, tables or matrices; nobody knows one here")
+    return kick
 
 
 def whole_episode_horizon(preferences: Preferences) -> int:

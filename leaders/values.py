@@ -22,8 +22,6 @@ class Values:
       v_leader_next: V_L(next_state_k).
       q_follower: Q_F(s_k, b_k).
       v_follower_next: V_F(next_state_k).
-      known_leader: V_L(s_k) where Q_L = r_L + γ_L V_L(next_state_k) looks ahead: what is known of it before the next
-        state is drawn. None where Q_L itself is.
     """
 
     q_leader: Tensor
@@ -31,7 +29,6 @@ class Values:
     v_leader_next: Tensor
     q_follower: Tensor
     v_follower_next: Tensor
-    known_leader: Tensor | None = None
 
     @property
     def benefit(self) -> Tensor:
@@ -51,5 +48,4 @@ def evaluate(critic: Critic, best: BestResponse, batch: Rollout, follower: bool 
         v_leader_next=v_leader_next * goes_on,
         q_follower=best.q(batch.state, batch.action) if follower else nothing,
         v_follower_next=torch.where(goes_on > 0, v_follower_next, 0.0),
-        known_leader=v_leader if getattr(critic, "of", "action") == "state" else None,
     )

@@ -214,8 +214,7 @@ def weights_from_kick(
     arriving_leader = gamma_leader * values.v_leader_next
     arriving_follower = gamma_follower * values.v_follower_next
     if arrival == "td_error":
-        known = values.q_leader if values.known_leader is None else values.known_leader
-        arriving_leader = arriving_leader - (known - batch.r_leader)
+        arriving_leader = arriving_leader - (values.q_leader - batch.r_leader)
         arriving_follower = arriving_follower - (values.q_follower - batch.r_follower)
     if arrival == "clipped":
         arriving_leader, arriving_follower = torch.zeros_like(arriving_leader), arriving_follower * ~batch.cut

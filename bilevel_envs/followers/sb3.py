@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 from collections.abc import Iterator
@@ -73,8 +74,9 @@ class SB3Follower:
       envs: environments stepped side by side.
       beta: overrides the problem's β.
       reward_scale: rewards are divided by it on their way to the agent; β, Q and V are converted.
-      action_range: what SAC's −1 and 1 stand for, a number, one per entry, or a pair of both; None for the bounds of
-        the action space. Optimal actions that fill a thousandth of their space are hard to learn.
+      action_range: what SAC's 1 stands for, −1 for its negative, a number or a list of one per entry; a tuple (low,
+        high) says both; None for the bounds of the action space. Optimal actions that fill a thousandth of their space
+        are hard to learn.
       model_file: a zip of SB3's ``save`` from which agents begin.
       seed: run i learns with the stream of (seed, i).
       policy: SB3's.
@@ -234,7 +236,7 @@ class SB3Follower:
         own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
         if self.kind in ("PPO", "A2C"):
             own = {"ent_coef": beta}
-        own = own | self.kwargs | {"gamma": preferences.gamma_follower}
+        own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
         if self.model_file is not None:
             if not self.model_file.is_file():
                 raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {self.model_file}")
@@ -260,7 +262,7 @@ class SB3Follower:
         if told is None:
             low, high = space.low, space.high
         else:
-            low, high = told if isinstance(told, (tuple, list)) and np.ndim(told[0]) else (-np.asarray(told), told)
+            low, high = told if isinstance(told, tuple) else (-np.asarray(told), told)
         low, high = (np.broadcast_to(np.asarray(x, float), space.shape).copy() for x in (low, high))
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
             raise ValueError(f"`action_range` must give finite bounds, low below high; got {low} and {high}")

@@ -31,15 +31,17 @@ class NetworkCritic:
     Args:
       gamma: γ_L.
       how: how the network is fitted.
-      of: "action" for f(s, b); "state" for f(s) ≈ V_L, which needs no policy of the follower's: Q_L is then what one
-        step brought, r_L + γ_L V_L(s').
+      of: "action" for f(s, b); "state" for f(s) ≈ V_L, for leaders that do without Q_L: V_L stands in for it; "both"
+        for f(s) ≈ V_L and a second network fitted to r_L + γ_L V_L(s') as a function of (s, b): no policy of the
+        follower's is needed then.
     """
 
     def __init__(self, gamma: float, how: Fit | None = None, of: str = "action") -> None:
-        check_choice(of, ("action", "state"), "of")
+        check_choice(of, ("action", "state", "both"), "of")
         self.gamma, self.how = gamma, how or Fit()
         self.of = of
         self.network = TemporalDifference(gamma, self.how)
+        self.pairs = TemporalDifference(0.0, self.how) if of == "both" else None
         self._noise = Noise([])
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
@@ -60,7 +62,12 @@ class NetworkCritic:
                 return self._average(batch.next_state, policy, f) * goes_on[..., None]
 
         x = self._inputs(batch.state, batch.action, policy)
-        self.network.fit(x, batch.r_leader.flatten(1)[..., None], used, following, noise)
+        reward = batch.r_leader.flatten(1)[..., None]
+        self.network.fit(x, reward, used, following, noise)
+        if self.pairs is not None:
+            wanted = reward + self.gamma * following(self.network)
+            pairs = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy, pairs=True)
+            self.pairs.fit(pairs, wanted, used, lambda f: torch.zeros_like(wanted), noise)
 
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
@@ -69,7 +76,10 @@ class NetworkCritic:
             self._average(state, policy, self.network)[..., 0].view(shape) for state in (batch.state, batch.next_state)
         )
         if self.of == "state":
-            return batch.r_leader + self.gamma * v_next * ~batch.terminated, v, v_next
+            return v, v, v_next
+        if self.pairs is not None:
+            x = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy, pairs=True)
+            return self.pairs(x).view(shape), v, v_next
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
 
@@ -77,15 +87,19 @@ class NetworkCritic:
         """With the weights as they are now."""
         other = NetworkCritic(self.gamma, self.how, self.of)
         other.network = self.network.copies(count)
+        other.pairs = None if self.pairs is None else self.pairs.copies(count)
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """The network's."""
-        return self.network.state_dict()
+        """The networks'."""
+        pairs = {} if self.pairs is None else {"pairs": self.pairs.state_dict()}
+        return self.network.state_dict() | pairs
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
         self.network.load_state_dict(state)
+        if self.pairs is not None:
+            self.pairs.load_state_dict(state["pairs"])
 
     def _average(self, state: Tensor, policy: Any, f: Any) -> Tensor:
         """E_b[f(s, b)] at states [R, N, T, ...], [R, N·T, D]; so many states at a time that memory is no concern."""
@@ -102,23 +116,27 @@ class NetworkCritic:
     def _at_nodes(self, state: Tensor, nodes: tuple[Tensor, Tensor], policy: Any) -> Tensor:
         """What it reads at states [R, K, ...] with each of J actions, [R, K, J, d]; J = 1 where actions are ignored."""
         action = nodes[0]
-        if self.of == "state":
+        if self.of != "action":
             action = action[:, :, :1]
         beside = state[:, :, None].expand(*state.shape[:2], action.shape[2], *state.shape[2:])
         return self._joined(beside, action, policy)
 
-    def _joined(self, state: Tensor, action: Tensor, policy: Any) -> Tensor:
+    def _joined(self, state: Tensor, action: Tensor, policy: Any, pairs: bool = False) -> Tensor:
         if isinstance(policy, BoltzmannPolicy):
             states, actions = policy.log_probs.shape[-2:]
             state = torch.nn.functional.one_hot(state, states).double()
             action = torch.nn.functional.one_hot(action, actions).double()
-        return state if self.of == "state" else torch.cat([state, action], -1)
+        if self.of != "action" and not pairs:
+            return state.double()
+        if action.ndim < state.ndim:  # discrete actions at states that are vectors
+            action = action[..., None]
+        return torch.cat([state, action], -1).double()
 
     def _action_nodes(self, policy: Any, state: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [R, K, J, ...] and weights [R|1, K|1, J] whose weighted sums are expectations under g."""
         flat = state.flatten(1, 2)
         runs, steps = flat.shape[:2]
-        if self.of == "state":
+        if self.of != "action":
             nothing = torch.zeros(runs, steps, 1, *policy.action_shape, dtype=torch.int64 if flat.ndim == 2 else None)
             return nothing, torch.ones(1, 1, 1, dtype=torch.float64)
         if isinstance(policy, BoltzmannPolicy):

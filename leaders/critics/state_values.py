@@ -1,4 +1,4 @@
-"""V_L of states alone: a critic that needs no policy of the follower's."""
+"""V_L of states, and Q_L from it: critics that need no policy of the follower's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
-from bilevel_envs.kernels import expected_sarsa
+from bilevel_envs.kernels import expected_sarsa, sarsa
 from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
@@ -20,33 +20,40 @@ from leaders.critics.sarsa import LearnedTable
 
 
 class StateTable(LearnedTable):
-    """V_L(s) += η (r_L + γ_L V_L(s') − V_L(s)), from the last step back to the first; Q_L is what one step brought.
+    """V_L(s) += η (r_L + γ_L V_L(s') − V_L(s)), and Q_L(s, b) += η (r_L + γ_L V_L(s') − Q_L(s, b)) after it.
+
+    Both go from the last step of the batch back to the first.
 
     Args:
       gamma: γ_L.
       learning_rate: η in (0, 1], a number or one per run.
-      start: first table: "zeros" or "normal".
+      start: first tables: "zeros" or "normal".
     """
 
-    of = "state"
-
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
-        """One backward pass over the batch."""
-        states = best.policy.log_probs.shape[-2]
-        if self.table.shape != (noise.runs, states, 1):
-            shape = (states, 1)
+        """One backward pass over the batch for each table; of the policy only the size is read."""
+        states, actions = best.policy.log_probs.shape[-2:]
+        shape = (states, 1 + actions)  # V_L stands in the first column
+        if self.table.shape != (noise.runs, *shape):
             self.table = noise.normal(*shape) if self.start == "normal" else np.zeros((noise.runs, *shape))
-        decay = self.gamma * (~batch.terminated).double()
-        state, following, reward = batch.state.numpy(), batch.next_state.numpy(), batch.r_leader.numpy()
+        state, action, following = (part.numpy() for part in (batch.state, batch.action, batch.next_state))
+        reward, valid, decay = batch.r_leader.numpy(), batch.valid.numpy(), (self.gamma * ~batch.terminated).numpy()
+        v, q = (np.ascontiguousarray(part) for part in (self.table[..., :1], self.table[..., 1:]))
         nothing, certain = np.zeros_like(state), np.ones((1, states, 1))
-        valid = batch.valid.numpy()
-        expected_sarsa(self.table, state, nothing, following, reward, decay.numpy(), valid, certain, self.rates())
+        expected_sarsa(v, state, nothing, following, reward, decay, valid, certain, self.rates())
+        brought = reward + decay * v[np.arange(noise.runs)[:, None, None], following, 0]
+        order = np.broadcast_to(np.arange(state[0].size)[::-1], (noise.runs, state[0].size)).copy()
+        sarsa(q, state, action, brought, np.zeros_like(brought), valid, order, self.rates())
+        self.table = np.concatenate([v, q], -1)
 
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Look-ups of V_L, and r_L + γ_L V_L(s')."""
-        table = Table(torch.from_numpy(self.table[..., 0]))
-        v, v_next = table(batch.state), table(batch.next_state)
-        return batch.r_leader + self.gamma * v_next * ~batch.terminated, v, v_next
+        """Look-ups."""
+        table = Table(torch.from_numpy(self.table))
+        return (
+            table(batch.state, batch.action + 1),
+            table(batch.state)[..., 0],
+            table(batch.next_state)[..., 0],
+        )
 
     def copies(self, count: int) -> StateTable:
         """`count` tables for each run."""
@@ -54,32 +61,38 @@ class StateTable(LearnedTable):
 
 
 class QuadraticState:
-    """LSTD of V_L on 1 and the products of the state's entries; nothing is kept from batch to batch.
+    """LSTD of V_L on 1 and the products of the state's entries, and Q_L by least squares on those of (s, b).
+
+    Q_L is fitted to r_L + γ_L V_L(s'). Nothing is kept from batch to batch.
 
     Args:
       gamma: γ_L.
     """
 
-    of = "state"
-
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
         self.v: Quadratic | None = None
+        self.q: Quadratic | None = None
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
-        """One linear solve per run."""
-        s, following = (part.flatten(1, 2) for part in (batch.state, batch.next_state))
-        one, used = torch.ones_like(s[..., :1]), batch.valid.flatten(1)[..., None].double()
+        """Two linear solves per run."""
+        s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
+        z = torch.cat([s, b], -1)
+        used = batch.valid.flatten(1)[..., None].double()
         goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
-        needed = 1 + s.shape[-1] * (s.shape[-1] + 1) // 2
-        if int(used.sum(1).min()) < needed:
+        needed, fewest = 1 + z.shape[-1] * (z.shape[-1] + 1) // 2, int(used.sum(1).min())
+        if fewest < needed:
             raise ValueError(
                 f'critic="state_values" fits {needed} numbers here and needs at least as many transitions in a batch, '
-                f"got {int(used.sum(1).min())}: raise `batch_size`"
+                f"got {fewest}: raise `batch_size`"
             )
-        phi, later = (torch.cat([one, products(x)], -1) for x in (s, following))
-        w = lstd(phi * used, later * goes_on, batch.r_leader.flatten(1)[..., None] * used, self.gamma)[..., 0]
-        self.v = Quadratic(symmetric(w[:, 1:], s.shape[-1]), w[:, 0])
+        reward = batch.r_leader.flatten(1)[..., None] * used
+        v = lstd(_features(s) * used, _features(following) * goes_on, reward, self.gamma)[..., 0]
+        self.v = Quadratic(symmetric(v[:, 1:], s.shape[-1]), v[:, 0])
+        brought = reward + self.gamma * self.v(following)[..., None] * goes_on
+        phi = _features(z) * used
+        q = lstd(phi, torch.zeros_like(phi), brought, 0.0)[..., 0]
+        self.q = Quadratic(symmetric(q[:, 1:], z.shape[-1]), q[:, 0])
 
     def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """∇V_L as a function of states; the step has no influence."""
@@ -88,10 +101,10 @@ class QuadraticState:
         return lambda state, k: v.gradient(state)
 
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """V_L at the visited steps, and r_L + γ_L V_L(s')."""
+        """At the visited steps."""
         assert self.v is not None, "fit first"
-        v, v_next = self.v(batch.state), self.v(batch.next_state)
-        return batch.r_leader + self.gamma * v_next * ~batch.terminated, v, v_next
+        assert self.q is not None
+        return self.q(batch.state, batch.action), self.v(batch.state), self.v(batch.next_state)
 
     def copies(self, count: int) -> QuadraticState:
         """Another one: nothing is kept."""
@@ -103,3 +116,7 @@ class QuadraticState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def _features(x: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(x[..., :1]), products(x)], -1)

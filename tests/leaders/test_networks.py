@@ -483,13 +483,15 @@ def test_bad_settings_are_refused_by_name():
     ):
         with pytest.raises(kind, match=message):
             Fit(**arguments)
+    with pytest.raises(ValueError, match='`critic` must read actions, of="action" or "both", for BCHG'):
+        BCHG(env, critic=NetworkCritic(0.9, of="state"))
     with pytest.raises(TypeError, match="`critic` must be one of"):
         BCHG(env, critic=np.zeros(3))
     with pytest.raises(TypeError, match="`env` must be a BilevelWrapper"):
         HPGD(gym.make("BiLevel/BuildingThermalControl-v0"), "td")
     with pytest.raises(ValueError, match='`arrival` weighs ∇log p, which only `knowledge="simulate"` uses'):
         BCHG(env, arrival="value")
-    with pytest.raises(ValueError, match="`of` must be one of 'action', 'state'"):
+    with pytest.raises(ValueError, match="`of` must be one of 'action', 'state', 'both'"):
         NetworkCritic(0.9, of="states")
     with pytest.raises(ValueError, match="`variant` must be one of 'mc', 'td', got 'sa'"):
         HPGD(env, "sa")

@@ -35,7 +35,7 @@ ROWS = [
         "bilevel_envs.followers.sb3_env",
         "bilevel_envs.env_base",
     ],
-    ["bilevel_envs.markov_games.*", "bilevel_envs.leader_env"],
+    ["bilevel_envs.markov_games.*"],
     [
         "bilevel_envs.followers.behavioural",
         "bilevel_envs.followers.sb3",
@@ -47,6 +47,7 @@ ROWS = [
     ],
     ["bilevel_envs.followers", "bilevel_envs.gym_env"],
     ["bilevel_envs.wrapper"],
+    ["bilevel_envs.leader_env"],
     ["bilevel_envs.registration"],
     ["bilevel_envs"],
     [
