@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -108,6 +108,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
     """
 
     vector_class = TabularVectorEnv
+    face: ClassVar[tuple[str, ...]] = ("observation",)
 
     def __init__(
         self,

@@ -63,6 +63,16 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise TypeError(
                 f"`follower` must be an object with `best_response(model, ...)` and `beta`, got {follower!r}"
             )
+        own_beta = follower.beta
+        if (
+            own_beta is not None
+            and getattr(self.problem, "on_grid", False)
+            and own_beta != self.problem.preferences.beta
+        ):
+            raise ValueError(
+                f"`beta` must be given to {type(self.problem).__name__} and not to its follower: the actions of its "
+                f"table are lumped at its own β = {self.problem.preferences.beta:g}, got {own_beta:g}"
+            )
         self.follower: Follower = follower
         self._vector: gym.vector.VectorEnv | None = None
         self._vector_limit: int | None = None
@@ -115,6 +125,15 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """
         return self.follower.best_response(self.model(theta).detach(), self.preferences, start)
 
+    def check_sampler(self, sampler: Any) -> None:
+        """Refuses a sampler that does not exist, or that cannot draw from this environment."""
+        check_choice(sampler, SAMPLERS, "sampler")
+        if sampler == "steps" and getattr(self.problem, "on_grid", False):
+            raise ValueError(
+                f'`sampler` must be "fused" for {type(self.problem).__name__}, got "steps": the follower\'s '
+                "response is a table on a grid, while the environment steps states of any size"
+            )
+
     def rollout(
         self,
         theta: Any,
@@ -142,7 +161,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         Returns:
           A batch [R, N, T].
         """
-        check_choice(sampler, SAMPLERS, "sampler")
+        self.check_sampler(sampler)
         check_count(rows, "rows")
         check_count(horizon, "horizon")
         runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else len(theta)

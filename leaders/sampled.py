@@ -17,7 +17,7 @@ from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
-from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
+from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
 from leaders.critics import (
@@ -164,7 +164,7 @@ class SampledLeader(Leader):
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
         check_choice(sampling.arrival, ARRIVALS, "arrival")
-        check_choice(sampling.sampler, SAMPLERS, "sampler")
+        self.env.check_sampler(sampling.sampler)
         if not callable(sampling.features):
             check_choice(sampling.features, FEATURES, "features")
         check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")

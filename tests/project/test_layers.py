@@ -26,7 +26,7 @@ ROWS = [
         "bilevel_envs.env_base",
     ],
     ["bilevel_envs.markov_games.*", "bilevel_envs.leader_env"],
-    ["bilevel_envs.followers.truncated", "bilevel_envs.tabular_env", "bilevel_envs.linear_env"],
+    ["bilevel_envs.followers.truncated", "bilevel_envs.tabular_env", "bilevel_envs.linear_env", "bilevel_envs.tax_env"],
     ["bilevel_envs.followers", "bilevel_envs.gym_env"],
     ["bilevel_envs.wrapper"],
     ["bilevel_envs.registration"],
