@@ -149,6 +149,8 @@ class SampledLeader(Leader):
                         f"{arguments[ignored]!r}"
                     )
         advised = getattr(getattr(env, "problem", None), "advised", {}) if preset is None else {}
+        if arguments.get("batch_size") is not None:
+            advised = {name: value for name, value in advised.items() if name != "rows"}  # made for another batch
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)

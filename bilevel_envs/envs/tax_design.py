@@ -114,6 +114,12 @@ class TaxDesign(ConfigurableMDP):
         starts, all of which end there. (On a grid of spacing 1: 38.140, 39.043 and 40.640.) Income tax does nearly all
         the work; beyond 0.75 F falls off a cliff, because households work for little and slide into debt.
 
+    Advised:
+        Leaders draw 2,000 households for 50 steps each per iteration (``batch_size=100_000``, ``rows=2_000``,
+        ``tail="keep"``; drawing them takes less time than making the table) and use the exact critic unless told
+        otherwise. Estimates of the slope in x have heavy tails near the optimum, where the edge of the cliff is not
+        far; a critic learnt in a table of 26,260 entries leads over it.
+
     References:
         Thoma, Pásztor, Krause, Ramponi, Hu: Contextual bilevel reinforcement learning for incentive alignment,
         arXiv:2406.01575.
@@ -144,6 +150,7 @@ class TaxDesign(ConfigurableMDP):
     gamma_follower: float = 0.9
 
     on_grid: ClassVar[bool] = True
+    advised: ClassVar[dict[str, Any]] = {"batch_size": 100_000, "rows": 2_000, "tail": "keep", "critic": "exact"}
 
     def __post_init__(self) -> None:
         self._check_households()

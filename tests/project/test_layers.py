@@ -63,7 +63,7 @@ ROWS = [
     ["leaders.algorithms"],
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
-    ["leaders.reproduce", "leaders.reproduce_building", "leaders.reproduce_games"],
+    ["leaders.reproduce", "leaders.reproduce_building", "leaders.reproduce_games", "leaders.reproduce_tax"],
     ["leaders.cli_reproduce"],
     ["leaders.cli"],
 ]

@@ -1,0 +1,68 @@
+"""Leaders in the tax world: estimates against the exact hypergradient, and what they reach."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from truth import z_scores
+
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.parameterizations import Box
+from leaders import BCHG, ExactGradient, NaivePGD, exact
+from leaders.reproduce_tax import draw_left_out, draw_value, landscape
+
+HIGH = np.array([0.8, 0.3, 0.3, 0.3])  # of the small world: there the household's reaction is most of the slope
+
+
+def at(theta):
+    """The default parameterisation, begun at θ."""
+    return Box(np.log(theta / (2 - theta))[None], 0.0, 2.0)
+
+
+@pytest.mark.slow
+def test_sampled_gradients_agree_with_the_exact_one():
+    env = BilevelWrapper(gym.make("BiLevel/TaxDesign-small-v0", beta=0.3))
+    leader = BCHG(env, critic="exact", policy=at(HIGH))
+    direct, guiding = exact.hypergradient_parts(env, HIGH)
+    assert np.linalg.norm(guiding) >= np.linalg.norm(direct)
+    samples = np.concatenate([leader.gradient_samples(100, episodes=20, seed=seed) for seed in range(4)])
+    assert np.abs(z_scores(samples, direct + guiding)).max() < 4
+    assert np.abs(z_scores(samples, direct)).max() > 8
+    assert np.abs(z_scores(samples, direct - guiding)).max() > 8
+
+
+@pytest.mark.slow
+def test_naive_gradients_are_the_direct_term():
+    env = BilevelWrapper(gym.make("BiLevel/TaxDesign-small-v0", beta=0.3))
+    direct, guiding = exact.hypergradient_parts(env, HIGH)
+    samples = NaivePGD(env, critic="exact", policy=at(HIGH)).gradient_samples(100, episodes=20)
+    assert np.abs(z_scores(samples, direct)).max() < 4
+    assert np.abs(z_scores(samples, direct + guiding)).max() > 8
+
+
+def test_what_released_hpgd_leaves_out_moves_its_rest_beyond_the_optimum():
+    along = landscape(gym.make("BiLevel/TaxDesign-v0"), np.array([0.65, 0.75]))
+    assert (along.direct > 0).all()  # policy held fixed, a higher income tax still looks better …
+    assert along.direct[1] + along.guiding[1] < -50  # … where F already falls off the cliff
+    assert along.value[1] < along.value[0] - 2
+
+
+def test_figures_are_drawn():
+    along = landscape(gym.make("BiLevel/TaxDesign-small-v0"), np.array([0.2, 0.4]))
+    axes = Figure().subplots(1, 2)
+    draw_value(axes[0], along)
+    draw_left_out(axes[1], along)
+    assert [len(one.lines) for one in axes] == [1, 4]
+
+
+@pytest.mark.slow
+def test_bchg_comes_within_two_percent_of_the_best_known():
+    env = BilevelWrapper(gym.make("BiLevel/TaxDesign-v0"))
+    leader = BCHG(env, runs=2, seed=0).learn(60)
+    assert (exact.objective(env, leader.theta) > 0.98 * env.best_known).all()
+
+
+@pytest.mark.slow
+def test_exact_ascent_comes_within_two_percent_of_the_best_known():
+    env = BilevelWrapper(gym.make("BiLevel/TaxDesign-v0"))
+    assert exact.objective(env, ExactGradient(env).learn(50).theta) > 0.98 * env.best_known
