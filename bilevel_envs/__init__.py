@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
     from bilevel_envs.tabular import TabularModel
     from bilevel_envs.tabular_env import TabularEnv, TabularVectorEnv
+    from bilevel_envs.tax_env import TaxEnv, TaxVectorEnv
     from bilevel_envs.wrapper import BilevelWrapper
 
 __version__ = "0.1.0"
@@ -39,6 +40,8 @@ _HOME = {
     "TabularEnv": "tabular_env",
     "TabularModel": "tabular",
     "TabularVectorEnv": "tabular_env",
+    "TaxEnv": "tax_env",
+    "TaxVectorEnv": "tax_env",
     "Terms": "model",
 }
 
@@ -58,6 +61,8 @@ __all__ = [
     "TabularEnv",
     "TabularModel",
     "TabularVectorEnv",
+    "TaxEnv",
+    "TaxVectorEnv",
     "Terms",
     "__version__",
 ]
