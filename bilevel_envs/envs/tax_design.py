@@ -117,8 +117,8 @@ class TaxDesign(ConfigurableMDP):
     Advised:
         Leaders draw 2,000 households for 50 steps each per iteration (``batch_size=100_000``, ``rows=2_000``,
         ``tail="keep"``; drawing them takes less time than making the table), use the exact critic and take
-        ``learning_rate=0.03`` unless told otherwise. Estimates of the slope in x have heavy tails near the optimum, where the edge of the cliff is not
-        far; a critic learnt in a table of 26,260 entries leads over it.
+        ``learning_rate=0.03`` unless told otherwise. Estimates of the slope in x have heavy tails near the optimum,
+        where the edge of the cliff is not far; a critic learnt in a table of 26,260 entries leads over it.
 
     References:
         Thoma, Pásztor, Krause, Ramponi, Hu: Contextual bilevel reinforcement learning for incentive alignment,
