@@ -429,7 +429,7 @@ class TaxDesign(ConfigurableMDP):
 
 @dataclass(frozen=True)
 class TaxDesignSmall(TaxDesign):
-    """`TaxDesign` with less to choose from, for quick experiments and tests.
+    """The tax world with less to choose from, for quick experiments and tests.
 
     Description:
         As ``TaxDesign``, with hours 0, 2, …, 8, three levels of spending up to 5, assets within ±20, noise of standard
