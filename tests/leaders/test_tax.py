@@ -60,3 +60,10 @@ def test_bchg_comes_within_two_percent_of_the_best_known():
 def test_exact_ascent_comes_within_two_percent_of_the_best_known():
     env = BilevelWrapper(gym.make("BiLevel/TaxDesign-v0"))
     assert exact.objective(env, ExactGradient(env).learn(50).theta) > 0.98 * env.best_known
+
+
+def test_advised_rows_go_with_the_advised_batch_only():
+    env = BilevelWrapper(gym.make("BiLevel/TaxDesign-small-v0"))
+    advised, own = BCHG(env), BCHG(env, batch_size=400)
+    assert (advised.rows, advised.horizon) == (2_000, 50)
+    assert (own.rows, own.horizon) == (2, 200)  # as few rows as the time limit allows, as everywhere
