@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bilevel_envs.simulated_env import SimulatedEnv, SimulatedVectorEnv
     from bilevel_envs.tabular import TabularModel
     from bilevel_envs.tabular_env import TabularEnv, TabularVectorEnv
+    from bilevel_envs.tax_env import TaxEnv, TaxVectorEnv
     from bilevel_envs.wrapper import BilevelWrapper
 
 __version__ = "0.1.0"
@@ -44,6 +45,8 @@ _HOME = {
     "TabularEnv": "tabular_env",
     "TabularModel": "tabular",
     "TabularVectorEnv": "tabular_env",
+    "TaxEnv": "tax_env",
+    "TaxVectorEnv": "tax_env",
     "Terms": "model",
 }
 
@@ -66,6 +69,8 @@ __all__ = [
     "TabularEnv",
     "TabularModel",
     "TabularVectorEnv",
+    "TaxEnv",
+    "TaxVectorEnv",
     "Terms",
     "__version__",
 ]

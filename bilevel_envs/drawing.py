@@ -193,6 +193,64 @@ def plane_image(
     return _finish(image, *size)
 
 
+def household_image(
+    assets: np.ndarray,
+    action: np.ndarray,
+    largest: tuple[float, float],
+    rates: np.ndarray,
+    highest: float,
+    size: tuple[int, int] = (480, 360),
+) -> np.ndarray:
+    """A household's assets over time, and below them its last choice and the taxes as bars.
+
+    Args:
+      assets: so far, the last one being now, [k].
+      action: hours, then spending on each good, [1 + goods].
+      largest: most hours, and most that can be spent on a good.
+      rates: the income tax, then the value-added tax of each good, [1 + goods].
+      highest: the largest rate there is.
+      size: width and height in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    width, height = size[0] * SCALE, size[1] * SCALE
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    left, right, top, bottom = 0.1 * width, 0.93 * width, 0.12 * height, 0.52 * height
+    reach = max(25.0, float(np.abs(assets).max()))
+    draw.rectangle((left, (top + bottom) / 2, right, bottom), fill=(246, 232, 228))
+    for level in (reach, 0.0, -reach):
+        y = (top + bottom) / 2 - (bottom - top) / 2 * level / reach
+        draw.line([(left, y), (right, y)], fill=(200, 200, 196), width=SCALE)
+        _text(draw, (left - 18 * SCALE, y), f"{level:.0f}", WALL, 11 * SCALE)
+    across = (right - left) / max(200, len(assets) - 1)
+    path = [
+        (left + k * across, (top + bottom) / 2 - (bottom - top) / 2 * float(s) / reach) for k, s in enumerate(assets)
+    ]
+    if len(path) > 1:
+        draw.line(path, fill=TARGET, width=2 * SCALE, joint="curve")
+    _disc(draw, path[-1], 4 * SCALE, AGENT)
+    _text(draw, (width / 2, 0.06 * height), f"assets {assets[-1]:+.1f}, step {len(assets) - 1}", INK, 13 * SCALE)
+    goods = [f"good {k}" for k in range(1, len(rates))]
+    choices = zip(["hours", *goods], action, [largest[0], *[largest[1]] * len(goods)], strict=True)
+    taxes = zip(["income", *goods], rates, [highest] * len(rates), strict=True)
+    for title, bars, start, colour in (
+        ("works and spends", choices, 0.04, TARGET),
+        ("taxes", taxes, 0.54, tuple(int(c) for c in PENALTY)),
+    ):
+        _text(draw, ((start + 0.21) * width, 0.6 * height), title, INK, 13 * SCALE)
+        for row, (name, value, most) in enumerate(bars):
+            y = (0.68 + 0.28 * row / len(rates)) * height
+            begin, end = (start + 0.13) * width, (start + 0.33) * width
+            _text(draw, ((start + 0.06) * width, y), name, WALL, 11 * SCALE)
+            box = (y - 0.018 * height, y + 0.018 * height)
+            draw.rectangle((begin, box[0], end, box[1]), fill=(232, 231, 226))
+            draw.rectangle((begin, box[0], begin + (end - begin) * min(value / most, 1), box[1]), fill=colour)
+            _text(draw, ((start + 0.37) * width, y), f"{value:.2f}", INK, 11 * SCALE)
+    return _finish(image, *size)
+
+
 def cart_image(
     x: float,
     angle: float,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -84,6 +84,10 @@ class Face:
         theta = theta.double() if followed else torch.tensor(checked)
         return theta[None] if theta.ndim == len(self.theta_space.shape) else theta
 
+    def _prepared(self, theta: np.ndarray) -> Any:
+        """What `_load` takes at a θ that has been checked."""
+        return self.simulator(theta)
+
     def _observe(self, state: Any) -> Any:
         """What the follower sees of a state."""
         return state
@@ -103,6 +107,7 @@ class ConfigurableEnv(Face, gym.Env):
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
     vector_class: Any = None  # the same environment, stepped as arrays
+    face: ClassVar[tuple[str, ...]] = ()  # arguments that are the environment's own, not the problem's
 
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"], problem)
@@ -126,7 +131,7 @@ class ConfigurableEnv(Face, gym.Env):
         """The action in the form that `_advance` takes; a ValueError for what is none."""
         raise NotImplementedError
 
-    def _advance(self, action: Any) -> tuple[Any, float, bool, dict[str, float]]:
+    def _advance(self, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
         """The state that follows, r_F, whether the episode ends, and what goes into `info`."""
         raise NotImplementedError
 
@@ -149,7 +154,7 @@ class ConfigurableEnv(Face, gym.Env):
         if array.shape != self.theta_space.shape:
             raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
         self._theta = array
-        self._pending: Any = self.simulator(array)
+        self._pending: Any = self._prepared(array)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts an episode; `options={"theta": θ}` configures first."""
@@ -279,7 +284,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
                 f"num_envs = {self.num_envs}; got {list(array.shape)}"
             )
         self._theta = array
-        self._pending: Any = self.simulator(array)
+        self._pending: Any = self._prepared(array)
 
     def reset(
         self,
@@ -376,7 +381,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
 
 def _infos(told: dict[str, np.ndarray], where: np.ndarray) -> dict[str, Any]:
     """Gymnasium's vector form: values where they apply, 0 elsewhere, and a mask each."""
-    values = {key: np.where(where, value, 0) for key, value in told.items()}
+    values = {key: np.where(where.reshape(-1, *[1] * (np.ndim(value) - 1)), value, 0) for key, value in told.items()}
     return values | {f"_{key}": where for key in told}
 
 

@@ -7,14 +7,16 @@ from importlib import import_module
 from typing import Any
 
 from bilevel_envs.env_base import ConfigurableEnv, ConfigurableVectorEnv
+from bilevel_envs.envs.tax_design import TaxDesign
 from bilevel_envs.linear_env import LinearEnv
 from bilevel_envs.model import ConfigurableMDP
 from bilevel_envs.simulated_env import SimulatedEnv
 from bilevel_envs.tabular_env import TabularEnv
+from bilevel_envs.tax_env import TaxEnv
 
 
 def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **kwargs: Any) -> ConfigurableEnv:
-    """Entry point of the scalar ids; `observation` goes to a table's environment, the rest to the problem's class."""
+    """Entry point of the scalar ids; arguments in the environment's `face` are its own, the rest the problem's."""
     env_class, made, face = _parts(problem, kwargs)
     return env_class(made, theta=theta, render_mode=render_mode, **face)
 
@@ -38,15 +40,22 @@ def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], Co
     module, name = path.split(":")
     cls = getattr(import_module(module), name)
     allowed = [f.name for f in fields(cls) if f.init]
-    continuous = hasattr(cls, "state_space")
-    face = [] if continuous else ["observation"]
+    env_class = _env_class(cls)
+    face = list(env_class.face)
     unknown = sorted(set(kwargs) - set(allowed) - set(face))
     if unknown:
         known = ", ".join([*allowed, "theta", *face, "render_mode"])
         raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
     made = cls(**{key: value for key, value in kwargs.items() if key in allowed})
-    shown = {"observation": cls.usual_observation} if hasattr(cls, "usual_observation") and not continuous else {}
+    shown = {"observation": cls.usual_observation} if hasattr(cls, "usual_observation") else {}
     given = {key: value for key, value in kwargs.items() if key in face}
     if getattr(made, "network", None) is not None:
         return SimulatedEnv, made, {}
-    return LinearEnv if continuous else TabularEnv, made, shown | given
+    return env_class, made, shown | given
+
+
+def _env_class(problem: type) -> type[ConfigurableEnv]:
+    """The environment that steps problems of this class."""
+    if issubclass(problem, TaxDesign):
+        return TaxEnv
+    return LinearEnv if hasattr(problem, "state_space") else TabularEnv

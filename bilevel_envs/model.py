@@ -184,6 +184,11 @@ class ConfigurableMDP(Protocol):
         """Whether `step` simulates `model(θ)`; a task with a `simulator` of its own does not, unless it says so."""
         return type(self).simulator is ConfigurableMDP.simulator
 
+    @property
+    def on_grid(self) -> bool:
+        """Whether `model(θ)` is a table on a grid of states, which `step` does not keep to."""
+        return False
+
     def simulator(self, theta: Tensor) -> Model:
         """The world that `step` simulates; differs from `model` only where a task says so."""
         return self.model(theta)

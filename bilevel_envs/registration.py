@@ -12,6 +12,8 @@ PROBLEMS = {
         "bilevel_envs.envs.building_thermal_control:BuildingThermalControl",
         100,
     ),
+    "BiLevel/TaxDesign-v0": ("bilevel_envs.envs.tax_design:TaxDesign", 200),
+    "BiLevel/TaxDesign-small-v0": ("bilevel_envs.envs.tax_design:TaxDesignSmall", 200),
     "BiLevel/ToyMarkovGame-v0": ("bilevel_envs.markov_games.toy_markov_game_v0:ToyMarkovGame", 150),
     "BiLevel/BilevelLQR-v0": ("bilevel_envs.markov_games.bilevel_lqr_v0:BilevelLQR", 100),
     "BiLevel/GuidedCartPole-v0": ("bilevel_envs.markov_games.guided_cartpole_v0:GuidedCartPole", 200),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -112,6 +112,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
     """
 
     vector_class = TabularVectorEnv
+    face: ClassVar[tuple[str, ...]] = ("observation",)
 
     def copies(self, count: int, max_episode_steps: int | None = None) -> TabularVectorEnv:
         """So many copies in which a follower may learn, stepped as arrays."""

@@ -69,7 +69,17 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 f"`follower` must be an object with `best_response(model, ...)` (or `respond(env, ...)`) and `beta`, "
                 f"got {follower!r}"
             )
-        self.follower: Any = follower
+        self.follower = cast(Any, follower)
+        own_beta = self.follower.beta
+        if (
+            own_beta is not None
+            and getattr(self.problem, "on_grid", False)
+            and own_beta != self.problem.preferences.beta
+        ):
+            raise ValueError(
+                f"`beta` must be given to {type(self.problem).__name__} and not to its follower: the actions of its "
+                f"table are lumped at its own β = {self.problem.preferences.beta:g}, got {own_beta:g}"
+            )
         self._vector: gym.vector.VectorEnv | None = None
         self._vector_limit: int | None = None
 
@@ -128,6 +138,15 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         theta = theta[None] if theta.ndim == len(self.theta_space.shape) else theta
         return response_of(self.follower, self, theta, model, start, learn)
 
+    def check_sampler(self, sampler: Any) -> None:
+        """Refuses a sampler that does not exist, or that cannot draw from this environment."""
+        check_choice(sampler, SAMPLERS, "sampler")
+        if sampler == "steps" and getattr(self.problem, "on_grid", False):
+            raise ValueError(
+                f'`sampler` must be "fused" for {type(self.problem).__name__}, got "steps": the follower\'s '
+                "response is a table on a grid, while the environment steps states of any size"
+            )
+
     def rollout(
         self,
         theta: Any,
@@ -156,7 +175,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         Returns:
           A batch [R, N, T].
         """
-        check_choice(sampler, SAMPLERS, "sampler")
+        self.check_sampler(sampler)
         check_count(rows, "rows")
         check_count(horizon, "horizon")
         runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else len(theta)

@@ -37,6 +37,7 @@ napoleon_custom_sections = [
     "Information",
     "Arguments",
     "Best Known",
+    "Advised",
     "Version History",
 ]
 

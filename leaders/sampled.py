@@ -20,7 +20,7 @@ from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.quadratics import products
 from bilevel_envs.simulated import SimulatedModel
-from bilevel_envs.wrapper import SAMPLERS, BilevelWrapper
+from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
 from leaders.critics import (
@@ -162,6 +162,8 @@ class SampledLeader(Leader):
                         f"{arguments[ignored]!r}"
                     )
         advised = getattr(getattr(env, "problem", None), "advised", {}) if preset is None else {}
+        if arguments.get("batch_size") is not None:
+            advised = {name: value for name, value in advised.items() if name != "rows"}  # made for another batch
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)
@@ -180,7 +182,7 @@ class SampledLeader(Leader):
         check_choice(sampling.tail, TAILS, "tail")
         check_choice(sampling.critic_start, STARTS, "critic_start")
         check_choice(sampling.arrival, ARRIVALS, "arrival")
-        check_choice(sampling.sampler, SAMPLERS, "sampler")
+        self.env.check_sampler(sampling.sampler)
         if not callable(sampling.features):
             check_choice(sampling.features, FEATURES, "features")
         check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")

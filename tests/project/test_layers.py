@@ -44,6 +44,7 @@ ROWS = [
         "bilevel_envs.tabular_env",
         "bilevel_envs.linear_env",
         "bilevel_envs.simulated_env",
+        "bilevel_envs.tax_env",
     ],
     ["bilevel_envs.followers", "bilevel_envs.gym_env"],
     ["bilevel_envs.wrapper"],
@@ -81,7 +82,7 @@ ROWS = [
     ["leaders.algorithms"],
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
-    ["leaders.reproduce", "leaders.reproduce_building", "leaders.reproduce_games"],
+    ["leaders.reproduce", "leaders.reproduce_building", "leaders.reproduce_games", "leaders.reproduce_tax"],
     ["leaders.cli_reproduce"],
     ["leaders.cli"],
 ]
