@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count, check_number
-from bilevel_envs.follower import BestResponse, FollowerError, response_of
+from bilevel_envs.follower import BestResponse, response_of
 from bilevel_envs.followers.network_policies import NetworkCategorical, NetworkGaussian
 from bilevel_envs.followers.riccati import Riccati
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
@@ -88,7 +89,6 @@ class ObservedFollower:
         self._cloned: list[Tensor] = []
         self._values: TemporalDifference | None = None
         self._saved_values: dict[str, Any] | None = None
-        self._best: BestResponse | None = None
 
     def __repr__(self) -> str:
         told = {name: getattr(self, name) for name in ("observations", "method", "forget", "smoothing", "beta", "seed")}
@@ -104,16 +104,20 @@ class ObservedFollower:
           theta: ``[R, *θ.shape]``.
           model: its model at θ; its rewards and moves are not read.
           start: the last response.
-          learn: False for what was said last, without watching again.
+          learn: False to watch without remembering.
         """
+        watcher = self
         if not learn:
-            if self._best is None:
-                raise FollowerError("nobody has been watched yet: let the leader `learn` first")
-            return self._best
+            watcher = copy.copy(self)
+            watcher._values = copy.deepcopy(self._values)
+        return watcher._watched(env, theta, model, learn)
+
+    def _watched(self, env: Any, theta: np.ndarray, model: Any, learn: bool) -> BestResponse:
+        """A response of the follower inside, as it looks from outside."""
         inside = self.follower
         if inside is None:
             inside = SoftValueIteration() if isinstance(model, TabularModel) else Riccati()
-        hidden = response_of(inside, env, theta, model, start=None)
+        hidden = response_of(inside, env, theta, model, None, learn)
         noise = Noise([[self.seed, run, self.responses] for run in range(len(theta))])
         horizon = min(env.time_limit or USUAL_HORIZON, self.observations)
         rows = -(-self.observations // horizon)
@@ -121,8 +125,7 @@ class ObservedFollower:
         self.responses += 1
         policy, q, v = self._estimated(env, model, seen, noise)
         steps = hidden.steps + rows * horizon
-        self._best = BestResponse(policy, q, v, hidden.residual, False, acts=hidden.acting, steps=steps)
-        return self._best
+        return BestResponse(policy, q, v, hidden.residual, False, acts=hidden.acting, steps=steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, networks, and what the follower inside has learnt."""
@@ -287,9 +290,8 @@ def policy_log_probs(layers: list[Tensor], x: Tensor) -> Tensor:
 def _tiled(part: Any, copies: int) -> Any:
     if hasattr(part, "tiled"):
         return part.tiled(copies)
-    return replace(
-        part, **{name: tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for name, tensor in vars(part).items()}
-    )
+    parts = {field.name: getattr(part, field.name) for field in fields(part)}
+    return replace(part, **{name: tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for name, tensor in parts.items()})
 
 
 def _counts(seen: Rollout, states: int, actions: int) -> dict[str, Tensor]:
