@@ -11,6 +11,7 @@ import gymnasium as gym
 from PIL import Image
 
 import bilevel_envs
+from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
@@ -95,6 +96,23 @@ def leader_page(name: str) -> str:
 """
 
 
+def follower_page(name: str) -> str:
+    """One follower's page: what it can give, how it responds, and where it lives."""
+    cls = FOLLOWERS[name]
+    how = "respond" if hasattr(cls, "respond") else "best_response"
+    return f"""# {cls.__name__}
+
+`BilevelWrapper(env, "{name}", ...)`, `bilevel train --follower {name}`, `bilevel_envs.followers.{cls.__name__}`, in
+`{cls.__module__.replace(".", "/")}.py`.
+
+```{{eval-rst}}
+.. autoclass:: bilevel_envs.followers.{cls.__name__}
+   :members: {how}
+   :no-index:
+```
+"""
+
+
 def generate(app: object = None) -> None:
     """Writes the generated pages anew."""
     folder = HERE / "generated"
@@ -105,6 +123,8 @@ def generate(app: object = None) -> None:
         (folder / f"env-{page}.md").write_text(environment_page(name))
     for name, cls in LEADERS.items():
         (folder / f"leader-{cls.__name__}.md").write_text(leader_page(name))
+    for name, cls in FOLLOWERS.items():
+        (folder / f"follower-{cls.__name__}.md").write_text(follower_page(name))
     for notebook in (HERE.parent / "examples").glob("*.ipynb"):
         shutil.copy(notebook, folder / notebook.name)
 

@@ -58,7 +58,7 @@ class SB3Follower:
     E Σ γ_F^t (r_F + β H(g)); PPO and A2C are given β as their entropy coefficient, which is another objective.
 
     The residual is, where the world is a table, the exact shortfall of the soft return from its optimum; where it is
-    linear-quadratic, the same with a return sampled over 64 episodes; elsewhere how much the mean reward per step rose
+    linear-quadratic, the same over 64 episodes; elsewhere how much the mean reward per step rose
     from the third to the last quarter of the training.
 
     Args:
@@ -362,20 +362,22 @@ class SB3Follower:
             own = soft_evaluation(model, policy, preferences.gamma_follower, preferences.beta)
             return (model.initial * (optimum - own)).sum(-1)
         if isinstance(model, LinearQuadraticModel) and isinstance(policy, NetworkGaussian):
-            v = Riccati().best_response(model, preferences).v
-            second = model.initial + model.start[:, :, None] * model.start[:, None]
-            optimum = v.constant + (v.matrix * second).sum((-2, -1))
-            return optimum - self._sampled_return(env, theta, policy)
+            return self._sampled_shortfall(env, theta, model, policy, EPISODES)
         return torch.tensor(improved, dtype=torch.float64)
 
-    def _sampled_return(self, env: Any, theta: np.ndarray, policy: NetworkGaussian) -> Tensor:
+    def _sampled_shortfall(
+        self, env: Any, theta: np.ndarray, model: LinearQuadraticModel, policy: NetworkGaussian, episodes: int
+    ) -> Tensor:
+        """The exact optimum of the soft return less a sampled one, the same first states in both, [R]."""
         gamma, beta = env.preferences.gamma_follower, env.preferences.beta
+        truth = Riccati().best_response(model, env.preferences)
         horizon = int(np.ceil(np.log(SMALL) / np.log(gamma)))
         noise = Noise([[self.seed, run, self.responses, 1] for run in range(len(theta))])
         best = BestResponse(policy, None, None, torch.zeros(1), optimal=False)
-        batch = env.rollout(theta, best, noise, rows=EPISODES, horizon=horizon, whole_episodes=True)
+        batch = env.rollout(theta, best, noise, rows=episodes, horizon=horizon, whole_episodes=True)
         reward = batch.r_follower - beta * policy.log_prob(batch.state, batch.action)
-        return (gamma ** batch.step.double() * reward * batch.valid).sum(-1).mean(-1)
+        own = (gamma ** batch.step.double() * reward * batch.valid).sum(-1)
+        return (truth.v(batch.state[:, :, 0]) - own).mean(-1)
 
     @property
     def _range_of_model(self) -> tuple[np.ndarray, np.ndarray]:

@@ -198,7 +198,7 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
     best = BestResponse(nearly, None, None, torch.zeros(1), optimal=False)
     shortfall = env.follower._shortfall(env, theta[None], env.model(theta).detach(), (nearly, None, None), [])
     assert best.acting is nearly
-    assert abs(float(shortfall[0])) < 0.15 * 2_018  # the optimum is −2,018; 64 episodes with a deviation of 1,400
+    assert abs(float(shortfall[0])) < 10  # the optimum is −2,018
 
 
 def test_budgets_schedules_and_warm_starts():

@@ -37,3 +37,20 @@ def test_markov_game(tmp_path):
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
     assert "f(0|A) = 0.5: the follower goes to A with probability 0.988; J_L = 39.938" in out
     assert {path.name for path in tmp_path.iterdir()} == {"game.png", "leader.zip"}
+
+
+def test_sb3_follower(tmp_path):
+    script = str(EXAMPLES / "sb3_follower.py")
+    size = ["--first-steps", "600", "--steps", "100", "--iterations", "2", "--out", str(tmp_path)]
+    out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
+    assert "after 600 steps the soft return is" in out
+    assert "SAC: exact J_L from -26" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"sac.png"}
+
+
+def test_observed_follower(tmp_path):
+    script = str(EXAMPLES / "observed_follower.py")
+    size = ["--iterations", "2", "--runs", "2", "--out", str(tmp_path)]
+    out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
+    assert "100000 transitions watched: cosine to the exact hypergradient 0.9" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"observed.png"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
@@ -46,12 +47,14 @@ def test_the_table_of_the_mathematics_names_what_exists():
         assert getattr(thing, "__module__", module) == module, f"{dotted} lives in {thing.__module__}"
 
 
-def test_every_environment_and_leader_has_its_page():
+def test_every_environment_leader_and_follower_has_its_page():
     index = (ROOT / "docs/index.md").read_text()
     for name in PROBLEMS:
         assert f"generated/env-{name.split('/')[1].removesuffix('-v0')}\n" in index
     for cls in LEADERS.values():
         assert f"generated/leader-{cls.__name__}\n" in index
+    for cls in FOLLOWERS.values():
+        assert f"generated/follower-{cls.__name__}\n" in index
 
 
 def test_every_local_link_leads_somewhere():

@@ -1,0 +1,268 @@
+"""What learnt and observed followers give: their errors against exact ones, and what they cost.
+
+python benchmarks/followers.py sac        # building thermal control: an hour on one core
+python benchmarks/followers.py soft-dqn   # four rooms: ten minutes
+python benchmarks/followers.py observed   # four rooms and a random MDP: five minutes
+python benchmarks/followers.py tax        # tax design with SoftDQN: half an hour
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.envs.four_rooms import STATE
+from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
+from bilevel_envs.linear_quadratic import Quadratic
+from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Budget
+from leaders import BCHG, NaivePGD, exact
+
+BUILDING, ROOMS, TAX = "BiLevel/BuildingThermalControl-v0", "BiLevel/FourRooms-v0", "BiLevel/TaxDesign-v0"
+OUTER = 30  # iterations for which the building is led
+
+
+class TenDegrees(BaseFeaturesExtractor):
+    """Observations in units of ten degrees."""
+
+    def __init__(self, space: Any) -> None:
+        super().__init__(space, space.shape[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The extractor's output."""
+        return x / 10
+
+
+def sac(first_steps: int = 50_000, steps: int = 2_000) -> SB3Follower:
+    """The agent of `examples/sb3_follower.py`."""
+    nets = {"net_arch": [64, 64], "activation_fn": torch.nn.SiLU, "features_extractor_class": TenDegrees}
+    return SB3Follower(
+        "SAC",
+        steps,
+        first_steps=first_steps,
+        envs=4,
+        gradient_steps=4,
+        reward_scale=200.0,
+        action_range=60.0,
+        buffer="keep",
+        learning_rate=lambda left: 1e-3 * left + 3e-5,
+        learning_starts=500,
+        buffer_size=100_000,
+        tau=0.02,
+        policy_kwargs=nets,
+    )
+
+
+class Told:
+    """A follower that gives the response it was told."""
+
+    beta = None
+
+    def __init__(self, best: Any) -> None:
+        self.best = best
+
+    def best_response(self, model: Any, preferences: Any, start: Any = None) -> Any:
+        """What it was told."""
+        return self.best
+
+
+def guiding_of(best: Any, theta: np.ndarray, critic: str, samples: int = 40) -> np.ndarray:
+    """The mean estimated guiding term, as BC-HG less Naive-PGD on the same trajectories."""
+    found = []
+    for make in (BCHG, NaivePGD):
+        leader = make(BilevelWrapper(gym.make(BUILDING), Told(best)), critic=critic, knowledge="terms")
+        leader.policy.raw.data[:] = torch.from_numpy(np.log(theta / (1 - theta)))
+        found.append(leader.gradient_samples(samples, episodes=50).mean(0))
+    return found[0] - found[1]
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of the angle between two vectors."""
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def measure_sac() -> None:
+    """Errors after 50,000 steps at θ = 0.5, what the guiding term is worth, and how far thirty iterations lead."""
+    env, theta = BilevelWrapper(gym.make(BUILDING), sac()), np.full(8, 0.5)
+    started = time.perf_counter()
+    best = env.best_response(theta)
+    truth = Riccati().best_response(env.model(theta).detach(), env.preferences)
+    model = env.model(theta).detach()
+    optimum = float(truth.v.constant[0] + (truth.v.matrix[0] * model.initial[0]).sum())
+    share = float(env.follower._sampled_shortfall(env, theta[None], model, best.policy, 2_000)[0]) / -optimum
+    print(
+        f"{best.steps} steps, {time.perf_counter() - started:.0f} s: short of the optimum {optimum:.1f} by {share:.2%}"
+    )
+    batch = env.rollout(theta, truth, Noise([1]), rows=100, horizon=100)
+    s, b = batch.state, batch.action
+    for name, own, true in (
+        ("log g", best.policy.log_prob(s, b), truth.policy.log_prob(s, b)),
+        ("V_F", best.v(s), truth.v(s)),
+        ("Q_F", best.q(s, b), truth.q(s, b)),
+    ):
+        off = own - true
+        print(
+            f"  {name}: median |error| {float(off.abs().median()):.1f}, mean {float(off.mean()):.1f}; "
+            f"the truth varies by {float(true.std()):.1f}"
+        )
+    slope, steep = best.v.gradient(s), truth.v.gradient(s)
+    print(f"  grad V_F: relative error {float((slope - steep).norm() / steep.norm()):.2f}")
+    guiding = exact.hypergradient_parts(env, theta)[1]
+    watched = ObservedFollower(Told(best), 20_000).respond(env, theta[None], model)
+    for name, response in (("its own values", best), ("values fitted to 20,000 transitions", watched)):
+        print(
+            f"  cosine of the guiding term, {name}: {cosine(guiding_of(response, theta, 'state_values'), guiding):.3f}"
+        )
+    print("  cosine with Riccati's policy, exact critic and V_F off by a share of its matrix:")
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 4, 4)))
+    for off in (0.0, 0.1, 0.3, 1.0, 3.0):
+        angles = []
+        for one in noise:
+            wrong = (one + one.T) / (one + one.T).norm() * truth.v.matrix[0].norm() * off
+            v = Quadratic(truth.v.matrix + wrong, truth.v.constant)
+            angles.append(cosine(guiding_of(replace(truth, v=v, optimal=False), theta, "exact", 10), guiding))
+            if off == 0.0:
+                break
+        print(f"    {off:4.0%}: {np.mean(angles):.3f} (worst of {len(angles)}: {min(angles):.3f})")
+    for name, follower in (("own values", env.follower), ("watched", ObservedFollower(sac(), 5_000))):
+        lead(name, follower)
+    lead("Riccati", Riccati())
+
+
+def lead(name: str, follower: Any) -> None:
+    """Thirty outer iterations, and where they end."""
+    started = time.perf_counter()
+    env = BilevelWrapper(gym.make(BUILDING), follower)
+    leader = BCHG(env, seed=0, batch_size=2_000, learning_rate=0.1, knowledge="terms", critic="state_values")
+    leader.learn(OUTER)
+    value = leader.history["leader_value"][:, 0]
+    end = exact.objective(env, leader.theta)
+    print(
+        f"led, {name}: J_L {value[0]:.1f}, {value[10]:.1f} after 10, {end:.1f} after {OUTER} iterations; "
+        f"{int(leader.history['follower_steps'][-1, 0])} steps of the follower, {time.perf_counter() - started:.0f} s"
+    )
+
+
+def soft_dqn(beta: float, steps: int = 80_000) -> SB3Follower:
+    """Sixteen environments, eight gradient steps for each of theirs."""
+    return SB3Follower(
+        "SoftDQN",
+        steps,
+        envs=16,
+        beta=beta,
+        gradient_steps=8,
+        train_freq=1,
+        batch_size=256,
+        learning_rate=lambda left: 1e-3 * left + 2e-5,
+        learning_starts=1_000,
+        buffer_size=50_000,
+        target_update_interval=16,
+        tau=0.02,
+        exploration_fraction=0.5,
+        exploration_final_eps=0.05,
+        policy_kwargs={"net_arch": [128, 128]},
+    )
+
+
+def measure_soft_dqn() -> None:
+    """KL from the exact soft-optimal policy, averaged over the states that are visited."""
+    for beta in (5e-2, 5e-3):
+        env = BilevelWrapper(gym.make(ROOMS), soft_dqn(beta))
+        started, theta = time.perf_counter(), env.unwrapped.theta
+        best = env.best_response(theta)
+        truth = SoftValueIteration(beta=beta).best_response(env.model(theta).detach(), env.preferences)
+        batch = env.rollout(theta, best, Noise([0]), rows=100, horizon=200)
+        log_p, log_q = truth.policy.log_probs[0], best.policy.log_probs[0]
+        divergence = (log_q.exp() * (log_q - log_p)).sum(-1)[batch.state[batch.valid]]
+        off = (best.v.values - truth.v.values)[0].abs()[batch.state[batch.valid]].mean()
+        print(
+            f"beta {beta:g}: KL {float(divergence.mean()):.4f}, |error of V_F| {float(off):.4f}, shortfall "
+            f"{float(best.residual[0]):.4f}; {best.steps} steps, {time.perf_counter() - started:.0f} s"
+        )
+
+
+def measure_observed() -> None:
+    """Cosine to the exact hypergradient against the number of observations; ten runs beside the white box."""
+    raw = np.zeros(105)
+    raw[STATE[3, 5]] = 5.5  # the budget before the top corridor: the follower is torn
+    worlds = {
+        "four rooms, corridor blocked": (ROOMS, lambda: Budget(raw[None], -0.2)),
+        "random MDP": ("BiLevel/RandomMDP-v0", lambda: None),
+    }
+    for name, (world, policy) in worlds.items():
+        for method in ("counts", "network"):
+            for count in (300, 1_000, 10_000, 100_000):
+                env = BilevelWrapper(gym.make(world), ObservedFollower(None, count, method=method, steps=2_000))
+                how: dict[str, Any] = {"critic": "exact", "learning_rate": 1e-12, "policy": policy()}
+                leader = BCHG(env, **how).learn(1)
+                truth, (direct, guiding) = (
+                    f(env, leader.theta) for f in (exact.hypergradient, exact.hypergradient_parts)
+                )
+                found = leader.gradient_samples(10, episodes=500).mean(0)
+                white = BCHG(BilevelWrapper(gym.make(world)), critic="exact", policy=leader.policy)
+                usual = white.gradient_samples(10, episodes=500).mean(0)
+                print(
+                    f"{name}, {method}, {count} observed: cosine {cosine(found, truth):.3f}, relative bias "
+                    f"{np.linalg.norm(found - usual) / np.linalg.norm(truth):.3f} (white {cosine(usual, truth):.3f}, "
+                    f"direct alone {cosine(direct, truth):.3f}, |guiding|/|direct| "
+                    f"{np.linalg.norm(guiding) / np.linalg.norm(direct):.1f})",
+                    flush=True,
+                )
+    for name, follower in (
+        ("white box", SoftValueIteration()),
+        ("observed", ObservedFollower(None, 1_000, forget=0.1)),
+    ):
+        env = BilevelWrapper(gym.make(ROOMS), follower)
+        how = {"features": "none", "learning_rate": 0.02, "critic": "expected_sarsa"}
+        value = BCHG(env, runs=10, seed=0, **how).learn(3_000).history["leader_value"]
+        print(f"{name}: J_L {value[-300:].mean():.4f} over the last 300 of 3,000 iterations, ten runs")
+
+
+def measure_tax() -> None:
+    """BC-HG with a household that learns by SoftDQN."""
+    follower = SB3Follower(
+        "SoftDQN",
+        10_000,
+        first_steps=60_000,
+        envs=16,
+        gradient_steps=4,
+        train_freq=1,
+        batch_size=256,
+        buffer="keep",
+        learning_rate=lambda left: 1e-3 * left + 2e-5,
+        learning_starts=1_000,
+        buffer_size=50_000,
+        target_update_interval=16,
+        tau=0.02,
+        exploration_fraction=0.3,
+        exploration_final_eps=0.05,
+        reward_scale=1.0,
+        policy_kwargs={"net_arch": [128, 128]},
+    )
+    env, started = BilevelWrapper(gym.make(TAX), follower), time.perf_counter()
+    leader = BCHG(env, seed=0, critic="exact")
+
+    def say(*_: Any) -> bool:
+        history = leader.history
+        print(
+            f"{leader.progress.iterations}: F {history['leader_value'][-1, 0]:.2f}, under its own policy "
+            f"{history['followed_value'][-1, 0]:.2f}, short by {history['residual'][-1, 0]:.2f}, "
+            f"θ {leader.theta.round(2)}, {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
+        return True
+
+    leader.learn(60, callback=say)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"sac": measure_sac, "soft-dqn": measure_soft_dqn, "observed": measure_observed, "tax": measure_tax}[sys.argv[1]]()
