@@ -165,6 +165,10 @@ class Train:
             raise ValueError(
                 f"the follower {self.follower!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}"
             )
+        try:
+            inspect.signature(make).bind(**further)
+        except TypeError as error:
+            raise ValueError(f"`follower_args` do not fit the follower {self.follower!r}: {error}") from error
         return make(**further)
 
     def _resolved(self) -> tuple[gym.Env, Any, dict[str, Any]]:

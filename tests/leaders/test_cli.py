@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -251,3 +252,52 @@ def test_env_arguments_reach_the_environment(tmp_path):
     told = json.loads((out / "config.json").read_text())["arguments"]
     assert told["env_args"] == ["states=6", "seed=3"]
     assert np.isfinite(float((out / "history.csv").read_text().splitlines()[1].split(",")[4]))
+
+
+def test_a_follower_that_fails_stops_the_run_and_nothing_is_lost(tmp_path, capsys):
+    from bilevel_envs import BilevelWrapper
+    from bilevel_envs.followers import SB3Follower
+
+    env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), SB3Follower("SoftDQN", 100, learning_starts=10))
+    env.best_response(np.array([0.5]))
+    agent, hidden = tmp_path / "agent.zip", tmp_path / "hidden.zip"
+    env.follower.agents[0].save(agent)
+    follower = ["algorithm=SoftDQN", "steps=60", "learning_starts=10", "start=cold", f"model_file={agent}"]
+    command = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "1", "--no-progress", "--follower", "sb3"]
+    command += ["--follower-args", *follower]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    main([*command, "--iterations", "4", "--out", str(straight)])
+    main([*command, "--iterations", "2", "--out", str(broken)])
+    agent.rename(hidden)
+    before = {name: content for name, content in files_in(broken).items() if "tensorboard" not in name}
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--iterations", "4", "--out", str(broken), "--resume"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "outer iteration 2: the follower failed (FileNotFoundError: `model_file` must be a zip" in error
+    assert "its last checkpoint is whole, --resume goes on from there" in error
+    after = files_in(broken)
+    assert all(after[name] == content for name, content in before.items() if name != "config.json")
+    hidden.rename(agent)
+    main([*command, "--iterations", "4", "--out", str(broken), "--resume"])
+    assert history(broken) == history(straight)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--follower", "sb33"], "`follower` must be one of 'committed'"),
+        (["--follower-args", "steps=3"], "`follower_args` need a --follower"),
+        (
+            ["--follower", "sticky", "--follower-args", "shares=1"],
+            "the follower 'sticky' has no argument shares",
+        ),
+        (["--follower", "sticky", "--follower-args", "share=2"], "`share` must be at least 0 and below 1"),
+        (["--follower", "sticky"], "missing a required argument: 'share'"),
+    ],
+)
+def test_followers_are_checked_before_anything_is_written(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["train", "--env", "BiLevel/TollBridge-v0", *arguments, "--out", str(tmp_path / "out"), "--no-progress"])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
