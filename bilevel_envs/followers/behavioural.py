@@ -29,6 +29,8 @@ class Quantal:
     reaction ∇log g is ∇(Q_F − V_F) / β', and the leader divides by β. `SoftValueIteration(beta=...)` instead tells the
     leader.
 
+    Gives what the planner gives, with its own β in g, Q_F and V_F. Costs and residual: the planner's.
+
     Attributes:
       precision_beta: β', the follower's own.
       follower: the planner, whose `beta` must be None.
@@ -59,6 +61,8 @@ class Mixture:
 
     What a leader estimates: the reaction is damped by (1 − share) g*/g, which the leader does not see; at small shares
     the guiding term is too large by about 1 / (1 − share), and states reached at random enter the averages as they are.
+
+    Gives g and log g of the mixture, Q_F and V_F of the plan. Costs and residual: the planner's.
 
     Attributes:
       share: of random moves, in [0, 1].
@@ -95,6 +99,8 @@ class Suboptimal:
     Q_F is off by U(−e, e) with e = δ (1 − γ_F) / 2, drawn once for each run, state and action; a softmax of values that
     are wrong by e loses 2 e / (1 − γ_F) at most. What a leader estimates: the hypergradient with the optimal follower's
     values under this one's distribution; the noise does not move with θ, so the reaction is right to first order.
+
+    Gives g and log g as they are, Q_F and V_F of the plan without noise. Costs and residual: the planner's.
 
     Attributes:
       delta: δ, in units of the follower's reward.
@@ -138,6 +144,8 @@ class Sticky:
 
     What a leader estimates: as if the whole policy moved with θ, while only 1 − share of it does at once; after many
     small steps of θ the follower has caught up, and the estimate is right on average over them.
+
+    Gives g and log g of the mixture, Q_F and V_F of the new plan. Costs and residual: the planner's.
 
     Attributes:
       share: what it keeps of its last policy, in [0, 1).

@@ -47,7 +47,10 @@ class ObservedFollower:
     differences; exact in linear-quadratic worlds but for sampling. ``"network"``: g by behaviour cloning, V_F by
     temporal differences, both with small networks that are kept from response to response.
 
-    Leaders learn V_L without g by ``critic="state_values"``, their default with this follower.
+    Leaders learn Q_L and V_L without g by ``critic="state_values"``, their default with this follower.
+
+    Gives estimates of g, log g, Q_F and V_F; trajectories are those of the follower inside. Costs what that one costs
+    and `observations` steps, counted as ``follower_steps``. Residual: that of the follower inside.
 
     Args:
       follower: who is watched; it may itself be unable to say anything about itself. None for the exact planner.

@@ -26,6 +26,9 @@ class Riccati:
     β log g = Q_F − V_F to rounding. The fixed point is reached by doubling (each pass squares the horizon of value
     iteration from P = 0), some ten passes for every run at once.
 
+    Gives g (Gaussian), log g, Q_F and V_F (quadratics), exact. Costs a millisecond for ten runs of four zones.
+    Residual: that of the equation for P, relative to max(1, max|P|).
+
     Attributes:
       beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
       tol: largest residual of the equation accepted, relative to max(1, max|P|).

@@ -27,6 +27,9 @@ class SoftValueIteration:
     published code instead: each round freezes g = softmax(Q/β) and sweeps its evaluation equation `sweeps` times,
     from Q = 0.
 
+    Gives g, log g, Q_F and V_F as tables, exact. Costs some ten linear solves cold and three warm. Residual: the
+    largest violation of the equation, in units of r_F.
+
     Attributes:
       beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
       tol: largest soft Bellman residual accepted, relative to max(1, max|V|).

@@ -35,6 +35,8 @@ class Truncated:
     is close to a random deterministic policy. The leader's value against this follower and against the optimal one at
     the same θ are both recorded (`followed_value` and `leader_value` of the history).
 
+    Gives what the planner inside gives, as far as it came. Costs `rounds`. Residual: the planner's.
+
     Attributes:
       follower: the planner that is cut short.
       rounds: policy refreshes (published: 1, 2, 5, 10, 20, 50 of 100).

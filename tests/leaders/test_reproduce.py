@@ -186,12 +186,12 @@ def test_games_are_redrawn(tmp_path, capsys):
     before = (toy / "R1-bchg.npz").stat().st_mtime_ns
     main([*arguments, "--leaders", "bchg,bchg-paper", "--resume"])
     assert (toy / "R1-bchg.npz").stat().st_mtime_ns == before
-    main(["reproduce", "bilevel-lqr", "--out", str(lqr), "--iterations", "10", *size])
-    assert "| Naive-PGD |" in capsys.readouterr().out
+    main(["reproduce", "bilevel-lqr", "--out", str(lqr), "--iterations", "3", *size])
+    assert "| Naive-PGD off-policy, published form |" in capsys.readouterr().out
     assert (lqr / "bilevel-lqr.png").is_file()
     (lqr / "bchg.npz").write_bytes(b"nothing")
     with pytest.raises(SystemExit):
-        main(["reproduce", "bilevel-lqr", "--out", str(lqr), "--iterations", "10", *size, "--resume"])
+        main(["reproduce", "bilevel-lqr", "--out", str(lqr), "--iterations", "3", *size, "--resume"])
     assert "is damaged or no result" in capsys.readouterr().err
 
 
