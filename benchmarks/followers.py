@@ -74,7 +74,7 @@ class Told:
         return self.best
 
 
-def guiding_of(best: Any, theta: np.ndarray, critic: str, samples: int = 40) -> np.ndarray:
+def guiding_of(best: Any, theta: np.ndarray, critic: str, samples: int = 20) -> np.ndarray:
     """The mean estimated guiding term, as BC-HG less Naive-PGD on the same trajectories."""
     found = []
     for make in (BCHG, NaivePGD):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Network = Callable[..., Any]
 TINY = 1e-6  # squashed actions are kept so far inside their interval
+AT_ONCE = 5_000  # states whose soft values are taken together
 DRAWS = 32  # of the follower's action, for its soft value
 
 
@@ -24,6 +25,13 @@ def run_by_run(networks: Sequence[Network], *inputs: Tensor) -> Tensor:
         flat = [x[index].reshape(-1, x.shape[-1]).float() for x in inputs]
         outputs.append(network(*flat).double())
     return torch.stack(outputs).reshape(*inputs[0].shape[:-1], -1)
+
+
+def _in_parts(function: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:
+    """A function of states [R, ..., n], so many at a time that memory is no concern."""
+    flat = state.reshape(len(state), -1, state.shape[-1])
+    done = torch.cat([function(part) for part in flat.split(max(1, AT_ONCE // len(flat)), 1)], 1)
+    return done.view(*state.shape[:-1], *done.shape[2:])
 
 
 @dataclass(frozen=True)
@@ -142,10 +150,13 @@ class NetworkV:
     def __call__(self, state: Tensor) -> Tensor:
         """At states [R, ..., n], [R, ...]."""
         with torch.no_grad():
-            return self._mean(torch.as_tensor(state))
+            return _in_parts(self._mean, torch.as_tensor(state))
 
     def gradient(self, state: Tensor) -> Tensor:
         """∇V_F at states [R, ..., n], shaped like them."""
+        return _in_parts(self._slope, state)
+
+    def _slope(self, state: Tensor) -> Tensor:
         leaf = state.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self._mean(leaf).sum(), leaf)
         return gradient
