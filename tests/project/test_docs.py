@@ -14,7 +14,7 @@ from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs/quickstart.md", ROOT / "docs/extending.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs/quickstart.md", ROOT / "docs/extending.md", ROOT / "docs/followers.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
