@@ -195,6 +195,23 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         _configure(envs, theta)
         return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes)
 
+    def copies(self, count: int, theta: Any) -> gym.vector.VectorEnv:
+        """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.
+
+        Args:
+          count: how many.
+          theta: ``[*θ.shape]``.
+        """
+        mine = getattr(self.unwrapped, "copies", None)
+        envs = self._made_again(count, self.time_limit) if mine is None else mine(count, self.time_limit)
+        _configure(envs, theta)
+        return envs
+
+    def observations(self, states: int) -> np.ndarray:
+        """What the follower sees in each of the states of a table, [S] or [S, ...]."""
+        mine = getattr(self.unwrapped, "observations", None)
+        return np.arange(states) if mine is None else mine()
+
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""
         observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
@@ -207,12 +224,17 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         kept = self._vector
         if kept is not None and kept.num_envs == count and self._vector_limit == time_limit:
             return kept
-        spec = self.unwrapped.spec
         self._close_copies()
         self._vector_limit = time_limit
         if isinstance(self.unwrapped, ConfigurableEnv):
             self._vector = self.unwrapped.vector_class(self.unwrapped.problem, count, max_episode_steps=time_limit)
-            return self._vector
+        else:
+            self._vector = self._made_again(count, time_limit)
+        return self._vector
+
+    def _made_again(self, count: int, time_limit: int | None) -> gym.vector.VectorEnv:
+        """Copies of an environment that is none of ours."""
+        spec = self.unwrapped.spec
         if spec is None:
             raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
         kwargs: dict[str, Any] = {"max_episode_steps": time_limit} if time_limit is not None else {}
@@ -221,8 +243,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 "vectorization_mode": "sync",
                 "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
             }
-        self._vector = gym.make_vec(spec, num_envs=count, **kwargs)
-        return self._vector
+        return gym.make_vec(spec, num_envs=count, **kwargs)
 
     def _close_copies(self) -> None:
         """Closes the copies that the sampler "steps" keeps."""

@@ -330,8 +330,7 @@ def _inputs(env: Any, model: Any) -> Callable[[Tensor], Tensor]:
     """What networks read of a state: one-hot numbers or observations of a table's state, vectors as they are."""
     if not isinstance(model, TabularModel):
         return lambda state: state.double()
-    observed = env.unwrapped.observations() if hasattr(env.unwrapped, "observations") else np.arange(model.states)
-    table = torch.from_numpy(np.asarray(observed)).double()
+    table = torch.from_numpy(np.asarray(env.observations(model.states))).double()
     table = torch.eye(model.states, dtype=torch.float64) if table.ndim == 1 else table
     return lambda state: table[state]
 

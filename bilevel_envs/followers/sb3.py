@@ -248,8 +248,7 @@ class SB3Follower:
 
     def _world(self, env: Any, theta: np.ndarray, seed: int) -> Any:
         """The follower's environment at one θ."""
-        envs = env.unwrapped.copies(self.envs, env.time_limit)
-        envs.configure(theta)
+        envs = env.copies(self.envs, theta)
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
         bonus = 0.0
         if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
@@ -305,7 +304,7 @@ class SB3Follower:
 
     def _tables(self, env: Any, model: TabularModel) -> tuple[Any, Any, Any]:
         """g, Q_F and V_F read out at every state."""
-        seen, beta = env.unwrapped.observations(), env.preferences.beta
+        seen, beta = env.observations(model.states), env.preferences.beta
         log_probs, q = [], []
         for agent in self.agents:
             tensor = agent.policy.obs_to_tensor(seen)[0]

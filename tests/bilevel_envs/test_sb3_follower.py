@@ -10,7 +10,7 @@ from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.logger import Logger
 
 import bilevel_envs  # noqa: F401
-from bilevel_envs import BilevelWrapper
+from bilevel_envs import BilevelWrapper, Preferences, TabularModel
 from bilevel_envs.follower import BestResponse, FollowerError, NotAvailable
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
 from bilevel_envs.followers.network_policies import NetworkGaussian, NetworkQ, NetworkV
@@ -462,3 +462,48 @@ def test_a_learnt_policy_makes_the_trajectories():
         again = best.policy.log_prob(batch.state, batch.action)
         assert again.isfinite().all()
         assert float(batch.action.abs().max()) <= 20
+
+
+class Plain(gym.Env):
+    """Nobody's environment: two states, a move to either, and a price on staying."""
+
+    observation_space = gym.spaces.Discrete(2)
+    action_space = gym.spaces.Discrete(2)
+    theta_space = gym.spaces.Box(0.0, 1.0, (1,), np.float64)
+    preferences = Preferences(0.9, 0.9, 0.1)
+
+    def __init__(self):
+        self.configure(np.zeros(1))
+
+    def configure(self, theta):
+        self.theta = np.asarray(theta, float)
+
+    def model(self, theta):
+        theta = torch.as_tensor(theta).reshape(-1, 1)
+        moves = torch.eye(2, dtype=torch.float64)[None, None].expand(1, 2, 2, 2)
+        reward = torch.stack([1 - theta.expand(-1, 2), torch.zeros(len(theta), 2, dtype=torch.float64)], -1)
+        initial = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+        return TabularModel(moves, initial, reward.detach(), reward)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return 0, {}
+
+    def step(self, action):
+        reward = float(1 - self.theta[0]) if action == 0 else 0.0
+        self.state = int(action)
+        return self.state, reward, False, False, {"leader_reward": reward}
+
+
+def test_an_agent_learns_in_anybodys_environment():
+    gym.register("Plain-v0", entry_point=Plain, max_episode_steps=20)
+    try:
+        env = BilevelWrapper(
+            gym.make("Plain-v0", disable_env_checker=True), soft_dqn(2_000, learning_rate=3e-3, envs=2)
+        )
+        for theta, likely in ((0.0, True), (1.0, False)):
+            best = env.best_response(np.array([theta]))
+            assert (float(best.policy.probs[0, 0, 0]) > 0.9) == likely
+    finally:
+        del gym.registry["Plain-v0"]
