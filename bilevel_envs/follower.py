@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
@@ -135,3 +135,22 @@ def check_given(follower: Any, world: str) -> None:
             f"`follower` must be given: nobody knows tables or matrices of {world} that could be solved. "
             'Take one that learns, such as SB3Follower("SAC")'
         )
+
+
+def tiled(best: BestResponse, copies: int) -> BestResponse:
+    """The response of `copies` times as many runs, copy j of run i at j·R + i."""
+
+    def repeat(part: Any) -> Any:
+        if part is None or isinstance(part, Missing):
+            return part
+        if hasattr(part, "tiled"):
+            return part.tiled(copies)
+        tensors = {field.name: getattr(part, field.name) for field in fields(part)}
+        tiled = {
+            name: table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
+            for name, table in tensors.items()
+        }
+        return replace(part, **tiled)
+
+    parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "acts")}
+    return replace(best, **parts, memory=None)

@@ -21,7 +21,8 @@ from leaders.critic import Critic
 from leaders.kicks import KICKS, kick_bc_hg
 from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
 from leaders.per_step import per_step_gradient
-from leaders.sampled import LINEAR, PUBLISHED_LINEAR, SampledLeader, Sampling, is_linear, whole_episode_horizon
+from leaders.sampled import SampledLeader, is_linear, whole_episode_horizon
+from leaders.sampling import LINEAR, PUBLISHED_LINEAR, Sampling
 from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed, check_wrapped, given

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -12,104 +11,41 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
-from bilevel_envs.follower import BestResponse, Missing
+from bilevel_envs.follower import BestResponse, tiled
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
-from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.quadratics import products
-from bilevel_envs.simulated import SimulatedModel
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
-from leaders.critics import (
-    ExactCritic,
-    ExpectedSarsa,
-    FittedLinear,
-    LeastSquares,
-    MonteCarlo,
-    NetworkCritic,
-    QuadraticState,
-    Sarsa,
-    StageGame,
-    StateTable,
-)
+from leaders.critic_choice import critic_of
 from leaders.critics.least_squares import feature_count
-from leaders.critics.sarsa import STARTS
 from leaders.kicks import KICKS
-from leaders.knowledge import KNOWLEDGE, pathwise, reaction_surrogate
+from leaders.knowledge import pathwise, reaction_surrogate
 from leaders.per_step import clipped, per_step_gradient
 from leaders.published_games import is_game, published_leader
+from leaders.sampling import (
+    MATRICES,
+    PLAYED,
+    PUBLISHED_STEPS,
+    SIMULATED,
+    Sampling,
+    check_sampling,
+    is_quadratic,
+    played_kick,
+    world_of,
+)
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import Values, evaluate
-from leaders.weights import ARRIVALS, TAILS, Weights, occupancy, residualised, weights_from_kick
+from leaders.weights import Weights, occupancy, residualised, weights_from_kick
 
-CRITICS = ("expected_sarsa", "sarsa", "monte_carlo", "state_values", "td", "stage_game", "exact")
-LINEAR_CRITICS = ("lstd", "state_values", "td", "fitted_linear", "exact")
-SIMULATED_CRITICS = ("td", "state_values")
-CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
-FEATURES = ("constant", "quadratic", "none")
-WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # kicks that do not read Q_L
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
-PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a leader turns trajectories into a hypergradient.
-
-    Attributes:
-      kick: name of the estimator, a key of `KICKS`.
-      batch_size: transitions per outer iteration and run.
-      rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without).
-      critic: "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an object of your
-        own.
-      critic_learning_rate: η, a number or one per run.
-      critic_start: first critic table, "zeros" or "normal".
-      features: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
-      tail: what becomes of episodes that the batch cuts, "drop", "keep", "bootstrap" or "reference".
-      arrival: weight of ∇log p, "td_error", "value" or "clipped".
-      sampler: "fused" or "steps".
-      knowledge: what the leader uses beside trajectories, "simulate", "terms" or "model" (see `leaders.knowledge`).
-      network: how networks are fitted.
-      network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
-        each.
-    """
-
-    kick: str
-    batch_size: int = 100
-    rows: int | None = None
-    critic: Any = "expected_sarsa"
-    critic_learning_rate: Any = 0.5
-    critic_start: str = "zeros"
-    features: str | Callable[[Tensor], Tensor] = "constant"
-    tail: str = "bootstrap"
-    arrival: str = "td_error"
-    sampler: str = "fused"
-    knowledge: str = "simulate"
-    network: Fit = USUAL_FIT
-    network_of: str = "action"
-
-
-# For linear-quadratic worlds: the recommended form, and the published one (arXiv:2603.14867; values from the code).
-LINEAR = Sampling("bc_hg", batch_size=1_000, critic="lstd", features="quadratic", tail="keep", knowledge="model")
-PUBLISHED_LINEAR = Sampling(
-    "bc_hg",
-    batch_size=10_000,
-    rows=10,
-    critic="td",
-    features="none",
-    tail="keep",
-    arrival="clipped",
-    network=PUBLISHED_FIT,
-)
-# For worlds that can only be stepped, with followers that learn.
-SIMULATED = Sampling(
-    "bc_hg", batch_size=2_000, critic="td", features="constant", tail="keep", sampler="steps", network_of="both"
-)
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
@@ -136,14 +72,14 @@ class SampledLeader(Leader):
     ) -> None:
         preset = arguments["preset"]
         check_choice(preset, presets, "preset")
-        model = model_of(env) if isinstance(env, BilevelWrapper) else None
-        self.linear, self.simulated = isinstance(model, LinearQuadraticModel), isinstance(model, SimulatedModel)
-        if (self.linear or self.simulated) and linear is None:
+        self.world = world_of(model_of(env) if isinstance(env, BilevelWrapper) else None)
+        self.linear = self.world == MATRICES
+        if self.world in (MATRICES, PLAYED) and linear is None:
             raise ValueError(
                 f"`env` must have countable states for {type(self).__name__}; {type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
             )
-        if self.simulated and preset is None:
-            presets = {None: replace(SIMULATED, kick=_simulated_kick(linear, type(self).__name__))}
+        if self.world == PLAYED and preset is None:
+            presets = {None: replace(SIMULATED, kick=played_kick(linear, type(self).__name__))}
         common = Common()
         if preset == "paper":
             common = Common(**PUBLISHED_STEPS)
@@ -167,28 +103,22 @@ class SampledLeader(Leader):
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)
-        if preset is None and not self.simulated and hasattr(getattr(env, "follower", None), "respond"):
+        if preset is None and self.world != PLAYED and hasattr(getattr(env, "follower", None), "respond"):
             # Such followers are no planner's: their reaction is no closed form, and their g may be an estimate.
             usual = replace(usual, critic="state_values", knowledge="terms" if self.linear else "simulate")
         if self.actor_critic is not None:
             usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
         sampling = changed(usual, arguments | overrides)
-        if not _is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
+        if not is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
         unsaid = arguments.get("batch_size") is None and "batch_size" not in advised
         if self.linear and preset is None and unsaid:
             sampling = replace(sampling, batch_size=self._usual_batch())
         self.sampling = sampling
-        check_choice(sampling.tail, TAILS, "tail")
-        check_choice(sampling.critic_start, STARTS, "critic_start")
-        check_choice(sampling.arrival, ARRIVALS, "arrival")
-        self.env.check_sampler(sampling.sampler)
-        if not callable(sampling.features):
-            check_choice(sampling.features, FEATURES, "features")
-        check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")
         model = self.env.model(self._theta().detach())
         self.leader_horizon: int | None = getattr(model, "horizon", None)
-        self._check_world()
+        check_sampling(sampling, self.world, model, arrival_told=arguments.get("arrival") is not None)
+        self.env.check_sampler(sampling.sampler)
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
@@ -331,11 +261,11 @@ class SampledLeader(Leader):
                 for run in range(self.runs)
             ]
             noise = Noise(streams)
-            tiled = theta.repeat(copies, *[1] * (theta.ndim - 1)).requires_grad_()
-            model, response = self.env.model(tiled), _tiled(best, copies)
+            stacked = theta.repeat(copies, *[1] * (theta.ndim - 1)).requires_grad_()
+            model, response = self.env.model(stacked), tiled(best, copies)
             fixed = model.detach()
             batch = self.env.rollout(
-                tiled.detach(),
+                stacked.detach(),
                 response,
                 noise,
                 rows=rows,
@@ -346,8 +276,8 @@ class SampledLeader(Leader):
             )
             critic = self.critic.copies(copies)
             critic.fit(batch, response, fixed, noise)
-            total = self._surrogate(tiled, model, batch, response, critic, noise, tail="keep")[0].sum()
-            (gradient,) = torch.autograd.grad(total, tiled) if total.requires_grad else (torch.zeros_like(tiled),)
+            total = self._surrogate(stacked, model, batch, response, critic, noise, tail="keep")[0].sum()
+            (gradient,) = torch.autograd.grad(total, stacked) if total.requires_grad else (torch.zeros_like(stacked),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
 
@@ -364,6 +294,10 @@ class SampledLeader(Leader):
         """At most so many steps are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""
         return steps
 
+    def _make_critic(self) -> Critic:
+        gamma = self.env.preferences.gamma_leader
+        return critic_of(self.sampling, self.world, gamma, type(self).__name__, self.env.problem)
+
     def _critic_state(self) -> dict[str, Any]:
         return self.critic.state_dict() if self.actor_critic is None else self.actor_critic.state_dict()
 
@@ -372,16 +306,6 @@ class SampledLeader(Leader):
             self.actor_critic.load_state_dict(state, self.policy)
         else:
             self.critic.load_state_dict(state)
-
-    def _leader_actions(self) -> int:
-        """A, in games whose follower sees the leader's move."""
-        problem = self.env.problem
-        if not getattr(problem, "sees_leader", False) or not hasattr(problem, "tables"):
-            raise ValueError(
-                '`critic` "stage_game" needs a finite game whose follower sees the leader\'s move, such as '
-                f"BiLevel/ToyMarkovGame-v0; got {type(problem).__name__}"
-            )
-        return problem.tables.r_leader.shape[1]
 
     def _usual_batch(self) -> int:
         """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
@@ -406,86 +330,6 @@ class SampledLeader(Leader):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows
 
-    def _check_world(self) -> None:
-        """Refuses what does not go with tables, or not with a linear-quadratic world."""
-        sampling = self.sampling
-        if self.simulated:
-            for name, value in (("knowledge", "simulate"), ("tail", "keep")):
-                if getattr(sampling, name) != value:
-                    raise ValueError(
-                        f'`{name}` must be "{value}" where nobody knows the model, got {getattr(sampling, name)!r}'
-                    )
-            check_choice(sampling.arrival, ("td_error", "value"), "arrival")
-            if sampling.kick not in ("bc_hg", "naive_pgd"):
-                raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
-            return
-        if not self.linear:
-            if sampling.knowledge != "simulate":
-                raise ValueError(f'`knowledge` must be "simulate" for tables, got {sampling.knowledge!r}')
-            if sampling.features == "quadratic":
-                raise ValueError('`features` must be "constant", "none" or a function for tables, got "quadratic"')
-            if sampling.arrival == "clipped":
-                raise ValueError('`arrival` must be "td_error" or "value" for tables, got "clipped"')
-            return
-        if sampling.kick == "bc_hg_shared":
-            raise ValueError("`shared` must be False where states are vectors, which seldom repeat; got True")
-        bump = self.env.model(self._theta().detach()).bump is not None
-        if bump and sampling.critic == "lstd":
-            raise ValueError('`critic` must be no quadratic where the leader\'s reward is a bump, got "lstd"')
-        if sampling.tail != "keep":
-            raise ValueError(f'`tail` must be "keep" where states are vectors, got {sampling.tail!r}')
-        if sampling.knowledge != "simulate" and not _is_quadratic(sampling.critic):
-            raise ValueError(
-                f'`knowledge` must be "simulate" with a critic that is no quadratic, got {sampling.knowledge!r}'
-            )
-        if sampling.knowledge != "simulate" and self._arguments.get("arrival") is not None:
-            raise ValueError(
-                f'`arrival` weighs ∇log p, which only `knowledge="simulate"` uses; got {sampling.arrival!r} with '
-                f"{sampling.knowledge!r}"
-            )
-
-    def _make_critic(self) -> Critic:
-        sampling, gamma = self.sampling, self.env.preferences.gamma_leader
-        known = LINEAR_CRITICS if self.linear else SIMULATED_CRITICS if self.simulated else CRITICS
-        if not isinstance(sampling.critic, str):
-            lacking = [name for name in CRITIC_METHODS if not hasattr(sampling.critic, name)]
-            if lacking or isinstance(sampling.critic, type):
-                wanted = f"one of {', '.join(known)}, or an object with {', '.join(CRITIC_METHODS)}"
-                raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
-            if getattr(sampling.critic, "of", "action") == "state" and sampling.kick not in WITHOUT_Q:
-                raise ValueError(
-                    f'`critic` must read actions, of="action" or "both", for {type(self).__name__}, whose kick is made '
-                    'of Q_L; got of="state"'
-                )
-            return sampling.critic
-        check_choice(sampling.critic, known, "critic")
-        if sampling.critic == "lstd":
-            return LeastSquares(gamma)
-        if sampling.critic == "fitted_linear":
-            return FittedLinear(gamma)
-        if sampling.critic == "state_values" and (self.linear or self.simulated):
-            return QuadraticState(gamma)
-        if sampling.critic == "td":
-            return NetworkCritic(gamma, sampling.network, sampling.network_of)
-        rate, start = sampling.critic_learning_rate, sampling.critic_start
-        rate = np.asarray(rate, dtype=float) if np.ndim(rate) else rate
-        if sampling.critic == "sarsa":
-            return Sarsa(gamma, rate, start, cut_is_end=sampling.tail == "reference")
-        if sampling.critic == "state_values":
-            return StateTable(gamma, rate, start)
-        if sampling.critic == "stage_game":
-            return StageGame(gamma, rate, start, self._leader_actions())
-        if sampling.critic == "expected_sarsa":
-            return ExpectedSarsa(gamma, rate, start)
-        return MonteCarlo(gamma) if sampling.critic == "monte_carlo" else ExactCritic(gamma)
-
-
-def _is_quadratic(critic: Any) -> bool:
-    """Whether a critic of this name, or this critic, is a quadratic of (s, b)."""
-    if isinstance(critic, str):
-        return critic in ("lstd", "fitted_linear", "state_values", "exact")
-    return hasattr(critic, "leader_gradient")
-
 
 def model_of(env: BilevelWrapper) -> Any:
     """The model at some θ, whose kind says what sort of world it is."""
@@ -498,13 +342,6 @@ def is_linear(env: BilevelWrapper) -> bool:
     return isinstance(model_of(env), LinearQuadraticModel)
 
 
-def _simulated_kick(linear: Any, leader: str) -> str:
-    kick = "" if linear is None else linear[None].kick
-    if kick not in ("bc_hg", "naive_pgd"):
-        raise ValueError(f"`env` must have a model for {leader}, tables or matrices; nobody knows one here")
-    return kick
-
-
 def whole_episode_horizon(preferences: Preferences) -> int:
     """The step beyond which nothing of an episode matters: max(γ_L, γ_F)^H ≤ 1e-5."""
     gamma = max(preferences.gamma_leader, preferences.gamma_follower)
@@ -515,22 +352,3 @@ def mean_return(batch: Rollout, gamma: float) -> Tensor:
     """Mean discounted return of the episodes begun, as far as the batch goes, [R]."""
     discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).sum((1, 2))
     return discounted / batch.starts.sum((1, 2)).clamp(min=1)
-
-
-def _tiled(best: BestResponse, copies: int) -> BestResponse:
-    """The response of `copies` times as many runs."""
-
-    def repeat(part: Any) -> Any:
-        if part is None or isinstance(part, Missing):
-            return part
-        if hasattr(part, "tiled"):
-            return part.tiled(copies)
-        tensors = {field.name: getattr(part, field.name) for field in fields(part)}
-        tiled = {
-            name: table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
-            for name, table in tensors.items()
-        }
-        return replace(part, **tiled)
-
-    parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "acts")}
-    return replace(best, **parts, memory=None)
