@@ -86,10 +86,12 @@ class BCHG(SampledLeader):
         env: a ``BilevelWrapper``.
         preset: None or ``"paper"``; what is given explicitly below wins over it.
         critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"`` or ``"monte_carlo"`` for tables, ``"lstd"`` for
-            linear-quadratic worlds, ``"td"`` (a network) or ``"exact"`` for both, or an object with the methods of
-            ``leaders.critic.Critic``.
-        critic_learning_rate: η of the two SARSA tables, a number or one per run.
-        critic_start: their first table, ``"zeros"`` or ``"normal"``.
+            linear-quadratic worlds, ``"td"`` (a network) or ``"exact"`` for both, ``"state_values"`` without any policy
+            of the follower's (the default with followers that learn or are watched), or an object with the methods of
+            ``leaders.critic.Critic``. Games that can only be played take ``"td"`` (their default) and
+            ``"state_values"``.
+        critic_learning_rate: η of learnt tables, a number or one per run.
+        critic_start: their first entries, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
         features: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or a
             function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
