@@ -174,7 +174,7 @@ def test_what_does_not_go_with_vectors_is_refused_by_name():
         BCHG(env, tail="drop")
     with pytest.raises(ValueError, match="`batch_size` must make whole episodes, a multiple of 100"):
         BCHG(env, batch_size=1_009)
-    with pytest.raises(ValueError, match="`critic` must be one of 'lstd', 'state_values', 'td', 'fitted_linear', 'exact'"):
+    with pytest.raises(ValueError, match="`critic` must be one of 'lstd', 'state_values', 'td', 'fitted_linear'"):
         BCHG(env, critic="sarsa")
     with pytest.raises(ValueError, match="`env` must have countable states for SoBiRL"):
         SoBiRL(env)
