@@ -54,3 +54,11 @@ def test_observed_follower(tmp_path):
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
     assert "100000 transitions watched: cosine to the exact hypergradient 0.9" in out
     assert {path.name for path in tmp_path.iterdir()} == {"observed.png"}
+
+
+def test_guided_pendulum(tmp_path):
+    script = str(EXAMPLES / "guided_pendulum.py")
+    size = ["--first-steps", "600", "--steps", "100", "--iterations", "2", "--out", str(tmp_path)]
+    out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
+    assert "bchg: sampled return [" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"pendulum.png"}
