@@ -7,7 +7,12 @@ from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
+from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Preferences
+from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
+from bilevel_envs.tabular import Table
+
+KINDS: dict[bool, tuple[Any, Any]] = {True: (BoltzmannPolicy, Table), False: (GaussianPolicy, Quadratic)}
 
 
 class NotAvailable(RuntimeError):
@@ -33,6 +38,10 @@ class Missing:
 
     @property
     def values(self) -> NoReturn:
+        """Raises."""
+        raise NotAvailable(self.reason)
+
+    def gradient(self, *_: Any) -> NoReturn:
         """Raises."""
         raise NotAvailable(self.reason)
 
@@ -117,14 +126,24 @@ def response_of(
     return follower.best_response(model, preferences, start)
 
 
+def check_planner(follower: Any, name: str = "follower") -> None:
+    """Refuses what cannot plan: classes, names, and followers that learn."""
+    if isinstance(follower, type) or not hasattr(follower, "best_response"):
+        raise TypeError(
+            f"`{name}` must be a planner, an object with `best_response` such as SoftValueIteration(), got {follower!r}"
+        )
+
+
 def check_response(best: BestResponse) -> None:
-    """Refuses with a FollowerError a response that holds NaN."""
+    """Refuses with a FollowerError what is no response, or holds NaN."""
+    if not isinstance(best, BestResponse):
+        raise FollowerError(f"it answered with {type(best).__name__}, not with a BestResponse")
     for name in ("policy", "q", "v", "acts"):
         part = getattr(best, name)
         for field in fields(part) if is_dataclass(part) else ():
             entry = getattr(part, field.name)
             if isinstance(entry, Tensor) and entry.isnan().any():
-                runs = entry.isnan().flatten(1).any(1).nonzero().flatten().tolist()
+                runs = entry.isnan().reshape(len(entry), -1).any(1).nonzero().flatten().tolist()
                 raise FollowerError(f"its {name} holds NaN in run {runs[0]} ({field.name})")
 
 
@@ -154,3 +173,27 @@ def tiled(best: BestResponse, copies: int) -> BestResponse:
 
     parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "acts")}
     return replace(best, **parts, memory=None)
+
+
+def response_state(best: BestResponse | None) -> dict[str, Any] | None:
+    """A response as tensors, for files; None where it is made of networks, which their follower keeps."""
+    if best is None or not all(
+        type(getattr(best, name)) in KINDS[True] + KINDS[False] for name in ("policy", "q", "v")
+    ):
+        return None
+    parts = {name: _tensors(getattr(best, name)) for name in ("policy", "q", "v")}
+    return {**parts, "residual": best.residual, "optimal": best.optimal, "memory": best.memory}
+
+
+def response_from(state: dict[str, Any] | None) -> BestResponse | None:
+    """What `response_state` gave, as a response."""
+    if state is None:
+        return None
+    policy_kind, value_kind = KINDS["log_probs" in state["policy"]]
+    policy, q, v = policy_kind(**state["policy"]), value_kind(**state["q"]), value_kind(**state["v"])
+    return BestResponse(policy, q, v, state["residual"], state["optimal"], state["memory"])
+
+
+def _tensors(part: Any) -> dict[str, Tensor]:
+    """The tensors that a policy or a value function is made of, by field."""
+    return {field.name: getattr(part, field.name) for field in fields(part)}

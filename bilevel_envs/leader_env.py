@@ -48,7 +48,13 @@ class LeaderEnv(gym.Env):
         check_render_mode(render_mode, self.metadata["render_modes"], self.game)
         check_choice(getattr(self.game, "sees_leader", True), (True,), "game.sees_leader")
         self.render_mode = render_mode
-        follower = self.game.usual_follower() if follower is None else follower
+        wrapped = game.follower if isinstance(game, BilevelWrapper) else None
+        if wrapped is not None and follower is not None and follower is not wrapped:
+            raise ValueError("`follower` must be None, or the one inside the BilevelWrapper that was given")
+        if follower is None:
+            follower = self.game.usual_follower() if wrapped is None else wrapped
+        if isinstance(follower, (str, type)):
+            raise TypeError(f"`follower` must be a follower, not its name or class, got {follower!r}")
         check_given(follower, type(self.game).__name__)
         self.follower: Any = follower
         self._chair = _chair(game, follower) if hasattr(follower, "respond") else None
@@ -100,8 +106,9 @@ class LeaderEnv(gym.Env):
         ):
             raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
         seen = self.game.policy_state(self._state, action)
-        uniform = torch.from_numpy(self.np_random.random((1, *getattr(self.best.policy, "action_shape", ()))))
-        answer = self.best.policy.sample(torch.as_tensor(seen)[None], uniform)[0].numpy()
+        acting = self.best.acting
+        uniform = torch.from_numpy(self.np_random.random((1, *getattr(acting, "action_shape", ()))))
+        answer = acting.sample(torch.as_tensor(seen)[None], uniform)[0].numpy()
         following, r_leader, r_follower = self.game.advance(self._state, action, answer)
         self._path.append((self._state, action, answer))
         self._state, self._step = following, self._step + 1

@@ -12,6 +12,7 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.networks import through
 from bilevel_envs.noise import Noise
+from bilevel_envs.policies import GaussianPolicy
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, kicked_trace
 
@@ -55,6 +56,10 @@ class LinearActorCritic(ActorCritic):
         **how: Any,
     ) -> tuple[Rollout, BestResponse]:
         """Four episodes; the leader's moves from N(0, 1) at first, answered as if they were its policy's."""
+        if not isinstance(best.policy, GaussianPolicy):
+            raise TypeError(
+                f"`follower` must answer with a GaussianPolicy for the published form, got {type(best.policy).__name__}"
+            )
         if iteration < AT_RANDOM:
             model = replace(env.problem, deviation=1.0).model(torch.zeros_like(theta))  # type: ignore[type-var]
         return env.rollout(theta, best, noise, model=model, **how), best

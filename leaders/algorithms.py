@@ -364,7 +364,7 @@ class HPGD(SampledLeader):
             return total - self._centre(theta, model, batch, best, critic, noise, tail), steps
         if self.variant != "oracle":
             return total, steps
-        preferences, policy = self.env.preferences, best.policy
+        preferences, policy = self.env.preferences, best.acting
         world = self.env.unwrapped.simulator(theta.detach()).detach()  # type: ignore[attr-defined]
         counts = self.counts(batch, tail)
         if self.published:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def pathwise(
     batch: Rollout,
     model: LinearQuadraticModel,
     v_leader: Callable[[Tensor, Tensor], Tensor],
-    v_follower: Quadratic,
+    v_follower: Any,
     preferences: Preferences,
 ) -> Weights:
     """Moves the weights of ∇log p and ∇log ρ0 to the means of next and first states.
@@ -41,14 +42,17 @@ def pathwise(
       batch: the transitions.
       model: the world, without gradients.
       v_leader: ∇V_L at states and the steps at which they are reached.
-      v_follower: V_F(s).
+      v_follower: V_F, with a `gradient`; None for an estimator that does not read it.
       preferences: γ_L and γ_F.
     """
     # A quadratic's mean gradient is that at the mean; of other values the gradient is taken where the noise led.
     mean = model.mean_next(batch.state, batch.action)
     reached = mean if model.bump is None else batch.next_state
     leader = (preferences.gamma_leader * counts)[..., None] * v_leader(reached, batch.step + 1)
-    follower = (preferences.gamma_follower * weights.r_follower)[..., None] * v_follower.gradient(mean)
+    follower: Tensor | float = 0.0
+    if v_follower is not None:
+        slope = v_follower.gradient(mean if isinstance(v_follower, Quadratic) else batch.next_state)
+        follower = (preferences.gamma_follower * weights.r_follower)[..., None] * slope
     first = (counts * batch.starts)[..., None] * v_leader(batch.state, batch.step)
     return replace(weights, log_arrival=None, log_start=None, mean_next=leader + follower, mean_start=first)
 

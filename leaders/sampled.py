@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
-from bilevel_envs.follower import BestResponse, tiled
+from bilevel_envs.follower import BestResponse, NotAvailable, tiled
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
 from bilevel_envs.noise import Noise
@@ -35,6 +35,7 @@ from leaders.sampling import (
     check_sampling,
     is_quadratic,
     played_kick,
+    unplanned,
     world_of,
 )
 from leaders.surrogate import surrogate
@@ -72,7 +73,8 @@ class SampledLeader(Leader):
     ) -> None:
         preset = arguments["preset"]
         check_choice(preset, presets, "preset")
-        self.world = world_of(model_of(env) if isinstance(env, BilevelWrapper) else None)
+        model = model_of(env) if isinstance(env, BilevelWrapper) else None
+        self.world = world_of(model)
         self.linear = self.world == MATRICES
         if self.world in (MATRICES, PLAYED) and linear is None:
             raise ValueError(
@@ -104,8 +106,7 @@ class SampledLeader(Leader):
         usual = linear[preset] if self.linear and linear is not None else presets[preset]
         usual = changed(usual, advised)
         if preset is None and self.world != PLAYED and hasattr(getattr(env, "follower", None), "respond"):
-            # Such followers are no planner's: their reaction is no closed form, and their g may be an estimate.
-            usual = replace(usual, critic="state_values", knowledge="terms" if self.linear else "simulate")
+            usual = unplanned(usual, bump=getattr(model, "bump", None) is not None)
         if self.actor_critic is not None:
             usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
         sampling = changed(usual, arguments | overrides)
@@ -115,6 +116,8 @@ class SampledLeader(Leader):
         if self.linear and preset is None and unsaid:
             sampling = replace(sampling, batch_size=self._usual_batch())
         self.sampling = sampling
+        if KICKS[sampling.kick].reads_follower and not getattr(env.follower, "gives_values", True):  # type: ignore[attr-defined]
+            raise NotAvailable(env.follower.missing("V_F").reason)  # type: ignore[attr-defined]
         model = self.env.model(self._theta().detach())
         self.leader_horizon: int | None = getattr(model, "horizon", None)
         check_sampling(sampling, self.world, model, arrival_told=arguments.get("arrival") is not None)
@@ -192,7 +195,8 @@ class SampledLeader(Leader):
         else:
             weights = self._weights(batch, values, tail)
         v_leader = critic.leader_gradient(best.policy)  # type: ignore[attr-defined]
-        weights = pathwise(weights, counts, batch, model.detach(), v_leader, best.v, preferences)
+        v_follower = best.v if rule.reads_follower else None
+        weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
         return surrogate(terms, weights) + reaction, 0
 
     def counts(self, batch: Rollout, tail: str) -> Tensor:

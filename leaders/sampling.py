@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -90,6 +90,25 @@ def is_quadratic(critic: Any) -> bool:
     return hasattr(critic, "leader_gradient")
 
 
+def unplanned(usual: Sampling, bump: bool) -> Sampling:
+    """Usual settings changed for followers that learn or are watched.
+
+    Their reaction is no closed form, and their g may be an estimate: where the usual critic would take it at its word,
+    state values take its place, and a network where the leader's reward is a bump.
+
+    Args:
+      usual: what the leader would take with a planner.
+      bump: whether the leader's reward is one.
+    """
+    if usual.knowledge == "model":
+        usual = replace(usual, knowledge="terms")
+    if usual.critic not in ("expected_sarsa", "lstd", "exact"):
+        return usual
+    if bump:
+        return replace(usual, critic="td", network_of="both", knowledge="simulate")
+    return replace(usual, critic="state_values")
+
+
 def played_kick(presets: dict[str | None, Sampling] | None, leader: str) -> str:
     """The kick of a leader in worlds that can only be played.
 
@@ -120,8 +139,8 @@ def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: boo
     {TABLES: _check_tables, MATRICES: _check_matrices, PLAYED: _check_played}[world](sampling)
     if world != MATRICES:
         return
-    if model.bump is not None and sampling.critic == "lstd":
-        raise ValueError('`critic` must be no quadratic where the leader\'s reward is a bump, got "lstd"')
+    if model.bump is not None and sampling.critic in ("lstd", "state_values"):
+        raise ValueError(f"`critic` must be no quadratic where the leader's reward is a bump, got {sampling.critic!r}")
     if sampling.knowledge != "simulate" and arrival_told:
         raise ValueError(
             f'`arrival` weighs ∇log p, which only `knowledge="simulate"` uses; got {sampling.arrival!r} with '

@@ -38,6 +38,7 @@ class SearchLeader(Leader):
     def __init__(self, env: gym.Env, arguments: dict[str, Any], episodes: int) -> None:
         super().__init__(env, changed(Common(), arguments), arguments)
         self.episodes = check_count(episodes, "episodes")
+        self._trial_steps = 0  # of followers that learn, since the last outcome
         regularised = getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser)
         if regularised and not self.ascends:
             raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares sampled returns alone")
@@ -68,11 +69,15 @@ class SearchLeader(Leader):
                 named[name].copy_(part)
 
     def _trial(self, flat: Tensor, start: BestResponse, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Sampled return at raw parameters [R, n], and the environment steps it took, [R] each."""
+        """Sampled return at raw parameters [R, n], and the environment steps it took, [R] each; counts the follower's.
+
+        A follower that learns goes on learning from trial to trial.
+        """
         with torch.no_grad():
             theta = functional_call(self.policy, self._unflat(flat)).double()
         theta = theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
-        best = self.env.best_response(theta, start)
+        best = self._response(theta, start=start)
+        self._trial_steps += best.steps
         horizon = whole_episode_horizon(self.env.preferences)
         batch = self.env.rollout(theta, best, noise, rows=self.episodes, horizon=horizon, whole_episodes=True)
         return mean_return(batch, self.env.preferences.gamma_leader), batch.valid.sum((1, 2))
@@ -80,12 +85,14 @@ class SearchLeader(Leader):
     def _outcome(self, returns: list[Tensor], steps: list[Tensor], surrogate: Tensor | None = None) -> Estimate:
         """The estimate of an iteration of so many trials."""
         nothing = torch.zeros(self.runs, dtype=torch.float64)
+        spent, self._trial_steps = self._trial_steps, 0
         return Estimate(
             nothing if surrogate is None else surrogate,
             leader_return=torch.stack(returns).mean(0),
             env_steps=torch.stack(steps).sum(0),
             episodes=len(returns) * self.episodes,
             follower_solves=len(returns) - 1,  # the one at the present θ is not the leader's
+            follower_steps=spent,
         )
 
 

@@ -21,12 +21,9 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_shape
-from bilevel_envs.follower import BestResponse, FollowerError, check_response
-from bilevel_envs.linear_quadratic import Quadratic
+from bilevel_envs.follower import BestResponse, FollowerError, check_response, response_from, response_state
 from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.tabular import Table
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.ascent import Ascent
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
 
 FORMAT = 3
-KINDS: dict[bool, tuple[Any, Any]] = {True: (BoltzmannPolicy, Table), False: (GaussianPolicy, Quadratic)}
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
 )  # fmt: skip
@@ -53,6 +49,7 @@ class Estimate:
       env_steps: steps of the environment spent, per run or [R].
       episodes: episodes that came to an end, [R].
       follower_solves: best responses asked for beside the iteration's own, per run.
+      follower_steps: what those cost in steps, per run.
     """
 
     surrogate: Tensor
@@ -60,6 +57,7 @@ class Estimate:
     env_steps: Tensor | int = 0
     episodes: Tensor | float = 0
     follower_solves: int = 0
+    follower_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -285,9 +283,9 @@ class Leader:
             "policy": self.policy.state_dict(),
             "optimizer": self._ascent.state_dict(),
             "critic": self._critic_state(),
-            "best": _response_state(self.progress.best),
+            "best": response_state(self.progress.best),
             "follower": self.env.follower.state_dict() if hasattr(self.env.follower, "state_dict") else None,
-            "optimum": _response_state(self.progress.optimum),
+            "optimum": response_state(self.progress.optimum),
         }
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -357,7 +355,9 @@ class Leader:
             leader.env.follower.load_state_dict(state["follower"])
         leader.noise.load_state_dict(described["noise"])
         leader.history.load_state(history)
-        leader.progress = Progress(described["iterations"], _response(state["best"]), _response(state["optimum"]))
+        leader.progress = Progress(
+            described["iterations"], response_from(state["best"]), response_from(state["optimum"])
+        )
         return leader
 
     # The iteration --------------------------------------------------------------------------------------------
@@ -386,19 +386,19 @@ class Leader:
             grad_norm=grad_norm,
             residual=best.residual,
             episodes=estimate.episodes,
-            follower_steps=self.history.last("follower_steps") + best.steps,
+            follower_steps=self.history.last("follower_steps") + best.steps + estimate.follower_steps,
         )
         self.progress.best = best
         self.progress.iterations += 1
 
-    def _response(self, theta: Tensor, model: Any) -> BestResponse:
+    def _response(self, theta: Tensor, model: Any = None, start: BestResponse | None = None) -> BestResponse:
         """The follower's response; its failures say at which iteration."""
         try:
-            best = self.env.best_response(theta, self.progress.best, model=model)
+            best = self.env.best_response(theta, self.progress.best if start is None else start, model=model)
             check_response(best)
         except Exception as error:
             now = self.progress.iterations
-            if now == 0 and isinstance(error, (TypeError, ValueError)):
+            if now == 0 and isinstance(error, TypeError):
                 raise  # such a follower does not go with this world at all
             raise FollowerError(
                 f"outer iteration {now}: the follower failed ({type(error).__name__}: {error}); θ and the history are "
@@ -542,25 +542,3 @@ def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
     buffer = io.BytesIO()
     write(buffer)
     return buffer.getvalue()
-
-
-def _response_state(best: BestResponse | None) -> dict[str, Any] | None:
-    if best is None or not all(
-        type(getattr(best, name)) in KINDS[True] + KINDS[False] for name in ("policy", "q", "v")
-    ):
-        return None  # a learning follower keeps its own
-    parts = {name: _tensors(getattr(best, name)) for name in ("policy", "q", "v")}
-    return {**parts, "residual": best.residual, "optimal": best.optimal, "memory": best.memory}
-
-
-def _response(state: dict[str, Any] | None) -> BestResponse | None:
-    if state is None:
-        return None
-    policy_kind, value_kind = KINDS["log_probs" in state["policy"]]
-    policy, q, v = policy_kind(**state["policy"]), value_kind(**state["q"]), value_kind(**state["v"])
-    return BestResponse(policy, q, v, state["residual"], state["optimal"], state["memory"])
-
-
-def _tensors(part: Any) -> dict[str, Tensor]:
-    """The tensors that a policy or a value function is made of, by field."""
-    return {field.name: getattr(part, field.name) for field in fields(part)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, check_planner
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy
@@ -41,6 +41,7 @@ class Quantal:
 
     def __post_init__(self) -> None:
         check_number(self.precision_beta, "precision_beta", above=0)
+        check_planner(self.follower)
         if getattr(self.follower, "beta", None) is not None:
             raise ValueError(f"`follower` must leave its β to Quantal, beta=None; got {self.follower!r}")
 
@@ -59,8 +60,9 @@ class Quantal:
 class Mixture:
     """Acts by its plan, and with a certain probability at random: g = (1 − share) g* + share / B.
 
-    What a leader estimates: the reaction is damped by (1 − share) g*/g, which the leader does not see; at small shares
-    the guiding term is too large by about 1 / (1 − share), and states reached at random enter the averages as they are.
+    What a leader estimates: it takes covariances under g where the reaction is (1 − share) times those under g*. They
+    are close only where share / B is small beside g*(b) for every move that matters; where g* all but excludes a move
+    that the leader minds, a share of a few per cent makes the estimated guiding term several times too large.
 
     Gives g and log g of the mixture, Q_F and V_F of the plan. Costs and residual: the planner's.
 
@@ -74,6 +76,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         check_number(self.share, "share", at_least=0, at_most=1)
+        check_planner(self.follower)
 
     @property
     def beta(self) -> float | None:
@@ -114,6 +117,7 @@ class Suboptimal:
 
     def __post_init__(self) -> None:
         check_number(self.delta, "delta", at_least=0)
+        check_planner(self.follower)
         check_count(self.seed, "seed", at_least=0)
 
     @property
@@ -157,6 +161,7 @@ class Sticky:
 
     def __post_init__(self) -> None:
         check_number(self.share, "share", at_least=0, below=1)
+        check_planner(self.follower)
 
     @property
     def beta(self) -> float | None:

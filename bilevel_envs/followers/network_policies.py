@@ -14,6 +14,7 @@ from torch import Tensor
 
 Network = Callable[..., Any]
 TINY = 1e-6  # squashed actions are kept so far inside their interval
+NODES = 9  # of Gauss–Hermite quadrature
 AT_ONCE = 5_000  # states whose soft values are taken together
 DRAWS = 32  # of the follower's action, for its soft value
 
@@ -91,6 +92,17 @@ class NetworkGaussian:
         u = inside.atanh()
         high, low = inside >= 1 - 2 * TINY, inside <= -1 + 2 * TINY
         return torch.where(high, u.maximum(mean), torch.where(low, u.minimum(mean), u))
+
+    def moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each entry of the action at states [R, ..., n], [R, ..., m] each, by quadrature."""
+        points, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        with torch.no_grad():
+            mean, log_deviation = run_by_run(self.networks, torch.as_tensor(state)).chunk(2, -1)
+            u = mean[..., None] + log_deviation.exp()[..., None] * torch.from_numpy(points)
+            action = self.real((u.tanh() if self.squashed else u).movedim(-1, 0)).movedim(0, -1)
+            share = torch.from_numpy(weights / weights.sum())
+            middle = (action * share).sum(-1)
+            return middle, ((action - middle[..., None]) ** 2 * share).sum(-1)
 
     def real(self, scaled: Tensor) -> Tensor:
         """From [−1, 1] to the environment's units."""

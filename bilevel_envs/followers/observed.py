@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count, check_number
-from bilevel_envs.follower import BestResponse, response_of
+from bilevel_envs.follower import BestResponse, response_from, response_of, response_state
 from bilevel_envs.followers.network_policies import NetworkCategorical, NetworkGaussian
 from bilevel_envs.followers.riccati import Riccati
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
@@ -26,7 +26,7 @@ from bilevel_envs.tabular import Table, TabularModel
 
 METHODS = ("counts", "linear", "network")
 USUAL_HORIZON = 100
-WIDE = 10.0  # deviations around the mean of observed actions that a cloned policy may reach
+WIDE = 1e6  # within which a cloned policy's actions stay
 
 
 class ObservedFollower:
@@ -60,7 +60,7 @@ class ObservedFollower:
       smoothing: added to each action's count ("counts" only).
       steps: gradient steps of a response ("network" only).
       beta: the β that the leader supposes; None for the problem's. The follower inside has its own.
-      seed: run i watches with the stream of (seed, i).
+      seed: run i watches with the stream of seed + i; the leader's own seed has no influence.
     """
 
     def __init__(
@@ -88,13 +88,15 @@ class ObservedFollower:
             check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         self.beta, self.seed = beta, check_count(seed, "seed", at_least=0)
         self.responses = 0
+        self._hidden: BestResponse | None = None
         self._counts: dict[str, Tensor] = {}
         self._cloned: list[Tensor] = []
         self._values: TemporalDifference | None = None
         self._saved_values: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
-        told = {name: getattr(self, name) for name in ("observations", "method", "forget", "smoothing", "beta", "seed")}
+        names = ("observations", "method", "forget", "smoothing", "steps", "beta", "seed")
+        told = {name: getattr(self, name) for name in names}
         return f"ObservedFollower({self.follower!r}, {', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
     def respond(
@@ -120,8 +122,9 @@ class ObservedFollower:
         inside = self.follower
         if inside is None:
             inside = SoftValueIteration() if isinstance(model, TabularModel) else Riccati()
-        hidden = response_of(inside, env, theta, model, None, learn)
-        noise = Noise([[self.seed, run, self.responses] for run in range(len(theta))])
+        hidden = response_of(inside, env, theta, model, self._hidden, learn)
+        self._hidden = hidden
+        noise = Noise([[self.seed + run, self.responses] for run in range(len(theta))])
         horizon = min(env.time_limit or USUAL_HORIZON, self.observations)
         rows = -(-self.observations // horizon)
         seen = env.rollout(theta, hidden, noise, rows=rows, horizon=horizon, model=model)
@@ -136,7 +139,8 @@ class ObservedFollower:
             "responses": self.responses,
             "counts": self._counts,
             "cloned": self._cloned,
-            "values": None if self._values is None else self._values.state_dict(),
+            "values": self._saved_values if self._values is None else self._values.state_dict(),
+            "hidden": response_state(self._hidden),
             "follower": self.follower.state_dict() if hasattr(self.follower, "state_dict") else None,
         }
 
@@ -144,7 +148,8 @@ class ObservedFollower:
         """Puts back what `state_dict` gave."""
         self.responses, self._counts = state["responses"], dict(state["counts"])
         self._cloned = list(state["cloned"])
-        self._saved_values = state["values"]
+        self._saved_values, self._values = state["values"], None
+        self._hidden = response_from(state["hidden"])
         if state["follower"] is not None:
             self.follower.load_state_dict(state["follower"])
 
@@ -280,6 +285,15 @@ class OneByOne:
         network = self.network if self.copies == 1 else self.network.copies(self.copies)
         return network(state)[..., 0]
 
+    def gradient(self, state: Tensor) -> Tensor:
+        """∇ at states [R, ..., n], shaped like them."""
+        network = self.network if self.copies == 1 else self.network.copies(self.copies)
+        leaf = state.detach().reshape(len(state), -1, state.shape[-1]).clone().requires_grad_()
+        layers = [layer.detach() for layer in network.layers]
+        value = through(layers, leaf / network.input_scale) * network.output_scale
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return slope.view(state.shape)
+
     def tiled(self, copies: int) -> Self:
         """For so many times as many runs."""
         return replace(self, copies=copies * self.copies)
@@ -315,6 +329,10 @@ def _linear(seen: Rollout, beta: float, gamma: float) -> tuple[GaussianPolicy, F
     """A Gaussian around a linear mean, and a quadratic V_F."""
     s, b, following = (part.flatten(1, 2) for part in (seen.state, seen.action, seen.next_state))
     used = seen.valid.flatten(1)[..., None].double()
+    n = s.shape[-1]
+    needed, fewest = max(1 + n * (n + 1) // 2, n + b.shape[-1] + 1), int(used.sum(1).min())
+    if fewest < needed:
+        raise ValueError(f"`observations` must be at least {needed} to fit g and V_F here, got {fewest}")
     gain = -torch.linalg.lstsq(s * used, b * used).solution.mT
     off = (b + s @ gain.mT) * used
     policy = GaussianPolicy(gain, off.mT @ off / used.sum(1, keepdim=True))
@@ -347,8 +365,7 @@ def _cloned_policy(layers: list[Tensor], action: Tensor, discrete: bool) -> Any:
     runs = range(len(action))
     if discrete:
         return NetworkCategorical(tuple(chances(run) for run in runs))
-    flat = action.flatten(0, 2)
-    reach = WIDE * flat.std(0) + flat.abs().amax(0)
+    reach = torch.full((action.shape[-1],), WIDE, dtype=torch.float64)
 
     def scaled(run: int) -> Any:
         own = network(run)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,13 @@ BUFFERS = ("clear", "keep", "relabel")
 SCHEDULES = ("response", "total")
 EPISODES = 64  # that measure a response's soft return where nothing exact is to be had
 SMALL = 1e-3  # of the discount, beyond which an episode is not followed for that
-GIVEN = {"gamma": "γ_F, which the problem has", "env": "the environment", "seed": "`seed` of the follower"}
+GIVEN = {
+    "gamma": "γ_F, which the problem has",
+    "env": "the environment",
+    "device": "the CPU",
+    "_init_setup_model": "SB3's own",
+}
+NAMES = ("SAC", "SoftDQN", "DQN", "PPO", "A2C")
 
 
 class SB3Follower:
@@ -57,6 +66,8 @@ class SB3Follower:
     are in the environment's units, whatever the agent's are. SAC and SoftDQN learn the problem's own objective,
     E Σ γ_F^t (r_F + β H(g)); PPO and A2C are given β as their entropy coefficient, which is another objective.
 
+    Agents stay with the follower from one call to the next, and from one leader to the next: `reset` forgets them.
+
     The residual is, where the world is a table, the exact shortfall of the soft return from its optimum; where it is
     linear-quadratic, the same over 64 episodes; elsewhere how much the mean reward per step rose
     from the third to the last quarter of the training. Costs `steps` environment steps per response and run, counted as
@@ -64,7 +75,7 @@ class SB3Follower:
 
     Args:
       algorithm: "SAC", "SoftDQN", "DQN", "PPO", "A2C", or a subclass of SB3's ``BaseAlgorithm``.
-      steps: environment steps of a response (PPO and A2C round up to whole rollouts).
+      steps: environment steps of a response (rounded up to whole rollouts).
       first_steps: of the first response; None for `steps`.
       total_steps: of all responses; what comes after answers with what has been learnt. None for no end.
       start: "warm" goes on with the agent of the last response, "cold" begins with a new one.
@@ -78,8 +89,8 @@ class SB3Follower:
       action_range: what SAC's 1 stands for, −1 for its negative, a number or a list of one per entry; a tuple (low,
         high) says both; None for the bounds of the action space. Optimal actions that fill a thousandth of their space
         are hard to learn.
-      model_file: a zip of SB3's ``save`` from which agents begin.
-      seed: run i learns with the stream of (seed, i).
+      model_file: a zip of SB3's ``save`` whose networks agents begin with.
+      seed: run i learns with the stream of seed + i; the leader's own seed has no influence.
       policy: SB3's.
       kwargs: further arguments of the algorithm.
 
@@ -106,6 +117,7 @@ class SB3Follower:
         policy: Any = "MlpPolicy",
         **kwargs: Any,
     ) -> None:
+        self.told = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         self.algorithm, self.policy, self.kwargs = _class_of(algorithm), policy, kwargs
         self.steps = check_count(steps, "steps")
         self.first_steps = self.steps if first_steps is None else check_count(first_steps, "first_steps")
@@ -121,31 +133,47 @@ class SB3Follower:
             check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         self.beta = beta
         check_number(reward_scale, "reward_scale", above=0)
-        self.reward_scale, self.action_range = float(reward_scale), action_range
+        self.reward_scale, self.action_range = float(reward_scale), _checked_range(action_range)
+        if not isinstance(model_file, (str, Path, NoneType)):
+            raise TypeError(f"`model_file` must be a path or None, got {model_file!r}")
         self.model_file = None if model_file is None else Path(model_file)
+        if action_range is not None and self.kind != "SAC":
+            raise ValueError(f"`action_range` must be None for {self.algorithm.__name__}: it scales SAC's actions")
+        if buffer != "clear" and self.kind in ("PPO", "A2C"):
+            raise ValueError(
+                f'`buffer` must be "clear" for {self.algorithm.__name__}, which stores nothing, got {buffer!r}'
+            )
         for name in sorted(set(GIVEN) & set(kwargs)):
             raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
-        if self.soft and {"ent_coef", "beta"} & set(kwargs):
+        if self.kind != "other" and "ent_coef" in kwargs:
             raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
+        takes = _arguments_of(self.algorithm)
+        for name in sorted(set(kwargs) - takes):
+            raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
         self.agents: list[Any] = []
         self.responses = self.spent = 0
         self._residual: Tensor | None = None
 
     def __repr__(self) -> str:
-        told = {"steps": self.steps, "start": self.start, "buffer": self.buffer, "seed": self.seed, **self.kwargs}
-        said = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        told = {name: value for name, value in self.told.items() if name != "algorithm" and value is not None}
+        said = ", ".join(f"{name}={_said(value)}" for name, value in (told | self.kwargs).items())
         return f"SB3Follower({self.algorithm.__name__!r}, {said})"
 
     @property
     def kind(self) -> str:
         """Which of the known algorithms this is one of, or "other"."""
         names = [one.__name__ for one in self.algorithm.__mro__]
-        return next((name for name in ("SAC", "SoftDQN", "DQN", "PPO", "A2C") if name in names), "other")
+        return next((name for name in NAMES if name in names), "other")
 
     @property
     def soft(self) -> bool:
         """Whether it learns the problem's own objective."""
         return self.kind in ("SAC", "SoftDQN")
+
+    @property
+    def gives_values(self) -> bool:
+        """Whether Q_F and V_F are to be had."""
+        return self.soft
 
     # What a leader asks ---------------------------------------------------------------------------------------
 
@@ -167,17 +195,25 @@ class SB3Follower:
             raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
         runs, before = len(theta), self.spent
         if learn:
+            self._check(env, model)
+        if len(self.agents) not in ((0, runs) if learn else (1, runs)):
+            raise ValueError(
+                f"`theta` must have as many runs as were trained ({len(self.agents)}), got {runs}; `reset` forgets them"
+            )
+        if learn:
             paid = [self._train(env, theta, model, run) for run in range(runs)]
             self.spent = before + max((taken for taken, _ in paid), default=0)
             self.responses += 1
-        if len(self.agents) not in (1, runs):
-            raise ValueError(f"`theta` must have as many runs as were trained ({len(self.agents)}), got {runs}")
-        best = self._tables(env, model) if isinstance(model, TabularModel) else self._networks(env)
-        if learn:
+        best = self._tables(env, model) if isinstance(model, TabularModel) else self._networks(env, runs)
+        if learn and any(rewards for _, rewards in paid):
             improved = [_improvement(rewards) for _, rewards in paid]
             self._residual = self._shortfall(env, theta, model, best, improved)
         assert self._residual is not None
         return BestResponse(*best, residual=self._residual, optimal=False, steps=self.spent - before)
+
+    def reset(self) -> None:
+        """Forgets everything: the next response begins with new agents and the first budget."""
+        self.agents, self.responses, self.spent, self._residual = [], 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """The agents as SB3 saves them, with their replay buffers where those are kept."""
@@ -209,9 +245,9 @@ class SB3Follower:
             budget = min(budget, self.total_steps - self.spent)
         if budget <= 0 and run < len(self.agents):
             return 0, []
-        with _seeded(self.seed, run, self.responses) as seed:
+        with _seeded(self.seed + run, self.responses) as seed:
             world = self._world(env, theta[run], seed)
-            agent = self._agent(world, env.preferences) if first else self.agents[run]
+            agent = self._agent(world, self._preferences(env)) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
             agent.action_space.seed(seed)
@@ -220,31 +256,59 @@ class SB3Follower:
             if _stores(agent) and not fresh:
                 self._prepare_buffer(agent, model, run)
             taken = agent.num_timesteps
-            self._schedule(agent, taken, max(budget, 1))
-            try:
+            with self._controlled(agent, taken, max(budget, 1)):
                 agent.learn(max(budget, 1), reset_num_timesteps=fresh)
-            finally:
-                agent.__dict__.pop("_update_current_progress_remaining", None)
-                world.close()
+            world.close()
             agent._logger = None  # it may hold files, and belongs to this response
         for name, weights in agent.get_parameters().items():
             _check_weights(name, weights, run)
         return agent.num_timesteps - taken, world.paid
 
+    def _preferences(self, env: Any) -> Any:
+        """The problem's, with this follower's own β if it has one; not those of a leader who supposes another."""
+        preferences = env.problem.preferences
+        return preferences if self.beta is None else replace(preferences, beta=self.beta)
+
+    def _check(self, env: Any, model: Any) -> None:
+        """Refuses what cannot be trained or answered, before anything is."""
+        discrete, name = hasattr(env.action_space, "n"), self.algorithm.__name__
+        if isinstance(model, TabularModel) or discrete:
+            fits: tuple[str, ...] = ("SoftDQN", "DQN", "PPO", "A2C", "other")
+        else:
+            fits = ("SAC", "PPO", "A2C", "other")
+        if self.kind not in fits:
+            what = "discrete actions" if "DQN" in fits else "actions that are vectors"
+            raise ValueError(f"`algorithm` must be one of {', '.join(fits[:-1])} for {what}, got {name}")
+        if self.buffer == "relabel" and not _knows_rewards(env, model):
+            raise ValueError(
+                '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
+                'observation="index" and for linear-quadratic worlds; got "relabel"'
+            )
+
     def _agent(self, world: Any, preferences: Any) -> Any:
-        """A new agent, or the one in `model_file`."""
+        """A new agent, with the networks in `model_file` if there is one."""
         beta = preferences.beta / self.reward_scale
         own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
         if self.kind in ("PPO", "A2C"):
             own = {"ent_coef": beta}
         own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
+        if self.model_file is not None and not self.model_file.is_file():
+            raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {self.model_file}")
+        agent = self.algorithm(self.policy, world, device="cpu", **own)
+        if not hasattr(agent.policy, "get_distribution") and self.kind == "other":
+            raise ValueError(
+                f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"
+            )
         if self.model_file is not None:
-            if not self.model_file.is_file():
-                raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {self.model_file}")
-            agent = self.algorithm.load(self.model_file, env=world, device="cpu", custom_objects=own)
-            agent.num_timesteps = 0
-            return agent
-        return self.algorithm(self.policy, world, device="cpu", **own)
+            try:
+                weights = import_module("stable_baselines3.common.save_util").load_from_zip_file(self.model_file)[1]
+                agent.policy.load_state_dict(weights["policy"])
+            except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"`model_file` must hold networks like those of this {self.algorithm.__name__}; those in "
+                    f"{self.model_file} do not fit ({error})"
+                ) from error
+        return agent
 
     def _world(self, env: Any, theta: np.ndarray, seed: int) -> Any:
         """The follower's environment at one θ."""
@@ -252,7 +316,7 @@ class SB3Follower:
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
         bonus = 0.0
         if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
-            bonus = env.preferences.beta * float(np.log((high - low) / 2).sum())
+            bonus = self._preferences(env).beta * float(np.log((high - low) / 2).sum())
         make = import_module("bilevel_envs.followers.sb3_env").FollowerVecEnv
         return make(envs, self.reward_scale, bonus, low, high, seed)
 
@@ -263,7 +327,10 @@ class SB3Follower:
             low, high = space.low, space.high
         else:
             low, high = told if isinstance(told, tuple) else (-np.asarray(told), told)
-        low, high = (np.broadcast_to(np.asarray(x, float), space.shape).copy() for x in (low, high))
+        try:
+            low, high = (np.broadcast_to(np.asarray(x, float), space.shape).copy() for x in (low, high))
+        except ValueError:
+            raise ValueError(f"`action_range` must fit actions of shape {list(space.shape)}, got {told!r}") from None
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
             raise ValueError(f"`action_range` must give finite bounds, low below high; got {low} and {high}")
         return low, high
@@ -286,25 +353,36 @@ class SB3Follower:
             real = low + (high - low) * (action.astype(float) + 1) / 2
             r = model.r_follower(torch.from_numpy(observation).double()[None], torch.from_numpy(real)[None])
             return r[run if len(r) > 1 else 0].numpy()
-        raise ValueError(
-            '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with observation="index" '
-            'and for linear-quadratic worlds; got "relabel"'
-        )
+        raise AssertionError("checked before training")
 
-    def _schedule(self, agent: Any, taken: int, budget: int) -> None:
-        """Lets SB3's schedules run once per response, or once over all of them."""
+    @contextmanager
+    def _controlled(self, agent: Any, taken: int, budget: int) -> Iterator[None]:
+        """Lets SB3's schedules run once per response or over all of them, and waits for an emptied buffer to fill."""
         begun, whole = (taken, budget) if self.schedule == "response" else (0, self.total_steps)
 
         def update(now: int, _: int) -> None:
             agent._current_progress_remaining = max(0.0, 1.0 - (now - begun) / whole)  # type: ignore[operator]
 
         agent._update_current_progress_remaining = update
+        waits = getattr(agent, "learning_starts", None)
+        if taken and waits is not None and self.buffer == "clear":
+            # SB3 acts at random until then; an agent that has learnt acts by its policy.
+            act = agent._sample_action
+            agent.learning_starts = taken + min(agent.batch_size, budget // 2)
+            agent._sample_action = lambda _, *rest: act(0, *rest)
+        try:
+            yield
+        finally:
+            for name in ("_update_current_progress_remaining", "_sample_action"):
+                agent.__dict__.pop(name, None)
+            if waits is not None:
+                agent.learning_starts = waits
 
     # Answers --------------------------------------------------------------------------------------------------
 
     def _tables(self, env: Any, model: TabularModel) -> tuple[Any, Any, Any]:
         """g, Q_F and V_F read out at every state."""
-        seen, beta = env.observations(model.states), env.preferences.beta
+        seen, beta = env.observations(model.states), self._preferences(env).beta
         log_probs, q = [], []
         for agent in self.agents:
             tensor = agent.policy.obs_to_tensor(seen)[0]
@@ -312,43 +390,45 @@ class SB3Follower:
                 if self.kind in ("SoftDQN", "DQN"):
                     values = agent.q_net(tensor).double() * self.reward_scale
                     q.append(values)
-                    log_probs.append(_boltzmann(values, beta) if self.kind == "SoftDQN" else _greedy(values, agent))
+                    log_probs.append(
+                        _boltzmann(values, beta) if self.kind == "SoftDQN" else _greedy(values, agent.exploration_rate)
+                    )
                 else:
-                    log_probs.append(_log_probs(agent, tensor))
+                    log_probs.append(_log_probs(agent.policy, tensor))
         policy = BoltzmannPolicy(torch.stack(log_probs))
         if self.kind != "SoftDQN":
-            return policy, self._missing("Q_F"), self._missing("V_F")
+            return policy, self.missing("Q_F"), self.missing("V_F")
         table = torch.stack(q)
         return policy, Table(table), Table(beta * torch.logsumexp(table / beta, -1))
 
-    def _networks(self, env: Any) -> tuple[Any, Any, Any]:
-        """g, Q_F and V_F as functions of states that are vectors."""
-        beta, space, scale = env.preferences.beta, env.action_space, self.reward_scale
-        missing = self._missing("Q_F"), self._missing("V_F")
+    def _networks(self, env: Any, runs: int) -> tuple[Any, Any, Any]:
+        """g, Q_F and V_F as functions of states that are vectors, by copies of the networks as they are now."""
+        beta, space, scale = self._preferences(env).beta, env.action_space, self.reward_scale
+        missing = self.missing("Q_F"), self.missing("V_F")
+        nets = [_snapshot(agent.policy) for agent in self.agents] * (runs // len(self.agents))
         if self.kind in ("SoftDQN", "DQN"):
-            values = tuple(_scaled(agent.q_net, scale) for agent in self.agents)
+            values = tuple(_scaled(net.q_net, scale) for net in nets)
             if self.kind == "DQN":
-                return NetworkCategorical(
-                    tuple(_greedily(f, a) for f, a in zip(values, self.agents, strict=True))
-                ), *missing
+                share = self.agents[0].exploration_rate
+                return NetworkCategorical(tuple(_greedily(f, share) for f in values)), *missing
             return (
                 NetworkCategorical(tuple(_softly(f, beta) for f in values)),
                 NetworkActionValues(values, beta),
                 NetworkActionValues(values, beta),
             )
         if hasattr(space, "n"):
-            return NetworkCategorical(tuple(_categorical(agent) for agent in self.agents)), *missing
+            return NetworkCategorical(tuple(_categorical(net) for net in nets)), *missing
         if self.kind != "SAC":
-            one = torch.ones(space.shape, dtype=torch.float64)
             low, high = torch.from_numpy(space.low).double(), torch.from_numpy(space.high).double()
-            networks = tuple(_normal(agent, low, high) for agent in self.agents)
-            return NetworkGaussian(networks, low * one, high * one, squashed=False), *missing
+            networks = tuple(_normal(net, low, high) for net in nets)
+            return NetworkGaussian(networks, low, high, squashed=False), *missing
         low, high = (torch.from_numpy(x) for x in self._range(space))
-        policy = NetworkGaussian(tuple(_squashed(agent) for agent in self.agents), low, high)
-        q = NetworkQ(tuple(_least(agent) for agent in self.agents), policy, scale, -beta * policy.log_volume)
+        policy = NetworkGaussian(tuple(_squashed(net.actor) for net in nets), low, high)
+        q = NetworkQ(tuple(_least(net.critic) for net in nets), policy, scale, -beta * policy.log_volume)
         return policy, q, NetworkV(q, beta)
 
-    def _missing(self, what: str) -> Missing:
+    def missing(self, what: str) -> Missing:
+        """What stands for a value that this follower cannot give."""
         return Missing(
             f"{what} is not available from {self.algorithm.__name__}, whose values are not soft: wrap the follower, "
             'ObservedFollower(SB3Follower(...)), which estimates them from what it does, or take "SAC" or "SoftDQN"'
@@ -356,7 +436,7 @@ class SB3Follower:
 
     def _shortfall(self, env: Any, theta: np.ndarray, model: Any, best: Any, improved: list[float]) -> Tensor:
         """The residual of each run, [R]; see the class."""
-        preferences, policy = env.preferences, best[0]
+        preferences, policy = self._preferences(env), best[0]
         if isinstance(model, TabularModel):
             optimum = SoftValueIteration().best_response(model, preferences).v.values
             own = soft_evaluation(model, policy, preferences.gamma_follower, preferences.beta)
@@ -369,10 +449,11 @@ class SB3Follower:
         self, env: Any, theta: np.ndarray, model: LinearQuadraticModel, policy: NetworkGaussian, episodes: int
     ) -> Tensor:
         """The exact optimum of the soft return less a sampled one, the same first states in both, [R]."""
-        gamma, beta = env.preferences.gamma_follower, env.preferences.beta
-        truth = Riccati().best_response(model, env.preferences)
-        horizon = int(np.ceil(np.log(SMALL) / np.log(gamma)))
-        noise = Noise([[self.seed, run, self.responses, 1] for run in range(len(theta))])
+        preferences = self._preferences(env)
+        gamma, beta = preferences.gamma_follower, preferences.beta
+        truth = Riccati().best_response(model, preferences)
+        horizon = max(1, int(np.ceil(np.log(SMALL) / np.log(gamma)))) if gamma > 0 else 1
+        noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(theta))])
         best = BestResponse(policy, None, None, torch.zeros(1), optimal=False)
         batch = env.rollout(theta, best, noise, rows=episodes, horizon=horizon, whole_episodes=True)
         reward = batch.r_follower - beta * policy.log_prob(batch.state, batch.action)
@@ -413,12 +494,50 @@ def _seeded(*entropy: int) -> Iterator[int]:
 def _class_of(algorithm: str | type) -> Any:
     base = import_module("stable_baselines3.common.base_class").BaseAlgorithm
     if isinstance(algorithm, str):
-        check_choice(algorithm, ("SAC", "SoftDQN", "DQN", "PPO", "A2C", "TD3", "DDPG"), "algorithm")
+        check_choice(algorithm, NAMES, "algorithm")
         home = "bilevel_envs.followers.soft_dqn" if algorithm == "SoftDQN" else "stable_baselines3"
         return getattr(import_module(home), algorithm)
     if not isinstance(algorithm, type) or not issubclass(algorithm, base):
         raise TypeError(f"`algorithm` must be a name or a subclass of SB3's BaseAlgorithm, got {algorithm!r}")
     return algorithm
+
+
+def _snapshot(policy: Any) -> Any:
+    """A copy of a policy's networks that further training does not touch."""
+    file = io.BytesIO()
+    policy.save(file)
+    file.seek(0)
+    return type(policy).load(file, device="cpu")
+
+
+def _arguments_of(algorithm: type) -> set[str]:
+    """What the constructors of an algorithm and its bases take."""
+    own = [cls.__init__ for cls in algorithm.__mro__ if "__init__" in vars(cls) and cls is not object]  # type: ignore[misc]
+    return {name for init in own for name in inspect.signature(init).parameters} - {"self", "kwargs", "args"}
+
+
+def _checked_range(told: Any) -> Any:
+    """`action_range`, numbers at least; whether they fit is known when the action space is."""
+    parts = told if isinstance(told, tuple) else (told,)
+    wrong = told is not None and (isinstance(told, tuple) and len(told) != 2)
+    for part in parts if told is not None else ():
+        array = np.asarray(part)
+        wrong = wrong or array.dtype.kind not in "fiu"
+    if wrong:
+        raise ValueError(f"`action_range` must be a number, one per action, or a tuple (low, high), got {told!r}")
+    return told
+
+
+def _knows_rewards(env: Any, model: Any) -> bool:
+    """Whether r_F at a new θ can be told of stored steps."""
+    if isinstance(model, TabularModel):
+        return env.observations(model.states).ndim == 1
+    return isinstance(model, LinearQuadraticModel)
+
+
+def _said(value: Any) -> str:
+    """A value as text, without an address."""
+    return value.__name__ if hasattr(value, "__name__") else repr(value).split(" at 0x")[0]
 
 
 def _stores(agent: Any) -> bool:
@@ -456,14 +575,14 @@ def _boltzmann(q: Tensor, beta: float) -> Tensor:
     return torch.log_softmax(q / beta, -1)
 
 
-def _greedy(q: Tensor, agent: Any) -> Tensor:
+def _greedy(q: Tensor, share: float) -> Tensor:
     """log g of DQN: the best action, and any with what is left of its exploration."""
-    share, actions = agent.exploration_rate, q.shape[-1]
+    actions = q.shape[-1]
     return torch.log(torch.nn.functional.one_hot(q.argmax(-1), actions) * (1 - share) + share / actions)
 
 
-def _log_probs(agent: Any, seen: Any) -> Tensor:
-    return torch.log_softmax(agent.policy.get_distribution(seen).distribution.logits.double(), -1)
+def _log_probs(policy: Any, seen: Any) -> Tensor:
+    return torch.log_softmax(policy.get_distribution(seen).distribution.logits.double(), -1)
 
 
 def _scaled(network: Any, scale: float) -> Any:
@@ -474,27 +593,27 @@ def _softly(values: Any, beta: float) -> Any:
     return lambda x: _boltzmann(values(x), beta)
 
 
-def _greedily(values: Any, agent: Any) -> Any:
-    return lambda x: _greedy(values(x), agent)
+def _greedily(values: Any, share: float) -> Any:
+    return lambda x: _greedy(values(x), share)
 
 
-def _categorical(agent: Any) -> Any:
-    return lambda x: _log_probs(agent, x)
+def _categorical(policy: Any) -> Any:
+    return lambda x: _log_probs(policy, x)
 
 
-def _squashed(agent: Any) -> Any:
-    return lambda x: torch.cat(agent.actor.get_action_dist_params(x)[:2], -1)
+def _squashed(actor: Any) -> Any:
+    return lambda x: torch.cat(actor.get_action_dist_params(x)[:2], -1)
 
 
-def _normal(agent: Any, low: Tensor, high: Tensor) -> Any:
+def _normal(policy: Any, low: Tensor, high: Tensor) -> Any:
     half, middle = ((high - low) / 2).float(), ((high + low) / 2).float()
 
     def network(x: Tensor) -> Tensor:
-        normal = agent.policy.get_distribution(x).distribution
+        normal = policy.get_distribution(x).distribution
         return torch.cat([(normal.mean - middle) / half, torch.log(normal.stddev / half)], -1)
 
     return network
 
 
-def _least(agent: Any) -> Any:
-    return lambda x, b: torch.cat(agent.critic(x, b), 1).min(1, keepdim=True).values
+def _least(critic: Any) -> Any:
+    return lambda x, b: torch.cat(critic(x, b), 1).min(1, keepdim=True).values

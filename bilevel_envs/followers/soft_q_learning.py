@@ -95,4 +95,5 @@ class SoftQLearning:
             residual=torch.from_numpy(largest),
             optimal=False,
             memory={"table": q, "responses": torch.tensor(before + 1)},
+            steps=self.rounds * self.rows * self.horizon,
         )

@@ -143,6 +143,9 @@ class NetworkCritic:
             probs = policy.probs.expand(runs, -1, -1)
             actions = torch.arange(probs.shape[-1]).expand(runs, steps, -1)
             return actions, probs[torch.arange(runs)[:, None], flat]
+        if hasattr(policy, "log_probs"):  # discrete actions at states that are vectors
+            probs = policy.log_probs(flat).exp()
+            return torch.arange(probs.shape[-1]).expand(probs.shape), probs
         (size,) = policy.action_shape
         if self.how.draws is None and isinstance(policy, GaussianPolicy) and size <= MOST_FOR_QUADRATURE:
             normal, weight = _hermite(size)

@@ -63,7 +63,8 @@ class StateTable(LearnedTable):
 class QuadraticState:
     """LSTD of V_L on 1 and the products of the state's entries, and Q_L by least squares on those of (s, b).
 
-    Q_L is fitted to r_L + γ_L V_L(s'). Nothing is kept from batch to batch.
+    Q_L is fitted to r_L + γ_L V_L(s'). Of a policy that is known or estimated only its mean and variance are used, to
+    centre the benefit: V_L(s) is E_b[Q_L(s, b)] where there are any. Nothing is kept from batch to batch.
 
     Args:
       gamma: γ_L.
@@ -76,6 +77,10 @@ class QuadraticState:
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Two linear solves per run."""
+        if batch.action.ndim == batch.r_leader.ndim:
+            raise ValueError(
+                '`critic` must be "td" for discrete actions at states that are vectors, got "state_values"'
+            )
         s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
         z = torch.cat([s, b], -1)
         used = batch.valid.flatten(1)[..., None].double()
@@ -104,7 +109,19 @@ class QuadraticState:
         """At the visited steps."""
         assert self.v is not None, "fit first"
         assert self.q is not None
-        return self.q(batch.state, batch.action), self.v(batch.state), self.v(batch.next_state)
+        return self.q(batch.state, batch.action), self._centred(batch.state, policy), self.v(batch.next_state)
+
+    def _centred(self, state: Tensor, policy: Any) -> Tensor:
+        """E_b[Q_L(s, b)] if the policy has moments, else V_L(s)."""
+        assert self.v is not None
+        assert self.q is not None
+        if hasattr(policy, "averaged"):
+            return policy.averaged(self.q)(state)
+        if not hasattr(policy, "moments"):
+            return self.v(state)
+        mean, variance = policy.moments(state)
+        curvature = self.q.matrix.diagonal(dim1=-2, dim2=-1)[:, state.shape[-1] :]
+        return self.q(state, mean) + (along_runs(curvature, variance) * variance).sum(-1)
 
     def copies(self, count: int) -> QuadraticState:
         """Another one: nothing is kept."""
@@ -116,6 +133,11 @@ class QuadraticState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def along_runs(entries: Tensor, x: Tensor) -> Tensor:
+    """Entries of each run, [R, m], with as many axes as x [R, ..., m]."""
+    return entries.view(len(entries), *[1] * (x.ndim - 2), -1)
 
 
 def _features(x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_the_hypergradient_comes_to_the_white_box_one(method):
     leader.learn(1)
     truth = exact.hypergradient(env, leader.theta)
     estimate = leader.gradient_samples(1, episodes=3_000)[0]
-    assert cosine(estimate, truth) > 0.98
+    assert cosine(estimate, truth) > (0.98 if method == "counts" else 0.9)
     direct, _ = exact.hypergradient_parts(env, leader.theta)
     assert cosine(direct, truth) < 0.8
 
@@ -130,10 +130,10 @@ def test_vectors_are_cloned_by_networks():
 
 def test_bc_hg_leads_whom_it_only_watches():
     env = building(ObservedFollower(Riccati(), 2_000))
-    leader = BCHG(env, batch_size=1_000, learning_rate=0.1, seed=0)
+    leader = BCHG(env, batch_size=10_000, learning_rate=0.1, seed=0)
     assert (leader.sampling.critic, leader.sampling.knowledge) == ("state_values", "terms")
     leader.learn(40)
-    assert float(leader.history["leader_value"][-1][0]) > -215
+    assert float(leader.history["leader_value"][-1][0]) > -205
     assert float(leader.history["followed_value"][-1][0]) == pytest.approx(float(leader.history["leader_value"][-1][0]))
     assert float(leader.history["follower_steps"][-1][0]) == 40 * 2_000
 

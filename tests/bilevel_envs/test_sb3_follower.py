@@ -212,7 +212,7 @@ def test_budgets_schedules_and_warm_starts():
         steps.append(best.steps)
         if best.steps:
             assert rates[-1] < 0.02  # each response runs through the whole schedule
-            assert max(rates[1:]) > 0.8
+            assert max(rates[1:]) > 0.6
     assert steps == [400, 200, 100, 0]
     assert follower.agents[0].num_timesteps == follower.spent == 700
     total = soft_dqn(200, total_steps=400, schedule="total", learning_rate=lambda left: rates.append(left) or 1e-3)
@@ -259,7 +259,6 @@ def test_relabelling_vectors():
 
 def test_relabelling_needs_known_rewards():
     env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0", observation="vector"), soft_dqn(60, buffer="relabel"))
-    env.best_response(env.unwrapped.theta)
     with pytest.raises(ValueError, match='`buffer` must be "clear" or "keep" here'):
         env.best_response(env.unwrapped.theta)
 
@@ -402,7 +401,7 @@ def test_a_failing_follower_stops_the_run_and_nothing_is_lost(how, message, tmp_
 def test_weights_that_are_not_finite_are_named():
     env = toll(SB3Follower("DQN", 100, **QUICK, learning_rate=1e30, max_grad_norm=1e30))
     with pytest.raises(FollowerError, match=r"outer iteration 0: .*left policy.* with NaN or infinite entries"):
-        BCHG(env).learn(1)
+        NaivePGD(env).learn(1)
 
 
 @pytest.mark.parametrize(

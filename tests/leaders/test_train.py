@@ -281,7 +281,7 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
     with pytest.raises(TypeError, match="`total_iterations` must be a whole number"):
         BCHG(make("FourRooms")).learn(1.5)
     with pytest.raises(
-        ValueError, match="`follower` must be one of 'committed', 'riccati', 'soft_q_learning', 'soft_value_iteration'"
+        ValueError, match="`follower` must be one of 'committed', 'mixture', 'observed'"
     ):
         BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), "soft_policy_iteration")
     with pytest.raises(TypeError, match="must be configurable by a leader; CartPoleEnv lacks theta_space"):
