@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gymnasium as gym
+import numpy as np
 import tyro
 
 import bilevel_envs  # registers BiLevel/*
@@ -159,6 +160,12 @@ class Train:
             return None
         check_choice(self.follower, FOLLOWERS, "follower")
         make = FOLLOWERS[self.follower]
+        inner = {name.partition(".")[2]: further.pop(name) for name in list(further) if name.startswith("follower.")}
+        if isinstance(further.get("follower"), str):
+            check_choice(further["follower"], FOLLOWERS, "follower")
+            further["follower"] = FOLLOWERS[further["follower"]](**inner)
+        elif inner:
+            raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
         takes = inspect.signature(make).parameters
         unknown = sorted(set(further) - set(takes))
         if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
@@ -221,7 +228,9 @@ class Train:
             plots.save(figure, self.out / "incentives.png")
 
     def _report(self, leader: Any) -> None:
-        value = leader.history["leader_value"]
+        value, what = leader.history["leader_value"], "value"
+        if np.isnan(value).all():
+            value, what = leader.history["leader_return"], "sampled return"
         tail = value[-max(1, len(value) // 10) :].mean(0)
         spread = f" ± {tail.std(ddof=1) / len(tail) ** 0.5:.4f} s.e." if len(tail) > 1 else ""
         best = leader.env.best_known
@@ -229,7 +238,7 @@ class Train:
         for path in sorted(self.out.iterdir()):
             if not path.name.startswith("."):
                 print(f"  {path.name}")
-        print(f"\nleader's value over the last tenth of {len(value)} iterations:")
+        print(f"\nleader's {what} over the last tenth of {len(value)} iterations:")
         print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
         print(f"  best run: {tail.max():.4f}; at the start: {value[0].mean():.4f}")
         print("  best known: " + ("nobody has looked" if best is None else f"{best:.4f} ({best.source})"))
@@ -364,12 +373,14 @@ class Video:
         told = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(self.directory).items()}
         train = Train(**{**told, "out": self.directory})  # type: ignore[arg-type]
         env, leader_class, arguments = train._resolved()
-        wrapped = BilevelWrapper(env)
+        wrapped = BilevelWrapper(env, train._follower())
         if not hasattr(wrapped.problem, "draw"):
             raise ValueError(f"{train.env} cannot be drawn")
+        if getattr(wrapped.problem, "on_grid", False):
+            raise ValueError(f"{train.env} cannot be filmed: its follower answers on a grid, its world is continuous")
         leader = leader_class.load(self.directory / LEADER, wrapped)
         run = plots.best_run(leader)
-        fresh = leader_class(BilevelWrapper(env), **arguments)
+        fresh = leader_class(wrapped, **arguments)
         before, after = fresh.theta[run], leader.theta[run]
         path = self.directory / "follower.mp4"
         frames = follower_film(wrapped, before, after, path, steps=self.steps, fps=self.fps, seed=self.seed)

@@ -23,6 +23,9 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> 
     Where there is a paper's curve, ours goes through the same trailing mean as theirs.
     """
     value = leader.history["leader_value"]
+    known = not np.isnan(value).all()
+    if not known:  # nobody knows a model
+        value = leader.history["leader_return"]
     smoothed = trailing_mean(value) if published is not None else value
     figure, axes = _figure(7.0, 4.2)
     iteration = np.arange(1, len(value) + 1)
@@ -43,9 +46,9 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> 
         kind = "optimum" if best.exact else "best known"
         axes.axhline(best, color=BEST, linewidth=1, linestyle=":", label=f"{kind}: {best:.4f}")
     axes.set_xlabel("outer iterations")
-    axes.set_ylabel(r"leader's value $J_L(\theta)$")
+    axes.set_ylabel(r"leader's value $J_L(\theta)$" if known else "leader's sampled return")
     axes.set_title(title, fontsize=11)
-    axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    axes.legend(fontsize=8, loc="best", framealpha=0.9)
     axes.grid(alpha=0.25)
     return figure
 
@@ -75,6 +78,7 @@ def incentives_figure(leader: Leader) -> Figure | None:
 def best_run(leader: Leader) -> int:
     """The run with the highest mean value over the last tenth of the iterations."""
     value = leader.history["leader_value"]
+    value = leader.history["leader_return"] if np.isnan(value).all() else value
     return int(value[-max(1, len(value) // 10) :].mean(0).argmax()) if len(value) else 0
 
 

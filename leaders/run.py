@@ -43,6 +43,9 @@ class RunDirectory:
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         config = self.path / CONFIG
+        begun = {CONFIG, "tensorboard"}
+        if config.is_file() and {found.name for found in self.path.iterdir()} <= begun:
+            return  # a run that came to nothing
         if not config.is_file():
             raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")
         found = read_config(self.path)

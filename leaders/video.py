@@ -61,7 +61,7 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
     limit = env.time_limit
     world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps if limit is None else min(steps, limit))
     as_state = getattr(env.problem, "index", np.asarray)  # what policies take, where the follower sees more than that
-    best, rng = env.best_response(theta), np.random.default_rng(seed)
+    best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     state, _ = world.reset(seed=seed, options={"theta": theta})
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:

@@ -1,5 +1,6 @@
 """Followers: ways of responding to a configured world."""
 
+from importlib import import_module
 from typing import Any
 
 from bilevel_envs.followers.behavioural import Mixture, Quantal, Sticky, Suboptimal
@@ -25,6 +26,14 @@ FOLLOWERS: dict[str, Any] = {
     "truncated": Truncated,
 }
 
+
+def __getattr__(name: str) -> Any:
+    """`SoftDQN`, which loads Stable-Baselines3, on first use."""
+    if name == "SoftDQN":
+        return import_module("bilevel_envs.followers.soft_dqn").SoftDQN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "FOLLOWERS",
     "Committed",
@@ -33,6 +42,7 @@ __all__ = [
     "Quantal",
     "Riccati",
     "SB3Follower",
+    "SoftDQN",
     "SoftQLearning",
     "SoftValueIteration",
     "Sticky",

@@ -10,6 +10,7 @@ from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import (
     Committed,
     Mixture,
+    ObservedFollower,
     Quantal,
     Riccati,
     SoftQLearning,
@@ -46,6 +47,10 @@ def test_a_suboptimal_follower_keeps_its_promise():
     optimum = env.best_response(theta)
     for delta in (0.1, 1.0):
         best = mdp(Suboptimal(delta, seed=3)).best_response(theta)
+        # β log g is the optimal Q_F, off by at most δ (1 − γ) / 2, up to a number per state
+        off = 0.2 * best.policy.log_probs - optimum.q.values
+        spread = (off - off.mean(-1, keepdim=True)).abs().max()
+        assert 0.6 * delta * 0.05 < spread <= 2 * delta * 0.05
         own = soft_evaluation(model, best.policy, preferences.gamma_follower, preferences.beta)
         loss = optimum.v.values - own
         assert loss.min() > 0
@@ -142,10 +147,12 @@ def test_other_planners_are_cut_short_too(planner):
         (lambda: Mixture(1.5), "`share` must be at least 0 and at most 1"),
         (lambda: Sticky(1.0), "`share` must be at least 0 and below 1"),
         (lambda: Suboptimal(-1), "`delta` must be at least 0"),
+        (lambda: Mixture(0.1, SoftValueIteration), "`follower` must be a planner"),
+        (lambda: Sticky(0.1, ObservedFollower()), "`follower` must be a planner"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make()
 
 

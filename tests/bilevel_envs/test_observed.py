@@ -1,5 +1,7 @@
 """A follower of whom only transitions are seen: what is estimated comes to what is hidden."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,11 +9,12 @@ import torch
 
 import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.followers import Mixture, ObservedFollower, Riccati, SoftValueIteration
+from bilevel_envs.followers import Mixture, ObservedFollower, Riccati, SoftValueIteration, Sticky, Truncated
 from bilevel_envs.followers.observed import _counts
 from bilevel_envs.followers.sb3 import soft_evaluation
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
+from bilevel_envs.policies import BoltzmannPolicy
 from leaders import BCHG, exact
 
 
@@ -208,6 +211,83 @@ def test_samples_watch_at_the_present_theta_and_remember_nothing():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize("hidden", [Sticky(0.9), Truncated(rounds=3)])
+def test_whoever_is_watched_keeps_its_memory(hidden, tmp_path):
+    one, two = (theta_of(mdp(), seed) for seed in (0, 1))
+    bare, watched = mdp(hidden), mdp(ObservedFollower(hidden, 200))
+    before = bare.best_response(one)
+    watched.best_response(one)
+    wanted = bare.best_response(two, before).policy.log_probs
+    sampled = watched.best_response(two, learn=False).acting.log_probs
+    np.testing.assert_array_equal(sampled, wanted)
+    np.testing.assert_array_equal(watched.best_response(two).acting.log_probs, wanted)
+    straight = BCHG(mdp(ObservedFollower(hidden, 200))).learn(3)
+    first = BCHG(mdp(ObservedFollower(hidden, 200))).learn(2)
+    first.save(tmp_path / "leader.zip")
+    other = BCHG.load(tmp_path / "leader.zip", mdp(ObservedFollower(hidden, 200))).learn(1)
+    np.testing.assert_array_equal(straight.theta, other.theta)
+
+
+@pytest.mark.parametrize("method", ["counts", "network"])
+def test_what_is_watched_is_saved(method, tmp_path):
+    def env():
+        return mdp(ObservedFollower(None, 200, method=method, steps=20, forget=0.5))
+
+    straight = BCHG(env()).learn(3)
+    first = BCHG(env()).learn(2)
+    first.save(tmp_path / "one.zip")
+    BCHG.load(tmp_path / "one.zip", env()).save(tmp_path / "two.zip")  # a copy of a copy
+    other = BCHG.load(tmp_path / "two.zip", first.env).learn(1)  # into a follower that is in use
+    np.testing.assert_array_equal(straight.theta, other.theta)
+
+
+def test_what_ends_now_and_then_counts_by_its_share():
+    # state 0 goes on to 1 twice and ends twice; state 1 always ends, in reward 2: V(0) = 1 + γ/2 · 2 (entropy aside)
+    state = torch.tensor([[[0, 1, 0, 1], [0, 0, 9, 9]]]).clamp(max=1)
+    valid = torch.tensor([[[True] * 4, [True, True, False, False]]])
+    ends = torch.tensor([[[False, True, False, True], [True, True, False, False]]])
+    reward = torch.where(state == 0, 1.0, 2.0).double()
+    nothing = torch.zeros_like(state)
+    following = torch.ones_like(state)
+    batch = Rollout(state, nothing, following, reward, reward, ends, torch.zeros_like(ends), nothing, valid)
+    _, _, v = ObservedFollower(smoothing=1e-12)._from_counts(3, 1, batch, beta=1.0, gamma=0.9)
+    np.testing.assert_allclose(v.values[0].numpy(), [1 + 0.9 / 2 * 2, 2, (4 * 1.9 + 2 * 2) / 6], atol=1e-9)
+
+
+def test_a_follower_watched_in_the_leaders_chair_acts_as_it_does():
+    from bilevel_envs import LeaderEnv
+
+    game = gym.make("BiLevel/ToyMarkovGame-v0")
+    env = LeaderEnv(game, ObservedFollower(None, 450))
+    actions = env.best.policy.log_probs.shape[-1]
+    certain = torch.full_like(env.best.policy.log_probs, -1e9)
+    certain[..., actions - 1] = 0.0
+    env._best = replace(env.best, acts=BoltzmannPolicy(certain))
+    env.reset(seed=0)
+    assert {int(env.step(0)[4]["follower_action"]) for _ in range(40)} == {actions - 1}
+    wrapped = BilevelWrapper(game, Mixture(0.1))
+    assert LeaderEnv(wrapped).follower is wrapped.follower
+    with pytest.raises(ValueError, match="`follower` must be None, or the one inside the BilevelWrapper"):
+        LeaderEnv(wrapped, SoftValueIteration())
+    with pytest.raises(TypeError, match="`follower` must be a follower, not its name or class"):
+        LeaderEnv(game, "sb3")
+
+
+def test_leaders_keep_what_makes_them_what_they_are():
+    from leaders import HPGD, BiAC
+
+    rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), ObservedFollower())
+    toy = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"), ObservedFollower())
+    assert BiAC(toy).sampling.critic == "stage_game"
+    assert [HPGD(rooms, variant=name).sampling.critic for name in ("mc", "sa")] == ["monte_carlo", "sarsa"]
+    assert BCHG(rooms).sampling.critic == "state_values"
+    assert np.isfinite(HPGD(building(ObservedFollower())).learn(1).history["grad_norm"]).all()
+    lqr = BCHG(BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"), ObservedFollower()))
+    assert (lqr.sampling.critic, lqr.sampling.knowledge) == ("td", "simulate")
+    with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
+        BCHG(lqr.env, critic="state_values")
 
 
 def test_the_hidden_beta_stays_hidden():

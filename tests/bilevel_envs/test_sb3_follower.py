@@ -200,6 +200,13 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
     assert best.acting is nearly
     assert abs(float(shortfall[0])) < 10  # the optimum is −2,018
 
+    def lazy(x):  # half the gain costs much
+        return torch.cat([actor(x)[:, :2] / 2, actor(x)[:, 2:]], -1)
+
+    worse = NetworkGaussian((lazy,), -scale, scale, squashed=False)
+    shortfall = env.follower._shortfall(env, theta[None], env.model(theta).detach(), (worse, None, None), [])
+    assert float(shortfall[0]) > 30
+
 
 def test_budgets_schedules_and_warm_starts():
     rates = []
@@ -246,6 +253,34 @@ def test_what_becomes_of_earlier_transitions(buffer, stored):
         np.testing.assert_allclose(store.rewards[100:200, 0], at[1][100:], atol=1e-5)
     else:
         np.testing.assert_allclose(store.rewards[:stored, 0], at[1], atol=1e-5)
+
+
+def test_relabelling_is_done_for_each_run():
+    env = mdp(soft_dqn(100, buffer="relabel"))
+    one, two = np.random.default_rng(0).normal(size=(2, 2, *env.theta_space.shape))
+    env.best_response(one)
+    env.best_response(two)
+    for run, theta in enumerate(two):
+        store = env.follower.agents[run].replay_buffer
+        state, action = store.observations[:200, 0, 0], store.actions[:200, 0, 0]
+        wanted = env.model(theta).r_follower[0].numpy()[state, action]
+        np.testing.assert_allclose(store.rewards[:200, 0], wanted, atol=1e-5)
+
+
+def test_time_limits_are_no_ends_and_ends_are():
+    agent = SB3Follower("SoftDQN", 300, **QUICK)
+    env = mdp(agent)  # truncated after 100 steps, never terminated
+    env.best_response(np.zeros(env.theta_space.shape))
+    store = agent.agents[0].replay_buffer
+    assert store.timeouts[99, 0]
+    assert store.timeouts[:300].sum() == 3
+    env = toll(SB3Follower("SoftDQN", 30, **QUICK))
+    env.best_response(np.array([0.5]))
+    store = env.follower.agents[0].replay_buffer
+    assert store.dones[:30].sum() == 15  # two steps to work
+    assert store.timeouts[:30].sum() == 0
+    ended = store.dones[:30, 0] > 0
+    assert set(store.next_observations[:30, 0, 0][ended]) == {3}  # what was reached, not the next episode's home
 
 
 def test_relabelling_vectors():
@@ -417,6 +452,25 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower("SAC", ent_coef="auto"), "`ent_coef` must not be given: it is β"),
         (lambda: SB3Follower("SAC", reward_scale=0), "`reward_scale` must be above 0"),
         (lambda: SoftDQN("MlpPolicy", None, beta=0), "`beta` must be above 0"),
+        (lambda: SB3Follower("SoftDQN", stepz=3), "neither SB3Follower nor SoftDQN has an argument `stepz`"),
+        (lambda: SB3Follower("PPO", ent_coef=0.1), "`ent_coef` must not be given"),
+        (lambda: SB3Follower("PPO", buffer="keep"), "`buffer` must be .clear. for PPO"),
+        (lambda: SB3Follower("DQN", action_range=2.0), "`action_range` must be None for DQN"),
+        (lambda: SB3Follower(action_range="abc"), r"`action_range` must be a number, one per action, or a tuple"),
+        (lambda: SB3Follower(action_range=(1,)), r"`action_range` must be a number, one per action, or a tuple"),
+        (lambda: SB3Follower(model_file=3), "`model_file` must be a path or None, got 3"),
+        (
+            lambda: toll(SB3Follower()).best_response(np.zeros(1)),
+            "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for",
+        ),
+        (
+            lambda: building(soft_dqn()).best_response(np.zeros(8)),
+            "`algorithm` must be one of SAC, PPO, A2C for actions",
+        ),
+        (
+            lambda: building(SB3Follower(action_range=[1, 2, 3])).best_response(np.zeros(8)),
+            r"`action_range` must fit actions of shape \[2\], got \[1, 2, 3\]",
+        ),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -428,6 +482,54 @@ def test_a_range_must_be_one():
     env = building(SB3Follower("SAC", 60, action_range=(3.0, -3.0), **QUICK))
     with pytest.raises(ValueError, match="`action_range` must give finite bounds, low below high"):
         env.best_response(np.full(8, 0.5))
+
+
+def test_an_agent_inside_has_its_own_beta():
+    for inside, outside, wanted in ((0.9, None, 0.9), (None, 0.9, 0.2), (0.5, 0.7, 0.5)):
+        agent = soft_dqn(60, beta=inside)
+        env = toll(ObservedFollower(agent, 100, beta=outside))
+        env.best_response(np.array([0.5]))
+        assert agent.agents[0].beta == wanted
+        assert env.preferences.beta == (0.2 if outside is None else outside)
+
+
+def test_a_response_is_a_snapshot():
+    env = building(SB3Follower("SAC", 80, action_range=20.0, **QUICK))
+    state = torch.randn(1, 5, 4, dtype=torch.float64)
+    first = env.best_response(np.full(8, 0.5))
+    before = first.v(state), first.policy.log_prob(state, torch.zeros(1, 5, 2, dtype=torch.float64))
+    second = env.best_response(np.full(8, 0.5))
+    torch.testing.assert_close(first.v(state), before[0], rtol=0, atol=0)
+    torch.testing.assert_close(first.policy.log_prob(state, torch.zeros(1, 5, 2, dtype=torch.float64)), before[1])
+    assert not torch.equal(second.v(state), before[0])
+
+
+def test_what_was_saved_is_loaded_into_the_same_follower_only(tmp_path):
+    BCHG(toll(soft_dqn(100, beta=0.3))).learn(1).save(tmp_path / "leader.zip")
+    for other in ({"beta": 0.4}, {"beta": 0.3, "reward_scale": 2.0}, {"beta": 0.3, "first_steps": 200}):
+        with pytest.raises(ValueError, match="`env` must be the task that the leader was saved in; follower"):
+            BCHG.load(tmp_path / "leader.zip", toll(soft_dqn(100, **other)))
+
+
+def test_a_refused_call_trains_nobody():
+    env = toll(soft_dqn(100))
+    leader = BCHG(env, runs=2).learn(1)
+    steps = [agent.num_timesteps for agent in env.follower.agents]
+    with pytest.raises(ValueError, match=r"`theta` must have as many runs as were trained \(2\), got 1"):
+        env.best_response(leader.theta[0])
+    assert [agent.num_timesteps for agent in env.follower.agents] == steps
+    env.follower.reset()
+    assert env.best_response(leader.theta[0]).steps == 100
+
+
+def test_an_emptied_buffer_fills_before_it_is_learnt_from():
+    env = toll(soft_dqn(200, learning_starts=10, train_freq=1))
+    env.best_response(np.array([0.5]))
+    agent = env.follower.agents[0]
+    updates = agent._n_updates
+    env.best_response(np.array([0.5]))
+    assert agent._n_updates - updates == 200 - 32  # the batch size
+    assert agent.learning_starts == 10
 
 
 def test_subclasses_are_known_by_their_kind():

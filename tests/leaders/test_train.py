@@ -280,9 +280,7 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         _ = BCHG(make("FourRooms")).history["value"]
     with pytest.raises(TypeError, match="`total_iterations` must be a whole number"):
         BCHG(make("FourRooms")).learn(1.5)
-    with pytest.raises(
-        ValueError, match="`follower` must be one of 'committed', 'mixture', 'observed'"
-    ):
+    with pytest.raises(ValueError, match="`follower` must be one of 'committed', 'mixture', 'observed'"):
         BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), "soft_policy_iteration")
     with pytest.raises(TypeError, match="must be configurable by a leader; CartPoleEnv lacks theta_space"):
         BilevelWrapper(gym.make("CartPole-v1"))
