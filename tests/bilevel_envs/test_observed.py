@@ -160,6 +160,18 @@ def test_state_values_are_unbiased_where_they_are_right():
     assert (np.abs(samples.mean(0) - direct + guiding) > 8 * error).any()
 
 
+def test_state_values_end_where_episodes_do():
+    env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"))
+    leader = BCHG(env, critic="state_values", critic_learning_rate=0.05, learning_rate=1e-12, batch_size=2_000).learn(
+        30
+    )
+    best, model = env.best_response(leader.theta), env.model(leader.theta).detach()
+    v = model.resolvent(best.policy.probs, 0.9, (best.policy.probs * model.r_leader).sum(-1))
+    q = model.r_leader + 0.9 * model.expected_next(v)
+    np.testing.assert_allclose(leader.critic.table[0, :3, 0], v[0, :3], atol=0.1)
+    np.testing.assert_allclose(leader.critic.table[0, :3, 1:], q[0, :3], atol=0.1)
+
+
 @pytest.mark.parametrize("world", [mdp, building])
 def test_state_values_come_to_the_exact_ones(world):
     env = world()

@@ -11,6 +11,8 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.followers import ObservedFollower, SB3Follower
 from bilevel_envs.followers.network_policies import NetworkGaussian
 from bilevel_envs.linear_quadratic import Quadratic
+from bilevel_envs.networks import Fit
+from bilevel_envs.noise import Noise
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL
 from leaders.critics import NetworkCritic
 
@@ -85,26 +87,73 @@ class Fixed:
         return BestResponse(policy, lambda s, b: v(s) + 0.1 * policy.log_prob(s, b), v, torch.zeros(1), optimal=False)
 
 
-def test_the_played_estimate_is_the_one_made_from_matrices():
-    # the linear leader and a network that is the same linear law: d log f / d gain must lead to the same surrogate
-    plain = BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0", deviation=0.5), Fixed())
-    theta = np.array([[-0.3, 0.2]])
-    model = plain.model(torch.tensor(theta).requires_grad_())
-    from bilevel_envs.noise import Noise
+class Known:
+    """A critic whose values are told: smooth functions of state and action."""
 
-    batch = plain.rollout(theta, Fixed().best_response(model, None), Noise([0]), rows=3, horizon=20)
-    terms = model.terms(batch)
-    played_world = gym.make("BiLevel/BilevelLQR-v0", deviation=0.5, policy="mlp").unwrapped
-    state, following = batch.state[..., :2], batch.next_state
-    scores = -((following[..., 2] - following[..., :2] @ torch.tensor(theta)[0]) ** 2) / (2 * 0.25)
-    constant = -np.log(0.5) - np.log(2 * np.pi) / 2
-    torch.testing.assert_close(terms.log_arrival.detach(), scores + constant)
-    weights = torch.tensor(played_world.theta)[None]
-    played_terms = played_world.model(weights.requires_grad_()).terms(batch)
-    mean = (played_terms.log_arrival.detach() - constant) * -2 * 0.25
-    assert (mean >= 0).all()  # squares of a' less the network's mean
-    assert played_terms.log_arrival.requires_grad
-    assert state.shape == (1, 3, 20, 2)
+    def fit(self, batch, best, model, noise):
+        pass
+
+    def values(self, batch, policy):
+        def v(state):
+            return torch.sin(state).sum(-1)
+
+        return v(batch.state) + 0.3 * batch.action[..., 0] * batch.state[..., 0], v(batch.state), v(batch.next_state)
+
+    def copies(self, count):
+        return self
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_the_played_estimate_is_the_one_made_from_matrices():
+    # a network with mean K s = (K s)⁺ − (−K s)⁺, and the linear leader K itself, on the same trajectories
+    gain = np.array([-0.3, 0.2])
+    first, second, third, hidden = np.zeros((2, 64)), np.zeros((64, 64)), np.zeros((64, 1)), np.zeros(64)
+    first[:, 0], first[:, 1] = gain, -gain
+    second[0, 0] = second[1, 1] = 1.0
+    third[:2, 0] = 1.0, -1.0
+    weights = np.concatenate([first.reshape(-1), hidden, second.reshape(-1), hidden, third.reshape(-1), [0.0]])
+    gradients = []
+    for theta, how, extra in (
+        (gain[None, None], {}, {"knowledge": "simulate"}),
+        (weights[None], {"policy": "mlp"}, {}),
+    ):
+        env = BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0", deviation=0.5, **how), Fixed())
+        leader = BCHG(env, critic=Known(), features="constant", batch_size=200, **extra)
+        if not gradients:
+            best = env.best_response(theta)
+            batch = env.rollout(theta, best, Noise([0]), rows=4, horizon=50)
+        leaf = torch.tensor(theta).requires_grad_()
+        total, _ = leader._surrogate(leaf, env.model(leaf), batch, best, Known(), Noise([1]), "keep")
+        gradients.append(torch.autograd.grad(total.sum(), leaf)[0][0])
+    along, steps = gradients[0][0], gradients[1][:128].view(2, 64)
+    assert float(along.norm()) > 1
+    torch.testing.assert_close(steps[:, 0] - steps[:, 1], along, rtol=1e-8, atol=1e-8)
+
+
+def test_both_networks_together_know_what_an_action_is_worth():
+    env = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"))
+    theta = env.unwrapped.theta
+    best, model = env.best_response(theta), env.model(theta).detach()
+    batch = env.rollout(theta, best, Noise([0]), rows=40, horizon=100)
+    critic = NetworkCritic(0.9, Fit(steps=1_500), of="both")
+    critic.fit(batch, best, None, Noise([0]))
+    q, v, v_next = critic.values(batch, best.policy)
+    truth = model.resolvent(best.policy.probs, 0.9, (best.policy.probs * model.r_leader).sum(-1))
+    q_true = (model.r_leader + 0.9 * model.expected_next(truth))[0][batch.state[0], batch.action[0]]
+    v_true = truth[0][batch.state[0]]
+    assert float((v[0] - v_true).square().mean().sqrt()) < 0.3 * float(v_true.std())
+    assert np.corrcoef((q[0] - v[0]).flatten(), (q_true - v_true).flatten())[0, 1] > 0.95
+    assert torch.equal(v_next[..., :-1], v[..., 1:])
+    copy = NetworkCritic(0.9, Fit(steps=1_500), of="both")
+    copy.load_state_dict(critic.state_dict())
+    torch.testing.assert_close(copy.values(batch, best.policy)[0], q)
+    twice = critic.copies(2)
+    assert twice.pairs.layers[0].shape[0] == 2
 
 
 @pytest.mark.parametrize(
