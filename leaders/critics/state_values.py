@@ -1,4 +1,4 @@
-"""V_L of states, and Q_L from it: critics that need no policy of the follower's."""
+"""V_L of states, and Q_L from it: critics that do not take the follower's policy at its word."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bilevel_envs.kernels import expected_sarsa, sarsa
 from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
+from bilevel_envs.policies import GaussianPolicy
 from bilevel_envs.quadratics import lstd, products, symmetric
 from bilevel_envs.tabular import Table
 from leaders.critics.sarsa import LearnedTable
@@ -61,10 +62,12 @@ class StateTable(LearnedTable):
 
 
 class QuadraticState:
-    """LSTD of V_L on 1 and the products of the state's entries, and Q_L by least squares on those of (s, b).
+    """LSTD of V_L on 1 and the products of the state's entries; Q_L is V_L and an advantage fitted to one step.
 
-    Q_L is fitted to r_L + γ_L V_L(s'). Of a policy that is known or estimated only its mean and variance are used, to
-    centre the benefit: V_L(s) is E_b[Q_L(s, b)] where there are any. Nothing is kept from batch to batch.
+    The advantage is linear in u_i, u_i s_j and u_i u_j − E[u_i u_j], with u = b − E[b|s] under the policy that is known
+    or estimated. These features have mean 0 at every state, so that what a quadratic of the state cannot tell of V_L is
+    noise to their fit and no bias; and so has the benefit. Larger states count for less in it, 1 / (1 + |s|²)²,
+    because what they leave unexplained grows with |s|². Nothing is kept from batch to batch.
 
     Args:
       gamma: γ_L.
@@ -73,19 +76,17 @@ class QuadraticState:
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
         self.v: Quadratic | None = None
-        self.q: Quadratic | None = None
+        self.advantage: Tensor | None = None
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Two linear solves per run."""
         if batch.action.ndim == batch.r_leader.ndim:
-            raise ValueError(
-                '`critic` must be "td" for discrete actions at states that are vectors, got "state_values"'
-            )
-        s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-        z = torch.cat([s, b], -1)
+            raise ValueError('`critic` must be "td" for discrete actions where states are vectors, got "state_values"')
+        s, following = (part.flatten(1, 2).double() for part in (batch.state, batch.next_state))
         used = batch.valid.flatten(1)[..., None].double()
         goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
-        needed, fewest = 1 + z.shape[-1] * (z.shape[-1] + 1) // 2, int(used.sum(1).min())
+        psi = _centred(batch.state.double(), batch.action, best.policy).flatten(1, 2)
+        needed, fewest = max(1 + s.shape[-1] * (s.shape[-1] + 1) // 2, psi.shape[-1]), int(used.sum(1).min())
         if fewest < needed:
             raise ValueError(
                 f'critic="state_values" fits {needed} numbers here and needs at least as many transitions in a batch, '
@@ -94,10 +95,10 @@ class QuadraticState:
         reward = batch.r_leader.flatten(1)[..., None] * used
         v = lstd(_features(s) * used, _features(following) * goes_on, reward, self.gamma)[..., 0]
         self.v = Quadratic(symmetric(v[:, 1:], s.shape[-1]), v[:, 0])
-        brought = reward + self.gamma * self.v(following)[..., None] * goes_on
-        phi = _features(z) * used
-        q = lstd(phi, torch.zeros_like(phi), brought, 0.0)[..., 0]
-        self.q = Quadratic(symmetric(q[:, 1:], z.shape[-1]), q[:, 0])
+        brought = reward + self.gamma * self.v(following)[..., None] * goes_on - self.v(s)[..., None] * used
+        share = used / (1 + (s**2).sum(-1, keepdim=True))
+        phi = psi * share
+        self.advantage = lstd(phi, torch.zeros_like(phi), brought * share, 0.0)[..., 0]
 
     def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """∇V_L as a function of states; the step has no influence."""
@@ -108,20 +109,11 @@ class QuadraticState:
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
         assert self.v is not None, "fit first"
-        assert self.q is not None
-        return self.q(batch.state, batch.action), self._centred(batch.state, policy), self.v(batch.next_state)
-
-    def _centred(self, state: Tensor, policy: Any) -> Tensor:
-        """E_b[Q_L(s, b)] if the policy has moments, else V_L(s)."""
-        assert self.v is not None
-        assert self.q is not None
-        if hasattr(policy, "averaged"):
-            return policy.averaged(self.q)(state)
-        if not hasattr(policy, "moments"):
-            return self.v(state)
-        mean, variance = policy.moments(state)
-        curvature = self.q.matrix.diagonal(dim1=-2, dim2=-1)[:, state.shape[-1] :]
-        return self.q(state, mean) + (along_runs(curvature, variance) * variance).sum(-1)
+        assert self.advantage is not None
+        v = self.v(batch.state)
+        psi = _centred(batch.state.double(), batch.action, policy)
+        advantage = (psi * self.advantage.view(len(v), *[1] * (v.ndim - 1), -1)).sum(-1)
+        return v + advantage, v, self.v(batch.next_state)
 
     def copies(self, count: int) -> QuadraticState:
         """Another one: nothing is kept."""
@@ -135,9 +127,17 @@ class QuadraticState:
         """Nothing to put back."""
 
 
-def along_runs(entries: Tensor, x: Tensor) -> Tensor:
-    """Entries of each run, [R, m], with as many axes as x [R, ..., m]."""
-    return entries.view(len(entries), *[1] * (x.ndim - 2), -1)
+def _centred(state: Tensor, action: Tensor, policy: Any) -> Tensor:
+    """u_i, u_i s_j and u_i u_j − E[u_i u_j] of u = b − E[b|s], [R, N, T, F]."""
+    if isinstance(policy, GaussianPolicy):
+        mean, covariance = policy.mean(state), policy.covariance[:, None, None]
+    else:
+        mean, variance = policy.moments(state)
+        covariance = torch.diag_embed(variance)
+    u = action - mean
+    row, column = torch.triu_indices(u.shape[-1], u.shape[-1])
+    across = (u[..., :, None] * state[..., None, :]).flatten(-2)
+    return torch.cat([u, across, products(u) - covariance[..., row, column]], -1)
 
 
 def _features(x: Tensor) -> Tensor:
