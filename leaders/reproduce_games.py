@@ -266,7 +266,7 @@ def lqr_figure(results: Sequence[Returns]) -> Figure:
     axes.set_xlabel("outer iterations")
     axes.set_ylabel("leader's undiscounted return of 100 steps (exact)")
     axes.set_title("Bilevel LQR: seeds thin, their mean thick", fontsize=11)
-    axes.legend(fontsize=8, framealpha=0.9, loc="center right")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     axes.grid(alpha=0.25)
     return figure
 
