@@ -78,6 +78,11 @@ class GaussianPolicy:
         """−K s at states [R, ..., n], [R, ..., m]."""
         return -linear(self.gain, state)
 
+    def moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the action at states [R, ..., n], [R, ..., m], and its covariance, [R|1, 1, ..., m, m]."""
+        covariance = self.covariance.view(-1, *[1] * (state.ndim - 2), *self.covariance.shape[1:])
+        return self.mean(state), covariance
+
     def sample(self, state: Tensor | np.ndarray, uniform: Tensor | np.ndarray) -> Tensor:
         """Actions [R, ..., m] by inverse CDF from `uniform` in [0, 1), shaped like them."""
         smallest = np.finfo(float).tiny  # of a uniform number that is 0

@@ -1,9 +1,45 @@
-"""Linear functions of quadratic features, fitted to temporal differences by least squares."""
+"""Polynomials of degree 2, fitted to temporal differences by least squares."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from bilevel_envs.linear_quadratic import Quadratic, linear
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """x ↦ (1, x)ᵀ M (1, x), for each run: every polynomial of degree 2.
+
+    Attributes:
+      matrix: M, symmetric, [R|1, 1 + d, 1 + d].
+    """
+
+    matrix: Tensor
+
+    @classmethod
+    def of(cls, q: Quadratic) -> Polynomial:
+        """The same function as `q`."""
+        matrix = torch.zeros(len(q.matrix), *[1 + q.matrix.shape[-1]] * 2, dtype=q.matrix.dtype)
+        matrix[:, 0, 0], matrix[:, 1:, 1:] = q.constant, q.matrix
+        return cls(matrix)
+
+    def __call__(self, *parts: Tensor) -> Tensor:
+        """Values at x = the parts side by side, each [R, ..., d_i]; the result is [R, ...]."""
+        x = with_one(*parts)
+        return (x * linear(self.matrix, x)).sum(-1)
+
+    def gradient(self, *parts: Tensor) -> Tensor:
+        """∇ at x = the parts side by side, [R, ..., d]."""
+        return 2 * linear(self.matrix, with_one(*parts))[..., 1:]
+
+
+def with_one(*parts: Tensor) -> Tensor:
+    """(1, x) of x = the parts side by side, [..., 1 + d]; its `products` are all monomials of degree at most 2."""
+    return torch.cat([torch.ones_like(parts[0][..., :1]), *parts], -1)
 
 
 def products(x: Tensor) -> Tensor:
@@ -35,8 +71,30 @@ def lstd(phi: Tensor, later: Tensor, reward: Tensor, gamma: float) -> Tensor:
     Source: Bradtke, Barto, Linear least-squares algorithms for temporal difference learning,
     Machine Learning 22 (1996).
     """
+    size, phi, system = _system(phi, later, gamma)
+    return torch.linalg.lstsq(system, phi.mT @ reward, driver="gelsd").solution / size.mT
+
+
+def lstd_adjoint(phi: Tensor, later: Tensor, functional: Tensor, gamma: float) -> Tensor:
+    """The weights h of transitions with Σ_k h_k r_k = functional · w, for the w that `lstd` makes of any reward r.
+
+    Args:
+      phi: as in `lstd`, [R, K, F].
+      later: as in `lstd`, [R, K, F].
+      functional: a linear function of w, [R, F].
+      gamma: γ.
+
+    Returns:
+      h, [R, K].
+    """
+    size, phi, system = _system(phi, later, gamma)
+    share = torch.linalg.lstsq(system.mT, functional[..., None] / size.mT, driver="gelsd").solution
+    return (phi @ share)[..., 0]
+
+
+def _system(phi: Tensor, later: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The features' sizes, [R, 1, F], the features divided by them, and Σ φ (φ − γ φ')ᵀ."""
     # Features range over many powers of ten: each is scaled to its own size in the batch.
     size = phi.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
     phi, later = phi / size, later / size
-    system = phi.mT @ (phi - gamma * later)
-    return torch.linalg.lstsq(system, phi.mT @ reward, driver="gelsd").solution / size.mT
+    return size, phi, phi.mT @ (phi - gamma * later)

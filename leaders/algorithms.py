@@ -109,6 +109,9 @@ class BCHG(SampledLeader):
         knowledge: what is used beside trajectories in a linear-quadratic world: ``"simulate"`` nothing but the score
             ∇log p, ``"terms"`` the derivative of the mean of the next state, ``"model"`` (the default there) all
             matrices, with ∇Q_F − ∇V_F in closed form. Tables take ``"simulate"``.
+        reaction: where states are vectors, ∇Q_F as trajectories collect it, ``"sampled"``, or fitted as a polynomial of
+            (s, b), ``"fitted"``: far less noise with followers that learn (there the default where the critic is
+            ``"state_values"``), at the price of a bias where ∇Q_F is no such polynomial.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
@@ -140,6 +143,7 @@ class BCHG(SampledLeader):
         rows: int | None = None,
         sampler: str | None = None,
         knowledge: str | None = None,
+        reaction: str | None = None,
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,

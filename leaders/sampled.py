@@ -22,6 +22,7 @@ from leaders.actor_critic import ActorCritic
 from leaders.critic import Critic
 from leaders.critic_choice import critic_of
 from leaders.critics.least_squares import feature_count
+from leaders.fitted_reaction import fitted_trace
 from leaders.kicks import KICKS
 from leaders.knowledge import pathwise, reaction_surrogate
 from leaders.per_step import clipped, per_step_gradient
@@ -177,10 +178,11 @@ class SampledLeader(Leader):
     ) -> tuple[Tensor, Tensor | int]:
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
         rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
+        trace = self._fitted_trace(batch, best, critic, tail) if self.sampling.reaction == "fitted" else None
         terms = model.terms(batch, best.policy if rule.centred else None)
         values = evaluate(critic, best, batch, rule.reads_follower)  # once: some critics draw for it
         if knowledge == "simulate":
-            total = surrogate(terms, self._weights(batch, values, tail))
+            total = surrogate(terms, self._weights(batch, values, tail, trace=trace))
             if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
                 total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
             return total, 0
@@ -193,7 +195,7 @@ class SampledLeader(Leader):
             reaction = reaction_surrogate(kick, batch, model, preferences)
             weights = self._weights(batch, values, tail, kick=torch.zeros_like(kick))
         else:
-            weights = self._weights(batch, values, tail)
+            weights = self._weights(batch, values, tail, trace=trace)
         v_leader = critic.leader_gradient(best.policy)  # type: ignore[attr-defined]
         v_follower = best.v if rule.reads_follower else None
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
@@ -204,16 +206,25 @@ class SampledLeader(Leader):
         counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
         return counts if self.leader_horizon is None else counts * (batch.step < self.leader_horizon)
 
-    def _weights(self, batch: Rollout, values: Values, tail: str, kick: Tensor | None = None) -> Weights:
+    def _fitted_trace(self, batch: Rollout, best: BestResponse, critic: Any, tail: str) -> Tensor:
+        """Weights of what steps add to ∇Q_F, [R, N, T]."""
+        preferences = self.env.preferences
+        weight = self.counts(batch, tail) / preferences.beta
+        return fitted_trace(batch, critic.quadratic(), best.policy, weight, preferences.gamma_follower)
+
+    def _weights(
+        self, batch: Rollout, values: Values, tail: str, kick: Tensor | None = None, trace: Tensor | None = None
+    ) -> Weights:
         """From a batch to the four weights, with the rule's kick or another; the whole estimator on half a screen."""
         preferences = self.env.preferences
         counts = self.counts(batch, tail)
         rule = KICKS[self.sampling.kick]
         if kick is None:
             kick = rule.kick(batch, values, counts, preferences)
-            if self.sampling.features != "none":
+            if self.sampling.features != "none" and trace is None:
                 kick = residualised(kick, self._features(batch), batch)
-        how = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "centred": rule.centred}
+        how: dict[str, Any] = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "trace": trace}
+        how["centred"] = rule.centred
         return weights_from_kick(kick, batch, values, counts, preferences, **how)
 
     def _clipped_direct(self, log_arrival: Tensor, theta: Tensor, batch: Rollout, values: Values) -> Tensor:

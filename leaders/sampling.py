@@ -13,6 +13,7 @@ from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.simulated import SimulatedModel
 from leaders.critics.sarsa import STARTS
+from leaders.fitted_reaction import REACTIONS
 from leaders.knowledge import KNOWLEDGE
 from leaders.weights import ARRIVALS, TAILS
 
@@ -37,6 +38,7 @@ class Sampling:
       arrival: weight of ∇log p, "td_error", "value" or "clipped".
       sampler: "fused" or "steps".
       knowledge: what the leader uses beside trajectories, "simulate", "terms" or "model" (see `leaders.knowledge`).
+      reaction: ∇Q_F as trajectories collect it, "sampled", or a polynomial, "fitted" (see `leaders.fitted_reaction`).
       network: how networks are fitted.
       network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
         each.
@@ -53,6 +55,7 @@ class Sampling:
     arrival: str = "td_error"
     sampler: str = "fused"
     knowledge: str = "simulate"
+    reaction: str = "sampled"
     network: Fit = USUAL_FIT
     network_of: str = "action"
 
@@ -94,7 +97,8 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
     """Usual settings changed for followers that learn or are watched.
 
     Their reaction is no closed form, and their g may be an estimate: where the usual critic would take it at its word,
-    state values take its place, and a network where the leader's reward is a bump.
+    state values take its place, and a network where the leader's reward is a bump. Where states are vectors BC-HG fits
+    ∇Q_F, too.
 
     Args:
       usual: what the leader would take with a planner.
@@ -106,7 +110,8 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
         return usual
     if bump:
         return replace(usual, critic="td", network_of="both", knowledge="simulate")
-    return replace(usual, critic="state_values")
+    fits = usual.kick == "bc_hg" and usual.critic == "lstd"
+    return replace(usual, critic="state_values", reaction="fitted" if fits else usual.reaction)
 
 
 def played_kick(presets: dict[str | None, Sampling] | None, leader: str) -> str:
@@ -134,13 +139,18 @@ def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: boo
     check_choice(sampling.critic_start, STARTS, "critic_start")
     check_choice(sampling.arrival, ARRIVALS, "arrival")
     check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")
+    check_choice(sampling.reaction, REACTIONS, "reaction")
     if not callable(sampling.features):
         check_choice(sampling.features, FEATURES, "features")
     {TABLES: _check_tables, MATRICES: _check_matrices, PLAYED: _check_played}[world](sampling)
+    if sampling.reaction == "fitted":
+        _check_fitted(sampling)
     if world != MATRICES:
         return
     if model.bump is not None and sampling.critic in ("lstd", "state_values"):
         raise ValueError(f"`critic` must be no quadratic where the leader's reward is a bump, got {sampling.critic!r}")
+    if model.bump is not None and sampling.reaction == "fitted":
+        raise ValueError('`reaction` must be "sampled" where the leader\'s reward is a bump, got "fitted"')
     if sampling.knowledge != "simulate" and arrival_told:
         raise ValueError(
             f'`arrival` weighs ∇log p, which only `knowledge="simulate"` uses; got {sampling.arrival!r} with '
@@ -151,6 +161,8 @@ def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: boo
 def _check_tables(sampling: Sampling) -> None:
     if sampling.knowledge != "simulate":
         raise ValueError(f'`knowledge` must be "simulate" for tables, got {sampling.knowledge!r}')
+    if sampling.reaction != "sampled":
+        raise ValueError(f'`reaction` must be "sampled" for tables, got {sampling.reaction!r}')
     if sampling.features == "quadratic":
         raise ValueError('`features` must be "constant", "none" or a function for tables, got "quadratic"')
     if sampling.arrival == "clipped":
@@ -175,6 +187,17 @@ def _check_played(sampling: Sampling) -> None:
                 f'`{name}` must be "{value}" where nobody knows the model, got {getattr(sampling, name)!r}'
             )
     check_choice(sampling.arrival, ("td_error", "value"), "arrival")
+
+
+def _check_fitted(sampling: Sampling) -> None:
+    quadratic = sampling.critic if isinstance(sampling.critic, str) else hasattr(sampling.critic, "quadratic")
+    if quadratic not in ("lstd", "state_values", "exact", True):
+        raise ValueError(
+            '`reaction` must be "sampled" with a critic that is no quadratic of (s, b), such as '
+            f'{sampling.critic!r}; got "fitted"'
+        )
+    if sampling.knowledge == "model":
+        raise ValueError('`reaction` must be "sampled" with `knowledge="model"`, which has a closed form; got "fitted"')
 
 
 def _check_vectors(sampling: Sampling) -> None:

@@ -189,6 +189,7 @@ def weights_from_kick(
     arrival: str = "td_error",
     decay: float | None = None,
     centred: bool = False,
+    trace: Tensor | None = None,
 ) -> Weights:
     """The weights of an estimator, from its kick.
 
@@ -204,12 +205,14 @@ def weights_from_kick(
         the leader's part, whose ∇log p are clipped one by one, left to the caller.
       decay: the trace's factor per step; None for γ_F.
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
+      trace: takes the place of the kicks' trace, [R, N, T].
     """
     check_choice(arrival, ARRIVALS, "arrival")
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
     decay = gamma_follower if decay is None else decay
-    trace_kick = continued(kick, batch, decay) if tail == "bootstrap" and 0 < decay < 1 else kick
-    trace = eligibility_trace(trace_kick, decay, batch.starts) * batch.valid
+    if trace is None:
+        trace_kick = continued(kick, batch, decay) if tail == "bootstrap" and 0 < decay < 1 else kick
+        trace = eligibility_trace(trace_kick, decay, batch.starts) * batch.valid
     leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else counts
     arriving_leader = gamma_leader * values.v_leader_next
     arriving_follower = gamma_follower * values.v_follower_next

@@ -94,7 +94,7 @@ class NetworkGaussian:
         return torch.where(high, u.maximum(mean), torch.where(low, u.minimum(mean), u))
 
     def moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each entry of the action at states [R, ..., n], [R, ..., m] each, by quadrature."""
+        """Mean of the action at states [R, ..., n], [R, ..., m], and its covariance, [R, ..., m, m], by quadrature."""
         points, weights = np.polynomial.hermite_e.hermegauss(NODES)
         with torch.no_grad():
             mean, log_deviation = run_by_run(self.networks, torch.as_tensor(state)).chunk(2, -1)
@@ -102,7 +102,7 @@ class NetworkGaussian:
             action = self.real((u.tanh() if self.squashed else u).movedim(-1, 0)).movedim(0, -1)
             share = torch.from_numpy(weights / weights.sum())
             middle = (action * share).sum(-1)
-            return middle, ((action - middle[..., None]) ** 2 * share).sum(-1)
+            return middle, torch.diag_embed(((action - middle[..., None]) ** 2 * share).sum(-1))
 
     def real(self, scaled: Tensor) -> Tensor:
         """From [−1, 1] to the environment's units."""

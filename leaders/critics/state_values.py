@@ -11,11 +11,9 @@ from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.kernels import expected_sarsa, sarsa
-from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import GaussianPolicy
-from bilevel_envs.quadratics import lstd, products, symmetric
+from bilevel_envs.quadratics import Polynomial, lstd, products, symmetric, with_one
 from bilevel_envs.tabular import Table
 from leaders.critics.sarsa import LearnedTable
 
@@ -62,12 +60,12 @@ class StateTable(LearnedTable):
 
 
 class QuadraticState:
-    """LSTD of V_L on 1 and the products of the state's entries; Q_L is V_L and an advantage fitted to one step.
+    """V_L as a polynomial of the state by LSTD, and Q_L as one of (s, b), fitted to r_L + γ_L V_L(s').
 
-    The advantage is linear in u_i, u_i s_j and u_i u_j − E[u_i u_j], with u = b − E[b|s] under the policy that is known
-    or estimated. These features have mean 0 at every state, so that what a quadratic of the state cannot tell of V_L is
-    noise to their fit and no bias; and so has the benefit. Larger states count for less in it, 1 / (1 + |s|²)²,
-    because what they leave unexplained grows with |s|². Nothing is kept from batch to batch.
+    Both of degree 2. Where rewards are quadratic and moves linear, what one step brings is such a polynomial of (s, b)
+    whatever the follower does, so that a policy that bends costs V_L some accuracy, and the benefit next to none.
+    E_b[Q_L] takes mean and covariance of the policy that is known or estimated. Larger states count for less, by
+    1 / (1 + |s|²)², because what is left unexplained grows with |s|². Nothing is kept from batch to batch.
 
     Args:
       gamma: γ_L.
@@ -75,30 +73,29 @@ class QuadraticState:
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
-        self.v: Quadratic | None = None
-        self.advantage: Tensor | None = None
+        self.v: Polynomial | None = None
+        self.q: Polynomial | None = None
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Two linear solves per run."""
         if batch.action.ndim == batch.r_leader.ndim:
             raise ValueError('`critic` must be "td" for discrete actions where states are vectors, got "state_values"')
-        s, following = (part.flatten(1, 2).double() for part in (batch.state, batch.next_state))
-        used = batch.valid.flatten(1)[..., None].double()
-        goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
-        psi = _centred(batch.state.double(), batch.action, best.policy).flatten(1, 2)
-        needed, fewest = max(1 + s.shape[-1] * (s.shape[-1] + 1) // 2, psi.shape[-1]), int(used.sum(1).min())
+        s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
+        share = relative(batch).flatten(1)[..., None]
+        on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
+        phi, z = products(with_one(s)) * share, products(with_one(s, b)) * share
+        needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
         if fewest < needed:
             raise ValueError(
                 f'critic="state_values" fits {needed} numbers here and needs at least as many transitions in a batch, '
                 f"got {fewest}: raise `batch_size`"
             )
-        reward = batch.r_leader.flatten(1)[..., None] * used
-        v = lstd(_features(s) * used, _features(following) * goes_on, reward, self.gamma)[..., 0]
-        self.v = Quadratic(symmetric(v[:, 1:], s.shape[-1]), v[:, 0])
-        brought = reward + self.gamma * self.v(following)[..., None] * goes_on - self.v(s)[..., None] * used
-        share = used / (1 + (s**2).sum(-1, keepdim=True))
-        phi = psi * share
-        self.advantage = lstd(phi, torch.zeros_like(phi), brought * share, 0.0)[..., 0]
+        reward = batch.r_leader.flatten(1)[..., None] * share
+        v = lstd(phi, products(with_one(following)) * on, reward, self.gamma)[..., 0]
+        self.v = Polynomial(symmetric(v, 1 + s.shape[-1]))
+        brought = reward + self.gamma * self.v(following)[..., None] * on
+        q = lstd(z, torch.zeros_like(z), brought, 0.0)[..., 0]
+        self.q = Polynomial(symmetric(q, 1 + s.shape[-1] + b.shape[-1]))
 
     def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """∇V_L as a function of states; the step has no influence."""
@@ -106,14 +103,19 @@ class QuadraticState:
         assert v is not None, "fit first"
         return lambda state, k: v.gradient(state)
 
+    def quadratic(self) -> Polynomial:
+        """Q_L as a function of (s, b)."""
+        assert self.q is not None, "fit first"
+        return self.q
+
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
         assert self.v is not None, "fit first"
-        assert self.advantage is not None
-        v = self.v(batch.state)
-        psi = _centred(batch.state.double(), batch.action, policy)
-        advantage = (psi * self.advantage.view(len(v), *[1] * (v.ndim - 1), -1)).sum(-1)
-        return v + advantage, v, self.v(batch.next_state)
+        q, m = self.quadratic(), batch.action.shape[-1]
+        mean, covariance = policy.moments(batch.state.double())
+        curvature = q.matrix[:, None, None, -m:, -m:]
+        expected = q(batch.state, mean) + (curvature * covariance).sum((-2, -1))
+        return q(batch.state, batch.action), expected, self.v(batch.next_state)
 
     def copies(self, count: int) -> QuadraticState:
         """Another one: nothing is kept."""
@@ -127,18 +129,6 @@ class QuadraticState:
         """Nothing to put back."""
 
 
-def _centred(state: Tensor, action: Tensor, policy: Any) -> Tensor:
-    """u_i, u_i s_j and u_i u_j − E[u_i u_j] of u = b − E[b|s], [R, N, T, F]."""
-    if isinstance(policy, GaussianPolicy):
-        mean, covariance = policy.mean(state), policy.covariance[:, None, None]
-    else:
-        mean, variance = policy.moments(state)
-        covariance = torch.diag_embed(variance)
-    u = action - mean
-    row, column = torch.triu_indices(u.shape[-1], u.shape[-1])
-    across = (u[..., :, None] * state[..., None, :]).flatten(-2)
-    return torch.cat([u, across, products(u) - covariance[..., row, column]], -1)
-
-
-def _features(x: Tensor) -> Tensor:
-    return torch.cat([torch.ones_like(x[..., :1]), products(x)], -1)
+def relative(batch: Rollout) -> Tensor:
+    """Factor of each step's equation, so that errors relative to |s|² count; 0 where there is no step, [R, N, T]."""
+    return batch.valid / (1 + (batch.state.double() ** 2).sum(-1))

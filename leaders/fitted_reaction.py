@@ -1,0 +1,70 @@
+r"""The guiding term as a covariance of two fitted polynomials, for followers that are not what theory wants them to be.
+
+Theorem 1 of arXiv:2603.14867 weighs the ∇Q_F of a trajectory by the benefit of the action that began it. Followers that
+learn leave much in either that has nothing to do with the other, and the division by β makes noise of it. Here ∇Q_F is
+fitted, too, as a function of (s, b), and what is left to sample are states:
+
+.. math::
+
+    E\Big[\sum_t \gamma_L^t \tfrac{1}{\beta} \mathrm{Cov}_b\big(Q_L(s_t, b), \nabla Q_F(s_t, b)\big)\Big].
+
+With z the monomials of (s, b) of degree at most 2 and φ those of s, ∇Q_F = zᵀX is fitted to what one step adds to ∇Q_F
+and γ_F φ(s')ᵀU, and ∇V_F = φᵀU by temporal differences before that. The term is linear in what steps add, so it is a
+weight for each of them, as an eligibility trace is, and no ∇ of a single step is ever computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_envs.linear_quadratic import Quadratic, linear
+from bilevel_envs.model import Rollout
+from bilevel_envs.quadratics import Polynomial, lstd_adjoint, products, with_one
+from leaders.critics.state_values import relative
+
+REACTIONS = ("sampled", "fitted")
+
+
+def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, weight: Tensor, gamma: float) -> Tensor:
+    """What takes the place of the eligibility trace: the weight of what each step adds to ∇Q_F, [R, N, T].
+
+    In-between moments of the policy are those of a Gaussian with its mean and covariance.
+
+    Args:
+      batch: transitions with vectors for states and actions.
+      q_leader: Q_L as a function of (s, b).
+      policy: g, with `moments`.
+      weight: γ_L^t / β over the number of episodes, [R, N, T].
+      gamma: γ_F.
+    """
+    s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
+    share = relative(batch).flatten(1)[..., None]
+    on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
+    phi, z, later = products(with_one(s)) * share, products(with_one(s, b)) * share, products(with_one(following)) * on
+    wanted = _covariances(s, policy.moments(batch.state.double()), q_leader, weight)
+    on_step = lstd_adjoint(z, torch.zeros_like(z), wanted, 0.0)
+    on_value = lstd_adjoint(phi, later, gamma * (on_step[..., None] * later).sum(1), gamma)
+    return ((on_step + on_value) * share[..., 0]).view_as(weight)
+
+
+def _covariances(state: Tensor, moments: tuple[Tensor, Tensor], q: Polynomial | Quadratic, weight: Tensor) -> Tensor:
+    """Σ weight Cov_b(Q_L, z) over a batch, for every monomial z of (s, b) of degree at most 2, [R, F].
+
+    Cov_b(Q_L, x xᵀ) = x̄ vᵀ + v x̄ᵀ + 2 Σ H Σ with x = (1, s, b), x̄ its mean, v = Σ ∇_b Q_L(s, E b), H half the Hessian.
+    """
+    q = q if isinstance(q, Polynomial) else Polynomial.of(q)
+    mean, covariance = (part.flatten(1, 2) for part in (moments[0], moments[1].expand(*moments[0].shape[:3], -1, -1)))
+    m = mean.shape[-1]
+    middle = with_one(state, mean)
+    slope = 2 * linear(q.matrix, middle)[..., -m:]
+    moved = torch.zeros_like(middle)
+    moved[..., -m:] = (covariance @ slope[..., None])[..., 0] * weight.flatten(1)[..., None]
+    total = middle.mT @ moved
+    total = total + total.mT
+    spread = covariance @ q.matrix[:, None, -m:, -m:] @ covariance
+    total[:, -m:, -m:] += 2 * (weight.flatten(1)[..., None, None] * spread).sum(1)
+    row, column = torch.triu_indices(middle.shape[-1], middle.shape[-1])
+    return total[:, row, column]

@@ -1,0 +1,196 @@
+"""The guiding term as a covariance of fitted polynomials: its algebra, its mean, and how much less noise it has."""
+
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs import BilevelWrapper
+from bilevel_envs.followers import SB3Follower
+from bilevel_envs.noise import Noise
+from bilevel_envs.policies import GaussianPolicy
+from bilevel_envs.quadratics import Polynomial, lstd, lstd_adjoint, products, symmetric, with_one
+from leaders import BCHG, HPGD, exact
+from leaders.critics import QuadraticState
+from leaders.fitted_reaction import _covariances, fitted_trace
+from leaders.per_step import per_step_gradient
+
+
+def building(follower=None):
+    return BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), follower)
+
+
+def at_half(leader):
+    torch.nn.init.zeros_(leader.policy.raw)
+    return leader
+
+
+def test_the_adjoint_of_a_fit_weighs_rewards_as_the_fit_does():
+    draw = torch.Generator().manual_seed(0)
+    phi, later, reward = (torch.randn(2, 60, d, generator=draw, dtype=torch.float64) for d in (5, 5, 3))
+    functional = torch.randn(2, 5, generator=draw, dtype=torch.float64)
+    weights = lstd_adjoint(100 * phi, later, functional, 0.9)
+    wanted = (functional[..., None] * lstd(100 * phi, later, reward, 0.9)).sum(1)
+    torch.testing.assert_close((weights[..., None] * reward).sum(1), wanted)
+
+
+def test_polynomials_are_what_they_say():
+    matrix = torch.tensor([[[1.0, 2.0, 0.0], [2.0, 3.0, -1.0], [0.0, -1.0, 0.5]]], dtype=torch.float64)
+    x, y = torch.tensor([[[2.0]]], dtype=torch.float64), torch.tensor([[[-3.0]]], dtype=torch.float64)
+    f = Polynomial(matrix)
+    assert float(f(x, y)) == 1 + 4 * 2 + 3 * 4 - 2 * 2 * -3 + 0.5 * 9
+    assert f.gradient(x, y).tolist() == [[[4 + 6 * 2 - 2 * -3, -2 * 2 - 3]]]
+
+
+def test_covariances_are_those_of_many_draws():
+    draw = torch.Generator().manual_seed(1)
+    policy = GaussianPolicy(
+        torch.tensor([[[0.5, -1.0], [0.2, 0.3]]], dtype=torch.float64),
+        torch.tensor([[[0.7, 0.3], [0.3, 0.4]]], dtype=torch.float64),
+    )
+    q = Polynomial(symmetric(torch.randn(1, 15, generator=draw, dtype=torch.float64), 5))
+    state = torch.tensor([[[0.4, -1.1], [2.0, 0.3]]], dtype=torch.float64)
+    weight = torch.tensor([[[2.0, 0.5]]], dtype=torch.float64)
+    mean, covariance = policy.moments(state[:, None])
+    found = _covariances(state, (mean, covariance), q, weight)
+    many = torch.from_numpy(np.random.default_rng(2).random((1, 2, 400_000, 2)))
+    states = state[:, :, None].expand(-1, -1, 400_000, -1)
+    actions = policy.sample(states, many)
+    z, value = products(with_one(states, actions)), q(states, actions)
+    drawn = ((value - value.mean(2, keepdim=True))[..., None] * (z - z.mean(2, keepdim=True))).mean(2)
+    wanted = (weight[:, 0, :, None] * drawn).sum(1)
+    torch.testing.assert_close(found, wanted, atol=0.05, rtol=0.02)
+
+
+def test_the_trace_is_the_covariance_of_two_fits_done_by_hand():
+    env, theta = building(), np.full((1, 8), 0.5)
+    best = env.best_response(theta[0])
+    batch = env.rollout(theta, best, Noise([3]), rows=20, horizon=60)
+    at = torch.from_numpy(theta).requires_grad_()
+    slope = best.v.gradient(batch.next_state)
+    added = per_step_gradient(0.9 * (slope * env.model(at).mean_next(batch.state, batch.action)).sum(-1), at)
+    q = Polynomial(symmetric(torch.linspace(-1, 1, 28, dtype=torch.float64)[None], 7))
+    weight = 0.9**batch.step / 0.1 / 20
+    trace = fitted_trace(batch, q, best.policy, weight, 0.9)
+    found = (trace[..., None] * added).sum((0, 1, 2)).numpy()
+
+    s, b, following = (part[0].flatten(0, 1).numpy() for part in (batch.state, batch.action, batch.next_state))
+    share = 1 / (1 + (s**2).sum(1, keepdims=True))
+
+    def monomials(x):
+        x = np.concatenate([np.ones((len(x), 1)), x], 1)
+        return np.stack([x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i, x.shape[1])], 1)
+
+    step = added[0].flatten(0, 1).numpy()
+    phi, later, z = monomials(s) * share, monomials(following) * share, monomials(np.concatenate([s, b], 1)) * share
+    u = np.linalg.solve(phi.T @ (phi - 0.9 * later), phi.T @ (step * share))
+    x = np.linalg.lstsq(z, step * share + 0.9 * later @ u, rcond=None)[0]
+    total = np.zeros(8)
+    nodes, node_weights = np.polynomial.hermite_e.hermegauss(5)
+    node_weights = node_weights / node_weights.sum()
+    root = best.policy.factor[0].numpy()
+    mean = best.policy.mean(batch.state)[0].flatten(0, 1).numpy()
+    for i, first in enumerate(nodes):  # E_b of products of polynomials, exact by quadrature
+        for j, second in enumerate(nodes):
+            moved = mean + root @ np.array([first, second])
+            at_move = np.concatenate([s, moved], 1)
+            value = q(torch.from_numpy(at_move)[None])[0].numpy()
+            average = np.zeros(len(s))
+            for k, other in enumerate(nodes):
+                for m, another in enumerate(nodes):
+                    elsewhere = np.concatenate([s, mean + root @ np.array([other, another])], 1)
+                    average += node_weights[k] * node_weights[m] * q(torch.from_numpy(elsewhere)[None])[0].numpy()
+            kick = weight[0].flatten().numpy() * (value - average)
+            total += node_weights[i] * node_weights[j] * kick @ (monomials(at_move) @ x)
+    np.testing.assert_allclose(found, total, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("critic", ["exact", "lstd", "state_values"])
+def test_the_estimate_averages_to_the_exact_hypergradient(critic):
+    leader = at_half(BCHG(building(), critic=critic, knowledge="terms", reaction="fitted", batch_size=10_000))
+    samples = leader.gradient_samples(400, episodes=100)
+    direct, guiding = exact.hypergradient_parts(building(), np.full(8, 0.5))
+    error = samples.std(0, ddof=1) / 400**0.5
+    assert (np.abs(samples.mean(0) - direct - guiding) < 4 * error).all()
+    for wrong in (direct, direct - guiding):
+        assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()
+
+
+def test_it_has_less_noise_than_trajectories():
+    deviations = []
+    for reaction in ("sampled", "fitted"):
+        leader = at_half(BCHG(building(), critic="exact", knowledge="terms", reaction=reaction, batch_size=10_000))
+        deviations.append(np.linalg.norm(leader.gradient_samples(40, episodes=50).std(0)))
+    assert deviations[0] > 2 * deviations[1]
+
+
+class Bent:
+    """A policy that does too much where states are large, as networks do."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def mean(self, state):
+        return self.policy.mean(state) * (1 + 0.1 * (state / 5).tanh()[..., :1] ** 2)
+
+    def moments(self, state):
+        return self.mean(state), self.policy.moments(state)[1]
+
+    def sample(self, state, uniform):
+        state = torch.as_tensor(state)
+        return self.policy.sample(state, uniform) - self.policy.mean(state) + self.mean(state)
+
+    def log_prob(self, state, action):
+        return self.policy.log_prob(state, action - self.mean(state) + self.policy.mean(state))
+
+    def tiled(self, copies):
+        return self
+
+
+def test_a_policy_that_bends_does_not_spoil_the_benefit():
+    env, theta = building(), np.full((1, 8), 0.5)
+    best = env.best_response(theta[0])
+    best = replace(best, policy=Bent(best.policy), optimal=False)
+    quiet = replace(env.model(theta), noise=1e-12 * env.model(theta).noise)
+    batch = env.rollout(theta, best, Noise([5]), rows=50, horizon=100, model=quiet)
+    critic = QuadraticState(0.9)
+    critic.fit(batch, best, None, Noise([0]))
+    q, v, _ = critic.values(batch, best.policy)
+    brought = batch.r_leader + 0.9 * critic.v(env.model(theta).mean_next(batch.state, batch.action))
+    assert float((q - brought).abs().max()) < 1e-3 * float((q - v).std())
+
+
+def test_networks_are_led_with_it(tmp_path):
+    agent = SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)
+    leader = BCHG(building(agent), batch_size=1_000, seed=0)
+    assert (leader.sampling.critic, leader.sampling.reaction) == ("state_values", "fitted")
+    leader.learn(2).save(tmp_path / "leader")
+    resumed = BCHG.load(
+        tmp_path / "leader",
+        env=building(SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)),
+    )
+    np.testing.assert_array_equal(resumed.learn(1).theta, leader.learn(1).theta)
+
+
+@pytest.mark.parametrize(
+    ("world", "settings", "message"),
+    [
+        ("FourRooms", {}, '`reaction` must be "sampled" for tables'),
+        ("BuildingThermalControl", {"knowledge": "model"}, 'with `knowledge="model"`'),
+        ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., such as 'td'"),
+        ("BilevelLQR", {"knowledge": "terms"}, "where the leader's reward is a bump"),
+    ],
+)
+def test_what_it_does_not_go_with_is_refused(world, settings, message):
+    with pytest.raises(ValueError, match=message):
+        BCHG(BilevelWrapper(gym.make(f"BiLevel/{world}-v0")), reaction="fitted", **settings)
+
+
+def test_other_leaders_have_no_such_choice():
+    with pytest.raises(TypeError, match="reaction"):
+        HPGD(building(), reaction="fitted")
+    with pytest.raises(ValueError, match="`reaction` must be one of 'sampled', 'fitted', got 'fit'"):
+        BCHG(building(), reaction="fit")
