@@ -1,6 +1,7 @@
 """What learnt and observed followers give: their errors against exact ones, and what they cost.
 
-python benchmarks/followers.py sac        # building thermal control: an hour on one core
+python benchmarks/followers.py sac        # building thermal control: a quarter of an hour on one core
+python benchmarks/followers.py lead       # leading that agent, three seeds: an hour and a half
 python benchmarks/followers.py soft-dqn   # four rooms: ten minutes
 python benchmarks/followers.py observed   # four rooms and a random MDP: five minutes
 python benchmarks/followers.py tax        # tax design with SoftDQN: half an hour
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +43,7 @@ class TenDegrees(BaseFeaturesExtractor):
         return x / 10
 
 
-def sac(first_steps: int = 50_000, steps: int = 2_000) -> SB3Follower:
+def sac(first_steps: int = 50_000, steps: int = 2_000, seed: int = 0) -> SB3Follower:
     """The agent of `examples/sb3_follower.py`."""
     nets = {"net_arch": [64, 64], "activation_fn": torch.nn.SiLU, "features_extractor_class": TenDegrees}
     return SB3Follower(
@@ -58,6 +60,7 @@ def sac(first_steps: int = 50_000, steps: int = 2_000) -> SB3Follower:
         buffer_size=100_000,
         tau=0.02,
         policy_kwargs=nets,
+        seed=seed,
     )
 
 
@@ -74,13 +77,13 @@ class Told:
         return self.best
 
 
-def guiding_of(best: Any, theta: np.ndarray, critic: str, samples: int = 20) -> np.ndarray:
-    """The mean estimated guiding term, as BC-HG less Naive-PGD on the same trajectories."""
+def guiding_of(best: Any, theta: np.ndarray, critic: str, reaction: str = "fitted", samples: int = 20) -> np.ndarray:
+    """Estimates of the guiding term, 50 episodes each, as BC-HG less Naive-PGD on the same trajectories."""
     found = []
-    for make in (BCHG, NaivePGD):
-        leader = make(BilevelWrapper(gym.make(BUILDING), Told(best)), critic=critic, knowledge="terms")
+    for make, how in ((BCHG, {"reaction": reaction}), (NaivePGD, {})):
+        leader = make(BilevelWrapper(gym.make(BUILDING), Told(best)), critic=critic, knowledge="terms", **how)
         leader.policy.raw.data[:] = torch.from_numpy(np.log(theta / (1 - theta)))
-        found.append(leader.gradient_samples(samples, episodes=50).mean(0))
+        found.append(leader.gradient_samples(samples, episodes=50))
     return found[0] - found[1]
 
 
@@ -90,7 +93,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def measure_sac() -> None:
-    """Errors after 50,000 steps at θ = 0.5, what the guiding term is worth, and how far thirty iterations lead."""
+    """Errors after 50,000 steps at θ = 0.5, and what the guiding term is worth."""
     env, theta = BilevelWrapper(gym.make(BUILDING), sac()), np.full(8, 0.5)
     started = time.perf_counter()
     best = env.best_response(theta)
@@ -117,10 +120,15 @@ def measure_sac() -> None:
     print(f"  grad V_F: relative error {float((slope - steep).norm() / steep.norm()):.2f}")
     guiding = exact.hypergradient_parts(env, theta)[1]
     watched = ObservedFollower(Told(best), 20_000).respond(env, theta[None], model)
-    for name, response in (("its own values", best), ("values fitted to 20,000 transitions", watched)):
-        print(
-            f"  cosine of the guiding term, {name}: {cosine(guiding_of(response, theta, 'state_values'), guiding):.3f}"
-        )
+    print(f"  the guiding term is {np.linalg.norm(guiding):.0f} long")
+    for name, response in (("exact", truth), ("its own values", best), ("watched, 20,000 transitions", watched)):
+        for reaction in ("sampled", "fitted"):
+            found = guiding_of(response, theta, "state_values", reaction)
+            angles = np.quantile([cosine(one, guiding) for one in found], (0.25, 0.5, 0.75))
+            print(
+                f"  {name}, {reaction}: cosine of one estimate {angles.round(2)}, of the mean of {len(found)} "
+                f"{cosine(found.mean(0), guiding):.2f}; median length {np.median(np.linalg.norm(found, axis=1)):.0f}"
+            )
     print("  cosine with Riccati's policy, exact critic and V_F off by a share of its matrix:")
     noise = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 4, 4)))
     for off in (0.0, 0.1, 0.3, 1.0, 3.0):
@@ -128,26 +136,34 @@ def measure_sac() -> None:
         for one in noise:
             wrong = (one + one.T) / (one + one.T).norm() * truth.v.matrix[0].norm() * off
             v = Quadratic(truth.v.matrix + wrong, truth.v.constant)
-            angles.append(cosine(guiding_of(replace(truth, v=v, optimal=False), theta, "exact", 10), guiding))
+            response = replace(truth, v=v, optimal=False)
+            angles.append(cosine(guiding_of(response, theta, "exact", samples=10).mean(0), guiding))
             if off == 0.0:
                 break
         print(f"    {off:4.0%}: {np.mean(angles):.3f} (worst of {len(angles)}: {min(angles):.3f})")
-    lead("watched, a beta of 10 supposed", ObservedFollower(sac(), 5_000, beta=10.0))
-    lead("its own values", env.follower)
+
+
+def measure_lead(seeds: Iterable[int] = range(3)) -> None:
+    """How far thirty iterations lead."""
     lead("Riccati", Riccati())
+    for seed in seeds:
+        lead(f"agent {seed}, its own values", sac(seed=seed))
+        lead(f"agent {seed}, watched", ObservedFollower(sac(seed=seed), 5_000))
+        lead(f"agent {seed}, direct term alone", sac(seed=seed), NaivePGD)
 
 
-def lead(name: str, follower: Any) -> None:
+def lead(name: str, follower: Any, make: type[BCHG] | type[NaivePGD] = BCHG) -> None:
     """Thirty outer iterations, and where they end."""
     started = time.perf_counter()
     env = BilevelWrapper(gym.make(BUILDING), follower)
-    leader = BCHG(env, seed=0, batch_size=2_000, learning_rate=0.1, knowledge="terms", critic="state_values")
+    leader = make(env, seed=0, batch_size=2_000, learning_rate=0.1)
     start = exact.objective(env.unwrapped, leader.theta)
     leader.learn(OUTER)
     end = exact.objective(env.unwrapped, leader.theta)
     print(
         f"led, {name}: J_L from {start:.1f} to {end:.1f} after {OUTER} iterations; "
-        f"{int(leader.history['follower_steps'][-1, 0])} steps of the follower, {time.perf_counter() - started:.0f} s"
+        f"{int(leader.history['follower_steps'][-1, 0])} steps of the follower, {time.perf_counter() - started:.0f} s",
+        flush=True,
     )
 
 
@@ -282,4 +298,11 @@ def measure_tax() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"sac": measure_sac, "soft-dqn": measure_soft_dqn, "observed": measure_observed, "tax": measure_tax}[sys.argv[1]]()
+    MEASURES = {
+        "sac": measure_sac,
+        "lead": measure_lead,
+        "soft-dqn": measure_soft_dqn,
+        "observed": measure_observed,
+        "tax": measure_tax,
+    }
+    MEASURES[sys.argv[1]]()

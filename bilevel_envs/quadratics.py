@@ -42,6 +42,18 @@ def with_one(*parts: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(parts[0][..., :1]), *parts], -1)
 
 
+def relative(state: Tensor, used: Tensor) -> Tensor:
+    """Factor of each state's equation in a fit, so that errors relative to |s|² count: 0 where not used, [...].
+
+    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide.
+
+    Args:
+      state: [..., n].
+      used: whether there is such a state, [...].
+    """
+    return used / (1 + (state**2).sum(-1))
+
+
 def products(x: Tensor) -> Tensor:
     """x_i x_j for i ≤ j, in the order of `torch.triu_indices`, [..., d (d + 1) / 2]."""
     row, column = torch.triu_indices(x.shape[-1], x.shape[-1])

@@ -20,7 +20,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 import bilevel_envs  # noqa: F401  (registers BiLevel/*)
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower
+from bilevel_envs.followers import Riccati, SB3Follower
 from bilevel_envs.noise import Noise
 from leaders import BCHG, exact, plots
 
@@ -75,15 +75,14 @@ for name, own, true in (
         f"  {name}: median error {float((own - true).abs().median()):.1f}; the truth varies by {float(true.std()):.1f}"
     )
 
-# 2. Leading it. The leader watches 5,000 transitions of the agent per iteration. Its guiding term is divided by β, and
-#    with a learnt policy it is noise a hundred times its size: a leader who supposes β = 10 instead of 0.1 takes a
-#    hundredth of it, and goes by the direct term for the rest.
+# 2. Leading it. With agents BC-HG fits Q_L and ∇Q_F (critic="state_values", reaction="fitted"): along trajectories what
+#    an agent does wrong would drown the covariance of the two. One that tells nothing of its values can be watched:
+#    ObservedFollower(agent, 5_000).
 figure = Figure(figsize=(7, 4), layout="constrained")
 axes = figure.subplots()
-for name, follower in (("SAC", ObservedFollower(agent, 5_000, beta=10.0)), ("Riccati, exact", Riccati())):
+for name, follower in (("SAC", agent), ("Riccati, exact", Riccati())):
     world = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), follower)
-    how: dict[str, Any] = {"critic": "state_values", "knowledge": "terms"}
-    leader = BCHG(world, seed=0, batch_size=2_000, learning_rate=0.1, **how)
+    leader = BCHG(world, seed=0, batch_size=2_000, learning_rate=0.1)
     thetas = [leader.theta]
     leader.learn(arguments.iterations, callback=lambda *_: thetas.append(leader.theta) is None)  # noqa: B023
     value = exact.objective(world.unwrapped, np.stack(thetas))

@@ -95,7 +95,7 @@ class BCHG(SampledLeader):
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
         features: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or a
             function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
-            ``knowledge="model"``, whose closed form is centred already.
+            ``knowledge="model"``, whose closed form is centred already, and for ``reaction="fitted"``.
         tail: episodes that the batch cuts: ``"bootstrap"`` continues them from other visits of the state reached,
             ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
             nothing), ``"reference"`` is the published form.
@@ -109,9 +109,9 @@ class BCHG(SampledLeader):
         knowledge: what is used beside trajectories in a linear-quadratic world: ``"simulate"`` nothing but the score
             ∇log p, ``"terms"`` the derivative of the mean of the next state, ``"model"`` (the default there) all
             matrices, with ∇Q_F − ∇V_F in closed form. Tables take ``"simulate"``.
-        reaction: where states are vectors, ∇Q_F as trajectories collect it, ``"sampled"``, or fitted as a polynomial of
-            (s, b), ``"fitted"``: far less noise with followers that learn (there the default where the critic is
-            ``"state_values"``), at the price of a bias where ∇Q_F is no such polynomial.
+        reaction: ∇Q_F as trajectories collect it, ``"sampled"``, or fitted as a polynomial of (s, b), ``"fitted"``: the
+            default in linear-quadratic worlds with a quadratic critic unless ``knowledge="model"``. It has a tenth to a
+            hundredth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.

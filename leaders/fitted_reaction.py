@@ -22,8 +22,7 @@ from torch import Tensor
 
 from bilevel_envs.linear_quadratic import Quadratic, linear
 from bilevel_envs.model import Rollout
-from bilevel_envs.quadratics import Polynomial, lstd_adjoint, products, with_one
-from leaders.critics.state_values import relative
+from bilevel_envs.quadratics import Polynomial, lstd_adjoint, products, relative, with_one
 
 REACTIONS = ("sampled", "fitted")
 
@@ -41,7 +40,7 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
       gamma: γ_F.
     """
     s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-    share = relative(batch).flatten(1)[..., None]
+    share = relative(s, batch.valid.flatten(1))[..., None]
     on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
     phi, z, later = products(with_one(s)) * share, products(with_one(s, b)) * share, products(with_one(following)) * on
     wanted = _covariances(s, policy.moments(batch.state.double()), q_leader, weight)

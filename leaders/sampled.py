@@ -34,6 +34,7 @@ from leaders.sampling import (
     SIMULATED,
     Sampling,
     check_sampling,
+    fits_reaction,
     is_quadratic,
     played_kick,
     unplanned,
@@ -113,6 +114,9 @@ class SampledLeader(Leader):
         sampling = changed(usual, arguments | overrides)
         if not is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
+        if preset is None and arguments.get("reaction") is None:
+            fits = fits_reaction(sampling, self.world, bump=getattr(model, "bump", None) is not None)
+            sampling = replace(sampling, reaction="fitted" if fits else "sampled")
         unsaid = arguments.get("batch_size") is None and "batch_size" not in advised
         if self.linear and preset is None and unsaid:
             sampling = replace(sampling, batch_size=self._usual_batch())

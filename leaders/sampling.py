@@ -97,8 +97,7 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
     """Usual settings changed for followers that learn or are watched.
 
     Their reaction is no closed form, and their g may be an estimate: where the usual critic would take it at its word,
-    state values take its place, and a network where the leader's reward is a bump. Where states are vectors BC-HG fits
-    ∇Q_F, too.
+    state values take its place, and a network where the leader's reward is a bump.
 
     Args:
       usual: what the leader would take with a planner.
@@ -110,8 +109,13 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
         return usual
     if bump:
         return replace(usual, critic="td", network_of="both", knowledge="simulate")
-    fits = usual.kick == "bc_hg" and usual.critic == "lstd"
-    return replace(usual, critic="state_values", reaction="fitted" if fits else usual.reaction)
+    return replace(usual, critic="state_values")
+
+
+def fits_reaction(sampling: Sampling, world: str, bump: bool) -> bool:
+    """Whether ∇Q_F is fitted unless told otherwise: where it and Q_L are polynomials and no closed form is known."""
+    quadratic = sampling.critic in ("lstd", "state_values", "exact")
+    return world == MATRICES and not bump and sampling.kick == "bc_hg" and quadratic and sampling.knowledge != "model"
 
 
 def played_kick(presets: dict[str | None, Sampling] | None, leader: str) -> str:

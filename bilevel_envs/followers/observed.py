@@ -21,7 +21,7 @@ from bilevel_envs.model import Rollout
 from bilevel_envs.networks import Fit, TemporalDifference, through, xavier
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.quadratics import lstd, products, symmetric
+from bilevel_envs.quadratics import lstd, products, relative, symmetric
 from bilevel_envs.tabular import Table, TabularModel
 
 METHODS = ("counts", "linear", "network")
@@ -334,12 +334,13 @@ def _linear(seen: Rollout, beta: float, gamma: float) -> tuple[GaussianPolicy, F
     if fewest < needed:
         raise ValueError(f"`observations` must be at least {needed} to fit g and V_F here, got {fewest}")
     gain = -torch.linalg.lstsq(s * used, b * used).solution.mT
-    off = (b + s @ gain.mT) * used
-    policy = GaussianPolicy(gain, off.mT @ off / used.sum(1, keepdim=True))
+    share = relative(s, used[..., 0])[..., None]  # what a straight line misses far out is no randomness
+    off = (b + s @ gain.mT) * share
+    policy = GaussianPolicy(gain, off.mT @ off / (share**2).sum(1, keepdim=True))
     reward = seen.r_follower.flatten(1) - beta * policy.log_prob(s, b)
     one, goes_on = torch.ones_like(used), (seen.valid & ~seen.terminated).flatten(1)[..., None]
     phi, later = (torch.cat([one, products(x)], -1) for x in (s, following))
-    w = lstd(phi * used, later * goes_on, reward[..., None] * used, gamma)[..., 0]
+    w = lstd(phi * share, later * goes_on * share, reward[..., None] * share, gamma)[..., 0]
     v = Quadratic(symmetric(w[:, 1:], s.shape[-1]), w[:, 0])
     return policy, FromDensity(v, policy, beta), v
 

@@ -13,7 +13,7 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.kernels import expected_sarsa, sarsa
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.quadratics import Polynomial, lstd, products, symmetric, with_one
+from bilevel_envs.quadratics import Polynomial, lstd, products, relative, symmetric, with_one
 from bilevel_envs.tabular import Table
 from leaders.critics.sarsa import LearnedTable
 
@@ -81,7 +81,7 @@ class QuadraticState:
         if batch.action.ndim == batch.r_leader.ndim:
             raise ValueError('`critic` must be "td" for discrete actions where states are vectors, got "state_values"')
         s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-        share = relative(batch).flatten(1)[..., None]
+        share = relative(s, batch.valid.flatten(1))[..., None]
         on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
         phi, z = products(with_one(s)) * share, products(with_one(s, b)) * share
         needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
@@ -127,8 +127,3 @@ class QuadraticState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
-
-
-def relative(batch: Rollout) -> Tensor:
-    """Factor of each step's equation, so that errors relative to |s|² count; 0 where there is no step, [R, N, T]."""
-    return batch.valid / (1 + (batch.state.double() ** 2).sum(-1))
