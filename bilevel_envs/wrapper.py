@@ -195,15 +195,17 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         _configure(envs, theta)
         return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes)
 
-    def copies(self, count: int, theta: Any) -> gym.vector.VectorEnv:
+    def copies(self, count: int, theta: Any, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
         """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.
 
         Args:
           count: how many.
           theta: ``[*θ.shape]``.
+          max_episode_steps: time limit of the copies; None for the environment's own.
         """
         mine = getattr(self.unwrapped, "copies", None)
-        envs = self._made_again(count, self.time_limit) if mine is None else mine(count, self.time_limit)
+        limit = self.time_limit if max_episode_steps is None else max_episode_steps
+        envs = self._made_again(count, limit) if mine is None else mine(count, limit)
         _configure(envs, theta)
         return envs
 

@@ -91,10 +91,10 @@ class BuildingFigure:
 
     out: Path
     """a directory; must not exist, be empty, or hold this figure (with --resume)"""
-    leaders: str = "bchg,bchg-terms,naive-pgd"
-    """names, separated by commas: bchg, bchg-terms, naive-pgd, exact; the published forms with quadratic critics
-    bchg-paper, naive-pgd-paper, hpgd-mc-paper, hpgd-td-paper; and with the published networks, minutes per iteration
-    and run, bchg-networks, naive-pgd-networks, hpgd-mc-networks, hpgd-td-networks"""
+    leaders: str = "bchg,bchg-terms,bchg-simulate,naive-pgd"
+    """names, separated by commas: bchg, bchg-terms, bchg-simulate, naive-pgd, exact; the published forms with quadratic
+    critics bchg-paper, naive-pgd-paper, hpgd-mc-paper, hpgd-td-paper; and with the published networks, minutes per
+    iteration and run, bchg-networks, naive-pgd-networks, hpgd-mc-networks, hpgd-td-networks"""
     batch: int = 10_000
     """transitions per outer iteration and run, a multiple of 1000"""
     full: bool = False

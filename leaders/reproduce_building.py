@@ -60,6 +60,7 @@ class Form:
 FORMS = {
     "bchg": Form(BCHG, {}, "BC-HG", "bchg"),
     "bchg-terms": Form(BCHG, {"knowledge": "terms"}, 'BC-HG, knowledge="terms"', "bchg"),
+    "bchg-simulate": Form(BCHG, {"knowledge": "simulate"}, 'BC-HG, knowledge="simulate"', "bchg"),
     "naive-pgd": Form(NaivePGD, {}, "Naive-PGD", "naive-pgd"),
     "exact": Form(ExactGradient, {}, "exact hypergradient", None),
     "bchg-paper": Form(BCHG, QUADRATIC, "BC-HG, published form", "bchg"),

@@ -84,6 +84,8 @@ class SB3Follower:
         a step stays as it was).
       schedule: schedules of learning rate and exploration run through once per "response" or over all `total_steps`.
       envs: environments stepped side by side.
+      episode_steps: episodes of the training are cut, and their values bootstrapped, after so many steps; None for the
+        environment's own limit. Where states settle, shorter ones show the agent more of those it begins in.
       beta: overrides the problem's β.
       reward_scale: rewards are divided by it on their way to the agent; β, Q and V are converted.
       action_range: what SAC's 1 stands for, −1 for its negative, a number or a list of one per entry; a tuple (low,
@@ -109,6 +111,7 @@ class SB3Follower:
         buffer: str = "clear",
         schedule: str = "response",
         envs: int = 1,
+        episode_steps: int | None = None,
         beta: float | None = None,
         reward_scale: float = 1.0,
         action_range: Any = None,
@@ -129,6 +132,7 @@ class SB3Follower:
             raise ValueError('`total_steps` must be given with schedule="total", got None')
         self.start, self.buffer, self.schedule = start, buffer, schedule
         self.envs, self.seed = check_count(envs, "envs"), check_count(seed, "seed", at_least=0)
+        self.episode_steps = None if episode_steps is None else check_count(episode_steps, "episode_steps")
         if beta is not None:
             check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         self.beta = beta
@@ -312,7 +316,7 @@ class SB3Follower:
 
     def _world(self, env: Any, theta: np.ndarray, seed: int) -> Any:
         """The follower's environment at one θ."""
-        envs = env.copies(self.envs, theta)
+        envs = env.copies(self.envs, theta, self.episode_steps)
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
         bonus = 0.0
         if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
