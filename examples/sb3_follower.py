@@ -44,10 +44,10 @@ class TenDegrees(BaseFeaturesExtractor):
         return x / 10
 
 
-# 1. The follower. Rewards are of order −1,000: the agent is paid a 200th. β reaches SAC as its entropy coefficient, in the
-#    agent's units. Its −1 and 1 stand for a power of −30 and 30, not for the 100 of the action space: with more it learns
-#    to push zones against the walls at ±30, which the exact controller does not know. Temperatures settle in twenty steps
-#    and are seldom large after them, so its episodes are that long.
+# 1. The follower. Rewards are of order −1,000: the agent is paid a 200th. β reaches SAC as its entropy coefficient, in
+#    the agent's units. Its −1 and 1 stand for a power of −30 and 30, not for the 100 of the action space: with more it
+#    learns to push zones against the walls at ±30, which the exact controller does not know. Temperatures settle within
+#    twenty steps, so longer episodes would show it less of where it begins.
 agent = SB3Follower(
     "SAC",
     arguments.steps,

@@ -230,6 +230,25 @@ def test_budgets_schedules_and_warm_starts():
     assert rates[-1] < 0.02
 
 
+def test_episodes_of_the_training_may_be_shorter():
+    seen = []
+
+    class Watched(building().__class__):
+        def copies(self, count, theta, max_episode_steps=None):
+            seen.append(max_episode_steps)
+            return super().copies(count, theta, max_episode_steps)
+
+    agent = SB3Follower("SAC", 40, envs=2, episode_steps=5, learning_starts=100, buffer_size=100)
+    env = Watched(gym.make("BiLevel/BuildingThermalControl-v0"), agent)
+    env.best_response(np.full(8, 0.5))
+    assert seen == [5]
+    (learnt,) = agent.agents
+    done = learnt.replay_buffer.dones[:20]
+    np.testing.assert_array_equal(done, [[step % 5 == 4] * 2 for step in range(20)])
+    np.testing.assert_array_equal(learnt.replay_buffer.timeouts[:20], done)  # cut, not ended: values go on
+    assert env.time_limit == 100
+
+
 def test_cold_agents_begin_anew():
     env = toll(soft_dqn(100, start="cold"))
     for _ in range(2):
@@ -445,6 +464,7 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower("Sac"), "`algorithm` must be one of 'SAC', 'SoftDQN'"),
         (lambda: SB3Follower(dict), "`algorithm` must be a name or a subclass of SB3's BaseAlgorithm"),
         (lambda: SB3Follower("SAC", 0), "`steps` must be at least 1"),
+        (lambda: SB3Follower("SAC", episode_steps=0), "`episode_steps` must be at least 1"),
         (lambda: SB3Follower("SAC", start="hot"), "`start` must be one of 'warm', 'cold'"),
         (lambda: SB3Follower("SAC", buffer="drop"), "`buffer` must be one of"),
         (lambda: SB3Follower("SAC", schedule="total"), '`total_steps` must be given with schedule="total"'),
