@@ -381,9 +381,9 @@ class Video:
         leader = leader_class.load(self.directory / LEADER, wrapped)
         run = plots.best_run(leader)
         fresh = leader_class(wrapped, **arguments)
-        before, after = fresh.theta[run], leader.theta[run]
         path = self.directory / "follower.mp4"
-        frames = follower_film(wrapped, before, after, path, steps=self.steps, fps=self.fps, seed=self.seed)
+        how = {"steps": self.steps, "fps": self.fps, "seed": self.seed, "run": run}
+        frames = follower_film(wrapped, fresh.theta, leader.theta, path, **how)
         print(f"wrote {path}: run {run}, {frames} frames")
 
 

@@ -25,17 +25,21 @@ def follower_film(
     steps: int = 200,
     fps: int = 10,
     seed: int = 0,
+    run: int = 0,
 ) -> int:
     """Films one episode at each of two configurations, with the same seed.
 
+    A follower that learns does not learn for the film: both pictures show it as it is now.
+
     Args:
       env: an environment that can be drawn.
-      before: θ of the left picture.
-      after: θ of the right picture.
+      before: θ of the left picture, or one per run, ``[R, *θ.shape]``: as many as a follower that learns has met.
+      after: θ of the right picture, likewise.
       path: where the film goes; its ending says the format (".mp4").
       steps: longest episode shown.
       fps: steps per second.
       seed: of the world and of the follower's draws.
+      run: which of the runs is shown.
 
     Returns:
       The number of frames.
@@ -44,8 +48,10 @@ def follower_film(
         from moviepy import ImageSequenceClip
     except ImportError as error:
         raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
+    learnt = ", the agent as it is now" if hasattr(env.follower, "respond") else ""
     left, right = (
-        _episode(env, theta, caption, steps, seed) for theta, caption in ((before, "before"), (after, "after"))
+        _episode(env, theta, caption, steps, seed, run)
+        for theta, caption in ((before, f"before{learnt}"), (after, "after"))
     )
     length = max(len(left), len(right))
     frames = [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
@@ -56,17 +62,19 @@ def follower_film(
     return len(frames)
 
 
-def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int) -> list[np.ndarray]:
+def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int, run: int) -> list[np.ndarray]:
     assert env.spec is not None
     limit = env.time_limit
     world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps if limit is None else min(steps, limit))
     as_state = getattr(env.problem, "index", np.asarray)  # what policies take, where the follower sees more than that
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
-    state, _ = world.reset(seed=seed, options={"theta": theta})
+    theta = np.reshape(theta, (-1, *env.theta_space.shape))
+    runs = len(theta)
+    state, _ = world.reset(seed=seed, options={"theta": theta[run]})
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:
-        uniform = rng.random((1, *best.acting.action_shape))
-        action = best.acting.sample(as_state(state)[None], uniform)[0].numpy()
+        uniform = np.tile(rng.random((1, *best.acting.action_shape)), (runs, *[1] * len(best.acting.action_shape)))
+        action = best.acting.sample(np.stack([as_state(state)] * runs), uniform)[run].numpy()
         state, _, terminated, truncated, info = world.step(action)
         collected += info["leader_reward"]
         k, over = k + 1, terminated or truncated

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from bilevel_envs.policies import BoltzmannPolicy
 from leaders.cli import main
 
 QUICK = [
@@ -118,6 +119,22 @@ def test_the_film_shows_both_episodes(finished):
     left, right = frame[60:, : width // 2 - 20], frame[60:, width // 2 + 20 :]
     assert left.std() > 10
     assert right.std() > 10
+
+
+def test_an_agent_that_learnt_is_filmed_in_the_run_it_belongs_to(tmp_path, monkeypatch):
+    out, shown = tmp_path / "agents", []
+    follower = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=60", "learning_starts=20"]
+    env = ["--env", "BiLevel/TollBridge-v0", *follower, "--batch", "60"]
+    main(["train", *env, "--iterations", "2", "--runs", "2", "--out", str(out)])
+    sample = BoltzmannPolicy.sample
+    monkeypatch.setattr(
+        BoltzmannPolicy,
+        "sample",
+        lambda self, state, uniform: shown.append(len(self.log_probs)) or sample(self, state, uniform),
+    )
+    main(["video", str(out), "--steps", "10"])
+    assert set(shown) == {2}  # both runs' agents are asked; one is shown
+    assert (out / "follower.mp4").stat().st_size > 1000
 
 
 def test_a_continuous_world_is_trained_and_filmed(tmp_path):
