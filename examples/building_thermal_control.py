@@ -45,6 +45,7 @@ shared = {"runs": arguments.runs, "batch_size": arguments.batch, "seed": 0}
 trained = {
     "BC-HG": BCHG(env, **shared),
     'BC-HG, knowledge="terms"': BCHG(env, knowledge="terms", **shared),
+    'BC-HG, knowledge="simulate"': BCHG(env, knowledge="simulate", **shared),
     "Naive-PGD": NaivePGD(env, **shared),
 }
 figure = Figure(figsize=(7, 4.2), layout="constrained")
