@@ -38,11 +38,26 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
       policy: g, with `moments`.
       weight: γ_L^t / β over the number of episodes, [R, N, T].
       gamma: γ_F.
+
+    Raises:
+      TypeError: if the policy has no `moments`.
+      ValueError: if there are fewer transitions than numbers to fit.
     """
+    if not hasattr(policy, "moments"):
+        raise TypeError(
+            '`reaction` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
+            f'action), such as {type(policy).__name__}; got "fitted"'
+        )
     s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
     share = relative(s, batch.valid.flatten(1))[..., None]
     on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
     phi, z, later = products(with_one(s)) * share, products(with_one(s, b)) * share, products(with_one(following)) * on
+    needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
+    if fewest < needed:
+        raise ValueError(
+            f'reaction="fitted" fits {needed} numbers here and needs at least as many transitions in a batch, got '
+            f"{fewest}: raise `batch_size`"
+        )
     wanted = _covariances(s, policy.moments(batch.state.double()), q_leader, weight)
     on_step = lstd_adjoint(z, torch.zeros_like(z), wanted, 0.0)
     on_value = lstd_adjoint(phi, later, gamma * (on_step[..., None] * later).sum(1), gamma)

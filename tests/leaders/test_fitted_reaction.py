@@ -189,6 +189,22 @@ def test_what_it_does_not_go_with_is_refused(world, settings, message):
         BCHG(BilevelWrapper(gym.make(f"BiLevel/{world}-v0")), reaction="fitted", **settings)
 
 
+def test_a_batch_must_hold_what_is_fitted():
+    leader = BCHG(building(), critic="exact", knowledge="terms", batch_size=20, rows=1)
+    with pytest.raises(ValueError, match="fits 28 numbers here .* got 20: raise `batch_size`"):
+        leader.learn(1)
+
+
+def test_a_policy_must_tell_its_moments():
+    env, theta = building(), np.full((1, 8), 0.5)
+    best = env.best_response(theta[0])
+    batch = env.rollout(theta, best, Noise([0]), rows=2, horizon=50)
+    with pytest.raises(
+        TypeError, match='must be "sampled" with a policy that has no method `moments`.*, such as object'
+    ):
+        fitted_trace(batch, Polynomial(torch.zeros(1, 7, 7).double()), object(), 0.9**batch.step, 0.9)
+
+
 def test_other_leaders_have_no_such_choice():
     with pytest.raises(TypeError, match="reaction"):
         HPGD(building(), reaction="fitted")
