@@ -45,7 +45,8 @@ def with_one(*parts: Tensor) -> Tensor:
 def relative(state: Tensor, used: Tensor) -> Tensor:
     """Factor of each state's equation in a fit, so that errors relative to |s|² count: 0 where not used, [...].
 
-    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide.
+    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide. It is meant
+    for regressions only: temporal differences converge because states count as often as they are visited.
 
     Args:
       state: [..., n].

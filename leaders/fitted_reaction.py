@@ -1,4 +1,4 @@
-r"""The guiding term as a covariance of two fitted polynomials, for followers that are not what theory wants them to be.
+r"""The guiding term as a covariance of two fitted polynomials: less noise, most of all with followers that learn.
 
 Theorem 1 of arXiv:2603.14867 weighs the ∇Q_F of a trajectory by the benefit of the action that began it. Followers that
 learn leave much in either that has nothing to do with the other, and the division by β makes noise of it. Here ∇Q_F is
@@ -30,7 +30,7 @@ REACTIONS = ("sampled", "fitted")
 def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, weight: Tensor, gamma: float) -> Tensor:
     """What takes the place of the eligibility trace: the weight of what each step adds to ∇Q_F, [R, N, T].
 
-    In-between moments of the policy are those of a Gaussian with its mean and covariance.
+    Third and fourth moments of the policy are taken for those of a Gaussian with its mean and covariance.
 
     Args:
       batch: transitions with vectors for states and actions.
@@ -49,19 +49,20 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
             f'action), such as {type(policy).__name__}; got "fitted"'
         )
     s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-    share = relative(s, batch.valid.flatten(1))[..., None]
-    on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
-    phi, z, later = products(with_one(s)) * share, products(with_one(s, b)) * share, products(with_one(following)) * on
+    used, share = batch.valid.flatten(1)[..., None].double(), relative(s, batch.valid.flatten(1))[..., None]
+    phi, z = products(with_one(s)) * used, products(with_one(s, b)) * share
+    later = products(with_one(following)) * (batch.valid & ~batch.terminated).flatten(1)[..., None]
     needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
     if fewest < needed:
         raise ValueError(
             f'reaction="fitted" fits {needed} numbers here and needs at least as many transitions in a batch, got '
             f"{fewest}: raise `batch_size`"
         )
-    wanted = _covariances(s, policy.moments(batch.state.double()), q_leader, weight)
-    on_step = lstd_adjoint(z, torch.zeros_like(z), wanted, 0.0)
+    mean, covariance = policy.moments(batch.state.double())
+    wanted = _covariances(s, (mean.double(), covariance.double()), q_leader, weight)
+    on_step = lstd_adjoint(z, torch.zeros_like(z), wanted, 0.0) * share[..., 0]
     on_value = lstd_adjoint(phi, later, gamma * (on_step[..., None] * later).sum(1), gamma)
-    return ((on_step + on_value) * share[..., 0]).view_as(weight)
+    return (on_step + on_value).view_as(weight)
 
 
 def _covariances(state: Tensor, moments: tuple[Tensor, Tensor], q: Polynomial | Quadratic, weight: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ class SampledLeader(Leader):
         usual = changed(usual, advised)
         if preset is None and self.world != PLAYED and hasattr(getattr(env, "follower", None), "respond"):
             usual = unplanned(usual, bump=getattr(model, "bump", None) is not None)
+        if arguments.get("reaction") == "fitted" and usual.knowledge == "model":
+            usual = replace(usual, knowledge="terms")  # a closed form leaves nothing to fit
         if self.actor_critic is not None:
             usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
         sampling = changed(usual, arguments | overrides)

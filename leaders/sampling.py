@@ -200,6 +200,8 @@ def _check_fitted(sampling: Sampling) -> None:
             '`reaction` must be "sampled" with a critic that is no quadratic of (s, b), such as '
             f'{sampling.critic!r}; got "fitted"'
         )
+    if sampling.knowledge == "simulate" and sampling.arrival != "td_error":
+        raise ValueError(f'`arrival` must be "td_error" with `reaction="fitted"`, got {sampling.arrival!r}')
     if sampling.knowledge == "model":
         raise ValueError('`reaction` must be "sampled" with `knowledge="model"`, which has a closed form; got "fitted"')
 

@@ -340,7 +340,7 @@ def _linear(seen: Rollout, beta: float, gamma: float) -> tuple[GaussianPolicy, F
     reward = seen.r_follower.flatten(1) - beta * policy.log_prob(s, b)
     one, goes_on = torch.ones_like(used), (seen.valid & ~seen.terminated).flatten(1)[..., None]
     phi, later = (torch.cat([one, products(x)], -1) for x in (s, following))
-    w = lstd(phi * share, later * goes_on * share, reward[..., None] * share, gamma)[..., 0]
+    w = lstd(phi * used, later * goes_on, reward[..., None] * used, gamma)[..., 0]
     v = Quadratic(symmetric(w[:, 1:], s.shape[-1]), w[:, 0])
     return policy, FromDensity(v, policy, beta), v
 

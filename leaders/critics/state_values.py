@@ -64,8 +64,8 @@ class QuadraticState:
 
     Both of degree 2. Where rewards are quadratic and moves linear, what one step brings is such a polynomial of (s, b)
     whatever the follower does, so that a policy that bends costs V_L some accuracy, and the benefit next to none.
-    E_b[Q_L] takes mean and covariance of the policy that is known or estimated. Larger states count for less, by
-    1 / (1 + |s|²)², because what is left unexplained grows with |s|². Nothing is kept from batch to batch.
+    E_b[Q_L] takes mean and covariance of the policy that is known or estimated. Larger states count for less in the fit
+    of Q_L, by 1 / (1 + |s|²)², because what is left unexplained grows with |s|². Nothing is kept from batch to batch.
 
     Args:
       gamma: γ_L.
@@ -81,19 +81,20 @@ class QuadraticState:
         if batch.action.ndim == batch.r_leader.ndim:
             raise ValueError('`critic` must be "td" for discrete actions where states are vectors, got "state_values"')
         s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-        share = relative(s, batch.valid.flatten(1))[..., None]
-        on = share * (batch.valid & ~batch.terminated).flatten(1)[..., None]
-        phi, z = products(with_one(s)) * share, products(with_one(s, b)) * share
+        used = batch.valid.flatten(1)[..., None].double()
+        on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
+        phi, share = products(with_one(s)) * used, relative(s, batch.valid.flatten(1))[..., None]
+        z = products(with_one(s, b)) * share
         needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
         if fewest < needed:
             raise ValueError(
                 f'critic="state_values" fits {needed} numbers here and needs at least as many transitions in a batch, '
                 f"got {fewest}: raise `batch_size`"
             )
-        reward = batch.r_leader.flatten(1)[..., None] * share
+        reward = batch.r_leader.flatten(1)[..., None]
         v = lstd(phi, products(with_one(following)) * on, reward, self.gamma)[..., 0]
         self.v = Polynomial(symmetric(v, 1 + s.shape[-1]))
-        brought = reward + self.gamma * self.v(following)[..., None] * on
+        brought = (reward + self.gamma * self.v(following)[..., None] * on) * share
         q = lstd(z, torch.zeros_like(z), brought, 0.0)[..., 0]
         self.q = Polynomial(symmetric(q, 1 + s.shape[-1] + b.shape[-1]))
 

@@ -84,9 +84,9 @@ def test_the_trace_is_the_covariance_of_two_fits_done_by_hand():
         return np.stack([x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i, x.shape[1])], 1)
 
     step = added[0].flatten(0, 1).numpy()
-    phi, later, z = monomials(s) * share, monomials(following) * share, monomials(np.concatenate([s, b], 1)) * share
-    u = np.linalg.solve(phi.T @ (phi - 0.9 * later), phi.T @ (step * share))
-    x = np.linalg.lstsq(z, step * share + 0.9 * later @ u, rcond=None)[0]
+    phi, later, z = monomials(s), monomials(following), monomials(np.concatenate([s, b], 1)) * share
+    u = np.linalg.solve(phi.T @ (phi - 0.9 * later), phi.T @ step)
+    x = np.linalg.lstsq(z, (step + 0.9 * later @ u) * share, rcond=None)[0]
     total = np.zeros(8)
     nodes, node_weights = np.polynomial.hermite_e.hermegauss(5)
     node_weights = node_weights / node_weights.sum()
@@ -163,6 +163,26 @@ def test_a_policy_that_bends_does_not_spoil_the_benefit():
     assert float((q - brought).abs().max()) < 1e-3 * float((q - v).std())
 
 
+def test_a_world_that_runs_away_does_not_turn_values_around():
+    """s' = min(2 s, 30), r = −s²: were far states to count for less in temporal differences, V(30) would be above 0."""
+    s = [torch.tensor([0.5 * 1.1**i for i in range(8)], dtype=torch.float64)]
+    for _ in range(9):
+        s.append((2 * s[-1]).clamp(max=30))
+    state = torch.stack(s, 1)[None, ..., None]
+    shape = (1, 8, 9)
+    env = building()
+    theta = np.full((1, 8), 0.5)
+    batch = env.rollout(theta, env.best_response(theta[0]), Noise([0]), rows=8, horizon=9)
+    draw = torch.randn(*shape, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch = replace(
+        batch, state=state[:, :, :-1], next_state=state[:, :, 1:], action=draw, r_leader=-(state[:, :, :-1, 0] ** 2)
+    )
+    critic = QuadraticState(0.9)
+    critic.fit(batch, env.best_response(theta[0]), None, Noise([0]))
+    far = torch.full((1, 1, 1), 30.0, dtype=torch.float64)
+    assert float(critic.v(far)) == pytest.approx(-9000, rel=0.1)
+
+
 def test_networks_are_led_with_it(tmp_path):
     agent = SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)
     leader = BCHG(building(agent), batch_size=1_000, seed=0)
@@ -180,6 +200,7 @@ def test_networks_are_led_with_it(tmp_path):
     [
         ("FourRooms", {}, '`reaction` must be "sampled" for tables'),
         ("BuildingThermalControl", {"knowledge": "model"}, 'with `knowledge="model"`'),
+        ("BuildingThermalControl", {"knowledge": "simulate", "arrival": "value"}, '`arrival` must be "td_error"'),
         ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., such as 'td'"),
         ("BilevelLQR", {"knowledge": "terms"}, "where the leader's reward is a bump"),
     ],
