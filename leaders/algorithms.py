@@ -111,7 +111,7 @@ class BCHG(SampledLeader):
             matrices, with ∇Q_F − ∇V_F in closed form. Tables take ``"simulate"``.
         reaction: ∇Q_F as trajectories collect it, ``"sampled"``, or fitted as a polynomial of (s, b), ``"fitted"``: the
             default in linear-quadratic worlds with a quadratic critic unless ``knowledge="model"``. It has a tenth to a
-            hundredth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
+            fiftieth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
