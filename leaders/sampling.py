@@ -115,7 +115,9 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
 def fits_reaction(sampling: Sampling, world: str, bump: bool) -> bool:
     """Whether ∇Q_F is fitted unless told otherwise: where it and Q_L are polynomials and no closed form is known."""
     quadratic = isinstance(sampling.critic, str) and sampling.critic in ("lstd", "state_values", "exact")
-    return world == MATRICES and not bump and sampling.kick == "bc_hg" and quadratic and sampling.knowledge != "model"
+    scores = sampling.knowledge == "simulate" and sampling.arrival == "td_error"
+    known = scores or sampling.knowledge == "terms"
+    return world == MATRICES and not bump and sampling.kick == "bc_hg" and quadratic and known
 
 
 def played_kick(presets: dict[str | None, Sampling] | None, leader: str) -> str:

@@ -226,6 +226,22 @@ def test_a_policy_must_tell_its_moments():
         fitted_trace(batch, Polynomial(torch.zeros(1, 7, 7).double()), object(), 0.9**batch.step, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reaction"),
+    [
+        ({}, "sampled"),
+        ({"knowledge": "terms"}, "fitted"),
+        ({"knowledge": "terms", "critic": "exact"}, "fitted"),
+        ({"knowledge": "simulate"}, "fitted"),
+        ({"knowledge": "simulate", "arrival": "value"}, "sampled"),
+        ({"critic": "td"}, "sampled"),
+        ({"preset": "paper"}, "sampled"),
+    ],
+)
+def test_what_is_fitted_unless_told_otherwise(settings, reaction):
+    assert BCHG(building(), **settings).sampling.reaction == reaction
+
+
 def test_other_leaders_have_no_such_choice():
     with pytest.raises(TypeError, match="reaction"):
         HPGD(building(), reaction="fitted")
