@@ -43,16 +43,19 @@ def with_one(*parts: Tensor) -> Tensor:
 
 
 def relative(state: Tensor, used: Tensor) -> Tensor:
-    """Factor of each state's equation in a fit, so that errors relative to |s|² count: 0 where not used, [...].
+    """Factor of each state's equation in a fit, so that errors relative to |s|² count: 0 where not used, [R, K].
 
-    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide. It is meant
-    for regressions only: temporal differences converge because states count as often as they are visited.
+    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide. States below
+    a tenth of the batch's mean |s|² count alike, so that units have no influence. It is meant for regressions only:
+    temporal differences converge because states count as often as they are visited.
 
     Args:
-      state: [..., n].
-      used: whether there is such a state, [...].
+      state: [R, K, n].
+      used: whether there is such a state, [R, K].
     """
-    return used / (1 + (state**2).sum(-1))
+    size = (state**2).sum(-1)
+    mean = (size * used).sum(-1, keepdim=True) / used.sum(-1, keepdim=True).clamp(min=1)
+    return used / (1 + 10 * size / mean.clamp(min=torch.finfo(size.dtype).tiny))
 
 
 def products(x: Tensor) -> Tensor:
