@@ -72,12 +72,12 @@ def symmetric(entries: Tensor, size: int) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def lstd(phi: Tensor, later: Tensor, reward: Tensor, gamma: float) -> Tensor:
+def lstd(phi: Tensor, later: Tensor | None, reward: Tensor, gamma: float = 1.0) -> Tensor:
     """The w that solves Σ φ (φ − γ φ')ᵀ w = Σ φ r: the fixed point of temporal differences within the features.
 
     Args:
       phi: φ of each transition, 0 where it does not count, [R, K, F].
-      later: E[φ'] after it, 0 where nothing follows, [R, K, F].
+      later: E[φ'] after it, 0 where nothing follows, [R, K, F]; None if nothing ever follows: a plain regression.
       reward: [R, K, D].
       gamma: γ.
 
@@ -91,12 +91,12 @@ def lstd(phi: Tensor, later: Tensor, reward: Tensor, gamma: float) -> Tensor:
     return torch.linalg.lstsq(system, phi.mT @ reward, driver="gelsd").solution / size.mT
 
 
-def lstd_adjoint(phi: Tensor, later: Tensor, functional: Tensor, gamma: float) -> Tensor:
+def lstd_adjoint(phi: Tensor, later: Tensor | None, functional: Tensor, gamma: float = 1.0) -> Tensor:
     """The weights h of transitions with Σ_k h_k r_k = functional · w, for the w that `lstd` makes of any reward r.
 
     Args:
       phi: as in `lstd`, [R, K, F].
-      later: as in `lstd`, [R, K, F].
+      later: as in `lstd`, [R, K, F] or None.
       functional: a linear function of w, [R, F].
       gamma: γ.
 
@@ -108,9 +108,9 @@ def lstd_adjoint(phi: Tensor, later: Tensor, functional: Tensor, gamma: float) -
     return (phi @ share)[..., 0]
 
 
-def _system(phi: Tensor, later: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+def _system(phi: Tensor, later: Tensor | None, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     """The features' sizes, [R, 1, F], the features divided by them, and Σ φ (φ − γ φ')ᵀ."""
     # Features range over many powers of ten: each is scaled to its own size in the batch.
     size = phi.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12)
-    phi, later = phi / size, later / size
-    return size, phi, phi.mT @ (phi - gamma * later)
+    phi = phi / size
+    return size, phi, phi.mT @ (phi if later is None else phi - gamma * later / size)

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from bilevel_envs.linear_quadratic import Quadratic, linear
 from bilevel_envs.model import Rollout
-from bilevel_envs.quadratics import Polynomial, lstd_adjoint, products, relative, with_one
+from bilevel_envs.quadratics import Polynomial, lstd_adjoint, with_one
+from leaders.monomials import Monomials
 
 REACTIONS = ("sampled", "fitted")
 
@@ -40,7 +41,7 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
       gamma: γ_F.
 
     Raises:
-      TypeError: if the policy has no `moments`.
+      TypeError: if the policy has no `moments`, or Q_L is no polynomial.
       ValueError: if there are fewer transitions than numbers to fit.
     """
     if not hasattr(policy, "moments"):
@@ -48,20 +49,15 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
             '`reaction` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
             f'action), such as {type(policy).__name__}; got "fitted"'
         )
-    s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-    used, share = batch.valid.flatten(1)[..., None].double(), relative(s, batch.valid.flatten(1))[..., None]
-    phi, z = products(with_one(s)) * used, products(with_one(s, b)) * share
-    later = products(with_one(following)) * (batch.valid & ~batch.terminated).flatten(1)[..., None]
-    needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
-    if fewest < needed:
-        raise ValueError(
-            f'reaction="fitted" fits {needed} numbers here and needs at least as many transitions in a batch, got '
-            f"{fewest}: raise `batch_size`"
+    if not isinstance(q_leader, Polynomial | Quadratic):
+        raise TypeError(
+            f"`critic` must give a Polynomial or a Quadratic as its `quadratic()` here, got {type(q_leader).__name__}"
         )
+    seen = Monomials.of(batch, 'reaction="fitted"')
     mean, covariance = policy.moments(batch.state.double())
-    wanted = _covariances(s, (mean.double(), covariance.double()), q_leader, weight)
-    on_step = lstd_adjoint(z, torch.zeros_like(z), wanted, 0.0) * share[..., 0]
-    on_value = lstd_adjoint(phi, later, gamma * (on_step[..., None] * later).sum(1), gamma)
+    wanted = _covariances(seen.state, (mean.double(), covariance.double()), q_leader, weight)
+    on_step = lstd_adjoint(seen.z, None, wanted) * seen.share[..., 0]
+    on_value = lstd_adjoint(seen.phi, seen.later, gamma * (on_step[..., None] * seen.later).sum(1), gamma)
     return (on_step + on_value).view_as(weight)
 
 

@@ -35,7 +35,7 @@ from leaders.sampling import (
     Sampling,
     check_sampling,
     fits_reaction,
-    is_quadratic,
+    gives_gradient,
     played_kick,
     unplanned,
     world_of,
@@ -43,11 +43,11 @@ from leaders.sampling import (
 from leaders.surrogate import surrogate
 from leaders.train import Common, Estimate, Leader, changed
 from leaders.values import Values, evaluate
-from leaders.weights import Weights, occupancy, residualised, weights_from_kick
+from leaders.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
-
+FEW = 10  # fitted numbers to a transition that need no more room than the rest of it
 
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 
@@ -114,7 +114,7 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
         sampling = changed(usual, arguments | overrides)
-        if not is_quadratic(sampling.critic) and arguments.get("knowledge") is None:
+        if not gives_gradient(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
         if preset is None and arguments.get("reaction") is None:
             fits = fits_reaction(sampling, self.world, bump=getattr(model, "bump", None) is not None)
@@ -188,7 +188,7 @@ class SampledLeader(Leader):
         terms = model.terms(batch, best.policy if rule.centred else None)
         values = evaluate(critic, best, batch, rule.reads_follower)  # once: some critics draw for it
         if knowledge == "simulate":
-            total = surrogate(terms, self._weights(batch, values, tail, trace=trace))
+            total = surrogate(terms, self._weights(batch, values, tail, trace))
             if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
                 total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
             return total, 0
@@ -199,9 +199,9 @@ class SampledLeader(Leader):
         if knowledge == "model":
             kick = rule.kick(batch, values, counts, preferences)
             reaction = reaction_surrogate(kick, batch, model, preferences)
-            weights = self._weights(batch, values, tail, kick=torch.zeros_like(kick))
+            weights = self._weights(batch, values, tail, torch.zeros_like(kick))
         else:
-            weights = self._weights(batch, values, tail, trace=trace)
+            weights = self._weights(batch, values, tail, trace)
         v_leader = critic.leader_gradient(best.policy)  # type: ignore[attr-defined]
         v_follower = best.v if rule.reads_follower else None
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
@@ -218,20 +218,18 @@ class SampledLeader(Leader):
         weight = self.counts(batch, tail) / preferences.beta
         return fitted_trace(batch, critic.quadratic(), best.policy, weight, preferences.gamma_follower)
 
-    def _weights(
-        self, batch: Rollout, values: Values, tail: str, kick: Tensor | None = None, trace: Tensor | None = None
-    ) -> Weights:
-        """From a batch to the four weights, with the rule's kick or another; the whole estimator on half a screen."""
+    def _weights(self, batch: Rollout, values: Values, tail: str, trace: Tensor | None = None) -> Weights:
+        """From a batch to the four weights, with the rule's trace or another; the whole estimator on half a screen."""
         preferences = self.env.preferences
         counts = self.counts(batch, tail)
         rule = KICKS[self.sampling.kick]
-        if kick is None:
-            kick = rule.kick(batch, values, counts, preferences)
-            if self.sampling.features != "none" and trace is None:
-                kick = residualised(kick, self._features(batch), batch)
-        how: dict[str, Any] = {"tail": tail, "arrival": self.sampling.arrival, "decay": rule.decay, "trace": trace}
-        how["centred"] = rule.centred
-        return weights_from_kick(kick, batch, values, counts, preferences, **how)
+        how: dict[str, Any] = {"tail": tail, "arrival": self.sampling.arrival, "centred": rule.centred}
+        if trace is not None:
+            return weights_from_trace(trace, batch, values, counts, preferences, **how)
+        kick = rule.kick(batch, values, counts, preferences)
+        if self.sampling.features != "none":
+            kick = residualised(kick, self._features(batch), batch)
+        return weights_from_kick(kick, batch, values, counts, preferences, decay=rule.decay, **how)
 
     def _clipped_direct(self, log_arrival: Tensor, theta: Tensor, batch: Rollout, values: Values) -> Tensor:
         """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
@@ -270,7 +268,11 @@ class SampledLeader(Leader):
         horizon = self._whole_episode()
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
-        at_once = max(1, CHUNK // (self.runs * self._steps_drawn(rows * horizon, horizon)))
+        room = self.runs * self._steps_drawn(rows * horizon, horizon)
+        if self.sampling.reaction == "fitted":
+            world = self.env.model(theta)
+            room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
+        at_once = max(1, CHUNK // room)
         gradients = []
         for first in range(0, count, at_once):
             copies = min(at_once, count - first)

@@ -76,6 +76,7 @@ PUBLISHED_LINEAR = Sampling(
 SIMULATED = Sampling(
     "bc_hg", batch_size=2_000, critic="td", features="constant", tail="keep", sampler="steps", network_of="both"
 )
+QUADRATICS = ("lstd", "state_values", "exact")  # critics whose Q_L is a quadratic of (s, b)
 TABLES, MATRICES, PLAYED = "tables", "matrices", "played"  # kinds of worlds, by what is known of them
 
 
@@ -87,9 +88,14 @@ def world_of(model: Any) -> str:
 
 
 def is_quadratic(critic: Any) -> bool:
-    """Whether a critic of this name, or this critic, is a quadratic of (s, b)."""
+    """Whether the Q_L of a critic of this name, or of this critic, is a quadratic of (s, b)."""
+    return critic in QUADRATICS if isinstance(critic, str) else hasattr(critic, "quadratic")
+
+
+def gives_gradient(critic: Any) -> bool:
+    """Whether a critic of this name, or this critic, gives ∇V_L, which whoever knows how θ moves states needs."""
     if isinstance(critic, str):
-        return critic in ("lstd", "fitted_linear", "state_values", "exact")
+        return critic in (*QUADRATICS, "fitted_linear")
     return hasattr(critic, "leader_gradient")
 
 
@@ -114,10 +120,9 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
 
 def fits_reaction(sampling: Sampling, world: str, bump: bool) -> bool:
     """Whether ∇Q_F is fitted unless told otherwise: where it and Q_L are polynomials and no closed form is known."""
-    quadratic = isinstance(sampling.critic, str) and sampling.critic in ("lstd", "state_values", "exact")
     scores = sampling.knowledge == "simulate" and sampling.arrival == "td_error"
     known = scores or sampling.knowledge == "terms"
-    return world == MATRICES and not bump and sampling.kick == "bc_hg" and quadratic and known
+    return world == MATRICES and not bump and sampling.kick == "bc_hg" and is_quadratic(sampling.critic) and known
 
 
 def played_kick(presets: dict[str | None, Sampling] | None, leader: str) -> str:
@@ -179,9 +184,10 @@ def _check_matrices(sampling: Sampling) -> None:
     _check_vectors(sampling)
     if sampling.tail != "keep":
         raise ValueError(f'`tail` must be "keep" where states are vectors, got {sampling.tail!r}')
-    if sampling.knowledge != "simulate" and not is_quadratic(sampling.critic):
+    if sampling.knowledge != "simulate" and not gives_gradient(sampling.critic):
         raise ValueError(
-            f'`knowledge` must be "simulate" with a critic that is no quadratic, got {sampling.knowledge!r}'
+            f'`knowledge` must be "simulate" with a critic that gives no ∇V_L, here {sampling.critic!r}; got '
+            f"{sampling.knowledge!r}"
         )
 
 
@@ -196,10 +202,9 @@ def _check_played(sampling: Sampling) -> None:
 
 
 def _check_fitted(sampling: Sampling) -> None:
-    quadratic = sampling.critic if isinstance(sampling.critic, str) else hasattr(sampling.critic, "quadratic")
-    if quadratic not in ("lstd", "state_values", "exact", True):
+    if not is_quadratic(sampling.critic):
         raise ValueError(
-            '`reaction` must be "sampled" with a critic that is no quadratic of (s, b), such as '
+            '`reaction` must be "sampled" with a critic that is no quadratic of (s, b), here '
             f'{sampling.critic!r}; got "fitted"'
         )
     if sampling.knowledge == "simulate" and sampling.arrival != "td_error":

@@ -189,7 +189,6 @@ def weights_from_kick(
     arrival: str = "td_error",
     decay: float | None = None,
     centred: bool = False,
-    trace: Tensor | None = None,
 ) -> Weights:
     """The weights of an estimator, from its kick.
 
@@ -205,14 +204,27 @@ def weights_from_kick(
         the leader's part, whose ∇log p are clipped one by one, left to the caller.
       decay: the trace's factor per step; None for γ_F.
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
-      trace: takes the place of the kicks' trace, [R, N, T].
     """
+    decay = preferences.gamma_follower if decay is None else decay
+    kick = continued(kick, batch, decay) if tail == "bootstrap" and 0 < decay < 1 else kick
+    trace = eligibility_trace(kick, decay, batch.starts) * batch.valid
+    return weights_from_trace(trace, batch, values, counts, preferences, tail=tail, arrival=arrival, centred=centred)
+
+
+def weights_from_trace(
+    trace: Tensor,
+    batch: Rollout,
+    values: Values,
+    counts: Tensor,
+    preferences: Preferences,
+    *,
+    tail: str,
+    arrival: str = "td_error",
+    centred: bool = False,
+) -> Weights:
+    """The weights of an estimator, from those of what each step adds to ∇Q_F, [R, N, T]; see `weights_from_kick`."""
     check_choice(arrival, ARRIVALS, "arrival")
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
-    decay = gamma_follower if decay is None else decay
-    if trace is None:
-        trace_kick = continued(kick, batch, decay) if tail == "bootstrap" and 0 < decay < 1 else kick
-        trace = eligibility_trace(trace_kick, decay, batch.starts) * batch.valid
     leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else counts
     arriving_leader = gamma_leader * values.v_leader_next
     arriving_follower = gamma_follower * values.v_follower_next

@@ -35,6 +35,11 @@ class ExactCritic:
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Solves anew; the batch is not looked at."""
         if isinstance(model, LinearQuadraticModel):
+            if not isinstance(best.policy, GaussianPolicy):
+                raise TypeError(
+                    f'critic="exact" needs a follower with a GaussianPolicy, got {type(best.policy).__name__}; '
+                    'choose "state_values"'
+                )
             if model.bump is not None:
                 self.bumps = BumpValues(model, best.policy, self.gamma)
             else:

@@ -36,7 +36,7 @@ class LeastSquares:
         if not isinstance(best.policy, GaussianPolicy):
             raise TypeError(
                 f'critic="lstd" needs a follower with a GaussianPolicy, got {type(best.policy).__name__}; '
-                'for tables choose "expected_sarsa"'
+                'choose "expected_sarsa" for tables, "state_values" for followers that learn'
             )
         policy, m = best.policy, batch.action.shape[-1]
         z = torch.cat([batch.state, batch.action], -1).flatten(1, 2)

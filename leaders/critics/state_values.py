@@ -13,9 +13,10 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.kernels import expected_sarsa, sarsa
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
-from bilevel_envs.quadratics import Polynomial, lstd, products, relative, symmetric, with_one
+from bilevel_envs.quadratics import Polynomial, lstd, symmetric
 from bilevel_envs.tabular import Table
 from leaders.critics.sarsa import LearnedTable
+from leaders.monomials import Monomials
 
 
 class StateTable(LearnedTable):
@@ -80,23 +81,14 @@ class QuadraticState:
         """Two linear solves per run."""
         if batch.action.ndim == batch.r_leader.ndim:
             raise ValueError('`critic` must be "td" for discrete actions where states are vectors, got "state_values"')
-        s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-        used = batch.valid.flatten(1)[..., None].double()
-        on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
-        phi, share = products(with_one(s)) * used, relative(s, batch.valid.flatten(1))[..., None]
-        z = products(with_one(s, b)) * share
-        needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
-        if fewest < needed:
-            raise ValueError(
-                f'critic="state_values" fits {needed} numbers here and needs at least as many transitions in a batch, '
-                f"got {fewest}: raise `batch_size`"
-            )
-        reward = batch.r_leader.flatten(1)[..., None]
-        v = lstd(phi, products(with_one(following)) * on, reward, self.gamma)[..., 0]
-        self.v = Polynomial(symmetric(v, 1 + s.shape[-1]))
-        brought = (reward + self.gamma * self.v(following)[..., None] * on) * share
-        q = lstd(z, torch.zeros_like(z), brought, 0.0)[..., 0]
-        self.q = Polynomial(symmetric(q, 1 + s.shape[-1] + b.shape[-1]))
+        seen = Monomials.of(batch, 'critic="state_values"')
+        reward = batch.r_leader.flatten(1)[..., None].double()
+        size = 1 + batch.state.shape[-1]
+        v = lstd(seen.phi, seen.later, reward, self.gamma)[..., 0]
+        self.v = Polynomial(symmetric(v, size))
+        brought = reward + self.gamma * self.v(seen.following)[..., None] * seen.goes_on
+        q = lstd(seen.z, None, brought * seen.share)[..., 0]
+        self.q = Polynomial(symmetric(q, size + batch.action.shape[-1]))
 
     def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """∇V_L as a function of states; the step has no influence."""

@@ -10,7 +10,7 @@ import torch
 import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import Mixture, ObservedFollower, Riccati, SoftValueIteration, Sticky, Truncated
-from bilevel_envs.followers.observed import _counts
+from bilevel_envs.followers.observed import _counts, _linear
 from bilevel_envs.followers.sb3 import soft_evaluation
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
@@ -303,6 +303,35 @@ def test_leaders_keep_what_makes_them_what_they_are():
     assert (lqr.sampling.critic, lqr.sampling.knowledge) == ("td", "simulate")
     with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
         BCHG(lqr.env, critic="state_values")
+
+
+def test_what_is_made_of_a_follower_that_bends_by_hand():
+    draw, shape = np.random.default_rng(0), (2, 5, 30)
+    state = draw.normal(size=(*shape, 2)) * np.array([1.0, 4.0])[:, None, None, None]
+    action = np.tanh(state @ [[0.5], [-0.3]]) + 0.1 * draw.normal(size=(*shape, 1))
+    following = 0.6 * state + 0.2 * action + 0.3 * draw.normal(size=(*shape, 2))
+    reward, step = draw.normal(size=shape), np.broadcast_to(np.arange(30), shape).copy()
+    terminated, valid = draw.random(shape) < 0.1, draw.random(shape) < 0.9
+    parts = (state, action, following, reward, reward, terminated, np.zeros(shape, bool), step, valid)
+    policy, q, v = _linear(Rollout(*map(torch.from_numpy, parts)), beta=0.5, gamma=0.9)
+    for run in range(2):
+        s, b, then, r, ends = (x[run][valid[run]] for x in (state, action, following, reward, terminated))
+        k = np.linalg.lstsq(s, b, rcond=None)[0]
+        share = 1 / (1 + 10 * (s**2).sum(1) / (s**2).sum(1).mean()) ** 2  # large states bend most
+        variance = (share * (b - s @ k)[:, 0] ** 2).sum() / share.sum()
+        np.testing.assert_allclose(policy.gain[run].numpy(), -k.T)
+        np.testing.assert_allclose(policy.covariance[run].numpy(), [[variance]])
+        log_g = -((b - s @ k)[:, 0] ** 2) / variance / 2 - np.log(2 * np.pi * variance) / 2
+
+        def phi(x):
+            return np.stack([np.ones(len(x)), x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2], 1)
+
+        now, later = phi(s), phi(then) * ~ends[:, None]
+        w = np.linalg.solve(now.T @ (now - 0.9 * later), now.T @ (r - 0.5 * log_g))
+        at = torch.from_numpy(np.stack([s, s]))
+        np.testing.assert_allclose(v(at)[run].numpy(), now @ w, atol=1e-8)
+        done = torch.from_numpy(np.stack([b, b]))
+        np.testing.assert_allclose(q(at, done)[run].numpy(), now @ w + 0.5 * log_g, atol=1e-8)
 
 
 def test_the_hidden_beta_stays_hidden():

@@ -249,6 +249,34 @@ def test_episodes_of_the_training_may_be_shorter():
     assert env.time_limit == 100
 
 
+def test_time_limits_hold_in_anybodys_environment():
+    gym.register("Plain-v0", entry_point=Plain, max_episode_steps=20)
+    try:
+        env = BilevelWrapper(gym.make("Plain-v0", disable_env_checker=True))
+        for limit, last in ((None, 20), (7, 7)):
+            copies = env.copies(2, np.array([0.0]), limit)
+            copies.reset(seed=0)
+            cut = next(k for k in range(1, 30) if copies.step(copies.action_space.sample())[3].any())
+            assert cut == last
+            copies.close()
+    finally:
+        del gym.registry["Plain-v0"]
+
+
+def test_moments_are_those_of_many_draws():
+    def network(x):
+        return torch.cat([x / 3, 0.2 * x - 1], -1)
+
+    low, high = torch.tensor([-2.0, -1.0]).double(), torch.tensor([6.0, 3.0]).double()
+    policy = NetworkGaussian((network,), low, high)
+    state = torch.tensor([[[0.5, -2.0], [1.5, 1.0]]]).double()
+    mean, covariance = policy.moments(state)
+    drawn = policy.sample(state.expand(400_000, 2, 2)[None], np.random.default_rng(0).random((1, 400_000, 2, 2)))[0]
+    torch.testing.assert_close(mean[0], drawn.mean(0), atol=0.01, rtol=0)
+    for at in range(2):
+        torch.testing.assert_close(covariance[0, at], torch.cov(drawn[:, at].mT), atol=0.02, rtol=0.01)
+
+
 def test_cold_agents_begin_anew():
     env = toll(soft_dqn(100, start="cold"))
     for _ in range(2):

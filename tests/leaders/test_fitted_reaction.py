@@ -9,11 +9,12 @@ import torch
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import SB3Follower
+from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import GaussianPolicy
-from bilevel_envs.quadratics import Polynomial, lstd, lstd_adjoint, products, symmetric, with_one
+from bilevel_envs.quadratics import Polynomial, lstd, lstd_adjoint, products, relative, symmetric, with_one
 from leaders import BCHG, HPGD, exact
-from leaders.critics import QuadraticState
+from leaders.critics import NetworkCritic, QuadraticState
 from leaders.fitted_reaction import _covariances, fitted_trace
 from leaders.per_step import per_step_gradient
 
@@ -25,6 +26,11 @@ def building(follower=None):
 def at_half(leader):
     torch.nn.init.zeros_(leader.policy.raw)
     return leader
+
+
+def monomials(x):
+    x = np.concatenate([np.ones((len(x), 1)), x], 1)
+    return np.stack([x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i, x.shape[1])], 1)
 
 
 def test_the_adjoint_of_a_fit_weighs_rewards_as_the_fit_does():
@@ -79,11 +85,6 @@ def test_the_trace_is_the_covariance_of_two_fits_done_by_hand():
     s, b, following = (part[0].flatten(0, 1).numpy() for part in (batch.state, batch.action, batch.next_state))
     size = (s**2).sum(1, keepdims=True)
     share = 1 / (1 + 10 * size / size.mean())
-
-    def monomials(x):
-        x = np.concatenate([np.ones((len(x), 1)), x], 1)
-        return np.stack([x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i, x.shape[1])], 1)
-
     step = added[0].flatten(0, 1).numpy()
     phi, later, z = monomials(s), monomials(following), monomials(np.concatenate([s, b], 1)) * share
     u = np.linalg.solve(phi.T @ (phi - 0.9 * later), phi.T @ step)
@@ -106,6 +107,98 @@ def test_the_trace_is_the_covariance_of_two_fits_done_by_hand():
             kick = weight[0].flatten().numpy() * (value - average)
             total += node_weights[i] * node_weights[j] * kick @ (monomials(at_move) @ x)
     np.testing.assert_allclose(found, total, rtol=1e-5)
+
+
+class Uneven:
+    """A policy whose covariance depends on the state."""
+
+    def moments(self, state):
+        mean = torch.stack([0.5 * state[..., 0], 0.1 * state[..., 1] ** 2], -1)
+        one = torch.ones_like(state[..., 0])
+        root = torch.stack([0.5 + 0.1 * state[..., 0] ** 2, 0 * one, 0.3 * state[..., 1], 0.4 * one], -1)
+        root = root.view(*state.shape[:-1], 2, 2)
+        return mean, root @ root.mT
+
+
+def three_runs():
+    """Runs of different sizes, some steps last ones, some not there."""
+    draw, shape = np.random.default_rng(4), (3, 6, 40)
+    state = draw.normal(size=(*shape, 2)) * np.array([1.0, 3.0, 0.2])[:, None, None, None]
+    action = draw.normal(size=(*shape, 2))
+    following = 0.5 * state + 0.3 * action + 0.3 * draw.normal(size=(*shape, 2))
+    terminated, valid = draw.random(shape) < 0.05, draw.random(shape) < 0.9
+    nothing, step = np.zeros(shape), np.broadcast_to(np.arange(40), shape).copy()
+    parts = (state, action, following, nothing, nothing, terminated, nothing.astype(bool), step, valid)
+    return Rollout(*map(torch.from_numpy, parts))
+
+
+def test_runs_side_by_side_have_traces_of_their_own():
+    batch, q = three_runs(), Polynomial(symmetric(torch.linspace(-1, 2, 45).double().view(3, 15), 5))
+    weight = 0.9**batch.step * batch.valid / 0.1 / 6
+    trace = fitted_trace(batch, q, Uneven(), weight, 0.8)
+    assert not trace[~batch.valid].any()
+    added = np.random.default_rng(5).normal(size=batch.step.shape)  # what a step adds to one component of ∇Q_F
+    for run in range(3):
+        valid = batch.valid[run]
+        s, b, following = (x[run][valid].numpy() for x in (batch.state, batch.action, batch.next_state))
+        goes_on, step = ~batch.terminated[run][valid].numpy()[:, None], added[run][valid.numpy()]
+        size = (s**2).sum(1, keepdims=True)
+        share = 1 / (1 + 10 * size / size.mean())
+        phi, later = monomials(s), monomials(following) * goes_on
+        u = np.linalg.solve(phi.T @ (phi - 0.8 * later), phi.T @ step)
+        x = np.linalg.lstsq(monomials(np.c_[s, b]) * share, (step + 0.8 * later @ u) * share[:, 0], rcond=None)[0]
+        mean, covariance = (part.numpy() for part in Uneven().moments(torch.from_numpy(s)))
+        root = np.linalg.cholesky(covariance)
+        nodes, chances = np.polynomial.hermite_e.hermegauss(5)
+        values, slopes, odds = [], [], []
+        for i, j in np.ndindex(5, 5):
+            at = np.c_[s, mean + root @ nodes[[i, j]]]
+            values.append(q(torch.from_numpy(np.stack([at] * 3)))[run].numpy())
+            slopes.append(monomials(at) @ x)
+            odds.append(chances[i] * chances[j] / chances.sum() ** 2)
+        values, slopes, odds = np.array(values), np.array(slopes), np.array(odds)[:, None]
+        covariances = (odds * (values - (odds * values).sum(0)) * slopes).sum(0)
+        wanted = (weight[run][valid].numpy() * covariances).sum()
+        assert float((trace[run].numpy() * added[run]).sum()) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_units_have_no_influence():
+    batch = three_runs()
+    share = relative(batch.state.flatten(1, 2), batch.valid.flatten(1))
+    torch.testing.assert_close(relative(1e3 * batch.state.flatten(1, 2), batch.valid.flatten(1)), share)
+    assert not share[~batch.valid.flatten(1)].any()
+    assert float(share.max()) > 20 * float(share[share > 0].min())
+
+
+def test_values_of_states_are_two_fits():
+    batch = three_runs()
+    batch = replace(batch, r_leader=torch.from_numpy(np.random.default_rng(7).normal(size=batch.step.shape)))
+    critic = QuadraticState(0.9)
+    critic.fit(batch, None, None, Noise([0, 1, 2]))
+    q = critic.q(batch.state, batch.action)
+    for run in range(3):
+        valid = batch.valid[run]
+        s, b, following, r = (
+            x[run][valid].numpy() for x in (batch.state, batch.action, batch.next_state, batch.r_leader)
+        )
+        size = (s**2).sum(1, keepdims=True)
+        share = 1 / (1 + 10 * size / size.mean())
+        phi, later = monomials(s), monomials(following) * ~batch.terminated[run][valid].numpy()[:, None]
+        v = np.linalg.solve(phi.T @ (phi - 0.9 * later), phi.T @ r)
+        z = monomials(np.c_[s, b])
+        x = np.linalg.lstsq(z * share, (r + 0.9 * later @ v) * share[:, 0], rcond=None)[0]
+        np.testing.assert_allclose(q[run][valid].numpy(), z @ x, atol=1e-8)
+
+
+def test_values_of_states_tell_their_gradient():
+    env = building()
+    best = env.best_response(np.full(8, 0.5))
+    batch = env.rollout(np.full((1, 8), 0.5), best, Noise([6]), rows=20, horizon=60)
+    critic = QuadraticState(0.9)
+    critic.fit(batch, best, None, Noise([0]))
+    at = batch.state.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(critic.v(at).sum(), at)
+    torch.testing.assert_close(critic.leader_gradient(best.policy)(batch.state, batch.step), slope)
 
 
 @pytest.mark.slow
@@ -202,7 +295,7 @@ def test_networks_are_led_with_it(tmp_path):
         ("FourRooms", {}, '`reaction` must be "sampled" for tables'),
         ("BuildingThermalControl", {"knowledge": "model"}, 'with `knowledge="model"`'),
         ("BuildingThermalControl", {"knowledge": "simulate", "arrival": "value"}, '`arrival` must be "td_error"'),
-        ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., such as 'td'"),
+        ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., here 'td'"),
         ("BilevelLQR", {"knowledge": "terms"}, "where the leader's reward is a bump"),
     ],
 )
@@ -215,6 +308,14 @@ def test_a_batch_must_hold_what_is_fitted():
     leader = BCHG(building(), critic="exact", knowledge="terms", batch_size=20, rows=1)
     with pytest.raises(ValueError, match="fits 28 numbers here .* got 20: raise `batch_size`"):
         leader.learn(1)
+
+
+def test_q_must_be_a_polynomial():
+    env, theta = building(), np.full((1, 8), 0.5)
+    best = env.best_response(theta[0])
+    batch = env.rollout(theta, best, Noise([0]), rows=2, horizon=50)
+    with pytest.raises(TypeError, match=r"`critic` must give a Polynomial or a Quadratic .* got float"):
+        fitted_trace(batch, 1.0, best.policy, 0.9**batch.step, 0.9)
 
 
 def test_a_policy_must_tell_its_moments():
@@ -236,6 +337,8 @@ def test_a_policy_must_tell_its_moments():
         ({"knowledge": "simulate"}, "fitted"),
         ({"knowledge": "simulate", "arrival": "value"}, "sampled"),
         ({"critic": "td"}, "sampled"),
+        ({"critic": QuadraticState(0.9), "knowledge": "terms"}, "fitted"),
+        ({"critic": NetworkCritic(0.9)}, "sampled"),
         ({"preset": "paper"}, "sampled"),
     ],
 )

@@ -60,6 +60,7 @@ ROWS = [
         "leaders.words",
         "leaders.critic",
         "leaders.per_step",
+        "leaders.monomials",
         "leaders.history",
         "leaders.visits",
         "leaders.published",
