@@ -24,6 +24,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.envs.four_rooms import STATE
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
+from bilevel_envs.followers.shortfall import sampled_shortfall
 from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Budget
@@ -102,7 +103,10 @@ def measure_sac() -> None:
     truth = Riccati().best_response(env.model(theta).detach(), env.preferences)
     model = env.model(theta).detach()
     optimum = float(truth.v.constant[0] + (truth.v.matrix[0] * model.initial[0]).sum())
-    share = float(env.follower._sampled_shortfall(env, theta[None], model, best.policy, 2_000)[0]) / -optimum
+    short = sampled_shortfall(
+        env, theta[None], model, best.policy, env.preferences, episodes=2_000, noise=Noise([[0, 1]])
+    )
+    share = float(short[0]) / -optimum
     print(
         f"{best.steps} steps, {time.perf_counter() - started:.0f} s: short of the optimum {optimum:.1f} by {share:.2%}"
     )

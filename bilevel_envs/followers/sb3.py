@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import io
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -20,32 +15,35 @@ from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count, check_number
 from bilevel_envs.follower import BestResponse, FollowerError, Missing
-from bilevel_envs.followers.network_policies import (
-    NetworkActionValues,
-    NetworkCategorical,
-    NetworkGaussian,
-    NetworkQ,
-    NetworkV,
+from bilevel_envs.followers.network_policies import NetworkGaussian
+from bilevel_envs.followers.sb3_agents import (
+    arguments_of,
+    as_bytes,
+    as_file,
+    check_networks,
+    class_of,
+    kind_of,
+    load_networks,
+    scheduled,
+    seeded,
+    stores,
 )
-from bilevel_envs.followers.riccati import Riccati
-from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
+from bilevel_envs.followers.sb3_answers import functions, tables
+from bilevel_envs.followers.shortfall import improvement, sampled_shortfall, table_shortfall
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.tabular import TabularModel
 
 STARTS = ("warm", "cold")
 BUFFERS = ("clear", "keep", "relabel")
 SCHEDULES = ("response", "total")
 EPISODES = 64  # that measure a response's soft return where nothing exact is to be had
-SMALL = 1e-3  # of the discount, beyond which an episode is not followed for that
 GIVEN = {
     "gamma": "γ_F, which the problem has",
     "env": "the environment",
     "device": "the CPU",
     "_init_setup_model": "SB3's own",
 }
-NAMES = ("SAC", "SoftDQN", "DQN", "PPO", "A2C")
 
 
 class SB3Follower:
@@ -121,7 +119,7 @@ class SB3Follower:
         **kwargs: Any,
     ) -> None:
         self.told = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
-        self.algorithm, self.policy, self.kwargs = _class_of(algorithm), policy, kwargs
+        self.algorithm, self.policy, self.kwargs = class_of(algorithm), policy, kwargs
         self.steps = check_count(steps, "steps")
         self.first_steps = self.steps if first_steps is None else check_count(first_steps, "first_steps")
         self.total_steps = None if total_steps is None else check_count(total_steps, "total_steps")
@@ -151,7 +149,7 @@ class SB3Follower:
             raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
         if self.kind != "other" and "ent_coef" in kwargs:
             raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
-        takes = _arguments_of(self.algorithm)
+        takes = arguments_of(self.algorithm)
         for name in sorted(set(kwargs) - takes):
             raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
         self.agents: list[Any] = []
@@ -166,8 +164,7 @@ class SB3Follower:
     @property
     def kind(self) -> str:
         """Which of the known algorithms this is one of, or "other"."""
-        names = [one.__name__ for one in self.algorithm.__mro__]
-        return next((name for name in NAMES if name in names), "other")
+        return kind_of(self.algorithm)
 
     @property
     def soft(self) -> bool:
@@ -208,10 +205,11 @@ class SB3Follower:
             paid = [self._train(env, theta, model, run) for run in range(runs)]
             self.spent = before + max((taken for taken, _ in paid), default=0)
             self.responses += 1
-        best = self._tables(env, model) if isinstance(model, TabularModel) else self._networks(env, runs)
+        best = self._answer(env, model, runs)
         if learn and any(rewards for _, rewards in paid):
-            improved = [_improvement(rewards) for _, rewards in paid]
-            self._residual = self._shortfall(env, theta, model, best, improved)
+            self._residual = self._shortfall(env, theta, model, best[0])
+            if self._residual is None:
+                self._residual = torch.tensor([improvement(rewards) for _, rewards in paid], dtype=torch.float64)
         assert self._residual is not None
         return BestResponse(*best, residual=self._residual, optimal=False, steps=self.spent - before)
 
@@ -223,8 +221,8 @@ class SB3Follower:
         """The agents as SB3 saves them, with their replay buffers where those are kept."""
         with_buffers = self.buffer != "clear" and self.start == "warm"
         return {
-            "agents": [_as_bytes(agent.save) for agent in self.agents],
-            "buffers": [_as_bytes(agent.save_replay_buffer) for agent in self.agents if _stores(agent)]
+            "agents": [as_bytes(agent.save) for agent in self.agents],
+            "buffers": [as_bytes(agent.save_replay_buffer) for agent in self.agents if stores(agent)]
             if with_buffers
             else [],
             "responses": self.responses,
@@ -234,9 +232,9 @@ class SB3Follower:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
-        self.agents = [self.algorithm.load(_as_file(content), device="cpu") for content in state["agents"]]
+        self.agents = [self.algorithm.load(as_file(content), device="cpu") for content in state["agents"]]
         for agent, content in zip(self.agents, state["buffers"], strict=False):
-            agent.load_replay_buffer(_as_file(content))
+            agent.load_replay_buffer(as_file(content))
         self.responses, self.spent, self._residual = state["responses"], state["spent"], state["residual"]
 
     # Training -------------------------------------------------------------------------------------------------
@@ -249,7 +247,7 @@ class SB3Follower:
             budget = min(budget, self.total_steps - self.spent)
         if budget <= 0 and run < len(self.agents):
             return 0, []
-        with _seeded(self.seed + run, self.responses) as seed:
+        with seeded(self.seed + run, self.responses) as seed:
             world = self._world(env, theta[run], seed)
             agent = self._agent(world, self._preferences(env)) if first else self.agents[run]
             if first:
@@ -257,15 +255,16 @@ class SB3Follower:
             agent.action_space.seed(seed)
             agent.set_env(world)
             fresh = agent.num_timesteps == 0
-            if _stores(agent) and not fresh:
+            if stores(agent) and not fresh:
                 self._prepare_buffer(agent, model, run)
-            taken = agent.num_timesteps
-            with self._controlled(agent, taken, max(budget, 1)):
-                agent.learn(max(budget, 1), reset_num_timesteps=fresh)
+            taken, budget = agent.num_timesteps, max(budget, 1)
+            begun, whole = (taken, budget) if self.schedule == "response" else (0, self.total_steps or budget)
+            waits_for = budget // 2 if taken and self.buffer == "clear" else None
+            with scheduled(agent, begun, whole, waits_for):
+                agent.learn(budget, reset_num_timesteps=fresh)
             world.close()
             agent._logger = None  # it may hold files, and belongs to this response
-        for name, weights in agent.get_parameters().items():
-            _check_weights(name, weights, run)
+        check_networks(agent, run)
         return agent.num_timesteps - taken, world.paid
 
     def _preferences(self, env: Any) -> Any:
@@ -304,14 +303,7 @@ class SB3Follower:
                 f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"
             )
         if self.model_file is not None:
-            try:
-                weights = import_module("stable_baselines3.common.save_util").load_from_zip_file(self.model_file)[1]
-                agent.policy.load_state_dict(weights["policy"])
-            except (ValueError, LookupError, RuntimeError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"`model_file` must hold networks like those of this {self.algorithm.__name__}; those in "
-                    f"{self.model_file} do not fit ({error})"
-                ) from error
+            load_networks(agent, self.model_file)
         return agent
 
     def _world(self, env: Any, theta: np.ndarray, seed: int) -> Any:
@@ -359,77 +351,17 @@ class SB3Follower:
             return r[run if len(r) > 1 else 0].numpy()
         raise AssertionError("checked before training")
 
-    @contextmanager
-    def _controlled(self, agent: Any, taken: int, budget: int) -> Iterator[None]:
-        """Lets SB3's schedules run once per response or over all of them, and waits for an emptied buffer to fill."""
-        begun, whole = (taken, budget) if self.schedule == "response" else (0, self.total_steps)
-
-        def update(now: int, _: int) -> None:
-            agent._current_progress_remaining = max(0.0, 1.0 - (now - begun) / whole)  # type: ignore[operator]
-
-        agent._update_current_progress_remaining = update
-        waits = getattr(agent, "learning_starts", None)
-        if taken and waits is not None and self.buffer == "clear":
-            # SB3 acts at random until then; an agent that has learnt acts by its policy.
-            act = agent._sample_action
-            agent.learning_starts = taken + min(agent.batch_size, budget // 2)
-            agent._sample_action = lambda _, *rest: act(0, *rest)
-        try:
-            yield
-        finally:
-            for name in ("_update_current_progress_remaining", "_sample_action"):
-                agent.__dict__.pop(name, None)
-            if waits is not None:
-                agent.learning_starts = waits
-
     # Answers --------------------------------------------------------------------------------------------------
 
-    def _tables(self, env: Any, model: TabularModel) -> tuple[Any, Any, Any]:
-        """g, Q_F and V_F read out at every state."""
-        seen, beta = env.observations(model.states), self._preferences(env).beta
-        log_probs, q = [], []
-        for agent in self.agents:
-            tensor = agent.policy.obs_to_tensor(seen)[0]
-            with torch.no_grad():
-                if self.kind in ("SoftDQN", "DQN"):
-                    values = agent.q_net(tensor).double() * self.reward_scale
-                    q.append(values)
-                    log_probs.append(
-                        _boltzmann(values, beta) if self.kind == "SoftDQN" else _greedy(values, agent.exploration_rate)
-                    )
-                else:
-                    log_probs.append(_log_probs(agent.policy, tensor))
-        policy = BoltzmannPolicy(torch.stack(log_probs))
-        if self.kind != "SoftDQN":
-            return policy, self.missing("Q_F"), self.missing("V_F")
-        table = torch.stack(q)
-        return policy, Table(table), Table(beta * torch.logsumexp(table / beta, -1))
-
-    def _networks(self, env: Any, runs: int) -> tuple[Any, Any, Any]:
-        """g, Q_F and V_F as functions of states that are vectors, by copies of the networks as they are now."""
-        beta, space, scale = self._preferences(env).beta, env.action_space, self.reward_scale
-        missing = self.missing("Q_F"), self.missing("V_F")
-        nets = [_snapshot(agent.policy) for agent in self.agents] * (runs // len(self.agents))
-        if self.kind in ("SoftDQN", "DQN"):
-            values = tuple(_scaled(net.q_net, scale) for net in nets)
-            if self.kind == "DQN":
-                share = self.agents[0].exploration_rate
-                return NetworkCategorical(tuple(_greedily(f, share) for f in values)), *missing
-            return (
-                NetworkCategorical(tuple(_softly(f, beta) for f in values)),
-                NetworkActionValues(values, beta),
-                NetworkActionValues(values, beta),
-            )
-        if hasattr(space, "n"):
-            return NetworkCategorical(tuple(_categorical(net) for net in nets)), *missing
-        if self.kind != "SAC":
-            low, high = torch.from_numpy(space.low).double(), torch.from_numpy(space.high).double()
-            networks = tuple(_normal(net, low, high) for net in nets)
-            return NetworkGaussian(networks, low, high, squashed=False), *missing
-        low, high = (torch.from_numpy(x) for x in self._range(space))
-        policy = NetworkGaussian(tuple(_squashed(net.actor) for net in nets), low, high)
-        q = NetworkQ(tuple(_least(net.critic) for net in nets), policy, scale, -beta * policy.log_volume)
-        return policy, q, NetworkV(q, beta)
+    def _answer(self, env: Any, model: Any, runs: int) -> tuple[Any, Any, Any]:
+        """g, Q_F and V_F as they are now."""
+        beta, scale, space = self._preferences(env).beta, self.reward_scale, env.action_space
+        if isinstance(model, TabularModel):
+            policy, q, v = tables(self.kind, self.agents, env.observations(model.states), beta, scale)
+        else:
+            bounds = self._range(space) if self.kind == "SAC" else None
+            policy, q, v = functions(self.kind, self.agents, runs, space, bounds, beta, scale)
+        return policy, self.missing("Q_F") if q is None else q, self.missing("V_F") if v is None else v
 
     def missing(self, what: str) -> Missing:
         """What stands for a value that this follower cannot give."""
@@ -438,86 +370,20 @@ class SB3Follower:
             'ObservedFollower(SB3Follower(...)), which estimates them from what it does, or take "SAC" or "SoftDQN"'
         )
 
-    def _shortfall(self, env: Any, theta: np.ndarray, model: Any, best: Any, improved: list[float]) -> Tensor:
-        """The residual of each run, [R]; see the class."""
-        preferences, policy = self._preferences(env), best[0]
-        if isinstance(model, TabularModel):
-            optimum = SoftValueIteration().best_response(model, preferences).v.values
-            own = soft_evaluation(model, policy, preferences.gamma_follower, preferences.beta)
-            return (model.initial * (optimum - own)).sum(-1)
-        if isinstance(model, LinearQuadraticModel) and isinstance(policy, NetworkGaussian):
-            return self._sampled_shortfall(env, theta, model, policy, EPISODES)
-        return torch.tensor(improved, dtype=torch.float64)
-
-    def _sampled_shortfall(
-        self, env: Any, theta: np.ndarray, model: LinearQuadraticModel, policy: NetworkGaussian, episodes: int
-    ) -> Tensor:
-        """The exact optimum of the soft return less a sampled one, the same first states in both, [R]."""
+    def _shortfall(self, env: Any, theta: np.ndarray, model: Any, policy: Any) -> Tensor | None:
+        """How far each run is from the soft optimum, [R]; None where nobody knows."""
         preferences = self._preferences(env)
-        gamma, beta = preferences.gamma_follower, preferences.beta
-        truth = Riccati().best_response(model, preferences)
-        horizon = max(1, int(np.ceil(np.log(SMALL) / np.log(gamma)))) if gamma > 0 else 1
-        noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(theta))])
-        best = BestResponse(policy, None, None, torch.zeros(1), optimal=False)
-        batch = env.rollout(theta, best, noise, rows=episodes, horizon=horizon, whole_episodes=True)
-        reward = batch.r_follower - beta * policy.log_prob(batch.state, batch.action)
-        own = (gamma ** batch.step.double() * reward * batch.valid).sum(-1)
-        return (truth.v(batch.state[:, :, 0]) - own).mean(-1)
+        if isinstance(model, TabularModel):
+            return table_shortfall(model, policy, preferences)
+        if isinstance(model, LinearQuadraticModel) and isinstance(policy, NetworkGaussian):
+            noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(theta))])
+            return sampled_shortfall(env, theta, model, policy, preferences, episodes=EPISODES, noise=noise)
+        return None
 
     @property
     def _range_of_model(self) -> tuple[np.ndarray, np.ndarray]:
         world = self.agents[0].env
         return world.low, world.high
-
-
-def soft_evaluation(model: TabularModel, policy: BoltzmannPolicy, gamma: float, beta: float) -> Tensor:
-    """The soft value of a policy, V(s) = E_g[r_F − β log g + γ V(s')], [R, S]."""
-    log_g = policy.log_probs.clamp(min=-1e30)  # 0 · log 0 is 0
-    reward = (policy.probs * (model.r_follower - beta * log_g)).sum(-1)
-    return model.resolvent(policy.probs, gamma, reward)
-
-
-@contextmanager
-def _seeded(*entropy: int) -> Iterator[int]:
-    """SB3 draws from global streams: they are seeded, lent, and put back; one thread, for networks are small."""
-    seed, *others = (int(x) for x in np.random.SeedSequence(entropy).generate_state(3) % (2**31))
-    before, drawn, threads = np.random.get_state(), random.getstate(), torch.get_num_threads()  # noqa: NPY002
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            np.random.seed(others[0])  # noqa: NPY002
-            random.seed(others[1])
-            yield seed
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
-        random.setstate(drawn)
-        torch.set_num_threads(threads)
-
-
-def _class_of(algorithm: str | type) -> Any:
-    base = import_module("stable_baselines3.common.base_class").BaseAlgorithm
-    if isinstance(algorithm, str):
-        check_choice(algorithm, NAMES, "algorithm")
-        home = "bilevel_envs.followers.soft_dqn" if algorithm == "SoftDQN" else "stable_baselines3"
-        return getattr(import_module(home), algorithm)
-    if not isinstance(algorithm, type) or not issubclass(algorithm, base):
-        raise TypeError(f"`algorithm` must be a name or a subclass of SB3's BaseAlgorithm, got {algorithm!r}")
-    return algorithm
-
-
-def _snapshot(policy: Any) -> Any:
-    """A copy of a policy's networks that further training does not touch."""
-    file = io.BytesIO()
-    policy.save(file)
-    file.seek(0)
-    return type(policy).load(file, device="cpu")
-
-
-def _arguments_of(algorithm: type) -> set[str]:
-    """What the constructors of an algorithm and its bases take."""
-    own = [cls.__init__ for cls in algorithm.__mro__ if "__init__" in vars(cls) and cls is not object]  # type: ignore[misc]
-    return {name for init in own for name in inspect.signature(init).parameters} - {"self", "kwargs", "args"}
 
 
 def _checked_range(told: Any) -> Any:
@@ -542,82 +408,3 @@ def _knows_rewards(env: Any, model: Any) -> bool:
 def _said(value: Any) -> str:
     """A value as text, without an address."""
     return value.__name__ if hasattr(value, "__name__") else repr(value).split(" at 0x")[0]
-
-
-def _stores(agent: Any) -> bool:
-    return getattr(agent, "replay_buffer", None) is not None
-
-
-def _as_bytes(save: Any) -> Tensor:
-    file = io.BytesIO()
-    save(file)
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-
-
-def _as_file(content: Tensor) -> io.BytesIO:
-    return io.BytesIO(content.numpy().tobytes())
-
-
-def _check_weights(name: str, weights: Any, run: int) -> None:
-    for key, tensor in weights.items() if isinstance(weights, dict) else ():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
-            raise FollowerError(f"training of run {run} left {name}.{key} with NaN or infinite entries")
-
-
-def _improvement(rewards: list[float]) -> float:
-    """Mean reward per step in the last quarter of a training, less that in the quarter before."""
-    quarter = len(rewards) // 4
-    if not quarter:
-        return float("nan")
-    return float(np.mean(rewards[-quarter:]) - np.mean(rewards[-2 * quarter : -quarter]))
-
-
-# What the agents' networks say, as functions of observations [K, n].
-
-
-def _boltzmann(q: Tensor, beta: float) -> Tensor:
-    return torch.log_softmax(q / beta, -1)
-
-
-def _greedy(q: Tensor, share: float) -> Tensor:
-    """log g of DQN: the best action, and any with what is left of its exploration."""
-    actions = q.shape[-1]
-    return torch.log(torch.nn.functional.one_hot(q.argmax(-1), actions) * (1 - share) + share / actions)
-
-
-def _log_probs(policy: Any, seen: Any) -> Tensor:
-    return torch.log_softmax(policy.get_distribution(seen).distribution.logits.double(), -1)
-
-
-def _scaled(network: Any, scale: float) -> Any:
-    return lambda x: network(x).double() * scale
-
-
-def _softly(values: Any, beta: float) -> Any:
-    return lambda x: _boltzmann(values(x), beta)
-
-
-def _greedily(values: Any, share: float) -> Any:
-    return lambda x: _greedy(values(x), share)
-
-
-def _categorical(policy: Any) -> Any:
-    return lambda x: _log_probs(policy, x)
-
-
-def _squashed(actor: Any) -> Any:
-    return lambda x: torch.cat(actor.get_action_dist_params(x)[:2], -1)
-
-
-def _normal(policy: Any, low: Tensor, high: Tensor) -> Any:
-    half, middle = ((high - low) / 2).float(), ((high + low) / 2).float()
-
-    def network(x: Tensor) -> Tensor:
-        normal = policy.get_distribution(x).distribution
-        return torch.cat([(normal.mean - middle) / half, torch.log(normal.stddev / half)], -1)
-
-    return network
-
-
-def _least(critic: Any) -> Any:
-    return lambda x, b: torch.cat(critic(x, b), 1).min(1, keepdim=True).values

@@ -11,7 +11,7 @@ import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import Mixture, ObservedFollower, Riccati, SoftValueIteration, Sticky, Truncated
 from bilevel_envs.followers.observed import _counts, _linear
-from bilevel_envs.followers.sb3 import soft_evaluation
+from bilevel_envs.followers.shortfall import soft_evaluation
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy

@@ -38,9 +38,10 @@ ROWS = [
         "bilevel_envs.followers.network_policies",
         "bilevel_envs.followers.soft_dqn",
         "bilevel_envs.followers.sb3_env",
+        "bilevel_envs.followers.sb3_agents",
         "bilevel_envs.env_base",
     ],
-    ["bilevel_envs.markov_games.*"],
+    ["bilevel_envs.markov_games.*", "bilevel_envs.followers.sb3_answers", "bilevel_envs.followers.shortfall"],
     [
         "bilevel_envs.followers.behavioural",
         "bilevel_envs.followers.sb3",
