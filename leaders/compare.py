@@ -20,12 +20,14 @@ from scipy import stats
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.followers import Truncated
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.algorithms import BCHG, HPGD, BiAC, ExactGradient, NaivePGD, SoBiRL
+from leaders.algorithms import BCHG, BiAC, ExactGradient, NaivePGD, SoBiRL
 from leaders.critics import ExpectedSarsa, Sarsa
 from leaders.history import History, replace_file
+from leaders.hpgd import HPGD
+from leaders.saved import UNREADABLE
 from leaders.search import CMAES, RandomSearch, ZerothOrder
 from leaders.statistics import Summary, summary
-from leaders.train import UNREADABLE, Leader
+from leaders.train import Leader
 
 CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
     "bchg": (BCHG, {}),

@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from bilevel_envs.noise import Noise
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
-from leaders.algorithms import BCHG, HPGD, ExactGradient, NaivePGD
+from leaders.algorithms import BCHG, ExactGradient, NaivePGD
 from leaders.history import replace_file
+from leaders.hpgd import HPGD
 from leaders.published import BUILDING_METHODS, building, building_histogram, trailing_mean
-from leaders.train import UNREADABLE, Leader
+from leaders.saved import UNREADABLE
+from leaders.train import Leader
 
 ENV = "BiLevel/BuildingThermalControl-v0"
 WINDOW = 50  # trailing mean of the published figure

@@ -19,7 +19,8 @@ from leaders import exact
 from leaders.algorithms import BCHG, BiAC, ExactGradient, NaivePGD
 from leaders.history import replace_file
 from leaders.published import game_curve
-from leaders.train import UNREADABLE, Leader
+from leaders.saved import UNREADABLE
+from leaders.train import Leader
 
 TOY, LQR = "BiLevel/ToyMarkovGame-v0", "BiLevel/BilevelLQR-v0"
 EVERY = 10  # outer iterations between two evaluations

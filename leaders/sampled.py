@@ -40,8 +40,9 @@ from leaders.sampling import (
     unplanned,
     world_of,
 )
+from leaders.settings import Common, changed
 from leaders.surrogate import surrogate
-from leaders.train import Common, Estimate, Leader, changed
+from leaders.train import Estimate, Leader
 from leaders.values import Values, evaluate
 from leaders.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
 

@@ -60,6 +60,16 @@ class Sampling:
     network_of: str = "action"
 
 
+# Every choice of the published four-rooms code (arXiv:2603.14867; listed in the docs).
+PUBLISHED_TABLES = Sampling(
+    "bc_hg_shared",
+    critic="sarsa",
+    critic_learning_rate=0.5,
+    critic_start="normal",
+    features="none",
+    tail="reference",
+    arrival="value",
+)
 # For linear-quadratic worlds: the recommended form, and the published one (arXiv:2603.14867; values from the code).
 LINEAR = Sampling("bc_hg", batch_size=1_000, critic="lstd", features="quadratic", tail="keep", knowledge="model")
 PUBLISHED_LINEAR = Sampling(

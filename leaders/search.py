@@ -18,7 +18,8 @@ from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
 from bilevel_envs.tabular import TabularModel
 from leaders.sampled import mean_return, whole_episode_horizon
-from leaders.train import Common, Estimate, Leader, changed, given
+from leaders.settings import Common, changed, given
+from leaders.train import Estimate, Leader
 
 
 class SearchLeader(Leader):

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import io
-import json
-import pickle
 import time
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -27,16 +22,14 @@ from bilevel_envs.noise import Noise
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.ascent import Ascent
-from leaders.history import History, replace_file
+from leaders.history import History
+from leaders.saved import read, write
+from leaders.settings import Common, described
+from leaders.watching import ProgressBar, as_callback
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
-
-FORMAT = 3
-UNREADABLE = (
-    zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,34 +53,6 @@ class Estimate:
     follower_steps: int = 0
 
 
-@dataclass(frozen=True)
-class Common:
-    """What every leader is told.
-
-    Attributes:
-      runs: number of stacked runs; None for a single one without a runs axis.
-      seed: run i uses the stream of seed + i; or one seed per run.
-      policy: the parameterisation of θ, or the name of one of the environment's; None for its default.
-      verbose: 0 silent, 1 a table now and then.
-      tensorboard_log: folder for TensorBoard events; None for none.
-      learning_rate: step size, a number or one per run.
-      optimizer: "sgd" or "adam"; Adam by default, because hypergradients range over many orders of magnitude.
-      max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none. Estimates have heavy tails at small β, and one
-        outlier would otherwise slow Adam down for thousands of iterations.
-      blocks: parts of a run's raw parameters that are clipped apart; None to clip all together.
-    """
-
-    runs: int | None = None
-    seed: int | Sequence[int] = 0
-    policy: torch.nn.Module | str | None = None
-    verbose: int = 0
-    tensorboard_log: str | None = None
-    learning_rate: Any = 0.05
-    optimizer: str = "adam"
-    max_grad_norm: float = 1.0
-    blocks: Mapping[str, slice] | None = None
-
-
 def check_wrapped(env: Any) -> BilevelWrapper:
     """Returns `env`; refuses all but a BilevelWrapper."""
     if not isinstance(env, BilevelWrapper):
@@ -96,18 +61,6 @@ def check_wrapped(env: Any) -> BilevelWrapper:
             "wrap it, BilevelWrapper(env), outside of all other wrappers"
         )
     return env
-
-
-def given(scope: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a leader's constructor, from its `locals()` before anything else is named there."""
-    return {name: value for name, value in scope.items() if name not in ("self", "env", "__class__")}
-
-
-def changed(settings: Any, arguments: dict[str, Any]) -> Any:
-    """A frozen dataclass with those of its fields that stand in `arguments`, and not as None."""
-    names = {field.name for field in fields(settings)}
-    told = {name: value for name, value in arguments.items() if name in names and value is not None}
-    return replace(settings, **told)
 
 
 @dataclass
@@ -222,11 +175,11 @@ class Leader:
         """
         check_count(total_iterations, "total_iterations", at_least=0)
         check_count(log_interval, "log_interval")
-        callbacks = _as_callback(callback)
+        callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]
         callbacks.on_training_start(locals(), globals())
         started, steps = time.perf_counter(), self.num_timesteps
-        with _bar(progress_bar, total_iterations) as advance:
+        with ProgressBar(progress_bar, total_iterations) as advance:
             for _ in range(total_iterations):
                 self._iterate()
                 callbacks.update_locals(locals())
@@ -271,10 +224,9 @@ class Leader:
 
     def save(self, path: str | Path) -> None:
         """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
-        described = {
-            "format": FORMAT,
+        told = {
             "leader": type(self).__name__,
-            "arguments": _described(self._arguments),
+            "arguments": described(self._arguments),
             "task": self._task(),
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,
@@ -287,12 +239,7 @@ class Leader:
             "follower": self.env.follower.state_dict() if hasattr(self.env.follower, "state_dict") else None,
             "optimum": response_state(self.progress.optimum),
         }
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("leader.json", json.dumps(described, indent=1))
-            archive.writestr("state.pt", _bytes(lambda file: torch.save(state, file)))
-            archive.writestr("history.npy", _bytes(lambda file: np.save(file, self.history.state())))
-        replace_file(path, buffer.getvalue())
+        write(path, told, state, self.history.state())
 
     @classmethod
     def load(cls, path: str | Path, env: gym.Env, **changed: Any) -> Self:
@@ -312,24 +259,10 @@ class Leader:
         fixed = sorted({"runs", "seed", "optimizer", "preset"} & set(changed))
         if fixed:
             raise ValueError(f"`{fixed[0]}` cannot be changed on loading: the saved state depends on it")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
-        try:
-            with zipfile.ZipFile(path) as archive:
-                described = json.loads(archive.read("leader.json"))
-                state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
-                history = np.load(io.BytesIO(archive.read("history.npy")), allow_pickle=False)
-            if not isinstance(described, dict) or not isinstance(history, np.ndarray):
-                raise ValueError("its parts are of another kind")
-        except UNREADABLE as error:
-            raise ValueError(
-                f"`path` must be a file that `save` wrote; {path} is not, or is damaged ({error})"
-            ) from error
-        if described.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {described.get('format')}; this version reads {FORMAT}")
-        if described["leader"] != cls.__name__:
-            raise ValueError(f"{path} holds a {described['leader']}; load it with {described['leader']}.load")
-        arguments = {**described["arguments"], **changed}
+        told, state, history = read(path)
+        if told["leader"] != cls.__name__:
+            raise ValueError(f"{path} holds a {told['leader']}; load it with {told['leader']}.load")
+        arguments = {**told["arguments"], **changed}
         lost = [name for name, value in arguments.items() if isinstance(value, dict) and "object" in value]
         if lost:
             raise ValueError(
@@ -337,7 +270,7 @@ class Leader:
             )
         leader = cls(env, **arguments)
         for name, here in leader._task().items():
-            there = described["task"].get(name)
+            there = told["task"].get(name)
             if here != there:
                 raise ValueError(
                     f"`env` must be the task that the leader was saved in; {name}: {there} there, {here} here"
@@ -353,11 +286,9 @@ class Leader:
             ) from error
         if state["follower"] is not None:
             leader.env.follower.load_state_dict(state["follower"])
-        leader.noise.load_state_dict(described["noise"])
+        leader.noise.load_state_dict(told["noise"])
         leader.history.load_state(history)
-        leader.progress = Progress(
-            described["iterations"], response_from(state["best"]), response_from(state["optimum"])
-        )
+        leader.progress = Progress(told["iterations"], response_from(state["best"]), response_from(state["optimum"]))
         return leader
 
     # The iteration --------------------------------------------------------------------------------------------
@@ -483,62 +414,3 @@ class Leader:
         self.logger.record("time/follower_solves", int(self.history.last("follower_solves")[0]))
         self.logger.record("time/fps", int(self.runs * steps / max(seconds, 1e-9)))
         self.logger.dump(self.progress.iterations)
-
-
-@dataclass
-class _bar:
-    """A progress bar that shows the leader's value; or nothing."""
-
-    shown: bool
-    total: int
-    _bar: Any = field(default=None, init=False)
-
-    def __enter__(self) -> Callable[[float], None]:
-        if not self.shown:
-            return lambda value: None
-        from rich import progress
-
-        value = progress.TextColumn("leader value {task.fields[value]:.4f}")
-        self._bar = progress.Progress(
-            progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), value
-        )
-        task = self._bar.add_task("learn", total=self.total, value=float("nan"))
-        self._bar.start()
-        return lambda value: self._bar.update(task, advance=1, value=value)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _as_callback(callback: BaseCallback | Callable | list | None) -> BaseCallback:
-    from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-
-    if callback is None:
-        return CallbackList([])
-    if isinstance(callback, list):
-        return CallbackList([_as_callback(one) for one in callback])
-    if not isinstance(callback, BaseCallback) and not callable(callback):
-        raise TypeError(f"`callback` must be an SB3 callback, a function, or a list of them, got {callback!r}")
-    return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
-
-
-def _described(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as JSON; what cannot be written is named, so that `load` can ask for it."""
-
-    def one(value: Any) -> Any:
-        if isinstance(value, (Tensor, np.ndarray, np.generic)):
-            return value.tolist()
-        if isinstance(value, (list, tuple)):
-            return [one(entry) for entry in value]
-        if isinstance(value, Path):
-            return str(value)
-        return value if isinstance(value, (str, int, float, NoneType)) else {"object": type(value).__name__}
-
-    return {name: one(value) for name, value in arguments.items()}
-
-
-def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
-    buffer = io.BytesIO()
-    write(buffer)
-    return buffer.getvalue()

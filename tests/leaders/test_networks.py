@@ -499,7 +499,7 @@ def test_bad_settings_are_refused_by_name():
         HPGD(env, baseline="mlp")
     with pytest.raises(TypeError, match='`baseline` must be "lstd", "td" or an object with fit'):
         HPGD(env, baseline=QuadraticBaseline)
-    with pytest.raises(ValueError, match='`knowledge` must be "simulate" with a critic that is no quadratic'):
+    with pytest.raises(ValueError, match='`knowledge` must be "simulate" with a critic that gives no ∇V_L, here .td.'):
         BCHG(env, critic="td", knowledge="terms")
     with pytest.raises(ValueError, match="`shared` must be False where states are vectors"):
         BCHG(env, shared=True)
