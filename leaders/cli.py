@@ -117,7 +117,7 @@ class Train:
         check_count(self.iterations, "iterations")
         env, leader_class, arguments = self._resolved()
         directory = RunDirectory(self.out, told(self))
-        wrapped = BilevelWrapper(env, self._follower())
+        wrapped = BilevelWrapper(env, _follower(self.follower, self.follower_args))
         leader = leader_class(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
@@ -148,35 +148,6 @@ class Train:
             raise KeyboardInterrupt(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
         self._draw(leader)
         self._report(leader)
-
-    def _follower(self) -> Any:
-        """The follower by name, with its arguments."""
-        from bilevel_envs.followers import FOLLOWERS
-
-        further = _key_values(self.follower_args, "follower_args")
-        if self.follower is None:
-            if further:
-                raise ValueError(f"`follower_args` need a --follower, got {', '.join(further)}")
-            return None
-        check_choice(self.follower, FOLLOWERS, "follower")
-        make = FOLLOWERS[self.follower]
-        inner = {name.partition(".")[2]: further.pop(name) for name in list(further) if name.startswith("follower.")}
-        if isinstance(further.get("follower"), str):
-            check_choice(further["follower"], FOLLOWERS, "follower")
-            further["follower"] = FOLLOWERS[further["follower"]](**inner)
-        elif inner:
-            raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
-        takes = inspect.signature(make).parameters
-        unknown = sorted(set(further) - set(takes))
-        if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
-            raise ValueError(
-                f"the follower {self.follower!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}"
-            )
-        try:
-            inspect.signature(make).bind(**further)
-        except TypeError as error:
-            raise ValueError(f"`follower_args` do not fit the follower {self.follower!r}: {error}") from error
-        return make(**further)
 
     def _resolved(self) -> tuple[gym.Env, Any, dict[str, Any]]:
         """The environment, the leader's class and its arguments."""
@@ -252,9 +223,16 @@ class Compare:
     """id of the environment"""
     out: Path
     """a directory; must not exist, be empty, or hold this comparison (with --resume)"""
-    leaders: str = "bchg,hpgd-mc,hpgd-sa,naive-pgd"
-    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, exact,
+    leaders: str = "bchg,hpgd-mc,naive-pgd"
+    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, bi-ac, exact,
     zeroth-order, cmaes, random-search"""
+    follower: Text = None
+    """who answers, one of its own for each leader; as in train"""
+    follower_args: KeyValues = ()
+    """its arguments"""
+    value: str = "leader_value"
+    """what is compared: leader_value, under the optimal follower; followed_value, under the one that answers; or
+    leader_return, as sampled, where nobody can compute either"""
     grid: KeyValues = ()
     """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""
     preset: Text = None
@@ -282,7 +260,6 @@ class Compare:
         """Runs the leaders one after another and writes results.csv, comparison.png and an .npz per leader."""
         import torch
 
-        from bilevel_envs.wrapper import BilevelWrapper
         from leaders import compare, plots
         from leaders.run import RunDirectory
 
@@ -296,10 +273,12 @@ class Compare:
         check_choice(self.preset, [None, "paper"], "preset")
         grid = _grid(self.grid)
         compare.grid_points(grid)
-        env = BilevelWrapper(_make(self.env, _env_arguments(self)))
+        check_choice(self.value, compare.VALUES, "value")
         arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
         for name in names:  # refuses bad settings before anything is written
-            compare.run_grid(env, name, grid=grid, iterations=1, runs=2, **arguments)
+            leader, _ = compare.stacked_leader(self._world(), name, grid=grid, runs=2, **arguments)
+            if not hasattr(leader.env.follower, "respond"):  # those that learn take their time
+                leader.learn(1)
         directory = RunDirectory(self.out, told(self))
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
@@ -311,14 +290,17 @@ class Compare:
             if result is None:
                 bar = self.progress and sys.stderr.isatty()
                 settings: dict[str, Any] = {"runs": self.runs, "iterations": self.iterations, "seed": self.seed}
-                result = compare.run_grid(env, name, grid=grid, progress_bar=bar, **settings, **arguments)
+                settings["value"] = self.value
+                result = compare.run_grid(self._world(), name, grid=grid, progress_bar=bar, **settings, **arguments)
                 compare.save_result(result, paths[name])
             results.append(result)
         lines = compare.write_table(results, self.out / "results.csv")
+        env = self._world()
         title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds"
+        title += f", {self.follower}" if self.follower else ""
         title += f", batch {self.batch}" if self.batch else ""
         title += f", preset {self.preset}" if self.preset else ""
-        figure = compare.comparison_figure(results, title, env.best_known)
+        figure = compare.comparison_figure(results, title, env.best_known, self.value)
         plots.save(figure, self.out / "comparison.png")
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
@@ -327,6 +309,12 @@ class Compare:
             f"\nmean over seeds of the last tenth of {self.iterations} iterations, each leader at its best grid point"
         )
         print(f"wrote {self.out}/results.csv, comparison.png and one .npz per leader")
+
+    def _world(self) -> Any:
+        """The environment with a follower that knows nothing of other leaders."""
+        from bilevel_envs.wrapper import BilevelWrapper
+
+        return BilevelWrapper(_make(self.env, _env_arguments(self)), _follower(self.follower, self.follower_args))
 
 
 @dataclass(frozen=True)
@@ -373,7 +361,7 @@ class Video:
         told = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(self.directory).items()}
         train = Train(**{**told, "out": self.directory})  # type: ignore[arg-type]
         env, leader_class, arguments = train._resolved()
-        wrapped = BilevelWrapper(env, train._follower())
+        wrapped = BilevelWrapper(env, _follower(train.follower, train.follower_args))
         if not hasattr(wrapped.problem, "draw"):
             raise ValueError(f"{train.env} cannot be drawn")
         if getattr(wrapped.problem, "on_grid", False):
@@ -408,6 +396,34 @@ def _grid(pairs: tuple[str, ...]) -> dict[str, list[float]]:
             raise ValueError(f"`grid` must give each key once, with different values, got {pair!r}")
         grid[key] = [check_number(value, key, above=0) for value in values]
     return grid
+
+
+def _follower(name: str | None, pairs: tuple[str, ...]) -> Any:
+    """A follower by name, with its arguments; None for the environment's own."""
+    from bilevel_envs.followers import FOLLOWERS
+
+    further = _key_values(pairs, "follower_args")
+    if name is None:
+        if further:
+            raise ValueError(f"`follower_args` need a --follower, got {', '.join(further)}")
+        return None
+    check_choice(name, FOLLOWERS, "follower")
+    make = FOLLOWERS[name]
+    inner = {key.partition(".")[2]: further.pop(key) for key in list(further) if key.startswith("follower.")}
+    if isinstance(further.get("follower"), str):
+        check_choice(further["follower"], FOLLOWERS, "follower")
+        further["follower"] = FOLLOWERS[further["follower"]](**inner)
+    elif inner:
+        raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
+    takes = inspect.signature(make).parameters
+    unknown = sorted(set(further) - set(takes))
+    if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
+        raise ValueError(f"the follower {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}")
+    try:
+        inspect.signature(make).bind(**further)
+    except TypeError as error:
+        raise ValueError(f"`follower_args` do not fit the follower {name!r}: {error}") from error
+    return make(**further)
 
 
 def _make(name: str, kwargs: dict[str, Any]) -> gym.Env:

@@ -44,6 +44,11 @@ CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
 }
 SHARED = ("batch_size", "preset")
 STACKABLE = ("learning_rate", "critic_learning_rate")
+VALUES = {
+    "leader_value": r"leader's value $J_L(\theta)$",
+    "followed_value": r"leader's value $J_L(\theta)$ under its follower",
+    "leader_return": "leader's return, as sampled",
+}
 TAIL = 0.1  # share of the iterations, at the end, by which a grid point is judged
 
 
@@ -54,7 +59,7 @@ class Result:
     Attributes:
       name: its name in `CONTENDERS`.
       points: the hyper-parameters of each grid point, G of them.
-      value: leader's value, [iterations, G, seeds].
+      value: what is compared, one of `VALUES` of the history, [iterations, G, seeds].
       env_steps: environment steps spent, mean over the point's runs, [iterations, G].
       follower_solves: follower solves spent, likewise, [iterations, G].
     """
@@ -101,6 +106,7 @@ def run_grid(
     runs: int = 10,
     iterations: int = 1000,
     seed: int = 0,
+    value: str = "leader_value",
     progress_bar: bool = False,
     **arguments: Any,
 ) -> Result:
@@ -113,15 +119,48 @@ def run_grid(
       runs: seeds per grid point; every point has the same ones.
       iterations: outer iterations.
       seed: the first seed.
+      value: what is compared: "leader_value", "followed_value" (under the follower that acts), or "leader_return" (as
+        sampled, where nobody can compute either).
       progress_bar: shows how far it is.
       arguments: further arguments of the leader, such as `batch_size` and `preset`.
 
     Raises:
       ValueError: if the leader's name or a grid key is unknown.
     """
+    check_count(iterations, "iterations")
+    check_choice(value, VALUES, "value")
+    leader, points = stacked_leader(env, name, grid=grid, runs=runs, seed=seed, **arguments)
+    history: History = leader.history
+
+    def known(*_: Any) -> bool:
+        if np.isnan(history.last(value)).all():
+            others = ", ".join(other for other in VALUES if not np.isnan(history.last(other)).all())
+            raise ValueError(f"`value` must be one that is known here, {others}; got {value!r}")
+        return True
+
+    leader.learn(iterations, callback=known, progress_bar=progress_bar)
+    shape = (iterations, len(points), runs)
+    return Result(
+        name,
+        points,
+        history[value].reshape(shape),
+        history["env_steps"].reshape(shape).mean(2),
+        history["follower_solves"].reshape(shape).mean(2),
+    )
+
+
+def stacked_leader(
+    env: BilevelWrapper,
+    name: str,
+    *,
+    grid: Mapping[str, Sequence[float]] | None = None,
+    runs: int = 10,
+    seed: int = 0,
+    **arguments: Any,
+) -> tuple[Leader, list[dict[str, float]]]:
+    """A leader with a run for every grid point and seed, and the points; arguments as those of `run_grid`."""
     check_choice(name, CONTENDERS, "leaders")
     check_count(runs, "runs", at_least=2)
-    check_count(iterations, "iterations")
     cls, fixed = CONTENDERS[name]
     taken = inspect.signature(cls).parameters
     # What a leader has no notion of, such as a batch where nothing is sampled, is not its to be told.
@@ -136,16 +175,7 @@ def run_grid(
     seeds = [seed + run for run in range(runs)] * len(points)
     if isinstance(env.follower, Truncated):  # its noise goes by run, too
         env = BilevelWrapper(env.env, replace(env.follower, seed=tuple(seeds)))
-    leader = cls(env, **fixed, **{**arguments, **stacked}, runs=len(seeds), seed=seeds)
-    leader.learn(iterations, progress_bar=progress_bar)
-    history: History = leader.history
-    return Result(
-        name,
-        points,
-        history["leader_value"].reshape(iterations, len(points), runs),
-        history["env_steps"].reshape(iterations, len(points), runs).mean(2),
-        history["follower_solves"].reshape(iterations, len(points), runs).mean(2),
-    )
+    return cls(env, **fixed, **{**arguments, **stacked}, runs=len(seeds), seed=seeds), points
 
 
 def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
@@ -164,7 +194,9 @@ def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
     return lines
 
 
-def comparison_figure(results: Sequence[Result], title: str, best_known: float | None = None) -> Figure:
+def comparison_figure(
+    results: Sequence[Result], title: str, best_known: float | None = None, value: str = "leader_value"
+) -> Figure:
     """The best point of each leader against environment steps and against follower solves: mean and 95 % t interval."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -185,7 +217,7 @@ def comparison_figure(results: Sequence[Result], title: str, best_known: float |
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel(r"leader's value $J_L(\theta)$")
+    panels[0].set_ylabel(VALUES[value])
     panels[1].legend(fontsize=8, loc="lower right", framealpha=0.9)
     figure.suptitle(title, fontsize=11)
     return figure

@@ -1,11 +1,12 @@
 import csv
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.followers import Truncated
-from leaders import BCHG, compare
+from bilevel_envs.followers import Mixture, SB3Follower, Truncated
+from leaders import BCHG, NaivePGD, compare
 from leaders.cli import main
 
 GRID = {"learning_rate": [0.5, 0.01], "critic_learning_rate": [0.3, 0.9]}
@@ -89,6 +90,35 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     assert (out / "results.csv").read_bytes() == before
 
 
+def test_leaders_are_compared_with_the_follower_that_is_there(tmp_path, make):
+    """On the toll bridge half of what a follower does at random crosses the bridge, whatever the toll."""
+    found = {}
+    for value in ("leader_value", "followed_value"):
+        told = ["--follower", "mixture", "--follower-args", "share=0.5", "--value", value]
+        main([*COMMAND, "--leaders", "naive-pgd", *told, "--out", str(tmp_path / value)])
+        found[value] = compare.load_result(tmp_path / value / "naive-pgd.npz").value
+    leader = NaivePGD(BilevelWrapper(make("TollBridge").env, Mixture(0.5)), runs=3, seed=[0, 1, 2]).learn(40)
+    for value, curves in found.items():
+        np.testing.assert_array_equal(curves[:, 0], leader.history[value])
+    assert np.abs(found["leader_value"] - found["followed_value"]).max() > 0.01
+
+
+def test_what_nobody_knows_is_not_compared():
+    env = BilevelWrapper(gym.make("BiLevel/GuidedPendulum-v0"), SB3Follower("SAC", 60, learning_starts=20))
+    how = {"runs": 2, "iterations": 1, "batch_size": 40}
+    with pytest.raises(ValueError, match="`value` must be one that is known here, leader_return; got 'leader_value'"):
+        compare.run_grid(env, "naive-pgd", **how)
+    assert np.isfinite(compare.run_grid(env, "naive-pgd", value="leader_return", **how).value).all()
+
+
+def test_each_leader_has_a_follower_of_its_own(tmp_path):
+    told = ["--follower", "observed", "--follower-args", "observations=50", "--iterations", "3"]
+    for leaders in ("bchg,naive-pgd", "naive-pgd"):
+        main([*COMMAND, *told, "--leaders", leaders, "--out", str(tmp_path / leaders)])
+    first, alone = (compare.load_result(tmp_path / name / "naive-pgd.npz") for name in ("bchg,naive-pgd", "naive-pgd"))
+    np.testing.assert_array_equal(first.value, alone.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +131,10 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
         (["--leaders", "bchg,bchg"], "`leaders` must name each leader once"),
         (["--leaders", "exact", "--preset", "papers"], "`preset` must be one of None, 'paper'"),
         (["--grid", "learning_rate=0.1", "learning_rate=0.2"], "`grid` must give each key once"),
+        (["--follower", "sb4"], "`follower` must be one of"),
+        (["--follower-args", "share=0.1"], "`follower_args` need a --follower, got share"),
+        (["--value", "reward"], "`value` must be one of 'leader_value', 'followed_value', 'leader_return'"),
+        (["--follower", "sb3", "--follower-args", "algorithm=PPO"], "V_F is not available from PPO"),
     ],
 )
 def test_bad_arguments_write_nothing(tmp_path, capsys, arguments, message):
