@@ -75,7 +75,7 @@ class TaxDesign(ConfigurableMDP):
 
     Observation Space:
         ``Box(-100, 100, (1,))``: the assets. With ``observe_type=True`` the household's type follows, as ones and
-        zeros.
+        zeros. The step's number is not seen; Gymnasium's ``TimeAwareObservation(env)`` adds it.
 
     Starting State:
         Assets from N(0, 2), truncated to ±100; the type by ``probabilities``. ``reset(options={"context": k})`` fixes

@@ -356,3 +356,11 @@ def test_households_may_be_of_any_number_with_any_number_of_goods():
     model, _ = solved(problem, np.array([0.3, 0.3, 0.3]))
     assert (model.states, model.actions) == (3 * 41, 5 * 5)
     np.testing.assert_allclose(model.initial[0].view(3, 41).sum(1).numpy(), [0.5, 0.25, 0.25], rtol=1e-12)
+
+
+def test_the_step_is_seen_through_a_wrapper_of_gymnasium():
+    env = gym.wrappers.TimeAwareObservation(gym.make(ENV))
+    observation, _ = env.reset(seed=0)
+    later = env.step(env.action_space.sample())[0]
+    assert env.observation_space.contains(later)
+    assert (observation[-1], later[-1]) == (0, 1)
