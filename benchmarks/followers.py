@@ -1,7 +1,7 @@
 """What learnt and observed followers give: their errors against exact ones, and what they cost.
 
 python benchmarks/followers.py sac        # building thermal control: a quarter of an hour on one core
-python benchmarks/followers.py lead       # leading that agent, three seeds: an hour
+python benchmarks/followers.py lead       # leading that agent, three seeds: an hour; or "lead 100"
 python benchmarks/followers.py soft-dqn   # four rooms: ten minutes
 python benchmarks/followers.py observed   # four rooms and a random MDP: five minutes
 python benchmarks/followers.py tax        # tax design with SoftDQN: half an hour
@@ -31,7 +31,7 @@ from bilevel_envs.parameterizations import Budget
 from leaders import BCHG, NaivePGD, exact
 
 BUILDING, ROOMS, TAX = "BiLevel/BuildingThermalControl-v0", "BiLevel/FourRooms-v0", "BiLevel/TaxDesign-v0"
-OUTER = 30  # iterations for which the building is led
+OUTER = int(sys.argv[2]) if len(sys.argv) > 2 else 30  # iterations for which the building is led
 
 
 class TenDegrees(BaseFeaturesExtractor):
@@ -150,8 +150,9 @@ def measure_sac() -> None:
 
 
 def measure_lead(seeds: Iterable[int] = range(3)) -> None:
-    """How far thirty iterations lead agents that were trained at θ = 0.5."""
+    """How far some iterations lead agents that were trained at θ = 0.5."""
     lead("Riccati", Riccati())
+    lead("Riccati, direct term alone", Riccati(), NaivePGD)
     for seed in seeds:
         agent = sac(seed=seed)
         BilevelWrapper(gym.make(BUILDING), agent).best_response(np.full(8, 0.5))
@@ -167,7 +168,7 @@ def measure_lead(seeds: Iterable[int] = range(3)) -> None:
 
 
 def lead(name: str, follower: Any, make: type[BCHG] | type[NaivePGD] = BCHG) -> None:
-    """Thirty outer iterations, and where they end."""
+    """Where so many outer iterations end."""
     started = time.perf_counter()
     env = BilevelWrapper(gym.make(BUILDING), follower)
     leader = make(env, seed=0, batch_size=2_000, learning_rate=0.1)
