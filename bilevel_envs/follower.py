@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from torch import Tensor
 
 from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.tabular import Table
+from bilevel_envs.tabular import Table, TabularModel
 
+M = TypeVar("M")
+SLACK = 1e-5  # by which probabilities may miss a sum of 1; networks answer in single precision
 KINDS: dict[bool, tuple[Any, Any]] = {True: (BoltzmannPolicy, Table), False: (GaussianPolicy, Quadratic)}
 
 
 class NotAvailable(RuntimeError):
     """A leader asked its follower for what it cannot give."""
+
+
+class Unsuited(TypeError):
+    """A follower cannot live in this kind of world, whatever θ is."""
 
 
 class FollowerError(RuntimeError):
@@ -57,7 +63,8 @@ class BestResponse:
       v: V_F; `v(state)`. β log g = Q_F − V_F.
       residual: how far the response is from the soft optimum, [R], in units of the follower's reward: the largest
         violation of the optimality equation for planners; see each learning follower for what it reports.
-      optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum.
+      optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum; leaders
+        believe it, and take the value under `policy` for the `leader_value` of the history.
       memory: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
       acts: how the follower really acts, where `policy` is only what the leader believes; None where they agree.
       steps: environment steps that the response took, per run.
@@ -134,17 +141,85 @@ def check_planner(follower: Any, name: str = "follower") -> None:
         )
 
 
-def check_response(best: BestResponse) -> None:
-    """Refuses with a FollowerError what is no response, or holds NaN."""
+def check_model(model: Any, kind: type[M], planner: str) -> M:
+    """Returns the world; refuses one that a planner cannot plan in.
+
+    Args:
+      model: the world.
+      kind: what it must be.
+      planner: the planner's class.
+
+    Raises:
+      Unsuited: if it is of another kind.
+    """
+    if not isinstance(model, kind):
+        suited = {"TabularModel": "SoftValueIteration()", "LinearQuadraticModel": "Riccati()"}
+        remedy = suited.get(type(model).__name__, 'one that learns, such as SB3Follower("SAC")')
+        raise Unsuited(
+            f"`model` must be a {kind.__name__} for {planner} to plan in, got {type(model).__name__}; "
+            f"`follower` must be one that suits it: {remedy}"
+        )
+    return model
+
+
+def check_response(best: BestResponse, runs: int, model: Any) -> None:
+    """Refuses with a FollowerError what is no response of so many runs to a model, or is not finite."""
     if not isinstance(best, BestResponse):
         raise FollowerError(f"it answered with {type(best).__name__}, not with a BestResponse")
+    for name in ("policy", "acts"):
+        part = getattr(best, name)
+        if not hasattr(part, "sample") and not (part is None and name == "acts"):
+            raise FollowerError(f"its {name} must have `sample`, as a BoltzmannPolicy has; got {type(part).__name__}")
+    for name in ("q", "v"):
+        if not callable(getattr(best, name)):
+            what = f"a function such as a Table, or Missing(reason); got {type(getattr(best, name)).__name__}"
+            raise FollowerError(f"its {name} must be {what}")
+    residual = best.residual
+    if not isinstance(residual, Tensor) or residual.shape not in ((1,), (runs,)):
+        got = list(residual.shape) if isinstance(residual, Tensor) else repr(residual)
+        raise FollowerError(f"its residual must be a tensor of shape [{runs}], got {got}")
     for name in ("policy", "q", "v", "acts"):
         part = getattr(best, name)
         for field in fields(part) if is_dataclass(part) else ():
             entry = getattr(part, field.name)
-            if isinstance(entry, Tensor) and entry.isnan().any():
-                runs = entry.isnan().reshape(len(entry), -1).any(1).nonzero().flatten().tolist()
-                raise FollowerError(f"its {name} holds NaN in run {runs[0]} ({field.name})")
+            if isinstance(entry, Tensor) and entry.is_floating_point():
+                _check_entries(entry, f"{name} ({field.name})", chances=field.name == "log_probs")
+    if isinstance(model, TabularModel):
+        _check_tables(best, runs, model)
+
+
+def _check_entries(entry: Tensor, name: str, chances: bool) -> None:
+    """Refuses NaN and infinite entries, but for the logarithm of 0."""
+    wrong = entry.isnan() | (entry == float("inf")) if chances else ~entry.isfinite()
+    if wrong.any():
+        run = int(wrong.reshape(len(entry), -1).any(1).nonzero()[0])
+        raise FollowerError(f"its {name} holds NaN or infinite entries in run {run}")
+
+
+def _check_tables(best: BestResponse, runs: int, model: TabularModel) -> None:
+    """Refuses tables of another size than the world's, and rows that are no distribution."""
+    size = (model.states, model.actions)
+    for name, part, wanted in (
+        ("policy", best.policy, size),
+        ("acts", best.acts, size),
+        ("q", best.q, size),
+        ("v", best.v, size[:1]),
+    ):
+        if isinstance(part, Missing):
+            continue
+        table = getattr(part, "log_probs" if name in ("policy", "acts") else "values", None)
+        if not isinstance(table, Tensor):
+            continue
+        if tuple(table.shape) not in ((1, *wanted), (runs, *wanted)):
+            raise FollowerError(f"its {name} must be a table of shape {[runs, *wanted]}, got {list(table.shape)}")
+        if name in ("policy", "acts"):
+            sums = table.exp().sum(-1)
+            if ((sums - 1).abs() > SLACK).any():
+                run, state = (int(i) for i in ((sums - 1).abs() > SLACK).nonzero()[0])
+                raise FollowerError(
+                    f"its {name} must be a distribution in every state; in state {state} of run {run} its "
+                    f"probabilities sum to {float(sums[run, state]):.6g}"
+                )
 
 
 def check_given(follower: Any, world: str) -> None:

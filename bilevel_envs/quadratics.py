@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bilevel_envs.linear_quadratic import Quadratic, linear
 
+LARGE = 10  # states of a tenth of the mean |s|² count half
+
 
 @dataclass(frozen=True)
 class Polynomial:
@@ -43,19 +45,19 @@ def with_one(*parts: Tensor) -> Tensor:
 
 
 def relative(state: Tensor, used: Tensor) -> Tensor:
-    """Factor of each state's equation in a fit, so that errors relative to |s|² count: 0 where not used, [R, K].
+    """Factor 1 / (1 + 10 |s|² / mean |s|²) of each state's equation in a fit, 0 where not used, [R, K].
 
-    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide. States below
-    a tenth of the batch's mean |s|² count alike, so that units have no influence. It is meant for regressions only:
-    temporal differences converge because states count as often as they are visited.
+    What a polynomial of degree 2 leaves unexplained grows with |s|², and a few large states would decide. Taken by the
+    batch's mean, a factor that is common to all of a state has no influence. It is meant for regressions only: temporal
+    differences converge because states count as often as they are visited.
 
     Args:
       state: [R, K, n].
       used: whether there is such a state, [R, K].
     """
-    size = (state**2).sum(-1)
-    mean = (size * used).sum(-1, keepdim=True) / used.sum(-1, keepdim=True).clamp(min=1)
-    return used / (1 + 10 * size / mean.clamp(min=torch.finfo(size.dtype).tiny))
+    size = torch.where(used > 0, (state.double() ** 2).sum(-1), 0.0)
+    mean = size.sum(-1, keepdim=True) / used.sum(-1, keepdim=True).clamp(min=1)
+    return used / (1 + LARGE * size / mean.clamp(min=torch.finfo(size.dtype).tiny))
 
 
 def products(x: Tensor) -> Tensor:
@@ -72,14 +74,14 @@ def symmetric(entries: Tensor, size: int) -> Tensor:
     return (matrix + matrix.mT) / 2
 
 
-def lstd(phi: Tensor, later: Tensor | None, reward: Tensor, gamma: float = 1.0) -> Tensor:
+def lstd(phi: Tensor, later: Tensor | None, reward: Tensor, gamma: float) -> Tensor:
     """The w that solves Σ φ (φ − γ φ')ᵀ w = Σ φ r: the fixed point of temporal differences within the features.
 
     Args:
       phi: φ of each transition, 0 where it does not count, [R, K, F].
       later: E[φ'] after it, 0 where nothing follows, [R, K, F]; None if nothing ever follows: a plain regression.
       reward: [R, K, D].
-      gamma: γ.
+      gamma: γ; without influence in a regression.
 
     Returns:
       w, [R, F, D].
@@ -91,7 +93,7 @@ def lstd(phi: Tensor, later: Tensor | None, reward: Tensor, gamma: float = 1.0) 
     return torch.linalg.lstsq(system, phi.mT @ reward, driver="gelsd").solution / size.mT
 
 
-def lstd_adjoint(phi: Tensor, later: Tensor | None, functional: Tensor, gamma: float = 1.0) -> Tensor:
+def lstd_adjoint(phi: Tensor, later: Tensor | None, functional: Tensor, gamma: float) -> Tensor:
     """The weights h of transitions with Σ_k h_k r_k = functional · w, for the w that `lstd` makes of any reward r.
 
     Args:

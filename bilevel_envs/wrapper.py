@@ -60,7 +60,10 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             check_given(follower, env.spec.id if env.spec else type(env.unwrapped).__name__)
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
-            follower = FOLLOWERS[follower](**follower_kwargs)
+            try:
+                follower = FOLLOWERS[follower](**follower_kwargs)
+            except TypeError as error:
+                raise TypeError(f"`follower_kwargs` must be what {follower!r} takes: {error}") from error
         elif follower_kwargs:
             raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
         answers = hasattr(follower, "best_response") or hasattr(follower, "respond")

@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,8 @@ class Train:
     dynamics: Text = None
     """of FourRooms: published, classic or mismatched"""
     follower: Text = None
-    """who answers: soft_value_iteration, riccati, sb3, observed, quantal, ...; the environment's own if not given"""
+    """who answers: soft_value_iteration, riccati, sb3, observed, quantal, ..., or one of yours, MODULE:CLASS; the
+    environment's own if not given"""
     follower_args: KeyValues = ()
     """its arguments; values are JSON, or text"""
     learning_rate: float | None = None
@@ -134,6 +136,8 @@ class Train:
             left = self.iterations - leader.progress.iterations
             leader.learn(left, callback=checkpoint, progress_bar=self.progress and sys.stderr.isatty())
         except FollowerError as error:
+            if leader.progress.iterations and not hasattr(wrapped.follower, "state_dict"):
+                directory.save(leader)  # what others have learnt since the last checkpoint may be what failed
             kept = (
                 "its last checkpoint is whole, --resume goes on from there"
                 if directory.checkpoint
@@ -205,6 +209,7 @@ class Train:
         tail = value[-max(1, len(value) // 10) :].mean(0)
         spread = f" ± {tail.std(ddof=1) / len(tail) ** 0.5:.4f} s.e." if len(tail) > 1 else ""
         best = leader.env.best_known
+        followed = leader.history["followed_value"][-max(1, len(value) // 10) :].mean(0)
         print(f"\nwrote to {self.out}:")
         for path in sorted(self.out.iterdir()):
             if not path.name.startswith("."):
@@ -212,6 +217,9 @@ class Train:
         print(f"\nleader's {what} over the last tenth of {len(value)} iterations:")
         print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
         print(f"  best run: {tail.max():.4f}; at the start: {value[0].mean():.4f}")
+        if what == "value" and not np.allclose(followed, tail, equal_nan=True):
+            known = "not known" if np.isnan(followed).all() else f"{followed.mean():.4f}"
+            print(f"  with the follower as it is, not an optimal one: {known}")
         print("  best known: " + ("nobody has looked" if best is None else f"{best:.4f} ({best.source})"))
 
 
@@ -276,9 +284,7 @@ class Compare:
         check_choice(self.value, compare.VALUES, "value")
         arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
         for name in names:  # refuses bad settings before anything is written
-            leader, _ = compare.stacked_leader(self._world(), name, grid=grid, runs=2, **arguments)
-            if not hasattr(leader.env.follower, "respond"):  # those that learn take their time
-                leader.learn(1)
+            compare.rehearse(self._world(), name, self.value, grid=grid, **arguments)
         directory = RunDirectory(self.out, told(self))
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
@@ -297,17 +303,15 @@ class Compare:
         lines = compare.write_table(results, self.out / "results.csv")
         env = self._world()
         title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds"
-        title += f", {self.follower}" if self.follower else ""
+        title += f", {' '.join([self.follower, *self.follower_args])}" if self.follower else ""
         title += f", batch {self.batch}" if self.batch else ""
         title += f", preset {self.preset}" if self.preset else ""
-        figure = compare.comparison_figure(results, title, env.best_known, self.value)
+        figure = compare.comparison_figure(results, title, env.best_known)
         plots.save(figure, self.out / "comparison.png")
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        print(
-            f"\nmean over seeds of the last tenth of {self.iterations} iterations, each leader at its best grid point"
-        )
+        print(f"\n{self.value}: mean over seeds of the last tenth of {self.iterations} iterations, best grid points")
         print(f"wrote {self.out}/results.csv, comparison.png and one .npz per leader")
 
     def _world(self) -> Any:
@@ -400,19 +404,15 @@ def _grid(pairs: tuple[str, ...]) -> dict[str, list[float]]:
 
 def _follower(name: str | None, pairs: tuple[str, ...]) -> Any:
     """A follower by name, with its arguments; None for the environment's own."""
-    from bilevel_envs.followers import FOLLOWERS
-
     further = _key_values(pairs, "follower_args")
     if name is None:
         if further:
             raise ValueError(f"`follower_args` need a --follower, got {', '.join(further)}")
         return None
-    check_choice(name, FOLLOWERS, "follower")
-    make = FOLLOWERS[name]
+    make = _follower_class(name)
     inner = {key.partition(".")[2]: further.pop(key) for key in list(further) if key.startswith("follower.")}
     if isinstance(further.get("follower"), str):
-        check_choice(further["follower"], FOLLOWERS, "follower")
-        further["follower"] = FOLLOWERS[further["follower"]](**inner)
+        further["follower"] = _follower_class(further["follower"])(**inner)
     elif inner:
         raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
     takes = inspect.signature(make).parameters
@@ -426,6 +426,20 @@ def _follower(name: str | None, pairs: tuple[str, ...]) -> Any:
     return make(**further)
 
 
+def _follower_class(name: str) -> Any:
+    """A follower's class by its name here, or by MODULE:CLASS."""
+    from bilevel_envs.followers import FOLLOWERS
+
+    module, colon, own = name.partition(":")
+    if not colon:
+        check_choice(name, FOLLOWERS, "follower")
+        return FOLLOWERS[name]
+    try:
+        return getattr(import_module(module), own)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"`follower` must be MODULE:CLASS that can be imported, got {name!r} ({error})") from error
+
+
 def _make(name: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
         return gym.make(name, **kwargs)
@@ -434,16 +448,27 @@ def _make(name: str, kwargs: dict[str, Any]) -> gym.Env:
 
 
 def _key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
-    parsed = {}
+    parsed: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"`{name}` must be KEY=VALUE, got {pair!r}")
-        try:
-            parsed[key] = json.loads(text)
-        except json.JSONDecodeError:
-            parsed[key] = {"True": True, "False": False, "None": None}.get(text, text)
+        if key in parsed:
+            raise ValueError(f"`{name}` must give each key once, got {pair!r} beside {key}={parsed[key]!r}")
+        parsed[key] = _value(text)
     return parsed
+
+
+def _value(text: str) -> Any:
+    """JSON, Python's names and numbers, or the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,8 +18,9 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from bilevel_envs._checks import check_choice, check_count
-from bilevel_envs.followers import Truncated
+from bilevel_envs.followers import ObservedFollower, Truncated
 from bilevel_envs.wrapper import BilevelWrapper
+from leaders import exact
 from leaders.algorithms import BCHG, BiAC, ExactGradient, NaivePGD, SoBiRL
 from leaders.critics import ExpectedSarsa, Sarsa
 from leaders.history import History, replace_file
@@ -49,6 +50,7 @@ VALUES = {
     "followed_value": r"leader's value $J_L(\theta)$ under its follower",
     "leader_return": "leader's return, as sampled",
 }
+BUDGETS = ("env_steps", "follower_solves", "follower_steps")
 TAIL = 0.1  # share of the iterations, at the end, by which a grid point is judged
 
 
@@ -62,6 +64,8 @@ class Result:
       value: what is compared, one of `VALUES` of the history, [iterations, G, seeds].
       env_steps: environment steps spent, mean over the point's runs, [iterations, G].
       follower_solves: follower solves spent, likewise, [iterations, G].
+      follower_steps: steps that followers spent on learning or being watched, likewise, [iterations, G].
+      column: which of `VALUES` `value` is.
     """
 
     name: str
@@ -69,6 +73,8 @@ class Result:
     value: np.ndarray
     env_steps: np.ndarray
     follower_solves: np.ndarray
+    follower_steps: np.ndarray
+    column: str = "leader_value"
 
     @property
     def scores(self) -> np.ndarray:
@@ -116,7 +122,8 @@ def run_grid(
       env: the environment with its follower.
       name: a key of `CONTENDERS`.
       grid: values of hyper-parameters, by name; those that the leader has no use for are left out.
-      runs: seeds per grid point; every point has the same ones.
+      runs: seeds per grid point; every point has the same ones. (Followers that draw have streams of their own, one
+        for each stacked run.)
       iterations: outer iterations.
       seed: the first seed.
       value: what is compared: "leader_value", "followed_value" (under the follower that acts), or "leader_return" (as
@@ -125,7 +132,7 @@ def run_grid(
       arguments: further arguments of the leader, such as `batch_size` and `preset`.
 
     Raises:
-      ValueError: if the leader's name or a grid key is unknown.
+      ValueError: if the leader's name, a grid key or `value` is unknown, or nobody knows that value here.
     """
     check_count(iterations, "iterations")
     check_choice(value, VALUES, "value")
@@ -146,7 +153,29 @@ def run_grid(
         history[value].reshape(shape),
         history["env_steps"].reshape(shape).mean(2),
         history["follower_solves"].reshape(shape).mean(2),
+        history["follower_steps"].reshape(shape).mean(2),
+        value,
     )
+
+
+def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> None:
+    """Refuses, before anything is spent, what `run_grid` would refuse; arguments as there.
+
+    Followers that plan answer once. Of those that learn it is asked whether they go with the world.
+    """
+    check_choice(value, VALUES, "value")
+    follower = env.follower
+    planned = getattr(follower, "follower", None) if isinstance(follower, ObservedFollower) else follower
+    if not hasattr(planned, "respond"):
+        run_grid(env, name, runs=2, iterations=1, value=value, **arguments)
+        return
+    leader, _ = stacked_leader(env, name, runs=2, **arguments)
+    model = env.model(np.asarray(leader.theta))
+    check = getattr(planned, "check", None)
+    if check is not None:
+        check(env, model)
+    if value == "leader_value" and not exact.solves(model):
+        raise ValueError(f'`value` must be "leader_return" where nobody can solve the world, got {value!r}')
 
 
 def stacked_leader(
@@ -181,30 +210,30 @@ def stacked_leader(
 def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
     """One line per leader, at its best grid point; also returned."""
     header = ["leader", "hyper-parameters", "seeds", "mean", "low", "high", "iqm", "iqm_low", "iqm_high"]
-    lines = [[*header, "env_steps", "follower_solves"]]
+    lines = [[*header, *BUDGETS, "value"]]
     for result in results:
         point, s = result.points[result.best], result.summary()
         told = " ".join(f"{key}={value:g}" for key, value in point.items()) or "defaults"
         numbers = [s.mean, *s.mean_interval, s.iqm, *s.iqm_interval]
-        budget = [f"{spent[-1, result.best]:.0f}" for spent in (result.env_steps, result.follower_solves)]
-        lines.append([result.name, told, str(result.value.shape[2]), *(f"{x:.4f}" for x in numbers), *budget])
+        budget = [f"{getattr(result, spent)[-1, result.best]:.0f}" for spent in BUDGETS]
+        seeds = str(result.value.shape[2])
+        lines.append([result.name, told, seeds, *(f"{x:.4f}" for x in numbers), *budget, result.column])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     replace_file(path, text.getvalue().encode())
     return lines
 
 
-def comparison_figure(
-    results: Sequence[Result], title: str, best_known: float | None = None, value: str = "leader_value"
-) -> Figure:
+def comparison_figure(results: Sequence[Result], title: str, best_known: float | None = None) -> Figure:
     """The best point of each leader against environment steps and against follower solves: mean and 95 % t interval."""
     figure = Figure(figsize=(10.5, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
+    learning = any(result.follower_steps.any() for result in results)
     for axes, budget, label in zip(
         panels,
-        ("env_steps", "follower_solves"),
-        ("environment steps per run", "follower solves per run"),
+        ("env_steps", "follower_steps" if learning else "follower_solves"),
+        ("environment steps per run", "steps of the follower per run" if learning else "follower solves per run"),
         strict=True,
     ):
         for index, result in enumerate(results):
@@ -212,12 +241,12 @@ def comparison_figure(
             mean, half = curves.mean(1), stats.t.ppf(0.975, curves.shape[1] - 1) * stats.sem(curves, axis=1)
             axes.plot(x, mean, color=f"C{index}", label=result.name)
             axes.fill_between(x, mean - half, mean + half, color=f"C{index}", alpha=0.18, linewidth=0)
-        if best_known is not None:
+        if best_known is not None and results[0].column == "leader_value":
             axes.axhline(best_known, color="#3a3a3a", linestyle=":", linewidth=1, label=f"best known {best_known:.3f}")
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25)
-    panels[0].set_ylabel(VALUES[value])
+    panels[0].set_ylabel(VALUES[results[0].column])
     panels[1].legend(fontsize=8, loc="lower right", framealpha=0.9)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -236,6 +265,8 @@ def save_result(result: Result, path: Path) -> None:
         value=result.value,
         env_steps=result.env_steps,
         follower_solves=result.follower_solves,
+        follower_steps=result.follower_steps,
+        column=result.column,
     )
     replace_file(path, buffer.getvalue())
 
@@ -249,7 +280,8 @@ def load_result(path: Path) -> Result:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
             points = [dict(zip(data["keys"].tolist(), row.tolist(), strict=True)) for row in data["points"]]
-            return Result(str(data["name"]), points, data["value"], data["env_steps"], data["follower_solves"])
+            budgets = {name: data[name] for name in BUDGETS}
+            return Result(str(data["name"]), points, data["value"], **budgets, column=str(data["column"]))
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or no result ({error}); delete it to run that leader again") from error
 

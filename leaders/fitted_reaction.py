@@ -49,24 +49,33 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
             '`reaction` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
             f'action), such as {type(policy).__name__}; got "fitted"'
         )
-    if not isinstance(q_leader, Polynomial | Quadratic):
-        raise TypeError(
-            f"`critic` must give a Polynomial or a Quadratic as its `quadratic()` here, got {type(q_leader).__name__}"
-        )
+    q_leader = _polynomial(q_leader, 1 + batch.state.shape[-1] + batch.action.shape[-1])
     seen = Monomials.of(batch, 'reaction="fitted"')
     mean, covariance = policy.moments(batch.state.double())
     wanted = _covariances(seen.state, (mean.double(), covariance.double()), q_leader, weight)
-    on_step = lstd_adjoint(seen.z, None, wanted) * seen.share[..., 0]
+    on_step = lstd_adjoint(seen.z, None, wanted, 0.0) * seen.share[..., 0]
     on_value = lstd_adjoint(seen.phi, seen.later, gamma * (on_step[..., None] * seen.later).sum(1), gamma)
     return (on_step + on_value).view_as(weight)
 
 
-def _covariances(state: Tensor, moments: tuple[Tensor, Tensor], q: Polynomial | Quadratic, weight: Tensor) -> Tensor:
+def _polynomial(q: Polynomial | Quadratic, size: int) -> Polynomial:
+    """Q_L as a polynomial with a symmetric matrix of a size; an error that names the critic for all else."""
+    if not isinstance(q, Polynomial | Quadratic):
+        raise TypeError(
+            f"`critic` must give a Polynomial or a Quadratic as its `quadratic()` here, got {type(q).__name__}"
+        )
+    matrix = (q if isinstance(q, Polynomial) else Polynomial.of(q)).matrix.double()
+    if matrix.shape[1:] != (size, size) or not matrix.isfinite().all():
+        what = list(matrix.shape) if matrix.isfinite().all() else "entries that are not"
+        raise ValueError(f"`critic` must give a finite `quadratic()` of {size} × {size} (1, s and b), got {what}")
+    return Polynomial((matrix + matrix.mT) / 2)
+
+
+def _covariances(state: Tensor, moments: tuple[Tensor, Tensor], q: Polynomial, weight: Tensor) -> Tensor:
     """Σ weight Cov_b(Q_L, z) over a batch, for every monomial z of (s, b) of degree at most 2, [R, F].
 
     Cov_b(Q_L, x xᵀ) = x̄ vᵀ + v x̄ᵀ + 2 Σ H Σ with x = (1, s, b), x̄ its mean, v = Σ ∇_b Q_L(s, E b), H half the Hessian.
     """
-    q = q if isinstance(q, Polynomial) else Polynomial.of(q)
     mean, covariance = (part.flatten(1, 2) for part in (moments[0], moments[1].expand(*moments[0].shape[:3], -1, -1)))
     m = mean.shape[-1]
     middle = with_one(state, mean)

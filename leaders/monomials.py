@@ -44,7 +44,7 @@ class Monomials:
           ValueError: if there are fewer transitions than monomials of (s, b).
         """
         s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
-        used, goes_on = ((part.flatten(1)[..., None]) for part in (batch.valid, batch.valid & ~batch.terminated))
+        used, goes_on = (part.flatten(1)[..., None] for part in (batch.valid, batch.valid & ~batch.terminated))
         share = relative(s, used[..., 0])[..., None]
         z = products(with_one(s, b)) * share
         needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())

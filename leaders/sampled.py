@@ -48,7 +48,7 @@ from leaders.weights import Weights, occupancy, residualised, weights_from_kick,
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
-FEW = 10  # fitted numbers to a transition that need no more room than the rest of it
+FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
 

@@ -12,6 +12,7 @@ from bilevel_envs._checks import check_choice
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.simulated import SimulatedModel
+from leaders.critics.exact import ExactCritic
 from leaders.critics.sarsa import STARTS
 from leaders.fitted_reaction import REACTIONS
 from leaders.knowledge import KNOWLEDGE
@@ -99,7 +100,7 @@ def world_of(model: Any) -> str:
 
 def is_quadratic(critic: Any) -> bool:
     """Whether the Q_L of a critic of this name, or of this critic, is a quadratic of (s, b)."""
-    return critic in QUADRATICS if isinstance(critic, str) else hasattr(critic, "quadratic")
+    return critic in QUADRATICS if isinstance(critic, str) else callable(getattr(critic, "quadratic", None))
 
 
 def gives_gradient(critic: Any) -> bool:
@@ -168,7 +169,8 @@ def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: boo
         _check_fitted(sampling)
     if world != MATRICES:
         return
-    if model.bump is not None and sampling.critic in ("lstd", "state_values"):
+    knows_bumps = sampling.critic == "exact" or isinstance(sampling.critic, ExactCritic)
+    if model.bump is not None and is_quadratic(sampling.critic) and not knows_bumps:
         raise ValueError(f"`critic` must be no quadratic where the leader's reward is a bump, got {sampling.critic!r}")
     if model.bump is not None and sampling.reaction == "fitted":
         raise ValueError('`reaction` must be "sampled" where the leader\'s reward is a bump, got "fitted"')

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_shape
-from bilevel_envs.follower import BestResponse, FollowerError, check_response, response_from, response_state
+from bilevel_envs.follower import (
+    BestResponse,
+    FollowerError,
+    Unsuited,
+    check_response,
+    response_from,
+    response_state,
+)
 from bilevel_envs.model import Parameterization
 from bilevel_envs.noise import Noise
 from bilevel_envs.wrapper import BilevelWrapper
@@ -236,7 +243,7 @@ class Leader:
             "optimizer": self._ascent.state_dict(),
             "critic": self._critic_state(),
             "best": response_state(self.progress.best),
-            "follower": self.env.follower.state_dict() if hasattr(self.env.follower, "state_dict") else None,
+            "follower": self._follower_state(),
             "optimum": response_state(self.progress.optimum),
         }
         write(path, told, state, self.history.state())
@@ -291,6 +298,15 @@ class Leader:
         leader.progress = Progress(told["iterations"], response_from(state["best"]), response_from(state["optimum"]))
         return leader
 
+    def _follower_state(self) -> dict[str, Any] | None:
+        """What the follower has learnt; None for one that learns nothing."""
+        follower = self.env.follower
+        if not hasattr(follower, "state_dict"):
+            return None
+        if not hasattr(follower, "load_state_dict"):
+            raise TypeError(f"`follower` must have `load_state_dict` beside `state_dict`, got {follower!r}")
+        return follower.state_dict()
+
     # The iteration --------------------------------------------------------------------------------------------
 
     def _iterate(self) -> None:
@@ -326,11 +342,11 @@ class Leader:
         """The follower's response; its failures say at which iteration."""
         try:
             best = self.env.best_response(theta, self.progress.best if start is None else start, model=model)
-            check_response(best)
+            check_response(best, self.runs, model)
+        except Unsuited:
+            raise
         except Exception as error:
             now = self.progress.iterations
-            if now == 0 and isinstance(error, TypeError):
-                raise  # such a follower does not go with this world at all
             raise FollowerError(
                 f"outer iteration {now}: the follower failed ({type(error).__name__}: {error}); θ and the history are "
                 f"as they were after {now} iterations"

@@ -222,7 +222,18 @@ def weights_from_trace(
     arrival: str = "td_error",
     centred: bool = False,
 ) -> Weights:
-    """The weights of an estimator, from those of what each step adds to ∇Q_F, [R, N, T]; see `weights_from_kick`."""
+    """The weights of an estimator, from what takes the place of the kicks' trace.
+
+    Args:
+      trace: the weight of what each step adds to ∇Q_F, 0 where a step is not valid, [R, N, T].
+      batch: the transitions.
+      values: both players' values at the visited steps.
+      counts: `occupancy(batch, γ_L, tail)`.
+      preferences: γ_L and γ_F.
+      tail: as in `occupancy`.
+      arrival: as in `weights_from_kick`.
+      centred: as in `weights_from_kick`.
+    """
     check_choice(arrival, ARRIVALS, "arrival")
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
     leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else counts

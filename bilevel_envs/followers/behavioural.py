@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
-from bilevel_envs.follower import BestResponse, check_planner
+from bilevel_envs.follower import BestResponse, Unsuited, check_planner
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy
@@ -188,7 +188,7 @@ def _logarithm(probs: Tensor) -> Tensor:
 
 def _table_of(best: BestResponse, follower: Any) -> BoltzmannPolicy:
     if not isinstance(best.policy, BoltzmannPolicy):
-        raise TypeError(
+        raise Unsuited(
             f"`follower` must answer with a table for {type(follower).__name__}, got {type(best.policy).__name__}"
         )
     return best.policy

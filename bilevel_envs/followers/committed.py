@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bilevel_envs._checks import check_count, check_number
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy
 from bilevel_envs.tabular import Table, TabularModel
@@ -55,8 +55,7 @@ class Committed:
         Raises:
           TypeError: if `model` is not a table.
         """
-        if not isinstance(model, TabularModel):
-            raise TypeError(f"`model` must be a TabularModel for Committed to plan in, got {type(model).__name__}")
+        model = check_model(model, TabularModel, "Committed")
         model, gamma = model.detach(), preferences.gamma_follower
         beta = preferences.beta if self.beta is None else self.beta
         kernel = model.structure.kernel.expand(model.runs, -1, -1, -1)

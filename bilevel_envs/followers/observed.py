@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count, check_number
-from bilevel_envs.follower import BestResponse, response_from, response_of, response_state
+from bilevel_envs.follower import BestResponse, Unsuited, response_from, response_of, response_state
 from bilevel_envs.followers.network_policies import NetworkCategorical, NetworkGaussian
 from bilevel_envs.followers.riccati import Riccati
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
-from bilevel_envs.linear_quadratic import Quadratic
+from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic
 from bilevel_envs.model import Rollout
 from bilevel_envs.networks import Fit, TemporalDifference, through, xavier
 from bilevel_envs.noise import Noise
@@ -121,6 +121,8 @@ class ObservedFollower:
         """A response of the follower inside, as it looks from outside."""
         inside = self.follower
         if inside is None:
+            if not isinstance(model, TabularModel | LinearQuadraticModel):
+                raise Unsuited("`follower` must be given where nobody can plan: one that learns is watched; got None")
             inside = SoftValueIteration() if isinstance(model, TabularModel) else Riccati()
         hidden = response_of(inside, env, theta, model, self._hidden, learn)
         self._hidden = hidden

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_number
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic, block, discounted_sum
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import GaussianPolicy
@@ -57,11 +57,7 @@ class Riccati:
           TypeError: if `model` is not linear-quadratic.
           RuntimeError: if the equation has no solution, or none to accuracy `tol`.
         """
-        if not isinstance(model, LinearQuadraticModel):
-            raise TypeError(
-                f"`model` must be a LinearQuadraticModel for Riccati to solve, got {type(model).__name__}; "
-                "a table is solved by SoftValueIteration(), and BilevelWrapper(env) chooses by itself"
-            )
+        model = check_model(model, LinearQuadraticModel, "Riccati")
         return self.reaction(model.detach(), preferences)
 
     def reaction(self, model: LinearQuadraticModel, preferences: Preferences) -> BestResponse:

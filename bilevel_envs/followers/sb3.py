@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -196,10 +197,11 @@ class SB3Follower:
             raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
         runs, before = len(theta), self.spent
         if learn:
-            self._check(env, model)
+            self.check(env, model)
         if len(self.agents) not in ((0, runs) if learn else (1, runs)):
             raise ValueError(
-                f"`theta` must have as many runs as were trained ({len(self.agents)}), got {runs}; `reset` forgets them"
+                f"`runs` must be as many as the follower was trained with ({len(self.agents)}), got {runs}; its "
+                "`reset()` forgets them"
             )
         if learn:
             paid = [self._train(env, theta, model, run) for run in range(runs)]
@@ -252,6 +254,12 @@ class SB3Follower:
             agent = self._agent(world, self._preferences(env)) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
+            if agent.observation_space != world.observation_space or agent.action_space != world.action_space:
+                raise ValueError(
+                    f"`env` must be one like that in which the follower has learnt, with {agent.observation_space} and "
+                    f"{agent.action_space}, got {world.observation_space} and {world.action_space}; its `reset()` "
+                    "forgets what it has learnt"
+                )
             agent.action_space.seed(seed)
             agent.set_env(world)
             fresh = agent.num_timesteps == 0
@@ -272,9 +280,13 @@ class SB3Follower:
         preferences = env.problem.preferences
         return preferences if self.beta is None else replace(preferences, beta=self.beta)
 
-    def _check(self, env: Any, model: Any) -> None:
-        """Refuses what cannot be trained or answered, before anything is."""
-        discrete, name = hasattr(env.action_space, "n"), self.algorithm.__name__
+    def check(self, env: Any, model: Any) -> None:
+        """Refuses with a ValueError what cannot be trained or answered in an environment, before anything is."""
+        discrete, name = isinstance(env.action_space, gym.spaces.Discrete), self.algorithm.__name__
+        if not isinstance(model, TabularModel) and not isinstance(
+            env.action_space, gym.spaces.Discrete | gym.spaces.Box
+        ):
+            raise ValueError(f"`env` must have actions in a Discrete or a Box to learn in, got {env.action_space}")
         if isinstance(model, TabularModel) or discrete:
             fits: tuple[str, ...] = ("SoftDQN", "DQN", "PPO", "A2C", "other")
         else:
@@ -297,7 +309,10 @@ class SB3Follower:
         own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
         if self.model_file is not None and not self.model_file.is_file():
             raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {self.model_file}")
-        agent = self.algorithm(self.policy, world, device="cpu", **own)
+        try:
+            agent = self.algorithm(self.policy, world, device="cpu", **own)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments: {error}") from error
         if not hasattr(agent.policy, "get_distribution") and self.kind == "other":
             raise ValueError(
                 f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"
@@ -387,14 +402,16 @@ class SB3Follower:
 
 
 def _checked_range(told: Any) -> Any:
-    """`action_range`, numbers at least; whether they fit is known when the action space is."""
-    parts = told if isinstance(told, tuple) else (told,)
-    wrong = told is not None and (isinstance(told, tuple) and len(told) != 2)
-    for part in parts if told is not None else ():
-        array = np.asarray(part)
-        wrong = wrong or array.dtype.kind not in "fiu"
-    if wrong:
+    """`action_range`, numbers with low below high; whether they fit is known when the action space is."""
+    if told is None:
+        return None
+    parts = [np.asarray(part) for part in (told if isinstance(told, tuple) else (told,))]
+    if len(parts) != (2 if isinstance(told, tuple) else 1) or any(part.dtype.kind not in "fiu" for part in parts):
         raise ValueError(f"`action_range` must be a number, one per action, or a tuple (low, high), got {told!r}")
+    low, high = parts if len(parts) == 2 else (-parts[0], parts[0])
+    fit = low.shape == high.shape or () in (low.shape, high.shape)
+    if not (fit and np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise ValueError(f"`action_range` must be finite and above 0, or (low, high) with low below; got {told!r}")
     return told
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bilevel_envs._checks import check_count, check_number
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.kernels import soft_q_pass
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.noise import Noise
@@ -68,8 +68,7 @@ class SoftQLearning:
         Raises:
           TypeError: if `model` is not a table.
         """
-        if not isinstance(model, TabularModel):
-            raise TypeError(f"`model` must be a TabularModel for SoftQLearning, got {type(model).__name__}")
+        model = check_model(model, TabularModel, "SoftQLearning")
         world, gamma = model.detach(), preferences.gamma_follower
         beta = preferences.beta if self.beta is None else self.beta
         shape = (world.runs, world.states, world.actions)

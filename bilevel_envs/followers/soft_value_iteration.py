@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.kernels import soft_policy_iteration
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy
@@ -70,11 +70,7 @@ class SoftValueIteration:
           TypeError: if `model` is not a table.
           RuntimeError: if the residual does not fall below `tol`.
         """
-        if not isinstance(model, TabularModel):
-            raise TypeError(
-                f"`model` must be a TabularModel for SoftValueIteration to plan in, got {type(model).__name__}; "
-                "a linear-quadratic world is solved by Riccati(), and BilevelWrapper(env) chooses by itself"
-            )
+        model = check_model(model, TabularModel, "SoftValueIteration")
         beta = preferences.beta if self.beta is None else self.beta
         model, gamma = model.detach(), preferences.gamma_follower
         if self.rounds is not None and self.sweeps is not None:

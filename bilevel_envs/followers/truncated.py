@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.followers.committed import Committed
 from bilevel_envs.followers.riccati import Riccati, planned_ahead
 from bilevel_envs.followers.soft_q_learning import SoftQLearning
@@ -87,8 +87,7 @@ class Truncated:
             return shortened.best_response(model, preferences, before)
         if isinstance(self.follower, Riccati):
             return self._looking_ahead(model, preferences, start)
-        if not isinstance(model, TabularModel):
-            raise TypeError(f"`model` must be a TabularModel to plan in, got {type(model).__name__}")
+        model = check_model(model, TabularModel, "Truncated(SoftValueIteration())")
         model = model.detach()
         beta = preferences.beta if self.beta is None else self.beta
         memory = start.memory if start is not None else None
@@ -102,8 +101,7 @@ class Truncated:
         return best
 
     def _looking_ahead(self, model: Model, preferences: Preferences, start: BestResponse | None) -> BestResponse:
-        if not isinstance(model, LinearQuadraticModel):
-            raise TypeError(f"`model` must be a LinearQuadraticModel for Riccati, got {type(model).__name__}")
+        model = check_model(model, LinearQuadraticModel, "Truncated(Riccati())")
         fixed, n = model.detach(), model.state_size
         p = torch.zeros(fixed.runs, n, n, dtype=torch.float64)
         v = torch.zeros(fixed.runs, dtype=torch.float64)

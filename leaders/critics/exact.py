@@ -36,9 +36,10 @@ class ExactCritic:
         """Solves anew; the batch is not looked at."""
         if isinstance(model, LinearQuadraticModel):
             if not isinstance(best.policy, GaussianPolicy):
+                other = "state_values" if model.bump is None else "td"
                 raise TypeError(
                     f'critic="exact" needs a follower with a GaussianPolicy, got {type(best.policy).__name__}; '
-                    'choose "state_values"'
+                    f'choose "{other}"'
                 )
             if model.bump is not None:
                 self.bumps = BumpValues(model, best.policy, self.gamma)

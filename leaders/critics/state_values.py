@@ -87,7 +87,7 @@ class QuadraticState:
         v = lstd(seen.phi, seen.later, reward, self.gamma)[..., 0]
         self.v = Polynomial(symmetric(v, size))
         brought = reward + self.gamma * self.v(seen.following)[..., None] * seen.goes_on
-        q = lstd(seen.z, None, brought * seen.share)[..., 0]
+        q = lstd(seen.z, None, brought * seen.share, 0.0)[..., 0]
         self.q = Polynomial(symmetric(q, size + batch.action.shape[-1]))
 
     def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -105,10 +105,11 @@ class QuadraticState:
         """At the visited steps."""
         assert self.v is not None, "fit first"
         q, m = self.quadratic(), batch.action.shape[-1]
-        mean, covariance = policy.moments(batch.state.double())
+        s, b, following = (part.double() for part in (batch.state, batch.action, batch.next_state))
+        mean, covariance = policy.moments(s)
         curvature = q.matrix[:, None, None, -m:, -m:]
-        expected = q(batch.state, mean) + (curvature * covariance).sum((-2, -1))
-        return q(batch.state, batch.action), expected, self.v(batch.next_state)
+        expected = q(s, mean) + (curvature * covariance).sum((-2, -1))
+        return q(s, b), expected, self.v(following)
 
     def copies(self, count: int) -> QuadraticState:
         """Another one: nothing is kept."""

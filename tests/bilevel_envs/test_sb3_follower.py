@@ -249,6 +249,21 @@ def test_episodes_of_the_training_may_be_shorter():
     assert env.time_limit == 100
 
 
+def test_an_agent_is_not_taken_into_another_world():
+    agent = soft_dqn(60)
+    toll(agent).best_response(np.array([0.5]))
+    other = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), agent)
+    with pytest.raises(
+        ValueError, match=r"`env` must be one like that in which the follower has learnt, .* `reset\(\)`"
+    ):
+        other.best_response(other.unwrapped.theta)
+
+
+def test_what_sb3_refuses_is_said_to_be_its_own():
+    with pytest.raises(ValueError, match="SB3's SoftDQN refuses its arguments: Policy Nope unknown"):
+        toll(SB3Follower("SoftDQN", 60, policy="Nope")).best_response(np.array([0.5]))
+
+
 def test_time_limits_hold_in_anybodys_environment():
     gym.register("Plain-v0", entry_point=Plain, max_episode_steps=20)
     try:
@@ -467,7 +482,8 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("raises", "ZeroDivisionError: its own reasons"), ("nan", "its policy holds NaN in run 0")]
+    ("how", "message"),
+    [("raises", "ZeroDivisionError: its own reasons"), ("nan", r"its policy \(log_probs\) holds NaN")],
 )
 def test_a_failing_follower_stops_the_run_and_nothing_is_lost(how, message, tmp_path):
     leader = BCHG(toll(Failing(how, 3)), runs=2)
@@ -505,6 +521,8 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower("PPO", buffer="keep"), "`buffer` must be .clear. for PPO"),
         (lambda: SB3Follower("DQN", action_range=2.0), "`action_range` must be None for DQN"),
         (lambda: SB3Follower(action_range="abc"), r"`action_range` must be a number, one per action, or a tuple"),
+        (lambda: SB3Follower(action_range=-1), "`action_range` must be finite and above 0, .* got -1"),
+        (lambda: SB3Follower(action_range=(3, -3)), r"`action_range` must be .* got \(3, -3\)"),
         (lambda: SB3Follower(action_range=(1,)), r"`action_range` must be a number, one per action, or a tuple"),
         (lambda: SB3Follower(model_file=3), "`model_file` must be a path or None, got 3"),
         (
@@ -526,9 +544,9 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
-def test_a_range_must_be_one():
-    env = building(SB3Follower("SAC", 60, action_range=(3.0, -3.0), **QUICK))
-    with pytest.raises(ValueError, match="`action_range` must give finite bounds, low below high"):
+def test_a_range_must_fit():
+    env = building(SB3Follower("SAC", 60, action_range=[1.0, 2.0, 3.0], **QUICK))
+    with pytest.raises(ValueError, match=r"`action_range` must fit actions of shape \[2\], got \[1.0, 2.0, 3.0\]"):
         env.best_response(np.full(8, 0.5))
 
 
@@ -563,7 +581,7 @@ def test_a_refused_call_trains_nobody():
     env = toll(soft_dqn(100))
     leader = BCHG(env, runs=2).learn(1)
     steps = [agent.num_timesteps for agent in env.follower.agents]
-    with pytest.raises(ValueError, match=r"`theta` must have as many runs as were trained \(2\), got 1"):
+    with pytest.raises(ValueError, match=r"`runs` must be as many as the follower was trained with \(2\), got 1"):
         env.best_response(leader.theta[0])
     assert [agent.num_timesteps for agent in env.follower.agents] == steps
     env.follower.reset()

@@ -109,7 +109,7 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_a_planner_needs_tables():
-    with pytest.raises(TypeError, match="must be a TabularModel .*chooses by itself"):
+    with pytest.raises(TypeError, match="must be a TabularModel .*`follower` must be one that suits it: Riccati"):
         SoftValueIteration().best_response(object(), PREFS)
 
 

@@ -35,7 +35,7 @@ def test_the_best_point_is_chosen_by_the_last_tenth():
     value[:18, 0] = 10.0  # early success does not count
     value[18:, 1] = 1.0
     points = [{"learning_rate": 1.0}, {"learning_rate": 2.0}]
-    result = compare.Result("bchg", points, value, np.zeros((20, 2)), np.zeros((20, 2)))
+    result = compare.Result("bchg", points, value, *[np.zeros((20, 2))] * 3)
     assert result.best == 1
     np.testing.assert_array_equal(result.scores, [[0, 0, 0], [1, 1, 1]])
     assert result.summary().mean == 1.0
@@ -112,11 +112,29 @@ def test_what_nobody_knows_is_not_compared():
 
 
 def test_each_leader_has_a_follower_of_its_own(tmp_path):
-    told = ["--follower", "observed", "--follower-args", "observations=50", "--iterations", "3"]
-    for leaders in ("bchg,naive-pgd", "naive-pgd"):
-        main([*COMMAND, *told, "--leaders", leaders, "--out", str(tmp_path / leaders)])
-    first, alone = (compare.load_result(tmp_path / name / "naive-pgd.npz") for name in ("bchg,naive-pgd", "naive-pgd"))
-    np.testing.assert_array_equal(first.value, alone.value)
+    told = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=40", "learning_starts=10"]
+    for leaders in ("naive-pgd,bchg", "bchg"):
+        out = ["--out", str(tmp_path / leaders)]
+        main([*COMMAND, *told, "--iterations", "3", "--value", "followed_value", "--leaders", leaders, *out])
+    second, alone = (compare.load_result(tmp_path / leaders / "bchg.npz") for leaders in ("naive-pgd,bchg", "bchg"))
+    np.testing.assert_array_equal(second.value, alone.value)
+    assert second.follower_steps[-1, 0] == 3 * 40
+    table = (tmp_path / "bchg" / "results.csv").read_text().splitlines()
+    assert table[0].endswith("env_steps,follower_solves,follower_steps,value")
+    assert table[1].endswith(",300,3,120,followed_value")
+
+
+def test_the_figure_says_what_it_shows():
+    curves = np.zeros((4, 1, 3))
+    spent = np.arange(4.0)[:, None]
+    for column, known in (("leader_value", True), ("leader_return", False)):
+        figure = compare.comparison_figure(
+            [compare.Result("bchg", [{}], curves, spent, spent, spent, column)], "t", 1.0
+        )
+        left, right = figure.axes
+        assert left.get_ylabel() == compare.VALUES[column]
+        assert right.get_xlabel() == "steps of the follower per run"
+        assert (len(left.lines) == 2) == known
 
 
 @pytest.mark.parametrize(
@@ -135,6 +153,11 @@ def test_each_leader_has_a_follower_of_its_own(tmp_path):
         (["--follower-args", "share=0.1"], "`follower_args` need a --follower, got share"),
         (["--value", "reward"], "`value` must be one of 'leader_value', 'followed_value', 'leader_return'"),
         (["--follower", "sb3", "--follower-args", "algorithm=PPO"], "V_F is not available from PPO"),
+        (["--follower", "sb3"], "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for discrete actions, got SAC"),
+        (["--follower", "observed", "--follower-args", "method=linear"], '`method` must be "counts" or "network" here'),
+        (["--follower", "nobody:Follower"], "`follower` must be MODULE:CLASS that can be imported"),
+        (["--follower", "mixture", "--follower-args", "share=1", "share=2"], "`follower_args` must give each key once"),
+        (["--leaders", "naive-pgd,exact", "--value", "leader_return"], "`value` must be one that is known here"),
     ],
 )
 def test_bad_arguments_write_nothing(tmp_path, capsys, arguments, message):

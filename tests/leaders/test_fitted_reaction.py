@@ -297,6 +297,7 @@ def test_networks_are_led_with_it(tmp_path):
         ("BuildingThermalControl", {"knowledge": "simulate", "arrival": "value"}, '`arrival` must be "td_error"'),
         ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., here 'td'"),
         ("BilevelLQR", {"knowledge": "terms"}, "where the leader's reward is a bump"),
+        ("BilevelLQR", {"critic": QuadraticState(0.99)}, "`critic` must be no quadratic where the leader's reward"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(world, settings, message):
@@ -316,6 +317,18 @@ def test_q_must_be_a_polynomial():
     batch = env.rollout(theta, best, Noise([0]), rows=2, horizon=50)
     with pytest.raises(TypeError, match=r"`critic` must give a Polynomial or a Quadratic .* got float"):
         fitted_trace(batch, 1.0, best.policy, 0.9**batch.step, 0.9)
+    for matrix, got in (
+        (torch.zeros(1, 6, 6), r"\[1, 6, 6\]"),
+        (torch.full((1, 7, 7), float("nan")), "entries that are"),
+    ):
+        with pytest.raises(ValueError, match=f"`critic` must give a finite `quadratic.*` of 7 × 7 .* got {got}"):
+            fitted_trace(batch, Polynomial(matrix), best.policy, 0.9**batch.step, 0.9)
+    lopsided = torch.triu(torch.ones(1, 7, 7))
+    traces = [
+        fitted_trace(batch, Polynomial(matrix), best.policy, 0.9**batch.step, 0.9)
+        for matrix in (lopsided, ((lopsided + lopsided.mT) / 2).double())
+    ]
+    torch.testing.assert_close(*traces)
 
 
 def test_a_policy_must_tell_its_moments():
