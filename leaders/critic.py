@@ -16,6 +16,9 @@ class Critic(Protocol):
 
     Q_L must be a function of (s, b) alone. What one step brought, r_L + γ_L V_L(s'), will not do in its place: it
     depends on the same next state as the ∇Q_F that it multiplies, and the estimate would be biased.
+
+    In linear-quadratic worlds a critic may also have `leader_gradient(policy)`, ∇V_L as a function of states and steps,
+    and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `knowledge` and `reaction` of `BCHG`.
     """
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:

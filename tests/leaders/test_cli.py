@@ -300,6 +300,42 @@ def test_a_follower_that_fails_stops_the_run_and_nothing_is_lost(tmp_path, capsy
     assert history(broken) == history(straight)
 
 
+def test_a_follower_of_ones_own_is_named_by_its_module_and_its_failure_costs_nothing(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from bilevel_envs.followers import SoftValueIteration\n\n\n"
+        "class Failing:\n"
+        "    beta, left = None, 3\n\n"
+        "    def best_response(self, model, preferences, start=None):\n"
+        "        Failing.left -= 1\n"
+        "        if Failing.left < 0:\n"
+        "            raise ZeroDivisionError('its own reasons')\n"
+        "        return SoftValueIteration().best_response(model, preferences, start)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "1", "--no-progress", "--iterations", "5"]
+    command += ["--follower", "mine:Failing", "--out"]
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "broken")])
+    error = capsys.readouterr().err
+    assert "outer iteration 3: the follower failed (ZeroDivisionError: its own reasons)" in error
+    assert "its last checkpoint is whole, --resume goes on from there" in error
+    import mine
+
+    mine.Failing.left = 100
+    main([*command, str(tmp_path / "broken"), "--resume"])
+    assert "resuming after 3 outer iterations" in capsys.readouterr().out
+    main([*command, str(tmp_path / "straight")])
+    assert history(tmp_path / "broken") == history(tmp_path / "straight")
+
+
+def test_the_report_tells_what_the_follower_as_it_is_brings(tmp_path, capsys):
+    command = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "2", "--no-progress", "--iterations", "3"]
+    main([*command, "--follower", "mixture", "--follower-args", "share=.5", "--out", str(tmp_path / "a")])
+    assert "with the follower as it is, not an optimal one: 0." in capsys.readouterr().out
+    main([*command, "--out", str(tmp_path / "b")])
+    assert "with the follower as it is" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
