@@ -284,7 +284,10 @@ class Compare:
         check_choice(self.value, compare.VALUES, "value")
         arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
         for name in names:  # refuses bad settings before anything is written
-            compare.rehearse(self._world(), name, self.value, grid=grid, **arguments)
+            try:
+                compare.rehearse(self._world(), name, self.value, grid=grid, **arguments)
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise ValueError(f"{name} cannot take part: {error}") from error
         directory = RunDirectory(self.out, told(self))
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}

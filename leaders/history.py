@@ -51,6 +51,10 @@ class History:
             raise KeyError(f"a history has the columns {', '.join(COLUMNS)}; got {column!r}")
         return self._data[: self._length, COLUMNS.index(column)]
 
+    def keys(self) -> tuple[str, ...]:
+        """The names of the columns, so that `dict(history)` holds them all."""
+        return COLUMNS
+
     def __repr__(self) -> str:
         return f"History({len(self)} iterations of {self.runs} runs: {', '.join(COLUMNS)})"
 

@@ -14,6 +14,7 @@ from bilevel_envs import BilevelWrapper, Preferences, TabularModel
 from bilevel_envs.follower import BestResponse, FollowerError, NotAvailable
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
 from bilevel_envs.followers.network_policies import NetworkGaussian, NetworkQ, NetworkV
+from bilevel_envs.followers.sb3_answers import functions
 from bilevel_envs.followers.soft_dqn import SoftDQN
 from bilevel_envs.noise import Noise
 from leaders import BCHG, NaivePGD
@@ -262,6 +263,19 @@ def test_an_agent_is_not_taken_into_another_world():
 def test_what_sb3_refuses_is_said_to_be_its_own():
     with pytest.raises(ValueError, match="SB3's SoftDQN refuses its arguments: Policy Nope unknown"):
         toll(SB3Follower("SoftDQN", 60, policy="Nope")).best_response(np.array([0.5]))
+
+
+def test_dqn_answers_with_its_best_action_where_states_are_vectors():
+    env = gym.make("CartPole-v1")
+    agent = DQN("MlpPolicy", env, seed=0)
+    agent.exploration_rate = 0.2
+    policy, q, v = functions("DQN", [agent], 2, env.action_space, None, 0.1, 1.0)
+    assert (q, v) == (None, None)
+    states = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 30, 4)))
+    best = torch.from_numpy(agent.predict(states.view(-1, 4).numpy().astype(np.float32), deterministic=True)[0])
+    chances = policy.log_probs(states).exp()
+    torch.testing.assert_close(chances.gather(-1, best.view(2, 30, 1)), torch.full((2, 30, 1), 0.9).double())
+    torch.testing.assert_close(chances.sum(-1), torch.ones(2, 30).double())
 
 
 def test_time_limits_hold_in_anybodys_environment():

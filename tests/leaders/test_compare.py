@@ -152,7 +152,10 @@ def test_the_figure_says_what_it_shows():
         (["--follower", "sb4"], "`follower` must be one of"),
         (["--follower-args", "share=0.1"], "`follower_args` need a --follower, got share"),
         (["--value", "reward"], "`value` must be one of 'leader_value', 'followed_value', 'leader_return'"),
-        (["--follower", "sb3", "--follower-args", "algorithm=PPO"], "V_F is not available from PPO"),
+        (
+            ["--follower", "sb3", "--follower-args", "algorithm=PPO"],
+            "bchg cannot take part: V_F is not available",
+        ),
         (["--follower", "sb3"], "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for discrete actions, got SAC"),
         (["--follower", "observed", "--follower-args", "method=linear"], '`method` must be "counts" or "network" here'),
         (["--follower", "nobody:Follower"], "`follower` must be MODULE:CLASS that can be imported"),

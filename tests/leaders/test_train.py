@@ -276,6 +276,7 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         BCHG(make("FourRooms")).gradient_samples(2, seed=-1)
     with pytest.raises(ValueError, match=r"`features` must map states to shape \[1, 1, 100, 'F'\]"):
         BCHG(make("FourRooms"), features=lambda state: state.double()).learn(1)
+    assert dict(BCHG(make("FourRooms")).history).keys() >= {"leader_value", "residual"}
     with pytest.raises(KeyError, match="a history has the columns env_steps"):
         _ = BCHG(make("FourRooms")).history["value"]
     with pytest.raises(TypeError, match="`total_iterations` must be a whole number"):
