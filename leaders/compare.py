@@ -247,7 +247,7 @@ def comparison_figure(results: Sequence[Result], title: str, best_known: float |
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel(VALUES[results[0].column])
-    panels[1].legend(fontsize=8, loc="lower right", framealpha=0.9)
+    panels[1].legend(fontsize=8, loc="best", framealpha=0.9)
     figure.suptitle(title, fontsize=11)
     return figure
 
