@@ -81,7 +81,7 @@ for name, own, true in (
 # 2. Leading it. With agents BC-HG fits Q_L and ∇Q_F (critic="state_values", reaction="fitted"): along trajectories what
 #    an agent does wrong would drown the covariance of the two. The agent is watched, 5,000 transitions per iteration: a
 #    Gaussian around a straight line and a quadratic V_F leave out what its networks do far from home. Whoever ignores
-#    the follower's reaction gets on as fast for thirty iterations, and no further than −197.
+#    the follower's reaction gets on as fast for thirty iterations, and no further than −197.5.
 figure = Figure(figsize=(7, 4), layout="constrained")
 axes = figure.subplots()
 for name, make, follower in (

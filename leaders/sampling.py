@@ -169,7 +169,9 @@ def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: boo
         _check_fitted(sampling)
     if world != MATRICES:
         return
-    knows_bumps = sampling.critic == "exact" or isinstance(sampling.critic, ExactCritic)
+    knows_bumps = isinstance(sampling.critic, ExactCritic) or (
+        isinstance(sampling.critic, str) and sampling.critic == "exact"
+    )
     if model.bump is not None and is_quadratic(sampling.critic) and not knows_bumps:
         raise ValueError(f"`critic` must be no quadratic where the leader's reward is a bump, got {sampling.critic!r}")
     if model.bump is not None and sampling.reaction == "fitted":

@@ -109,7 +109,9 @@ def test_bad_settings_are_refused(arguments, message):
 
 
 def test_a_planner_needs_tables():
-    with pytest.raises(TypeError, match="must be a TabularModel .*`follower` must be one that suits it: Riccati"):
+    with pytest.raises(
+        TypeError, match="must be a TabularModel .*`follower` must be one that suits it: one that learns"
+    ):
         SoftValueIteration().best_response(object(), PREFS)
 
 

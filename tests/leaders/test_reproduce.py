@@ -23,7 +23,7 @@ def test_our_curves_go_through_the_papers_filter():
     value = np.zeros((1000, 1, 2))
     value[900:, 0, 0] = 1.0  # the last hundred iterations
     value[950:, 0, 1] = 1.0  # the last fifty
-    result = Result("bchg", [{}], value, np.zeros((1000, 1)), np.zeros((1000, 1)))
+    result = Result("bchg", [{}], value, *[np.zeros((1000, 1))] * 3)
     curve = Curve(np.array([1000]), np.array([0.7]), np.array([0.1]))
     (found,) = reproduce.compared(result, curve)
     assert found.ours == pytest.approx(0.75)
