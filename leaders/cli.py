@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import signal
 import sys
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +14,12 @@ import numpy as np
 import tyro
 
 import bilevel_envs  # registers BiLevel/*
-from bilevel_envs._checks import check_choice, check_count, check_number
+from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.registration import PROBLEMS
+from leaders.cli_arguments import KeyValues, Text, env_arguments, env_of, follower_of, key_values
+from leaders.cli_compare import Compare
 from leaders.cli_reproduce import BuildingFigure, FourRoomsFigure, LQRFigure, ToyFigure
-from leaders.words import names_in, told
+from leaders.words import told
 
 NOT_FOR_THE_CONSTRUCTORS = (
     "env",
@@ -33,8 +33,6 @@ NOT_FOR_THE_CONSTRUCTORS = (
     "follower",
     "follower_args",
 )
-Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
-KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Train:
         check_count(self.iterations, "iterations")
         env, leader_class, arguments = self._resolved()
         directory = RunDirectory(self.out, told(self))
-        wrapped = BilevelWrapper(env, _follower(self.follower, self.follower_args))
+        wrapped = BilevelWrapper(env, follower_of(self.follower, self.follower_args))
         leader = leader_class(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
@@ -158,7 +156,7 @@ class Train:
         from leaders import LEADERS
 
         check_choice(self.leader, LEADERS, "leader")
-        env = _make(self.env, _env_arguments(self))
+        env = env_of(self.env, env_arguments(self))
         given = {
             name: value
             for name, value in asdict(self).items()
@@ -168,7 +166,7 @@ class Train:
         allowed = [name for name in inspect.signature(leader_class.__init__).parameters if name not in ("self", "env")]
         if self.batch is not None:
             given["batch_size"] = self.batch
-        further = _key_values(self.leader_args, "leader_args")
+        further = key_values(self.leader_args, "leader_args")
         flags = sorted(set(further) & ({*asdict(self)} | {"batch_size"}))
         if flags:
             raise ValueError(f"`leader_args` must not repeat what has a flag of its own: {', '.join(flags)}")
@@ -224,107 +222,6 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Compare:
-    """Compare leaders at equal iterations, each over a grid with all seeds stacked; a table with budgets, a figure."""
-
-    env: str
-    """id of the environment"""
-    out: Path
-    """a directory; must not exist, be empty, or hold this comparison (with --resume)"""
-    leaders: str = "bchg,hpgd-mc,naive-pgd"
-    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, bi-ac, exact,
-    zeroth-order, cmaes, random-search"""
-    follower: Text = None
-    """who answers, one of its own for each leader; as in train"""
-    follower_args: KeyValues = ()
-    """its arguments"""
-    value: str = "leader_value"
-    """what is compared: leader_value, under the optimal follower; followed_value, under the one that answers; or
-    leader_return, as sampled, where nobody can compute either"""
-    grid: KeyValues = ()
-    """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""
-    preset: Text = None
-    """"paper" for the published code, choice by choice"""
-    iterations: int = 1000
-    """outer iterations"""
-    runs: int = 10
-    """seeds per grid point"""
-    batch: int | None = None
-    """transitions per outer iteration and run, for leaders that draw batches (each leader's own if not given)"""
-    seed: int = 0
-    """the first seed"""
-    beta: float | None = None
-    """the follower's entropy coefficient; the environment's own if not given"""
-    dynamics: Text = None
-    """of FourRooms: published, classic or mismatched"""
-    env_args: KeyValues = ()
-    """further arguments of the environment"""
-    resume: bool = False
-    """go on with the comparison in --out: leaders that are done are not run again"""
-    progress: bool = True
-    """show a progress bar"""
-
-    def run(self) -> None:
-        """Runs the leaders one after another and writes results.csv, comparison.png and an .npz per leader."""
-        import torch
-
-        from leaders import compare, plots
-        from leaders.run import RunDirectory
-
-        torch.set_num_threads(1)
-        check_count(self.iterations, "iterations")
-        check_count(self.runs, "runs", at_least=2)
-        check_count(self.seed, "seed", at_least=0)
-        names = names_in(self.leaders)
-        for name in names:
-            check_choice(name, compare.CONTENDERS, "leaders")
-        check_choice(self.preset, [None, "paper"], "preset")
-        grid = _grid(self.grid)
-        compare.grid_points(grid)
-        check_choice(self.value, compare.VALUES, "value")
-        arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
-        for name in names:  # refuses bad settings before anything is written
-            try:
-                compare.rehearse(self._world(), name, self.value, grid=grid, **arguments)
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise ValueError(f"{name} cannot take part: {error}") from error
-        directory = RunDirectory(self.out, told(self))
-        directory.check(self.resume)
-        paths = {name: self.out / f"{name}.npz" for name in names}
-        kept = compare.kept_results(paths, self.iterations)
-        directory.begin()
-        results = []
-        for name in names:
-            result = kept.get(name)
-            if result is None:
-                bar = self.progress and sys.stderr.isatty()
-                settings: dict[str, Any] = {"runs": self.runs, "iterations": self.iterations, "seed": self.seed}
-                settings["value"] = self.value
-                result = compare.run_grid(self._world(), name, grid=grid, progress_bar=bar, **settings, **arguments)
-                compare.save_result(result, paths[name])
-            results.append(result)
-        lines = compare.write_table(results, self.out / "results.csv")
-        env = self._world()
-        title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds"
-        title += f", {' '.join([self.follower, *self.follower_args])}" if self.follower else ""
-        title += f", batch {self.batch}" if self.batch else ""
-        title += f", preset {self.preset}" if self.preset else ""
-        figure = compare.comparison_figure(results, title, env.best_known)
-        plots.save(figure, self.out / "comparison.png")
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        for line in lines:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        print(f"\n{self.value}: mean over seeds of the last tenth of {self.iterations} iterations, best grid points")
-        print(f"wrote {self.out}/results.csv, comparison.png and one .npz per leader")
-
-    def _world(self) -> Any:
-        """The environment with a follower that knows nothing of other leaders."""
-        from bilevel_envs.wrapper import BilevelWrapper
-
-        return BilevelWrapper(_make(self.env, _env_arguments(self)), _follower(self.follower, self.follower_args))
-
-
-@dataclass(frozen=True)
 class Reproduce:
     """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ."""
 
@@ -368,7 +265,7 @@ class Video:
         told = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(self.directory).items()}
         train = Train(**{**told, "out": self.directory})  # type: ignore[arg-type]
         env, leader_class, arguments = train._resolved()
-        wrapped = BilevelWrapper(env, _follower(train.follower, train.follower_args))
+        wrapped = BilevelWrapper(env, follower_of(train.follower, train.follower_args))
         if not hasattr(wrapped.problem, "draw"):
             raise ValueError(f"{train.env} cannot be drawn")
         if getattr(wrapped.problem, "on_grid", False):
@@ -380,98 +277,6 @@ class Video:
         how = {"steps": self.steps, "fps": self.fps, "seed": self.seed, "run": run}
         frames = follower_film(wrapped, fresh.theta, leader.theta, path, **how)
         print(f"wrote {path}: run {run}, {frames} frames")
-
-
-def _env_arguments(command: Any) -> dict[str, Any]:
-    """The environment's arguments: flags first, then what `--env-args` says."""
-    arguments = _key_values(command.env_args, "env_args")
-    for name in ("beta", "dynamics"):
-        if getattr(command, name) is not None:
-            arguments[name] = getattr(command, name)
-    return arguments
-
-
-def _grid(pairs: tuple[str, ...]) -> dict[str, list[float]]:
-    grid = {}
-    for pair in pairs:
-        key, _, text = pair.partition("=")
-        try:
-            values = [float(number) for number in text.split(",")]
-        except ValueError:
-            raise ValueError(f"`grid` must be KEY=NUMBER,NUMBER,..., got {pair!r}") from None
-        if key in grid or len(set(values)) < len(values):
-            raise ValueError(f"`grid` must give each key once, with different values, got {pair!r}")
-        grid[key] = [check_number(value, key, above=0) for value in values]
-    return grid
-
-
-def _follower(name: str | None, pairs: tuple[str, ...]) -> Any:
-    """A follower by name, with its arguments; None for the environment's own."""
-    further = _key_values(pairs, "follower_args")
-    if name is None:
-        if further:
-            raise ValueError(f"`follower_args` need a --follower, got {', '.join(further)}")
-        return None
-    make = _follower_class(name)
-    inner = {key.partition(".")[2]: further.pop(key) for key in list(further) if key.startswith("follower.")}
-    if isinstance(further.get("follower"), str):
-        further["follower"] = _follower_class(further["follower"])(**inner)
-    elif inner:
-        raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
-    takes = inspect.signature(make).parameters
-    unknown = sorted(set(further) - set(takes))
-    if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
-        raise ValueError(f"the follower {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}")
-    try:
-        inspect.signature(make).bind(**further)
-    except TypeError as error:
-        raise ValueError(f"`follower_args` do not fit the follower {name!r}: {error}") from error
-    return make(**further)
-
-
-def _follower_class(name: str) -> Any:
-    """A follower's class by its name here, or by MODULE:CLASS."""
-    from bilevel_envs.followers import FOLLOWERS
-
-    module, colon, own = name.partition(":")
-    if not colon:
-        check_choice(name, FOLLOWERS, "follower")
-        return FOLLOWERS[name]
-    try:
-        return getattr(import_module(module), own)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`follower` must be MODULE:CLASS that can be imported, got {name!r} ({error})") from error
-
-
-def _make(name: str, kwargs: dict[str, Any]) -> gym.Env:
-    try:
-        return gym.make(name, **kwargs)
-    except gym.error.Error as error:
-        raise ValueError(f"`env` must be a registered id; {error}. Known here: {', '.join(PROBLEMS)}") from error
-
-
-def _key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise ValueError(f"`{name}` must be KEY=VALUE, got {pair!r}")
-        if key in parsed:
-            raise ValueError(f"`{name}` must give each key once, got {pair!r} beside {key}={parsed[key]!r}")
-        parsed[key] = _value(text)
-    return parsed
-
-
-def _value(text: str) -> Any:
-    """JSON, Python's names and numbers, or the text itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
 
 
 def main(arguments: list[str] | None = None) -> None:

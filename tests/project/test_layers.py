@@ -93,7 +93,8 @@ ROWS = [
     ["leaders"],
     ["leaders.plots", "leaders.video", "leaders.run", "leaders.compare"],
     ["leaders.reproduce", "leaders.reproduce_building", "leaders.reproduce_games", "leaders.reproduce_tax"],
-    ["leaders.cli_reproduce"],
+    ["leaders.cli_arguments"],
+    ["leaders.cli_reproduce", "leaders.cli_compare"],
     ["leaders.cli"],
 ]
 # Names that a package's __init__ offers lazily or re-exports; importing the package means importing these rows.
