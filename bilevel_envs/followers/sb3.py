@@ -74,7 +74,8 @@ class SB3Follower:
 
     Args:
       algorithm: "SAC", "SoftDQN", "DQN", "PPO", "A2C", or a subclass of SB3's ``BaseAlgorithm``.
-      steps: environment steps of a response (rounded up to whole rollouts).
+      steps: environment steps of a response (rounded up to whole rollouts). Up to its `learning_starts`, 100 by
+        default, it only acts at random.
       first_steps: of the first response; None for `steps`.
       total_steps: of all responses; what comes after answers with what has been learnt. None for no end.
       start: "warm" goes on with the agent of the last response, "cold" begins with a new one.
