@@ -2,9 +2,9 @@
 
 python benchmarks/followers.py sac        # building thermal control: a quarter of an hour on one core
 python benchmarks/followers.py lead       # leading that agent, three seeds: an hour; or "lead 100"
-python benchmarks/followers.py soft-dqn   # four rooms: ten minutes
+python benchmarks/followers.py soft-dqn   # four rooms: four minutes
 python benchmarks/followers.py observed   # four rooms and a random MDP: five minutes
-python benchmarks/followers.py tax        # tax design with SoftDQN: half an hour
+python benchmarks/followers.py tax        # tax design with SoftDQN: twenty minutes
 """
 
 from __future__ import annotations
