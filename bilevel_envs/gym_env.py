@@ -37,8 +37,11 @@ def make_vector_env(
 
 def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, Any]]:
     """The environment that fits the problem, the problem, and the arguments that the environment takes itself."""
-    module, name = path.split(":")
-    cls = getattr(import_module(module), name)
+    module, _, name = path.partition(":")
+    try:
+        cls = getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise ValueError(f"`problem` must be MODULE:CLASS that can be imported, got {path!r} ({error})") from error
     allowed = [f.name for f in fields(cls) if f.init]
     env_class = _env_class(cls)
     face = list(env_class.face)

@@ -16,7 +16,15 @@ import tyro
 import bilevel_envs  # registers BiLevel/*
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.registration import PROBLEMS
-from leaders.cli_arguments import KeyValues, Text, env_arguments, env_of, follower_of, key_values
+from leaders.cli_arguments import (
+    KeyValues,
+    Text,
+    env_arguments,
+    env_of,
+    find_modules_here,
+    follower_of,
+    key_values,
+)
 from leaders.cli_compare import Compare
 from leaders.cli_reproduce import BuildingFigure, FourRoomsFigure, LQRFigure, ToyFigure
 from leaders.words import told
@@ -56,7 +64,7 @@ class Train:
     """Train a leader and leave a run directory: config.json, history.csv, leader.zip, curve.png, ..."""
 
     env: str
-    """id of the environment, such as BiLevel/FourRooms-v0"""
+    """id of the environment, such as BiLevel/FourRooms-v0, or one of yours, MODULE:ID"""
     out: Path
     """the run directory; must not exist, be empty, or hold this run (with --resume)"""
     leader: str = "bchg"
@@ -296,6 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=bilevel_envs.__doc__.splitlines()[0],
         args=arguments,
     )
+    find_modules_here()
     try:
         command.run()
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:

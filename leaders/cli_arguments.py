@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from importlib import import_module
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -58,17 +62,61 @@ def follower_class(name: str) -> Any:
     if not colon:
         check_choice(name, FOLLOWERS, "follower")
         return FOLLOWERS[name]
-    try:
-        return getattr(import_module(module), own)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`follower` must be MODULE:CLASS that can be imported, got {name!r} ({error})") from error
+    found = module_of(module, f"`follower` must be MODULE:CLASS that can be imported, got {name!r}")
+    if not hasattr(found, own):
+        raise ValueError(f"`follower` must be MODULE:CLASS, got {name!r}; {_whereabouts(found)} has no {own!r}")
+    return getattr(found, own)
 
 
 def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
+    """An environment by its id, or by MODULE:ID, where importing the module registers the id."""
+    module, colon, own = name.rpartition(":")
+    imported = ""
+    if colon:
+        found = module_of(module, f"`env` must be an id, or MODULE:ID with a module that can be imported, got {name!r}")
+        imported = f" Imported: {_whereabouts(found)}."
     try:
-        return gym.make(name, **kwargs)
+        return gym.make(own, **kwargs)
     except gym.error.Error as error:
-        raise ValueError(f"`env` must be a registered id; {error}. Known here: {', '.join(PROBLEMS)}") from error
+        known = f"Known here: {', '.join(PROBLEMS)}"
+        raise ValueError(f"`env` must be a registered id; {error}.{imported} {known}") from error
+
+
+def find_modules_here() -> None:
+    """Lets modules in the working directory be imported, as `python -m` does; installed modules go first.
+
+    A console script has its own folder on `sys.path` instead of the working directory. At the end of the path, a file
+    that happens to be named like a module that others import, such as queue.py, does no harm.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def module_of(name: str, demand: str) -> ModuleType:
+    """A module by its name, from what is installed or from the working directory.
+
+    Args:
+      name: dotted name of the module.
+      demand: what the argument must be and what it was, the message's beginning.
+
+    Raises:
+      ValueError: if there is no such module, or if importing it fails, for whatever reason.
+    """
+    try:
+        return import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            where = f"; looked for among installed packages, in PYTHONPATH and in {Path.cwd()}"
+        else:
+            own = [frame for frame in extract_tb(error.__traceback__) if "importlib" not in frame.filename][-1]
+            where = "" if own.filename == __file__ else f", {own.filename}, line {own.lineno}"
+        raise ValueError(f"{demand} ({type(error).__name__}: {error}{where})") from error
+
+
+def _whereabouts(module: ModuleType) -> str:
+    """A module's name and file, which tells a module of one's own from an installed one of the same name."""
+    return f"the module {module.__name__} ({getattr(module, '__file__', None) or 'built in'})"
 
 
 def key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Compare:
     """Compare leaders at equal iterations, each over a grid with all seeds stacked; a table with budgets, a figure."""
 
     env: str
-    """id of the environment"""
+    """id of the environment, or one of yours, MODULE:ID"""
     out: Path
     """a directory; must not exist, be empty, or hold this comparison (with --resume)"""
     leaders: str = "bchg,hpgd-mc,naive-pgd"
@@ -73,8 +73,9 @@ class Compare:
         check_choice(self.value, compare.VALUES, "value")
         arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
         for name in names:  # refuses bad settings before anything is written
+            world = self._world()
             try:
-                compare.rehearse(self._world(), name, self.value, grid=grid, **arguments)
+                compare.rehearse(world, name, self.value, grid=grid, **arguments)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"{name} cannot take part: {error}") from error
         directory = RunDirectory(self.out, told(self))
