@@ -29,6 +29,7 @@ from leaders.cli_compare import Compare
 from leaders.cli_reproduce import BuildingFigure, FourRoomsFigure, LQRFigure, ToyFigure
 from leaders.words import told
 
+RUNS_SHOWN = 10  # runs whose θ is printed
 NOT_FOR_THE_CONSTRUCTORS = (
     "env",
     "leader",
@@ -61,7 +62,7 @@ class Envs:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a leader and leave a run directory: config.json, history.csv, leader.zip, curve.png, ..."""
+    """Train a leader and leave a run directory: config.json, history.csv, theta.csv, leader.zip, curve.png, ..."""
 
     env: str
     """id of the environment, such as BiLevel/FourRooms-v0, or one of yours, MODULE:ID"""
@@ -140,7 +141,9 @@ class Train:
         before = signal.signal(signal.SIGINT, checkpoint.interrupt)
         try:
             left = self.iterations - leader.progress.iterations
-            leader.learn(left, callback=checkpoint, progress_bar=self.progress and sys.stderr.isatty())
+            bar = self.progress and sys.stderr.isatty()
+            often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
+            leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
         except FollowerError as error:
             if leader.progress.iterations and not hasattr(wrapped.follower, "state_dict"):
                 directory.save(leader)  # what others have learnt since the last checkpoint may be what failed
@@ -209,6 +212,9 @@ class Train:
             plots.save(figure, self.out / "incentives.png")
 
     def _report(self, leader: Any) -> None:
+        from leaders.run import THETA
+        from leaders.theta import one_line
+
         value, what = leader.history["leader_value"], "value"
         if np.isnan(value).all():
             value, what = leader.history["leader_return"], "sampled return"
@@ -222,11 +228,17 @@ class Train:
                 print(f"  {path.name}")
         print(f"\nleader's {what} over the last tenth of {len(value)} iterations:")
         print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
-        print(f"  best run: {tail.max():.4f}; at the start: {value[0].mean():.4f}")
+        print(f"  best run: {tail.max():.4f} (run {tail.argmax()}); at the start: {value[0].mean():.4f}")
         if what == "value" and not np.allclose(followed, tail, equal_nan=True):
             known = "not known" if np.isnan(followed).all() else f"{followed.mean():.4f}"
             print(f"  with the follower as it is, not an optimal one: {known}")
         print("  best known: " + ("nobody has looked" if best is None else f"{best:.4f} ({best.source})"))
+        print(f"\nθ after {leader.progress.iterations} iterations (every entry: {self.out / THETA}):")
+        thetas = leader.theta.reshape(leader.runs, *leader.env.theta_space.shape)
+        for run, theta in enumerate(thetas[:RUNS_SHOWN]):
+            print(f"  run {run}: {one_line(theta)}")
+        if leader.runs > RUNS_SHOWN:
+            print(f"  and {leader.runs - RUNS_SHOWN} more")
 
 
 @dataclass(frozen=True)

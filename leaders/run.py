@@ -11,9 +11,10 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from leaders.history import replace_file
+from leaders.theta import write_csv
 from leaders.train import Leader
 
-CONFIG, LEADER, HISTORY = "config.json", "leader.zip", "history.csv"
+CONFIG, LEADER, HISTORY, THETA = "config.json", "leader.zip", "history.csv", "theta.csv"
 PACKAGES = ("bilevel-envs", "gymnasium", "numpy", "scipy", "stable-baselines3", "torch")
 
 
@@ -21,7 +22,7 @@ class RunDirectory:
     """A folder that holds one run, whole at any moment.
 
     `leader.zip` is the truth: it holds all that is needed to go on bit for bit, the history included, and is
-    replaced at once. `history.csv` and the pictures are made from it.
+    replaced at once. `history.csv`, `theta.csv` and the pictures are made from it.
 
     Args:
       path: the folder; it need not exist.
@@ -78,9 +79,10 @@ class RunDirectory:
         return path if path.is_file() else None
 
     def save(self, leader: Leader) -> None:
-        """Writes the checkpoint, and the history from it."""
+        """Writes the checkpoint, and the history and θ from it."""
         leader.save(self.path / LEADER)
         leader.history.write_csv(self.path / HISTORY)
+        write_csv(leader.theta, leader.runs, self.path / THETA)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -32,11 +32,14 @@ from leaders.ascent import Ascent
 from leaders.history import History
 from leaders.saved import read, write
 from leaders.settings import Common, described
+from leaders.theta import one_line
 from leaders.watching import ProgressBar, as_callback
 
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
+
+LOGGED = 10  # entries of θ in the logger
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,28 @@ class Leader:
 
     @property
     def theta(self) -> np.ndarray:
-        """What the leader commits to, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs."""
+        """What the leader commits to, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs.
+
+        `learn` leaves the environment's own θ as it was: `env.unwrapped.configure(θ)` puts one in force.
+        """
         theta = self._theta().detach().numpy().copy()
         return theta if self._stacked else theta[0]
+
+    def __repr__(self) -> str:
+        """The task, how far the leader has come, and θ; of stacked runs, run 0's θ.
+
+        `leader_value`, where it is known, is the history's last, the mean over runs: before the last update of θ.
+        """
+        spec = self.env.unwrapped.spec
+        value = float(self.history.last("leader_value", float("nan")).mean())
+        parts = {
+            "env": type(self.env.problem).__name__ if spec is None else spec.id,
+            "runs": self.runs,
+            "iterations": self.progress.iterations,
+            "leader_value": None if np.isnan(value) else f"{value:.5g}",
+            "theta[0]" if self._stacked else "theta": one_line(self._theta().detach().numpy()[0]),
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in parts.items() if v is not None)})"
 
     @property
     def num_timesteps(self) -> int:
@@ -174,7 +196,8 @@ class Leader:
           total_iterations: how many.
           callback: SB3's `BaseCallback`s, functions `(locals, globals)`, or a list of them, called after each
             iteration; one that returns False ends the training. Callbacks that evaluate an SB3 model find none here.
-          log_interval: outer iterations between two dumps of the logger.
+          log_interval: outer iterations between two dumps of the logger: means over runs under `rollout/` and `train/`;
+            of run 0, ten entries of θ at most and its ℓ2 norm under `theta/`, after the update.
           progress_bar: shows how far it is.
 
         Returns:
@@ -425,6 +448,10 @@ class Leader:
             ("residual", "train/follower_residual"),
         ):
             self.logger.record(key, float(self.history.last(column).mean()))
+        first = self._theta().detach().numpy()[0].ravel()
+        for index, entry in enumerate(first[:LOGGED]):
+            self.logger.record(f"theta/{index}", float(entry))
+        self.logger.record("theta/norm", float(np.linalg.norm(first)))
         self.logger.record("time/iterations", self.progress.iterations)
         self.logger.record("time/env_steps", self.num_timesteps)
         self.logger.record("time/follower_solves", int(self.history.last("follower_solves")[0]))

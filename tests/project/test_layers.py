@@ -70,7 +70,14 @@ ROWS = [
         "leaders.watching",
         "leaders.statistics",
     ],
-    ["leaders.saved", "leaders.critics.monte_carlo", "leaders.values", "leaders.exact_tables", "leaders.exact_linear"],
+    [
+        "leaders.saved",
+        "leaders.theta",
+        "leaders.critics.monte_carlo",
+        "leaders.values",
+        "leaders.exact_tables",
+        "leaders.exact_linear",
+    ],
     ["leaders.critics.exact"],
     ["leaders.critics.sarsa"],
     [

@@ -1,0 +1,205 @@
+"""θ, the answer: where a user sees it, and how it is put to use."""
+
+import csv
+import math
+from itertools import pairwise
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.logger import KVWriter, Logger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bilevel_envs import BilevelWrapper, TabularEnv
+from bilevel_envs.envs.toll_bridge import TollBridge
+from bilevel_envs.followers import SB3Follower
+from leaders import BCHG, CMAES, ExactGradient, NaivePGD
+from leaders.cli import main
+from leaders.run import Checkpoint, RunDirectory
+from leaders.theta import one_line, write_csv
+
+
+def theta_in(folder, shape):
+    """θ [R, *shape] as theta.csv has it."""
+    with open(folder / "theta.csv") as file:
+        rows = list(csv.DictReader(file))
+    runs = 1 + max(int(row["run"]) for row in rows)
+    assert list(rows[0]) == ["run", "index", "value"]
+    assert [(int(row["run"]), int(row["index"])) for row in rows] == list(np.ndindex(runs, math.prod(shape)))
+    return np.array([float(row["value"]) for row in rows]).reshape(runs, *shape)
+
+
+@pytest.mark.parametrize(
+    ("theta", "text"),
+    [
+        (np.array([1.0]), "[1]"),
+        (np.array(0.25), "0.25"),
+        (np.array([[0.5, 0.5], [1.4, -0.123456]]), "[[0.5, 0.5], [1.4, -0.12346]]"),
+        (np.array([1e-7, 1e9, -3.0]), "[1e-07, 1e+09, -3]"),
+        (np.arange(8.0), "[0, 1, 2, 3, 4, 5, 6, 7]"),
+        (np.arange(9.0), "[0, 1, 2, ..., 6, 7, 8] of shape [9]"),
+        (np.arange(10_000.0).reshape(100, 10, 10), "[0, 1, 2, ..., 9997, 9998, 9999] of shape [100, 10, 10]"),
+    ],
+)
+def test_theta_on_one_line(theta, text):
+    assert one_line(theta) == text
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2), (2, 3, 4)])
+def test_theta_csv_holds_every_entry_in_full_precision(tmp_path, shape):
+    theta = np.random.default_rng(0).normal(size=(5, *shape)) * 10.0 ** np.arange(-150, 150, 60).reshape(
+        5, *[1] * len(shape)
+    )
+    write_csv(theta, 5, tmp_path / "theta.csv")
+    np.testing.assert_array_equal(theta_in(tmp_path, shape), theta)
+    table = np.loadtxt(tmp_path / "theta.csv", delimiter=",", skiprows=1)  # as the docs read it
+    np.testing.assert_array_equal(table[:, 2].reshape(theta.shape), theta)
+
+
+@pytest.mark.parametrize("runs", [None, 3])
+def test_each_checkpoint_brings_theta_csv_up_to_date(make, tmp_path, runs):
+    leader = BCHG(make("ToyMarkovGame"), runs=runs, seed=0)
+    directory, seen = RunDirectory(tmp_path / "run", {}), []
+    directory.begin()
+
+    def compare(*_):
+        seen.append(theta_in(directory.path, (3, 2)))
+        np.testing.assert_array_equal(seen[-1], leader.theta.reshape(leader.runs, 3, 2))
+
+    leader.learn(4, callback=[Checkpoint(directory, seconds=0.0), compare])
+    assert len(seen) == 4
+    assert all((earlier != later).any() for earlier, later in pairwise(seen))
+    assert not list(directory.path.glob(".*"))
+
+
+def test_train_writes_and_prints_theta_also_after_resume(make, tmp_path, capsys):
+    command = ["train", "--env", "BiLevel/ToyMarkovGame-v0", "--runs", "2", "--seed", "5", "--no-progress"]
+    command += ["--out", str(tmp_path / "run")]
+    for iterations, further in ((3, []), (5, ["--resume"])):
+        main([*command, "--iterations", str(iterations), *further])
+        leader = BCHG(make("ToyMarkovGame"), runs=2, seed=5).learn(iterations)
+        np.testing.assert_array_equal(theta_in(tmp_path / "run", (3, 2)), leader.theta)
+        lines = capsys.readouterr().out.split(
+            f"θ after {iterations} iterations (every entry: {tmp_path}/run/theta.csv)"
+        )
+        assert lines[1].splitlines()[1:] == [
+            f"  run {run}: {one_line(theta)}" for run, theta in enumerate(leader.theta)
+        ]
+
+
+def test_train_prints_long_thetas_and_many_runs_in_short(tmp_path, capsys):
+    command = ["train", "--env", "BiLevel/FourRooms-v0", "--leader", "naive-pgd", "--runs", "12", "--iterations", "1"]
+    main([*command, "--out", str(tmp_path / "run")])
+    lines = capsys.readouterr().out.split("theta.csv):\n")[1].splitlines()
+    assert len(lines) == 11
+    assert all(line.endswith("] of shape [104]") for line in lines[:10])
+    assert lines[10] == "  and 2 more"
+    assert theta_in(tmp_path / "run", (104,)).shape == (12, 104)
+
+
+class Recorder(KVWriter):
+    """Keeps what an SB3 logger is told."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, key_values, key_excluded, step=0):
+        self.rows.append(dict(key_values))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(("runs", "name", "entries"), [(None, "TollBridge", 1), (3, "FourRooms", 10)])
+def test_the_logger_gets_the_first_entries_of_run_0_and_their_norm(make, runs, name, entries):
+    leader, recorder, thetas = NaivePGD(make(name), runs=runs, seed=0), Recorder(), []
+    leader.set_logger(Logger(None, [recorder]))
+    leader.learn(4, callback=lambda *_: thetas.append(np.atleast_2d(leader.theta)[0]), log_interval=2)
+    assert len(recorder.rows) == 2
+    for row, theta in zip(recorder.rows, thetas[1::2], strict=True):
+        logged = {key: value for key, value in row.items() if key.startswith("theta/")}
+        assert logged == {f"theta/{k}": theta[k] for k in range(entries)} | {
+            "theta/norm": pytest.approx(math.sqrt(math.fsum(x * x for x in theta)), rel=1e-12)
+        }
+
+
+def test_tensorboard_shows_theta_also_of_a_short_run(tmp_path):
+    out = tmp_path / "run"
+    main(["train", "--env", "BiLevel/TollBridge-v0", "--runs", "2", "--iterations", "5", "--out", str(out)])
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    last = [event.value for event in events.Scalars("theta/0")]
+    assert [event.step for event in events.Scalars("theta/0")] == [1, 2, 3, 4, 5]
+    found = theta_in(out, (1,))[0, 0]
+    assert last[-1] == pytest.approx(found, rel=1e-6)  # events are single precision
+    assert events.Scalars("theta/norm")[-1].value == pytest.approx(abs(found), rel=1e-6)
+
+
+def test_a_leader_names_its_task_its_progress_and_theta(make):
+    # θ = 2 σ(raw), raw ~ N(−2, 0.1²): 0.2 to 0.3
+    leader = ExactGradient(make("TollBridge"), seed=0)
+    before = leader.theta[0]
+    assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, runs=1, iterations=0, theta=[{before:.5g}])"
+    leader.learn(1)
+    worth = 0.9 / (1 + math.exp((0.5 - before) / 0.2))  # J_L in closed form
+    expected = f"runs=1, iterations=1, leader_value={worth:.5g}, theta=[{leader.theta[0]:.5g}])"
+    assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, {expected}"
+    assert str(leader) == repr(leader)
+
+
+def test_a_leader_is_short_in_print_whatever_it_leads(make):
+    for leader in (
+        NaivePGD(make("RandomMDP", dim=10_000), runs=2),
+        BCHG(BilevelWrapper(gym.make("BiLevel/FourRooms-v0").unwrapped), seed=1),  # without an id's wrappers
+        CMAES(BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0")), runs=3),
+    ):
+        text = repr(leader.learn(1))
+        assert len(text) < 250
+        assert "\n" not in text
+        assert " at 0x" not in text
+        assert f"runs={leader.runs}, iterations=1, leader_value=" in text
+    assert "theta[0]=[" in text
+    assert repr(BCHG(BilevelWrapper(TabularEnv(TollBridge())))).startswith("BCHG(env=TollBridge, runs=1, iterations=0,")
+
+
+@pytest.mark.parametrize("arguments", [{}, {"sampler": "steps"}, {"preset": "paper"}])
+def test_learning_leaves_the_environments_own_theta_alone(make, arguments):
+    env = make("TollBridge")
+    env.unwrapped.configure([0.7])
+    leader = BCHG(env, **arguments).learn(3)
+    assert env.unwrapped.theta.tolist() == [0.7]
+    leader.gradient_samples(2)
+    agents = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), SB3Follower("SoftDQN", 40, learning_starts=10))
+    BCHG(agents).learn(1)
+    assert agents.unwrapped.theta.tolist() == env.unwrapped.problem.default_theta.tolist()
+
+
+def deployed(env, theta, way):
+    """The environment with θ in force, by each of the ways that the docs name."""
+    if way == "configure":
+        env.unwrapped.configure(theta)
+    elif way == "reset":
+        env.reset(options={"theta": theta})
+    else:
+        env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0", theta=theta))
+    return env
+
+
+@pytest.mark.parametrize("way", ["configure", "reset", "make"])
+def test_a_found_theta_is_deployed(make, way):
+    env = make("TollBridge")
+    theta = BCHG(env, seed=0, learning_rate=0.1).learn(20).theta
+    env = deployed(env, theta, way)
+    np.testing.assert_array_equal(env.unwrapped.theta, theta)
+    policy, rng, sailed = env.best_response(theta).policy, np.random.default_rng(1), []
+    env.reset(seed=2)
+    for _ in range(2000):
+        (state, _), over, total, discount = env.reset(), False, 0.0, 1.0
+        while not over:
+            state, _, terminated, truncated, info = env.step(policy.sample(state, rng.random()).item())
+            total, discount, over = total + discount * info["leader_reward"], 0.9 * discount, terminated or truncated
+        sailed.append(total)
+    share = 1 / (1 + math.exp((0.5 - theta[0]) / 0.2))  # of those who sail; the leader then gets 1 a step later
+    assert set(sailed) == {0.0, 0.9}
+    assert abs(np.mean(sailed) / 0.9 - share) < 4 * math.sqrt(share * (1 - share) / 2000)
+    assert abs(share - 1 / (1 + math.exp(0.5 / 0.2))) > 0.05  # not the default's
