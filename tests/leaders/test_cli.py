@@ -90,7 +90,15 @@ def test_envs_are_listed(capsys):
 
 def test_a_run_leaves_its_files(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names >= {"config.json", "history.csv", "leader.zip", "curve.png", "incentives.png", "tensorboard"}
+    assert names >= {
+        "config.json",
+        "history.csv",
+        "theta.csv",
+        "leader.zip",
+        "curve.png",
+        "incentives.png",
+        "tensorboard",
+    }
     assert any("tfevents" in path.name for path in (finished / "tensorboard").iterdir())
     with open(finished / "history.csv") as file:
         rows = list(csv.DictReader(file))
@@ -181,6 +189,7 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
         process.wait()
     main([*arguments, "--out", str(killed), "--resume"])
     assert history(killed) == history(whole)
+    assert (killed / "theta.csv").read_bytes() == (whole / "theta.csv").read_bytes()
     assert not [path for path in killed.iterdir() if path.name.endswith(".part")]
 
 
