@@ -1,5 +1,6 @@
 """Leader critics: ways of estimating Q_L."""
 
+from leaders.critics.empirical import Empirical
 from leaders.critics.exact import ExactCritic
 from leaders.critics.fitted_linear import FittedLinear
 from leaders.critics.least_squares import LeastSquares
@@ -10,6 +11,7 @@ from leaders.critics.stage_game import StageGame
 from leaders.critics.state_values import QuadraticState, StateTable
 
 __all__ = [
+    "Empirical",
     "ExactCritic",
     "ExpectedSarsa",
     "FittedLinear",

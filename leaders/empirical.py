@@ -1,0 +1,157 @@
+r"""The world as a leader has seen it: counts of every transition so far, and what follows from them.
+
+A leader that keeps its transitions can solve for its values instead of sweeping over the last batch, and can say how an
+episode goes on behind the step at which a batch cuts it. Counts do not age where θ leaves the transitions alone. Where
+θ moves them, a leader knows log p(s'|s, b; θ) at the transitions that it saw, because it differentiates it: their
+probabilities are then those of the present θ, and the counts only say which transitions there are.
+
+What was never seen says nothing. A pair (s, b) that was never visited, or led only to states that were never left, is
+left out of the expectation under g, so that its benefit is 0; a state without any other pair is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from bilevel_envs.banded import Band, band_of
+from bilevel_envs.kernels import count_transitions, known_moves, solutions
+from bilevel_envs.model import Rollout
+from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.tabular import TabularModel
+
+
+@dataclass(frozen=True)
+class KnownMoves:
+    """The seen transitions at one θ under one policy, restricted to what is known; no gradients.
+
+    Attributes:
+      successor: states that each pair was seen to lead to, int [R, S, B, K]; 0 in free places.
+      probability: of each of them, among those known, [R, S, B, K]; 0 in free places.
+      going_on: the same, without the share that ends the episode, [R, S, B, K].
+      policy: g(b | s) among the known pairs of a state, [R, S, B]; 0 in unknown states.
+      known: which pairs are known, bool [R, S, B].
+      band: a good order of states for linear algebra.
+    """
+
+    successor: np.ndarray
+    probability: np.ndarray
+    going_on: np.ndarray
+    policy: np.ndarray
+    known: np.ndarray
+    band: Band
+
+    def resolvent(self, gamma: float, y: np.ndarray, *, transpose: bool = False) -> np.ndarray:
+        """(I − γΠ)⁻¹ y, or its transpose, which carries visits forward; y and the result are [R, S]."""
+        order = self.band.position, self.band.width
+        return solutions(self.policy, self.successor, self.going_on, gamma, *order, y, transpose)
+
+    def expected_next(self, v: np.ndarray) -> np.ndarray:
+        """E[v(s') if the episode goes on | s, b], [R, S, B], for v [R, S]."""
+        run = np.arange(len(v))[:, None, None, None]
+        return (self.going_on * v[run, self.successor]).sum(-1)
+
+    def sent(self, weight: np.ndarray) -> np.ndarray:
+        """What weights on pairs [R, S, B] become in the states that follow while the episode goes on, [R, S]."""
+        runs, states = weight.shape[:2]
+        to = self.successor + states * np.arange(runs)[:, None, None, None]
+        arriving = np.bincount(to.ravel(), (weight[..., None] * self.going_on).ravel(), minlength=runs * states)
+        return arriving.reshape(runs, states)
+
+    def action_values(self, reward: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
+        """Q [R, S, B] and V [R, S] of a reward [R|1, S, B]; Q is V at pairs that are not known, V 0 where none is."""
+        reward = np.where(self.known, reward, 0.0)
+        v = self.resolvent(gamma, (self.policy * reward).sum(-1))
+        return np.where(self.known, reward + gamma * self.expected_next(v), v[..., None]), v
+
+
+class EmpiricalModel:
+    """Counts of all transitions so far, each run its own.
+
+    Args:
+      theta_moves: whether θ moves the transition probabilities; their present values are then taken from the model, at
+        transitions that were seen.
+    """
+
+    def __init__(self, theta_moves: bool = False) -> None:
+        self.theta_moves = theta_moves
+        self.successor = np.zeros((0, 0, 0, 1), dtype=np.int64)
+        self.visits = np.zeros((0, 0, 0, 1))
+        self.endings = np.zeros((0, 0, 0, 1))
+
+    def add(self, batch: Rollout, states: int, actions: int) -> None:
+        """Counts the valid steps of a batch [R, N, T] of a world of so many states and actions."""
+        shape = (len(batch.state), states, actions)
+        if self.visits.shape[:3] != shape:
+            self.successor = np.full((*shape, 1), -1)
+            self.visits, self.endings = np.zeros((*shape, 1)), np.zeros((*shape, 1))
+        before = int((self.successor >= 0).sum())
+        self._count(batch, 1.0)
+        if int((self.successor >= 0).sum()) != before:
+            self.__dict__.pop("band", None)
+
+    def without(self, batch: Rollout) -> EmpiricalModel:
+        """The same counts without those of the valid steps of a batch that was added."""
+        other = EmpiricalModel(self.theta_moves)
+        other.successor, other.visits, other.endings = self.successor, self.visits.copy(), self.endings.copy()
+        other.__dict__["band"] = self.band
+        other._count(batch, -1.0)
+        return other
+
+    @cached_property
+    def band(self) -> Band:
+        """A good order of states for linear algebra, of the transitions seen in any run."""
+        return band_of(np.maximum(self.successor, 0), (self.successor >= 0).astype(float))
+
+    def moves(self, model: TabularModel, policy: BoltzmannPolicy) -> KnownMoves:
+        """What is known of the world at the θ of a model, under a policy g [R|1, S, B]."""
+        transition = model.transition.detach().numpy() if self.theta_moves else np.zeros((1, 1, 1, 1))
+        g = np.ascontiguousarray(policy.probs.numpy())
+        parts = known_moves(self.successor, self.visits, self.endings, transition, self.theta_moves, g)
+        return KnownMoves(np.maximum(self.successor, 0), *parts, self.band)
+
+    def coverage(self) -> tuple[np.ndarray, np.ndarray]:
+        """Share of pairs (s, b) that were visited, and transitions for each of those, [R] each."""
+        visits = self.visits.sum(-1).reshape(len(self.visits), -1)
+        seen = (visits > 0).sum(1)
+        return seen / max(1, visits.shape[1]), visits.sum(1) / np.maximum(seen, 1)
+
+    def copies(self, count: int) -> EmpiricalModel:
+        """The counts of `count` times as many runs, copy j of run i at j·R + i."""
+        other = EmpiricalModel(self.theta_moves)
+        for name in ("successor", "visits", "endings"):
+            setattr(other, name, np.concatenate([getattr(self, name)] * count))
+        if "band" in self.__dict__:
+            other.__dict__["band"] = self.band
+        return other
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, as tensors."""
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("successor", "visits", "endings")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the counts back."""
+        for name in ("successor", "visits", "endings"):
+            setattr(self, name, state[name].numpy().copy())
+        self.__dict__.pop("band", None)
+
+    def _count(self, batch: Rollout, amount: float) -> None:
+        steps = [
+            part.flatten(1).numpy()
+            for part in (batch.state, batch.action, batch.next_state, batch.terminated, batch.valid)
+        ]
+        first = np.zeros(len(self.visits), dtype=np.int64)
+        while True:
+            if count_transitions(*steps, self.successor, self.visits, self.endings, first, amount):  # type: ignore
+                return
+            self._widen()
+
+    def _widen(self) -> None:
+        """Makes room for twice as many successors of each pair."""
+        self.successor = np.concatenate([self.successor, np.full_like(self.successor, -1)], -1)
+        self.visits = np.concatenate([self.visits, np.zeros_like(self.visits)], -1)
+        self.endings = np.concatenate([self.endings, np.zeros_like(self.endings)], -1)
