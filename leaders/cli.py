@@ -96,7 +96,9 @@ class Train:
     max_grad_norm: float | None = None
     """clip of the raw gradient"""
     critic: Text = None
-    """expected_sarsa, sarsa, monte_carlo, lstd, td or exact"""
+    """empirical, expected_sarsa, sarsa, monte_carlo, lstd, state_values, td, exact, ..."""
+    cross_fit: bool | None = None
+    """whether critics judge only what they were not fitted to; the leader's own choice if not given"""
     critic_learning_rate: float | None = None
     """step size of the critic"""
     features: Text = None

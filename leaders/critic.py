@@ -11,6 +11,13 @@ from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 
 
+class GivesValues(Protocol):
+    """What an estimator asks a critic, or several of them."""
+
+    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, ...]:
+        """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each."""
+
+
 class Critic(Protocol):
     """Estimates Q_L, the leader's return after a state and a follower's action.
 
@@ -19,6 +26,9 @@ class Critic(Protocol):
 
     In linear-quadratic worlds a critic may also have `leader_gradient(policy)`, ∇V_L as a function of states and steps,
     and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `knowledge` and `reaction` of `BCHG`.
+
+    Leaders fit copies of a critic to a part of each batch and let them judge the rest (`leaders.cross_fit`). A critic
+    that keeps nothing from batch to batch says so by `keeps = False`, one that looks at no batch by `learns = False`.
     """
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from bilevel_envs._checks import check_choice
 from leaders.critic import Critic
 from leaders.critics import (
+    Empirical,
     ExactCritic,
     ExpectedSarsa,
     FittedLinear,
@@ -23,7 +24,7 @@ from leaders.critics import (
 from leaders.sampling import MATRICES, PLAYED, TABLES, Sampling
 
 KNOWN = {
-    TABLES: ("expected_sarsa", "sarsa", "monte_carlo", "state_values", "td", "stage_game", "exact"),
+    TABLES: ("empirical", "expected_sarsa", "sarsa", "monte_carlo", "state_values", "td", "stage_game", "exact"),
     MATRICES: ("lstd", "state_values", "td", "fitted_linear", "exact"),
     PLAYED: ("td", "state_values"),
 }
@@ -31,7 +32,7 @@ CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
 WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # kicks that do not read Q_L
 
 
-def critic_of(sampling: Sampling, world: str, gamma: float, leader: str, problem: Any) -> Critic:
+def critic_of(sampling: Sampling, world: str, gamma: float, leader: str, problem: Any, theta_moves: bool) -> Critic:
     """The critic that a leader's settings name, or are.
 
     Args:
@@ -40,6 +41,7 @@ def critic_of(sampling: Sampling, world: str, gamma: float, leader: str, problem
       gamma: γ_L.
       leader: the leader's class, for messages.
       problem: the world's problem.
+      theta_moves: whether θ moves the transitions of a table.
 
     Raises:
       ValueError: if there is none of that name in such worlds, or it does not go with the leader.
@@ -58,6 +60,8 @@ def critic_of(sampling: Sampling, world: str, gamma: float, leader: str, problem
             )
         return sampling.critic
     check_choice(sampling.critic, known, "critic")
+    if sampling.critic == "empirical":
+        return Empirical(gamma, theta_moves)
     if sampling.critic == "lstd":
         return LeastSquares(gamma)
     if sampling.critic == "fitted_linear":

@@ -20,6 +20,8 @@ COLUMNS = (
     "episodes",
     "followed_value",
     "follower_steps",
+    "coverage",
+    "visits_per_pair",
 )
 COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 
@@ -29,6 +31,9 @@ class History:
 
     `leader_value` is exact, under the follower's soft optimum; `followed_value` is exact under the policy that the
     follower used, another one where it is not optimal. `leader_return` is what the batch brought.
+
+    `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often
+    each of those, on average; NaN where nothing is counted.
 
     `leader_value` and all else belong to θ before the update; `env_steps`, `follower_solves` and `follower_steps` (what
     followers that learn or are observed took, beside the leader's own) are what was spent up to and with the iteration.

@@ -17,6 +17,7 @@ from bilevel_envs.networks import PUBLISHED_FIT
 from bilevel_envs.noise import Noise
 from leaders.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critic import Critic
+from leaders.cross_fit import Judges
 from leaders.kicks import KICKS, kick_bc_hg
 from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
 from leaders.per_step import per_step_gradient
@@ -110,6 +111,7 @@ class HPGD(SampledLeader):
         critic_learning_rate: Any = None,
         critic_start: str | None = None,
         baseline: str | Baseline | None = None,
+        cross_fit: bool | None = None,
         tail: str | None = None,
         arrival: str | None = None,
         batch_size: int | None = None,
@@ -157,13 +159,13 @@ class HPGD(SampledLeader):
         model: Any,
         batch: Rollout,
         best: BestResponse,
-        critic: Critic,
+        judges: Judges,
         noise: Noise,
         tail: str,
     ) -> tuple[Tensor, Tensor | int]:
-        total, steps = super()._surrogate(theta, model, batch, best, critic, noise, tail)
+        total, steps = super()._surrogate(theta, model, batch, best, judges, noise, tail)
         if self.linear:
-            return total - self._centre(theta, model, batch, best, critic, noise, tail), steps
+            return total - self._centre(theta, model, batch, best, judges, noise, tail), steps
         if self.variant != "oracle":
             return total, steps
         preferences, policy = self.env.preferences, best.acting
@@ -173,7 +175,7 @@ class HPGD(SampledLeader):
             how = {"steps": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
             oracle, kick = published_oracle_batch(world, policy, noise, batch, counts, preferences, **how)  # type: ignore[arg-type]
         else:
-            own = kick_bc_hg(batch, evaluate(critic, best, batch), counts, preferences)
+            own = kick_bc_hg(batch, evaluate(judges, best, batch), counts, preferences)
             horizon = whole_episode_horizon(preferences)
             oracle, kick = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
         weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
@@ -185,13 +187,13 @@ class HPGD(SampledLeader):
         model: Any,
         batch: Rollout,
         best: BestResponse,
-        critic: Critic,
+        judges: Judges,
         noise: Noise,
         tail: str,
     ) -> Tensor:
-        """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the batch."""
-        preferences, baseline = self.env.preferences, critic.baseline  # type: ignore[attr-defined]
-        values = evaluate(critic, best, batch)
+        """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the other part of the batch, where there is one."""
+        preferences = self.env.preferences
+        values = evaluate(judges, best, batch)
         counts = self.counts(batch, tail)
         kick = KICKS[self.sampling.kick].kick(batch, values, counts, preferences)
         # With a kick of 1 at every step and no decay the follower's weights are what that step alone adds to ∇Q_F.
@@ -212,8 +214,14 @@ class HPGD(SampledLeader):
             return torch.zeros(len(theta), dtype=theta.dtype)
         # The published form adds nothing at the last step of an episode, which is no step of the process then.
         used = batch.valid & ~batch.cut if self.sampling.arrival == "clipped" else batch.valid
-        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), used, noise)
-        return ((kick[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
+        gradient = per_step_gradient(torch.stack(added).sum(0), theta)
+        judges.whole.baseline.fit(batch, gradient, used, noise)
+        centre = []
+        for critic, part in zip(judges.critics, judges.parts, strict=True):
+            if critic is not judges.whole:
+                critic.baseline.fit(batch, gradient, used & ~part, noise)
+            centre.append(critic.baseline(batch.state))
+        return ((kick[..., None] * judges.by_part(centre)).sum((1, 2)) * theta.flatten(1)).sum(1)
 
     def _make_critic(self) -> Critic:
         critic = super()._make_critic()

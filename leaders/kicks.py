@@ -75,11 +75,13 @@ class Rule:
       kick: what each step adds to the trace.
       decay: the trace's factor per step; None for γ_F.
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k).
+      goes_on: whether its expected kick is BC-HG's, so that a trace can go on behind a cut (`leaders.continuation`).
     """
 
     kick: Kick
     decay: float | None = None
     centred: bool = False
+    goes_on: bool = False
 
     @property
     def reads_follower(self) -> bool:
@@ -89,9 +91,9 @@ class Rule:
 
 KICKS: dict[str, Rule] = {
     "naive_pgd": Rule(kick_naive_pgd),
-    "bc_hg": Rule(kick_bc_hg),
-    "bc_hg_shared": Rule(kick_bc_hg_shared),
-    "hpgd": Rule(kick_hpgd),
+    "bc_hg": Rule(kick_bc_hg, goes_on=True),
+    "bc_hg_shared": Rule(kick_bc_hg_shared, goes_on=True),
+    "hpgd": Rule(kick_hpgd, goes_on=True),
     "hpgd_learned": Rule(kick_hpgd_learned),
     "hpgd_realised": Rule(kick_hpgd_realised),
     "sobirl": Rule(kick_sobirl, decay=1.0, centred=True),

@@ -50,8 +50,8 @@ class Monomials:
         needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
         if fewest < needed:
             raise ValueError(
-                f"{wanted_by} fits {needed} numbers here and needs at least as many transitions in a batch, got "
-                f"{fewest}: raise `batch_size`"
+                f"{wanted_by} fits {needed} numbers here and needs at least as many transitions, since cross-fitting "
+                f"those of half a batch, got {fewest}: raise `batch_size`"
             )
         phi, later = products(with_one(s)) * used, products(with_one(following)) * goes_on
         return cls(s, following, goes_on, phi, later, share, z)

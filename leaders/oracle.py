@@ -105,7 +105,9 @@ def oracle_weights(
     oracle: Rollout, kick: Tensor, best: BestResponse, preferences: Preferences, *, arrival: str
 ) -> Weights:
     """The weights of an oracle batch: the follower's part alone."""
-    values: Values = evaluate(MonteCarlo(preferences.gamma_leader), best, oracle)
+    critic = MonteCarlo(preferences.gamma_leader)
+    critic.fit(oracle, best, None, Noise([]))
+    values: Values = evaluate(critic, best, oracle)
     nothing = torch.zeros_like(kick)
     weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail="keep", arrival=arrival)
     return replace(weights, log_start=nothing)

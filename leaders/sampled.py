@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,12 @@ from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.quadratics import products
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import ActorCritic
+from leaders.continuation import continuation
 from leaders.critic import Critic
 from leaders.critic_choice import critic_of
+from leaders.critics.empirical import Empirical
 from leaders.critics.least_squares import feature_count
+from leaders.cross_fit import Judges, critic_learns, cross_fitted, fitted_to_all
 from leaders.fitted_reaction import fitted_trace
 from leaders.kicks import KICKS
 from leaders.knowledge import pathwise, reaction_surrogate
@@ -32,6 +36,7 @@ from leaders.sampling import (
     PLAYED,
     PUBLISHED_STEPS,
     SIMULATED,
+    TABLES,
     Sampling,
     check_sampling,
     fits_reaction,
@@ -47,10 +52,17 @@ from leaders.values import Values, evaluate
 from leaders.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
+MUCH = 0.05  # a row that is continued goes on until max(γ_L, γ_F)^T falls below
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
+TRUSTED = 0.2  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
+PATIENCE = 10  # outer iterations before that is said
+
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
+
+
+logger = logging.getLogger("leaders")
 
 
 class SampledLeader(Leader):
@@ -113,7 +125,8 @@ class SampledLeader(Leader):
         if arguments.get("reaction") == "fitted" and usual.knowledge == "model":
             usual = replace(usual, knowledge="terms")  # a closed form leaves nothing to fit
         if self.actor_critic is not None:
-            usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows, tail="keep")
+            usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows)
+            usual = replace(usual, tail="keep", cross_fit=False)
         sampling = changed(usual, arguments | overrides)
         if not gives_gradient(sampling.critic) and arguments.get("knowledge") is None:
             sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
@@ -133,6 +146,8 @@ class SampledLeader(Leader):
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
+        self.seen = self._seen()
+        self._warned = False
 
     def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         if self.actor_critic is not None:
@@ -147,14 +162,45 @@ class SampledLeader(Leader):
             sampler=self.sampling.sampler,
             model=fixed,
         )
-        self.critic.fit(batch, best, fixed, self.noise)
-        total, further_steps = self._surrogate(theta, model, batch, best, self.critic, self.noise, self.sampling.tail)
+        judges = self._judges(self.critic, self.seen, batch, best, fixed, self.noise)
+        total, further_steps = self._surrogate(theta, model, batch, best, judges, self.noise, self.sampling.tail)
         return Estimate(
             surrogate=total,
             leader_return=mean_return(batch, self.env.preferences.gamma_leader),
             env_steps=self.sampling.batch_size + further_steps,
             episodes=(batch.valid & (batch.terminated | batch.truncated)).sum((1, 2)),
+            **self._coverage(judges, batch),
         )
+
+    def _coverage(self, judges: Judges, batch: Rollout) -> dict[str, Any]:
+        """What the history records of it; says once that too little has been seen."""
+        if self.seen is None:
+            return {}
+        if self.progress.iterations + 1 >= PATIENCE:
+            self._warn_if_unseen(judges.unseen(batch), f"after {self.progress.iterations + 1} iterations")
+        return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
+
+    def _warn_if_unseen(self, share: float, when: str) -> None:
+        if share <= TRUSTED or self._warned:
+            return
+        self._warned = True
+        logger.warning(
+            "%s: %s %.0f %% of the steps of a batch are at pairs (state, action) that no other episode visited; "
+            "estimates leave out what such pairs bring and cannot be trusted yet. Raise `batch_size`, or go on until "
+            'history["coverage"] stops growing.',
+            type(self).__name__,
+            when,
+            100 * share,
+        )
+
+    def _judges(
+        self, critic: Critic, seen: Empirical | None, batch: Rollout, best: BestResponse, model: Any, noise: Noise
+    ) -> Judges:
+        """Who judges the batch; the critic, and what was seen of a table, learn from it."""
+        gamma = self.env.preferences.gamma_leader
+        if not self.sampling.cross_fit or (seen is None and not critic_learns(critic)):
+            return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
+        return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen)
 
     def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         """One outer iteration of a published leader in a game."""
@@ -179,17 +225,22 @@ class SampledLeader(Leader):
         model: Any,
         batch: Rollout,
         best: BestResponse,
-        critic: Critic,
+        judges: Judges,
         noise: Noise,
         tail: str,
     ) -> tuple[Tensor, Tensor | int]:
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
         rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
-        trace = self._fitted_trace(batch, best, critic, tail) if self.sampling.reaction == "fitted" else None
+        trace = self._fitted_trace(batch, best, judges, tail) if self.sampling.reaction == "fitted" else None
         terms = model.terms(batch, best.policy if rule.centred else None)
-        values = evaluate(critic, best, batch, rule.reads_follower)  # once: some critics draw for it
+        values = evaluate(judges, best, batch, rule.reads_follower)  # once: some critics draw for it
         if knowledge == "simulate":
-            total = surrogate(terms, self._weights(batch, values, tail, trace))
+            weights = self._weights(batch, values, tail, trace)
+            total = surrogate(terms, weights)
+            if tail == "bootstrap":
+                counts = self.counts(batch, tail)
+                how: dict[str, Any] = {"preferences": preferences, "guides": rule.goes_on}
+                total = total + continuation(judges, model, batch, best, counts, weights, **how)
             if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
                 total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
             return total, 0
@@ -203,7 +254,7 @@ class SampledLeader(Leader):
             weights = self._weights(batch, values, tail, torch.zeros_like(kick))
         else:
             weights = self._weights(batch, values, tail, trace)
-        v_leader = critic.leader_gradient(best.policy)  # type: ignore[attr-defined]
+        v_leader = judges.leader_gradient(best.policy)
         v_follower = best.v if rule.reads_follower else None
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
         return surrogate(terms, weights) + reaction, 0
@@ -213,11 +264,16 @@ class SampledLeader(Leader):
         counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
         return counts if self.leader_horizon is None else counts * (batch.step < self.leader_horizon)
 
-    def _fitted_trace(self, batch: Rollout, best: BestResponse, critic: Any, tail: str) -> Tensor:
-        """Weights of what steps add to ∇Q_F, [R, N, T]."""
+    def _fitted_trace(self, batch: Rollout, best: BestResponse, judges: Judges, tail: str) -> Tensor:
+        """Weights of what steps add to ∇Q_F, [R, N, T]; each part of the batch fits its own ∇Q_F."""
         preferences = self.env.preferences
         weight = self.counts(batch, tail) / preferences.beta
-        return fitted_trace(batch, critic.quadratic(), best.policy, weight, preferences.gamma_follower)
+        total = torch.zeros_like(weight)
+        for critic, part in zip(judges.critics, judges.parts, strict=True):
+            own = replace(batch, valid=batch.valid & part)
+            trace = fitted_trace(own, critic.quadratic(), best.policy, weight * part, preferences.gamma_follower)
+            total = total + trace * part
+        return total
 
     def _weights(self, batch: Rollout, values: Values, tail: str, trace: Tensor | None = None) -> Weights:
         """From a batch to the four weights, with the rule's trace or another; the whole estimator on half a screen."""
@@ -299,11 +355,19 @@ class SampledLeader(Leader):
                 model=fixed,
             )
             critic = self.critic.copies(copies)
-            critic.fit(batch, response, fixed, noise)
-            total = self._surrogate(stacked, model, batch, response, critic, noise, tail="keep")[0].sum()
+            seen = critic if self.seen is self.critic else self.seen and self.seen.copies(copies)
+            judges = self._judges(critic, seen, batch, response, fixed, noise)  # type: ignore[arg-type]
+            if seen is not None:
+                self._warn_if_unseen(judges.unseen(batch), "in gradient_samples")
+            total = self._surrogate(stacked, model, batch, response, judges, noise, tail="keep")[0].sum()
             (gradient,) = torch.autograd.grad(total, stacked) if total.requires_grad else (torch.zeros_like(stacked),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
+
+    def _long_enough(self) -> int:
+        """Steps after which a twentieth is left of what either player counts."""
+        gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
+        return int(np.ceil(np.log(MUCH) / np.log(gamma))) if gamma > 0 else 1
 
     def _whole_episode(self) -> int:
         """Steps of an episode beyond which nothing matters to an estimate."""
@@ -320,16 +384,33 @@ class SampledLeader(Leader):
 
     def _make_critic(self) -> Critic:
         gamma = self.env.preferences.gamma_leader
-        return critic_of(self.sampling, self.world, gamma, type(self).__name__, self.env.problem)
+        return critic_of(self.sampling, self.world, gamma, type(self).__name__, self.env.problem, self._theta_moves())
+
+    def _seen(self) -> Empirical | None:
+        """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
+        if self.world != TABLES or not (self.sampling.cross_fit or self.sampling.tail == "bootstrap"):
+            return None
+        if self.sampling.critic == "empirical":
+            return self.critic  # type: ignore[return-value]
+        return Empirical(self.env.preferences.gamma_leader, self._theta_moves())
+
+    def _theta_moves(self) -> bool:
+        """Whether θ moves the transitions of a table."""
+        return self.world == TABLES and self.env.model(self._theta()).transition.requires_grad
 
     def _critic_state(self) -> dict[str, Any]:
-        return self.critic.state_dict() if self.actor_critic is None else self.actor_critic.state_dict()
+        if self.actor_critic is not None:
+            return self.actor_critic.state_dict()
+        seen = None if self.seen is None or self.seen is self.critic else self.seen.state_dict()
+        return {"critic": self.critic.state_dict(), "seen": seen}
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
         if self.actor_critic is not None:
             self.actor_critic.load_state_dict(state, self.policy)
         else:
-            self.critic.load_state_dict(state)
+            self.critic.load_state_dict(state["critic"])
+            if state["seen"] is not None and self.seen is not None:
+                self.seen.load_state_dict(state["seen"])
 
     def _usual_batch(self) -> int:
         """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
@@ -343,7 +424,9 @@ class SampledLeader(Leader):
         limit, rows = self.env.time_limit, self.sampling.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
-            least = min(10, size) if limit is None else -(-size // limit)
+            # Where cut episodes are continued, rows need not go on once discounting has left little.
+            longest = limit if self.sampling.tail != "bootstrap" else min(limit or size, self._long_enough())
+            least = min(10, size) if longest is None else -(-size // longest)
             rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
             if self.linear and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(

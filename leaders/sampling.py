@@ -30,8 +30,8 @@ class Sampling:
       kick: name of the estimator, a key of `KICKS`.
       batch_size: transitions per outer iteration and run.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without).
-      critic: "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an object of your
-        own.
+      critic: "empirical", "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an
+        object of your own.
       critic_learning_rate: η, a number or one per run.
       critic_start: first critic table, "zeros" or "normal".
       features: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
@@ -43,12 +43,13 @@ class Sampling:
       network: how networks are fitted.
       network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
         each.
+      cross_fit: critics judge transitions that they were not fitted to (see `leaders.cross_fit`).
     """
 
     kick: str
     batch_size: int = 100
     rows: int | None = None
-    critic: Any = "expected_sarsa"
+    critic: Any = "empirical"
     critic_learning_rate: Any = 0.5
     critic_start: str = "zeros"
     features: str | Callable[[Tensor], Tensor] = "constant"
@@ -59,6 +60,7 @@ class Sampling:
     reaction: str = "sampled"
     network: Fit = USUAL_FIT
     network_of: str = "action"
+    cross_fit: bool = True
 
 
 # Every choice of the published four-rooms code (arXiv:2603.14867; listed in the docs).
@@ -70,6 +72,7 @@ PUBLISHED_TABLES = Sampling(
     features="none",
     tail="reference",
     arrival="value",
+    cross_fit=False,
 )
 # For linear-quadratic worlds: the recommended form, and the published one (arXiv:2603.14867; values from the code).
 LINEAR = Sampling("bc_hg", batch_size=1_000, critic="lstd", features="quadratic", tail="keep", knowledge="model")
@@ -82,6 +85,7 @@ PUBLISHED_LINEAR = Sampling(
     tail="keep",
     arrival="clipped",
     network=PUBLISHED_FIT,
+    cross_fit=False,
 )
 # For worlds that can only be stepped, with followers that learn.
 SIMULATED = Sampling(
@@ -122,7 +126,7 @@ def unplanned(usual: Sampling, bump: bool) -> Sampling:
     """
     if usual.knowledge == "model":
         usual = replace(usual, knowledge="terms")
-    if usual.critic not in ("expected_sarsa", "lstd", "exact"):
+    if usual.critic not in ("empirical", "expected_sarsa", "lstd", "exact"):
         return usual
     if bump:
         return replace(usual, critic="td", network_of="both", knowledge="simulate")

@@ -16,7 +16,7 @@ import torch
 
 from leaders.history import replace_file
 
-FORMAT = 3
+FORMAT = 4
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
 )  # fmt: skip

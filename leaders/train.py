@@ -53,6 +53,8 @@ class Estimate:
       episodes: episodes that came to an end, [R].
       follower_solves: best responses asked for beside the iteration's own, per run.
       follower_steps: what those cost in steps, per run.
+      coverage: share of a table's pairs (s, b) visited so far, [R]; NaN where they are not counted.
+      visits_per_pair: transitions for each of those, [R].
     """
 
     surrogate: Tensor
@@ -61,6 +63,8 @@ class Estimate:
     episodes: Tensor | float = 0
     follower_solves: int = 0
     follower_steps: int = 0
+    coverage: np.ndarray | float = float("nan")
+    visits_per_pair: np.ndarray | float = float("nan")
 
 
 def check_wrapped(env: Any) -> BilevelWrapper:
@@ -357,6 +361,8 @@ class Leader:
             residual=best.residual,
             episodes=estimate.episodes,
             follower_steps=self.history.last("follower_steps") + best.steps + estimate.follower_steps,
+            coverage=estimate.coverage,
+            visits_per_pair=estimate.visits_per_pair,
         )
         self.progress.best = best
         self.progress.iterations += 1

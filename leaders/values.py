@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Rollout
-from leaders.critic import Critic
+from leaders.critic import GivesValues
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Values:
         return self.q_leader - self.v_leader
 
 
-def evaluate(critic: Critic, best: BestResponse, batch: Rollout, follower: bool = True) -> Values:
+def evaluate(critic: GivesValues, best: BestResponse, batch: Rollout, follower: bool = True) -> Values:
     """Looks both players' values up at the visited steps; the follower's are 0 where nobody asks for them."""
     goes_on = (batch.valid & ~batch.terminated).to(batch.r_leader.dtype)
     q_leader, v_leader, v_leader_next = critic.values(batch, best.policy)

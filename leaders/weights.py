@@ -83,63 +83,15 @@ def occupancy(batch: Rollout, gamma: float, tail: str) -> Tensor:
       batch: the transitions.
       gamma: γ_L.
       tail: what becomes of episodes that the batch cuts. "keep": they count as far as they go, among the episodes
-        started. "drop": they are left out. "bootstrap": as "keep", and what lies behind the cut is read off other
-        visits of the state reached (see `continued`). "reference": they count, but not as episodes (published code).
+        started. "drop": they are left out. "bootstrap": as "keep", and what lies behind the cut is added by
+        `leaders.continuation`. "reference": they count, but not as episodes (published code).
     """
     discount = gamma ** batch.step.double() * batch.valid
     if tail == "drop":
         return discount * _reaches(batch, batch.finished) / number(batch.finished)
     if tail == "reference":
         return discount / number(batch.valid & (batch.terminated | batch.truncated))
-    if tail == "bootstrap":
-        return eligibility_trace(continued(start_share(batch.starts), batch, gamma), gamma, batch.starts)
     return discount / number(batch.starts)
-
-
-def continued(kick: Tensor, batch: Rollout, decay: float) -> Tensor:
-    r"""Adds to the kicks what a trace still carries where the batch cuts an episode.
-
-    A trace cut in state s' goes on as it would from the visits of s' in the same run's batch: each of the n visits
-    takes 1/n of it as a further kick, whatever of that reaches a cut again goes on likewise, and so on: a linear system
-    with one unknown per cut. A trace cut in a state that was never left has nowhere to go and is dropped.
-
-    Args:
-      kick: [R, N, T].
-      batch: the transitions, with countable states.
-      decay: the trace's factor per step, below 1.
-
-    Returns:
-      The kicks with the continuation added, [R, N, T].
-    """
-    cut = batch.cut
-    if not cut.any():
-        return kick
-    runs, rows, horizon = kick.shape
-    steps = rows * horizon
-    # Row-wise position of the cut that ends each step's episode, or -1; how far away it is.
-    position = torch.arange(horizon).expand(runs, rows, -1)
-    ends = cut | (batch.valid & batch.terminated)
-    end_at = torch.where(ends, position, horizon).flip(-1).cummin(-1).values.flip(-1)
-    inside = end_at < horizon
-    reaches = inside & batch.valid & cut.gather(-1, end_at.clamp(max=horizon - 1))
-    carried = torch.where(reaches, decay ** (end_at - position + 1).to(kick.dtype), 0.0).view(runs, steps)
-    row_start = (horizon * torch.arange(rows)).view(1, -1, 1)
-    cut_at = (end_at.clamp(max=horizon - 1) + row_start).view(runs, steps)  # flat index of that cut
-
-    rank = cut.view(runs, steps).cumsum(-1) - 1  # which cut of its run
-    cuts = int(rank.max()) + 1
-    to_cut = torch.zeros(runs, steps, cuts, dtype=kick.dtype)
-    to_cut.scatter_(2, rank.gather(1, cut_at).clamp(min=0)[..., None], carried[..., None])
-    reached = torch.full((runs, cuts), -1)
-    which = cut.view(runs, steps).nonzero(as_tuple=True)
-    reached[which[0], rank[which]] = batch.next_state.reshape(runs, steps)[which]
-    visits = (batch.state.view(runs, 1, steps) == reached[..., None]) & batch.valid.view(runs, 1, steps)
-    share = visits.to(kick.dtype) / visits.sum(-1, keepdim=True).clamp(min=1)  # [R, cuts, steps]
-
-    arriving = torch.einsum("rk,rkc->rc", kick.view(runs, steps), to_cut)
-    again = share @ to_cut  # [R, from cut, to cut]
-    total = torch.linalg.solve(torch.eye(cuts, dtype=kick.dtype) - again.mT, arriving)
-    return kick + torch.einsum("rc,rck->rk", total, share).view_as(kick)
 
 
 def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
@@ -206,7 +158,6 @@ def weights_from_kick(
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
     """
     decay = preferences.gamma_follower if decay is None else decay
-    kick = continued(kick, batch, decay) if tail == "bootstrap" and 0 < decay < 1 else kick
     trace = eligibility_trace(kick, decay, batch.starts) * batch.valid
     return weights_from_trace(trace, batch, values, counts, preferences, tail=tail, arrival=arrival, centred=centred)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class ExactCritic:
     Args:
       gamma: γ_L.
     """
+
+    learns: ClassVar[bool] = False  # from batches
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

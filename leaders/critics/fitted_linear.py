@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class FittedLinear:
     Args:
       gamma: γ_L.
     """
+
+    keeps: ClassVar[bool] = False
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class LeastSquares:
     Args:
       gamma: γ_L.
     """
+
+    keeps: ClassVar[bool] = False
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
@@ -50,8 +52,8 @@ class LeastSquares:
         fewest, needed = int(counts.sum(1).min()), feature_count(z.shape[-1])
         if fewest < needed:
             raise ValueError(
-                f'critic="lstd" fits {needed} numbers here and needs at least as many transitions in a batch, got '
-                f"{fewest}: raise `batch_size`"
+                f'critic="lstd" fits {needed} numbers here and needs at least as many transitions, since cross-fitting '
+                f"those of the other half of a batch, got {fewest}: raise `batch_size`"
             )
         phi = torch.cat([one, products(z)], -1) * counts
         expected = torch.cat([one, products(following) + spread[:, None, row, column]], -1) * goes_on

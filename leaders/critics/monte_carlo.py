@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from bilevel_envs.kernels import decaying_sum
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table
-from leaders.visits import mean_table, visit_mean
+from bilevel_envs.tabular import look_up
+from leaders.visits import mean_table
 
 
 class MonteCarlo:
@@ -25,23 +25,28 @@ class MonteCarlo:
       gamma: γ_L.
     """
 
+    keeps: ClassVar[bool] = False
+
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
+        self.q = self.v = torch.zeros(1, 0)
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
-        """Nothing is kept: `values` reads the batch itself."""
+        """Means over visits; nothing is kept from batch to batch."""
+        returns = returns_to_go(batch, self.gamma)
+        states, actions = best.policy.log_probs.shape[-2:]
+        pair = batch.state * actions + batch.action
+        self.q = mean_table(returns, pair, batch.valid, states * actions).view(-1, states, actions)
+        self.v = mean_table(returns, batch.state, batch.valid, states)
 
     def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
         """Means over visits of the pair, of the state, and of the next state (0 where it was never visited)."""
-        returns = returns_to_go(batch, self.gamma)
-        states, actions = policy.log_probs.shape[-2:]
-        pair = batch.state * actions + batch.action
-        v = Table(mean_table(returns, batch.state, batch.valid, states))
-        return visit_mean(returns, pair, batch.valid), v(batch.state), v(batch.next_state)
+        v, v_next = (look_up(self.v, state) for state in (batch.state, batch.next_state))
+        return look_up(self.q, batch.state, batch.action), v, v_next
 
     def copies(self, count: int) -> MonteCarlo:
-        """Itself: it holds nothing."""
-        return self
+        """Another one: nothing is kept."""
+        return MonteCarlo(self.gamma)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -71,6 +71,8 @@ class QuadraticState:
     Args:
       gamma: γ_L.
     """
+
+    keeps: ClassVar[bool] = False
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

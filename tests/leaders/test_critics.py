@@ -55,7 +55,9 @@ def test_expected_sarsa_by_hand():
 
 
 def test_monte_carlo_by_hand():
-    q, v, v_next = MonteCarlo(0.9).values(rollout(**BATCH), HALF.policy)
+    critic = MonteCarlo(0.9)
+    critic.fit(rollout(**BATCH), HALF, None, Noise([0]))
+    q, v, v_next = critic.values(rollout(**BATCH), HALF.policy)
     # returns: 1 + .9·2 = 2.8, 2, 4; state 0 was left twice: (2.8 + 4) / 2; state 2 never
     np.testing.assert_allclose(q[0, 0], [2.8, 2.0, 4.0])
     np.testing.assert_allclose(v[0, 0], [3.4, 2.0, 3.4])

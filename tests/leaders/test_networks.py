@@ -379,8 +379,8 @@ def test_the_published_form_is_what_its_specification_says(kind):
     theta = leader._theta()
     best, model = env.best_response(theta.detach()), env.model(theta)
     batch = env.rollout(theta.detach(), best, Noise([0]), rows=10, horizon=200)
-    leader.critic.fit(batch, best, model.detach(), Noise([0]))
-    surrogate, _ = leader._surrogate(theta, model, batch, best, leader.critic, Noise([0]), "keep")
+    judges = leader._judges(leader.critic, leader.seen, batch, best, model.detach(), Noise([0]))
+    surrogate, _ = leader._surrogate(theta, model, batch, best, judges, Noise([0]), "keep")
     (gradient,) = torch.autograd.grad(surrogate.sum(), leader.policy.raw, retain_graph=True)
 
     values = [x[0].numpy() for x in leader.critic.values(batch, best.policy)]

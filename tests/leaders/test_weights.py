@@ -8,7 +8,7 @@ from bilevel_envs import Preferences, Rollout
 from leaders.kicks import kick_bc_hg, kick_bc_hg_shared, kick_naive_pgd
 from leaders.values import Values
 from leaders.visits import visit_mean
-from leaders.weights import continued, eligibility_trace, occupancy, residualised, weights_from_kick
+from leaders.weights import eligibility_trace, occupancy, residualised, weights_from_kick
 
 PREFS = Preferences(0.9, 0.8, 0.5)
 
@@ -130,37 +130,6 @@ def test_occupancy_of_a_batch_that_cuts_an_episode(tail, expected):
     torch.testing.assert_close(
         occupancy(batch, 0.9, tail)[0, 0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
     )
-
-
-def test_continuation_by_hand():
-    # The second episode is cut after step 4, in state 2. State 2 was left once, at step 2, where an episode then ended,
-    # so all that is cut (γ · γ^1/2 of the leader's count) goes there.
-    batch = rollout(**TWO_EPISODES, next_state=[[[1, 2, 0, 1, 2]]])
-    counts = occupancy(batch, 0.9, "bootstrap")
-    expected = [0.5, 0.45, 0.405 + 0.9 * 0.45, 0.5, 0.45]
-    torch.testing.assert_close(counts[0, 0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
-
-
-def test_continuation_of_an_endless_loop_is_its_geometric_sum():
-    # one state that always returns to itself, cut after 3 steps: Σ_k γ^k over the three visits must be 1/(1 − γ)
-    batch = rollout([[[0, 0, 0]]])
-    counts = occupancy(batch, 0.9, "bootstrap")
-    assert float(counts.sum()) == pytest.approx(10.0, abs=1e-12)
-
-
-def test_continuation_in_a_state_never_left_is_dropped():
-    batch = rollout([[[0, 1]]], next_state=[[[1, 5]]])
-    kick = torch.tensor([[[1.0, 1.0]]], dtype=torch.float64)
-    torch.testing.assert_close(continued(kick, batch, 0.9), kick, rtol=0, atol=0)
-
-
-def test_continuation_conserves_what_a_repeated_batch_would_collect():
-    # a deterministic ring 0 → 1 → 2 → 0 …, cut after two rounds: discounted visits must be those of the endless ring
-    batch = rollout([[[0, 1, 2, 0, 1, 2]]], next_state=[[[1, 2, 0, 1, 2, 0]]])
-    counts = occupancy(batch, 0.9, "bootstrap")[0, 0]
-    for state in range(3):
-        visited = float(counts[[state, state + 3]].sum())
-        assert visited == pytest.approx(0.9**state / (1 - 0.9**3), abs=1e-12)
 
 
 def test_residualised_kick_is_the_leave_one_episode_out_projection():

@@ -1,0 +1,169 @@
+"""Who judges a batch: critics that were not fitted to what they judge.
+
+A critic's error at a transition that it was fitted to depends on where that transition led, and so does the ∇Q_F or
+∇log p that the critic's value multiplies: their product is a bias, at small β a large one. So the episodes of a batch
+are dealt into two halves, and each half is judged by a copy of the critic that was fitted to the other (cross-fitting,
+Chernozhukov et al., arXiv:1608.00060), beside all earlier batches where the critic keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_envs.follower import BestResponse
+from bilevel_envs.model import Model, Rollout
+from bilevel_envs.noise import Noise
+from bilevel_envs.tabular import look_up
+from leaders.critic import Critic
+from leaders.critics.empirical import Empirical
+
+HALVES = 2
+
+
+def halves(batch: Rollout, keeps: bool) -> Tensor:
+    """To which half of its run's batch each step belongs, 0 or 1, int [R, N, T].
+
+    Episodes take turns. A run with a single episode has an empty half, so that earlier batches alone judge it; a critic
+    that keeps nothing of those judges each half of the steps by the other then.
+    """
+    episode = batch.starts.flatten(1).cumsum(1).view_as(batch.step)
+    if keeps or int(batch.starts.sum((1, 2)).min()) > 1:
+        return episode % HALVES
+    steps = batch.valid.flatten(1).cumsum(1)
+    return (HALVES * (steps - 1) // steps[:, -1:].clamp(min=1)).clamp(min=0).view_as(batch.step)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The values of a batch, by the critic of each of its parts.
+
+    Attributes:
+      critics: one for each part, not fitted to it.
+      part: to which part each step belongs, int [R, N, T]; all 0 with a single critic.
+      whole: the critic fitted to the whole batch, which is kept for the next.
+      gamma: γ_L.
+      seen: for tables, the world as it was seen outside of each part; empty otherwise.
+      learnt: whether the critics know no more than that: pairs that were never visited have no benefit then, and
+        successors that were never left no temporal-difference error.
+    """
+
+    critics: Sequence[Any]
+    part: Tensor
+    whole: Any
+    gamma: float
+    seen: Sequence[Empirical] = ()
+    learnt: bool = False
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The steps that each critic judges, bool [R, N, T] each."""
+        return [self.part == index for index in range(len(self.critics))]
+
+    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, ...]:
+        """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each, of the batch that was dealt."""
+        if self.learnt and self.seen:
+            values = [self._known(batch, *pair) for pair in zip(self.critics, self.seen, strict=True)]
+        else:
+            values = [critic.values(batch, policy) for critic in self.critics]
+        return tuple(self.by_part(list(each)) for each in zip(*values, strict=True))
+
+    def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """∇V_L as a function of the batch's states and steps."""
+        gradients = [critic.leader_gradient(policy) for critic in self.critics]
+        return lambda state, step: self.by_part([gradient(state, step) for gradient in gradients])
+
+    def unseen(self, batch: Rollout) -> float:
+        """Share of the batch's valid steps whose pair is not known outside of its own part."""
+        known = self.by_part(
+            [look_up(torch.from_numpy(seen.moves.known), batch.state, batch.action) for seen in self.seen]
+        )
+        return float((batch.valid & ~known).sum() / batch.valid.sum().clamp(min=1))
+
+    def by_part(self, each: list[Tensor]) -> Tensor:
+        """What the critic of each step's part says, from what all of them say, [R, N, T, ...]."""
+        if len(each) == 1:
+            return each[0]
+        first, second = each
+        return torch.where(self.part.view(*self.part.shape, *[1] * (first.ndim - self.part.ndim)) == 0, first, second)
+
+    def _known(self, batch: Rollout, critic: Any, seen: Empirical) -> tuple[Tensor, Tensor, Tensor]:
+        """A critic's values where the world is known, and what says nothing elsewhere."""
+        q, v, v_next = critic.values(batch, seen.reachable)
+        pairs = torch.from_numpy(seen.moves.known)
+        q = torch.where(look_up(pairs, batch.state, batch.action), q, v)
+        on_average = (q - batch.r_leader) / self.gamma if self.gamma > 0 else torch.zeros_like(q)
+        return q, v, torch.where(look_up(pairs.any(-1), batch.next_state), v_next, on_average)
+
+
+def cross_fitted(
+    critic: Critic,
+    batch: Rollout,
+    best: BestResponse,
+    model: Model | None,
+    noise: Noise,
+    *,
+    gamma: float,
+    seen: Empirical | None = None,
+) -> Judges:
+    """Fits a critic to a batch, and copies of it, as it was before, to each half of the batch for the other.
+
+    Args:
+      critic: learns from the whole batch; its copies judge.
+      batch, best, model, noise: what `Critic.fit` takes.
+      gamma: γ_L.
+      seen: for tables, the world as the leader has seen it before this batch; it learns as the critic does, which may
+        be the same. Critics then take expectations over the pairs that are known.
+    """
+    half = halves(batch, critic_keeps(critic))
+    parts = [replace(batch, valid=batch.valid & (half != judged)) for judged in range(HALVES)]
+
+    def fitted(one: Any, part: Rollout, response: BestResponse) -> Any:
+        one.fit(part, response, model, noise)
+        return one
+
+    if seen is None:
+        judges = [fitted(critic.copies(1), part, best) for part in parts]
+        critic.fit(batch, best, model, noise)
+        return Judges(judges, half, critic, gamma, learnt=True)
+    seen.fit(batch, best, model, noise)
+    worlds = [seen.without(replace(batch, valid=batch.valid & (half == judged))) for judged in range(HALVES)]
+    if critic is seen:
+        return Judges(worlds, half, seen, gamma, worlds, learnt=True)
+    if not critic_learns(critic):
+        critic.fit(batch, best, model, noise)
+        return Judges([critic] * HALVES, half, critic, gamma, worlds)
+    among = [replace(best, policy=world.reachable) for world in (*worlds, seen)]
+    judges = [fitted(critic.copies(1), part, one) for part, one in zip(parts, among[:HALVES], strict=True)]
+    critic.fit(batch, among[HALVES], model, noise)
+    return Judges(judges, half, critic, gamma, worlds, learnt=True)
+
+
+def critic_keeps(critic: Any) -> bool:
+    """Whether a critic keeps what earlier batches taught it; unless it says otherwise."""
+    return getattr(critic, "keeps", True)
+
+
+def critic_learns(critic: Any) -> bool:
+    """Whether a critic looks at the batches that it is fitted to; unless it says otherwise."""
+    return getattr(critic, "learns", True)
+
+
+def fitted_to_all(
+    critic: Critic,
+    batch: Rollout,
+    best: BestResponse,
+    model: Model | None,
+    noise: Noise,
+    *,
+    gamma: float,
+    seen: Empirical | None = None,
+) -> Judges:
+    """The critic itself, fitted to the very batch that it judges; arguments as in `cross_fitted`."""
+    for one in {id(one): one for one in (critic, seen) if one is not None}.values():
+        one.fit(batch, best, model, noise)
+    return Judges([critic], torch.zeros_like(batch.step), critic, gamma, [] if seen is None else [seen])
