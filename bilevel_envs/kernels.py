@@ -11,6 +11,8 @@ import numpy as np
 from numba import njit
 
 SMALLEST_DENSE = 64  # below, LAPACK is no faster than the loops, whatever the width
+EPSILON = float(np.finfo(np.float64).eps)
+MOST_ROUNDING = 1e-6  # of β, by which rounding may move V_F; g is then right to half of that, as g (1 − g) ≤ 1/4
 
 try:
     compiled = njit(cache=True, error_model="numpy", nogil=True)
@@ -209,6 +211,20 @@ def solutions(
 
 
 @compiled
+def never_ends(move: np.ndarray) -> bool:
+    """Whether every step goes on: the probabilities [S, B, K] of going on sum to 1, but for rounding."""
+    states, actions, branches = move.shape
+    for s in range(states):
+        for b in range(actions):
+            total = 0.0
+            for k in range(branches):
+                total += move[s, b, k]
+            if abs(total - 1.0) > 1e-12:
+                return False
+    return True
+
+
+@compiled
 def soft_policy_iteration(
     reward: np.ndarray,
     successor: np.ndarray,
@@ -223,34 +239,40 @@ def soft_policy_iteration(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Newton's method on V = β log Σ_b exp(Q / β), Q = r + γ E[V(s')], each run by itself.
 
+    g depends on Q / β up to a constant in each state. So the residual is judged in units of β; and where no episode
+    ends, V is held as a constant, `gain` / (1 − γ), and what is left of it, lest the constant take the digits that
+    tell actions apart.
+
     Args:
       reward: r_F, [R|1, S, B].
       successor, move, gamma, position, width: as in `factorised`, by run.
       beta: β.
       v: where each run begins, [R, S]; left as it is.
-      tol: residual |β logsumexp(Q/β) − V| accepted, relative to max(1, max|V|).
+      tol: residual |β logsumexp(Q/β) − V| accepted, relative to β. Where rounding leaves more, a run has converged when
+        the next Newton step would move V by no more than `MOST_ROUNDING` β.
       most: steps after which a run is given up.
 
     Returns:
       Q [R, S, B], V [R, S], log g [R, S, B], the residual [R], and whether each run converged, bool [R].
     """
     runs, states = v.shape
-    actions = reward.shape[2]
+    actions, branches = reward.shape[2], move.shape[3]
     q, log_probs = np.empty((runs, states, actions)), np.empty((runs, states, actions))
     soft_v, residual, converged = np.empty((runs, states)), np.empty(runs), np.zeros(runs, np.bool_)
     for run in range(runs):
         r, to, p = reward[run % len(reward)], successor[run % len(successor)], move[run % len(move)]
-        value = v[run].copy()
-        policy, income = np.empty((states, actions)), np.empty(states)
+        endless, gain, before = never_ends(p), 0.0, np.inf
+        value = v[run] - (middle(v[run]) if endless else 0.0)
+        policy = np.empty((states, actions))
         for _ in range(most):
-            off, size, finite = 0.0, 1.0, True
+            finite = True
             for s in range(states):
                 best = -np.inf
                 for b in range(actions):
                     onward = 0.0
-                    for k in range(p.shape[2]):
+                    for k in range(branches):
                         onward += p[s, b, k] * value[to[s, b, k]]
-                    q[run, s, b] = r[s, b] + gamma * onward
+                    q[run, s, b] = r[s, b] - gain + gamma * onward
                     best = max(best, q[run, s, b])
                 total = 0.0
                 for b in range(actions):
@@ -258,20 +280,39 @@ def soft_policy_iteration(
                     total += policy[s, b]
                 log_total = np.log(total)
                 soft_v[run, s] = best + beta * log_total
-                off = max(off, abs(soft_v[run, s] - value[s]))
-                size = max(size, abs(soft_v[run, s]))
-                income[s] = 0.0
                 for b in range(actions):
                     policy[s, b] /= total
                     log_probs[run, s, b] = (q[run, s, b] - best) / beta - log_total
                     finite = finite and np.isfinite(log_probs[run, s, b])
-                    income[s] += policy[s, b] * (r[s, b] - beta * log_probs[run, s, b])
-            residual[run] = off if finite else np.nan
-            converged[run] = finite and off <= tol * size
+            if endless:  # a residual that is the same in every state belongs to the constant
+                common = middle(soft_v[run] - value)
+                gain += common
+                q[run] -= common
+                soft_v[run] -= common
+            off = soft_v[run] - value
+            most_off, rounding = np.abs(off).max(), (32 + branches) * EPSILON * np.abs(soft_v[run]).max()
+            residual[run] = most_off if finite else np.nan
+            converged[run] = finite and most_off <= tol * beta
             if converged[run]:
                 break
-            value = solution(policy, to, p, gamma, position, width, income, False)
+            step = solution(policy, to, p, gamma, position, width, off, False)
+            shift = middle(step) if endless else 0.0
+            if finite and most_off <= rounding:
+                converged[run] = np.abs(step - shift).max() <= MOST_ROUNDING * beta
+                if converged[run] or most_off >= before:
+                    break
+            value += step - shift
+            gain, before = gain + (1 - gamma) * shift, most_off
+        if endless:
+            q[run] += gain / (1 - gamma)
+            soft_v[run] += gain / (1 - gamma)
     return q, soft_v, log_probs, residual, converged
+
+
+@compiled
+def middle(x: np.ndarray) -> float:
+    """Half way between the smallest and the largest entry."""
+    return (x.min() + x.max()) / 2
 
 
 # Critics and traces -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel
 from leaders import exact_linear, exact_tables
 
-TOLERANCE = 1e-12
+TOLERANCE = 1e-12  # of β; where rounding leaves more, `SoftValueIteration` says what it accepts
 
 
 def objective(

@@ -29,14 +29,14 @@ class Committed:
     Attributes:
       beta: overrides the problem's β; None keeps the problem's.
       sweeps: at most so many (published: 1,000).
-      tol: stops when no entry of Q changes by more (published: 1e-6).
+      tol: stops when no entry of Q changes by more than `tol` β (published: 1e-6 at β = 0.05, the default).
 
     Source: the follower of arXiv:2603.14867's toy Markov game, as published.
     """
 
     beta: float | None = None
     sweeps: int = 1_000
-    tol: float = 1e-6
+    tol: float = 2e-5
 
     def __post_init__(self) -> None:
         if self.beta is not None:
@@ -68,7 +68,7 @@ class Committed:
             goes_on = kernel.sum(-1)
             new = model.r_follower + gamma * goes_on * beta * torch.logsumexp(expected / beta, -1)
             change, q = (new - q).abs().amax((-2, -1)), new
-            if change.max() <= self.tol:
+            if change.max() <= self.tol * beta:
                 break
         v = beta * torch.logsumexp(q / beta, -1)
         policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))

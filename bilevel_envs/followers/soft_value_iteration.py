@@ -32,7 +32,8 @@ class SoftValueIteration:
 
     Attributes:
       beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
-      tol: largest soft Bellman residual accepted, relative to max(1, max|V|).
+      tol: largest soft Bellman residual accepted, relative to β: g depends on Q_F / β. Where rounding leaves more than
+        that, it is accepted as long as it moves no V_F by more than 1e-6 β, and so no probability by more than 5e-7.
       rounds: policy refreshes of the fixed schedule (published: 100).
       sweeps: backups per round (published: 5).
 
@@ -68,7 +69,7 @@ class SoftValueIteration:
 
         Raises:
           TypeError: if `model` is not a table.
-          RuntimeError: if the residual does not fall below `tol`.
+          RuntimeError: if the residual does not fall below `tol`, because β is too small beside V_F for float64.
         """
         model = check_model(model, TabularModel, "SoftValueIteration")
         beta = preferences.beta if self.beta is None else self.beta
@@ -98,10 +99,11 @@ class SoftValueIteration:
         q, soft_v, log_probs, residual, converged = (torch.from_numpy(table) for table in tables)
         if converged.all():
             return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)
+        stopped = float(residual[~converged].max())
         raise RuntimeError(
-            f"soft policy iteration stopped at a residual of {float(residual.max()):.3g} "
-            f"after {MOST_NEWTON_STEPS} steps; with rewards of this size β = {beta:g} may be too small for float64 "
-            f"(raise `beta`), or `tol` = {self.tol:g} too strict (raise `tol`)"
+            f"soft policy iteration stopped at a residual of {stopped:.3g}, which is {stopped / beta:.3g} β; `tol` "
+            f"accepts {self.tol:g} β. V_F reaches {float(soft_v.abs().max()):.3g}: beside that β = {beta:g} may be too "
+            "small for float64. Raise `beta`, take constants out of the follower's rewards, or raise `tol`"
         )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bilevel_envs import Preferences, TabularModel
 from bilevel_envs.envs.four_rooms import GOAL_STATE, START_STATE, FourRooms
 from bilevel_envs.envs.random_mdp import RandomMDP
-from bilevel_envs.followers import SoftValueIteration
+from bilevel_envs.followers import Committed, SoftValueIteration
 
 PREFS = Preferences(0.9, 0.9, 0.2)
 
@@ -125,3 +125,92 @@ def test_a_beta_beyond_float64_is_refused_not_guessed():
     rooms = FourRooms(beta=1e-310)
     with pytest.raises(RuntimeError, match="β = 1e-310 may be too small for float64"):
         SoftValueIteration().best_response(rooms.model(torch.from_numpy(rooms.default_theta)[None]), rooms.preferences)
+
+
+def random_table(scale=1.0, offset=0.0, ends=0.0):
+    """Twelve states, three actions; rewards (r + offset) times `scale`."""
+    rng = np.random.default_rng(0)
+    transition = torch.from_numpy(rng.dirichlet(np.ones(12), (1, 12, 3)))
+    reward = scale * (torch.from_numpy(rng.normal(size=(1, 12, 3))) + offset)
+    continues = torch.from_numpy((rng.random((1, 12, 3)) >= ends).astype(float))
+    return TabularModel(transition, torch.full((1, 12), 1 / 12).double(), reward, reward, continues)
+
+
+def soft_optimum(model, gamma, beta):
+    """g by Newton's method in extended precision, [S, B]; its linear solves are refined until they are exact, too."""
+    kernel = (model.transition * model.continues[..., None])[0].numpy().astype(np.longdouble)
+    reward, v = model.r_follower[0].numpy().astype(np.longdouble), np.zeros(model.states, np.longdouble)
+    for _ in range(60):
+        q = reward + gamma * kernel @ v
+        top = q.max(1)
+        weight = np.exp((q - top[:, None]) / beta)
+        g = weight / weight.sum(1, keepdims=True)
+        system = np.eye(model.states) - gamma * (g[..., None] * kernel).sum(1).astype(float)
+        v = v + np.linalg.solve(system, (top + beta * np.log(weight.sum(1)) - v).astype(float))
+    return g.astype(float)
+
+
+@pytest.mark.parametrize("tol", [1e-10, 1e-12])
+@pytest.mark.parametrize("ends", [0.0, 0.2])
+@pytest.mark.parametrize("gamma", [0.9, 0.99, 0.9999])
+def test_a_common_scale_of_rewards_and_beta_leaves_the_policy_alone(gamma, ends, tol):
+    g = soft_optimum(random_table(ends=ends), gamma, 0.05)
+    for scale in (1e-12, 1e-10, 1e-3, 1.0, 1e9):
+        best = SoftValueIteration(beta=0.05 * scale, tol=tol).best_response(
+            random_table(scale, ends=ends), Preferences(0.9, gamma, 1.0)
+        )
+        np.testing.assert_allclose(best.policy.probs[0], g, atol=1e-6)
+        assert float(best.residual) <= 1e-8 * 0.05 * scale
+        assert best.optimal
+
+
+@pytest.mark.parametrize(("gamma", "offset"), [(0.999, 1e5), (0.9999, 1e6), (0.9999, -1e6), (0.5, 1e6)])
+def test_a_constant_added_to_all_rewards_leaves_the_policy_alone_where_nothing_ends(gamma, offset):
+    preferences, solver = Preferences(0.9, gamma, 0.05), SoftValueIteration()
+    plain, shifted = random_table(), random_table(offset=offset)
+    g = soft_optimum(plain, gamma, 0.05)
+    cold = solver.best_response(shifted, preferences)
+    back = solver.best_response(plain, preferences, cold)  # the constant of the first response is no start here
+    again = solver.best_response(shifted, preferences, back)
+    for best in (cold, back, again):
+        np.testing.assert_allclose(best.policy.probs[0], g, atol=1e-6)
+        assert best.optimal
+    # V moves by offset / (1 − γ), of which float64 holds 16 digits
+    moved = cold.v.values - solver.best_response(plain, preferences).v.values
+    np.testing.assert_allclose(moved, offset / (1 - gamma), rtol=1e-9)
+    np.testing.assert_allclose(
+        cold.q.values, cold.v.values[..., None] + 0.05 * cold.policy.log_probs, rtol=1e-14, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize(("gamma", "offset", "beta"), [(0.9999, 1e6, 0.05), (0.999, 0.0, 1e-5)])
+def test_what_float64_cannot_tell_apart_is_refused_where_episodes_end(gamma, offset, beta):
+    # values of 1e10 beside β = 0.05, and of 600 beside 1e-5: rounding alone moves log g by more than 1e-6
+    with pytest.raises(
+        RuntimeError, match=r"β; `tol` accepts 1e-10 β\. V_F reaches .* Raise `beta`, take constants out"
+    ):
+        SoftValueIteration().best_response(random_table(offset=offset, ends=0.2), Preferences(0.9, gamma, beta))
+
+
+def test_tol_is_the_residual_relative_to_beta():
+    for tol in (1e-2, 1e-6):
+        for scale in (1e-9, 1.0):
+            best = SoftValueIteration(tol=tol).best_response(
+                random_table(scale, ends=0.2), Preferences(0.9, 0.9, 5 * scale)
+            )
+            assert 0 < float(best.residual) <= tol * 5 * scale
+
+
+def test_a_committed_follower_stops_by_the_change_relative_to_beta():
+    model, preferences = random_table(), Preferences(0.9, 0.9, 0.05)
+    kernel, reward, q = model.transition[0].numpy(), model.r_follower[0].numpy(), np.zeros((12, 3))
+    for _ in range(1_000):
+        expected = np.einsum("sbt,tc->sbc", kernel, q)
+        top = expected.max(-1)
+        q = reward + 0.9 * (top + 0.05 * np.log(np.exp((expected - top[..., None]) / 0.05).sum(-1)))
+    g = np.exp((q - q.max(1, keepdims=True)) / 0.05)
+    g /= g.sum(1, keepdims=True)
+    for scale in (1e-10, 1.0, 1e6):
+        best = Committed(beta=0.05 * scale).best_response(random_table(scale), preferences)
+        # 2e-5 of β per sweep are 2e-5 · 0.9 / (1 − 0.9) of it from the end, in log g twice that; g (1 − g) ≤ 1/4
+        np.testing.assert_allclose(best.policy.probs[0], g, atol=1e-4)

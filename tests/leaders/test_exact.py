@@ -6,6 +6,8 @@ import pytest
 import torch
 from truth import central_differences, unrolled_objective
 
+from bilevel_envs import Preferences
+from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.parameterizations import Budget
@@ -140,3 +142,19 @@ def test_theta_and_parameters_must_agree(make):
         exact.objective(env, np.zeros(104), discount=1.0)
     with pytest.raises(TypeError, match="must be a configurable environment"):
         exact.objective(gym.make("CartPole-v1"), np.zeros(1))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-10, 1e9])
+def test_the_hypergradient_is_free_of_the_followers_units(scale):
+    """r_F and β times one number are the same follower."""
+    problem = RandomMDP()
+    theta = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 5))).requires_grad_()
+    gradients = []
+    for units in (1.0, scale):
+        model = problem.model(theta)
+        model = model.with_rewards(model.r_leader, units * model.r_follower)
+        preferences = Preferences(0.9, 0.99, 0.1 * units)
+        guiding = exact.surrogates(model, exact.best_response(model.detach(), preferences), preferences)[1]
+        gradients.append(torch.autograd.grad(guiding.sum(), theta)[0].numpy())
+    assert np.abs(gradients[0]).max() > 0.01
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-8)
