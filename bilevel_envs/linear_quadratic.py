@@ -10,7 +10,7 @@ import torch
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
-from bilevel_envs._checks import check_finite, check_number, check_shape
+from bilevel_envs._checks import check_count, check_finite, check_number, check_shape
 from bilevel_envs.model import Rollout, Terms
 
 MOST_DOUBLINGS = 64
@@ -197,6 +197,8 @@ class LinearQuadraticModel:
             raise ValueError("`initial` must not depend on θ, got a tensor with gradients")
         if self.bound != float("inf"):
             check_number(self.bound, "bound", above=0)
+        if self.horizon is not None:
+            check_count(self.horizon, "horizon")
 
     @property
     def runs(self) -> int:

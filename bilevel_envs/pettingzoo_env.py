@@ -23,7 +23,9 @@ class _GameFace:
     def __init__(self, game: MarkovGame, name: str, max_cycles: int | None, render_mode: str | None) -> None:
         check_choice(render_mode, [None, *RENDER_MODES], "render_mode")
         self.game, self.render_mode = game, render_mode
-        self.horizon = game.horizon if max_cycles is None else check_count(max_cycles, "max_cycles")
+        self.horizon = (
+            check_count(game.horizon, "game.horizon") if max_cycles is None else check_count(max_cycles, "max_cycles")
+        )
         self.metadata = {"name": name, "render_modes": RENDER_MODES, "render_fps": 10, "is_parallelizable": False}
         self.possible_agents = list(AGENTS)
         self.agents: list[str] = []  # none before the first reset

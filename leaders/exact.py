@@ -163,6 +163,8 @@ def evaluates(model: Any, policy: Any) -> bool:
 
 def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
     """The leader's expected discounted return under a policy of the follower's, [R]."""
+    if horizon is not None:
+        check_count(horizon, "horizon")
     return _home(model).value(model, policy, gamma, horizon)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_number
+from bilevel_envs._checks import check_count, check_number
 from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic, block, discounted_sum
 from bilevel_envs.model import Model, Preferences
@@ -16,6 +16,7 @@ from bilevel_envs.policies import GaussianPolicy
 
 MOST_DOUBLINGS = 64
 POLISHING = 20
+SMALLEST = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,15 @@ class Riccati:
 
     Exact: K = γ S⁻¹ BᵀPA, V_F(s) = −(sᵀPs + v), Q_F from V_F by one step of the Bellman equation, and
     β log g = Q_F − V_F to rounding. The fixed point is reached by doubling (each pass squares the horizon of value
-    iteration from P = 0), some ten passes for every run at once.
+    iteration from P = 0), some ten passes for every run at once. Where Q has negative eigenvalues, the
+    return over some number of steps may be unbounded, R + γ BᵀPB not positive definite; such a follower is refused.
 
     Gives g (Gaussian), log g, Q_F and V_F (quadratics), exact. Costs a millisecond for ten runs of four zones.
-    Residual: that of the equation for P, relative to max(1, max|P|).
+    Residual: that of the equation for P, relative to max|P|.
 
     Attributes:
       beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
-      tol: largest residual of the equation accepted, relative to max(1, max|P|).
+      tol: largest residual of the equation accepted, relative to max|P|.
 
     Source: the entropy-regularised discounted LQR of arXiv:2603.14867, section 5.2; doubling as in Chu, Fan, Lin, Wang
     (2004), structure-preserving algorithms for discrete-time algebraic Riccati equations.
@@ -55,7 +57,8 @@ class Riccati:
 
         Raises:
           TypeError: if `model` is not linear-quadratic.
-          RuntimeError: if the equation has no solution, or none to accuracy `tol`.
+          RuntimeError: if the equation has no solution, none to accuracy `tol`, or none that is an optimum: R + γ BᵀPB
+            must be positive definite.
         """
         model = check_model(model, LinearQuadraticModel, "Riccati")
         return self.reaction(model.detach(), preferences)
@@ -65,7 +68,7 @@ class Riccati:
         beta = preferences.beta if self.beta is None else self.beta
         gamma = preferences.gamma_follower
         p, residual = self._fixed_point(model, gamma)
-        s = model.action_cost + gamma * model.B.mT @ p @ model.B
+        s = _action_cost_ahead(p, model, gamma)
         gain = gamma * torch.linalg.solve(s, model.B.mT @ p @ model.A)
         covariance = beta / 2 * torch.linalg.inv(s)
         covariance = (covariance + covariance.mT) / 2
@@ -88,7 +91,8 @@ class Riccati:
         p = _doubling(fixed, gamma)
         for _ in range(POLISHING):  # rounding that doubling has left
             better = _improved(p, fixed, gamma)
-            residual = (better - p).abs().amax((-2, -1)) / p.abs().amax((-2, -1)).clamp(min=1)
+            size = torch.maximum(p.abs(), better.abs()).amax((-2, -1))
+            residual = (better - p).abs().amax((-2, -1)) / size.clamp(min=SMALLEST)
             if (residual <= self.tol).all():
                 break
             p = better
@@ -102,7 +106,7 @@ class Riccati:
             return p, residual
         # P as a function of the model: one more step carries the gradient in; its cotangent G obeys G = g + γ F G Fᵀ.
         once = _improved(p, model, gamma)
-        s = fixed.action_cost + gamma * fixed.B.mT @ p @ fixed.B
+        s = _action_cost_ahead(p, fixed, gamma)
         loop = fixed.A - fixed.B @ torch.linalg.solve(s, gamma * fixed.B.mT @ p @ fixed.A)
         once.register_hook(lambda gradient: discounted_sum(loop, gradient, gamma))
         return once, residual
@@ -118,10 +122,14 @@ def planned_ahead(
     Returns:
       The response, whose residual is the last change of V's matrix and constant, and the matrix [R, n, n] and the
       constant [R] where it ended.
+
+    Raises:
+      RuntimeError: if there is no optimum so many steps ahead.
     """
+    check_count(steps, "steps")
     m = model.action_size
     for _ in range(steps):
-        s = model.action_cost + gamma * model.B.mT @ p @ model.B
+        s = _action_cost_ahead(p, model, gamma)
         later = gamma * ((p * model.noise).sum((-2, -1)) + v)
         constant = beta / 2 * (torch.logdet(s) - m * np.log(np.pi * beta)) + later
         new = _improved(p, model, gamma)
@@ -135,33 +143,79 @@ def planned_ahead(
     return BestResponse(policy, q, Quadratic(-p, -v), residual, optimal=False), p, v
 
 
+def _action_cost_ahead(p: Tensor, model: LinearQuadraticModel, gamma: float) -> Tensor:
+    """S = R + γ BᵀPB, the cost of an action and of what follows; refused unless positive definite."""
+    s = model.action_cost + gamma * model.B.mT @ p @ model.B
+    wrong = torch.linalg.cholesky_ex(s.detach()).info > 0
+    if wrong.any():
+        run = int(wrong.nonzero()[0])
+        least = float(torch.linalg.eigvalsh(s[run].detach()).min())
+        raise RuntimeError(_no_optimum(run, gamma, f"R + γ_F BᵀPB has the eigenvalue {least:.3g}"))
+    return s
+
+
+def _no_optimum(run: int, gamma: float, found: str) -> str:
+    """The message for a follower whose return is unbounded."""
+    return (
+        f"the follower has no optimum in run {run} with γ_F = {gamma:g}: R + γ_F BᵀPB must be positive definite along "
+        f"value iteration, but {found}. With this `state_cost` Q larger actions pay without bound: raise Q, or "
+        "`action_cost` R"
+    )
+
+
 def _improved(p: Tensor, model: LinearQuadraticModel, gamma: float) -> Tensor:
     """One step of value iteration: Q + γ AᵀPA − γ² AᵀPB S⁻¹ BᵀPA, symmetric."""
     a, b = model.A, model.B
     across = b.mT @ p @ a
-    s = model.action_cost + gamma * b.mT @ p @ b
+    s = _action_cost_ahead(p, model, gamma)
     new = model.state_cost + gamma * a.mT @ p @ a - gamma**2 * across.mT @ torch.linalg.solve(s, across)
     return (new + new.mT) / 2
 
 
 def _doubling(model: LinearQuadraticModel, gamma: float) -> Tensor:
-    """Value iteration from P = 0 after 1, 2, 4, ... steps, until it stands still."""
+    """Value iteration from P = 0 after 1, 2, 4, ... steps, until it stands still.
+
+    Twice as many steps have an optimum where all that come to the state half way have one: where I + GP has positive
+    eigenvalues. That holds by itself unless Q has negative ones.
+    """
     runs = model.runs
     a = gamma**0.5 * model.A.expand(runs, -1, -1)
     g = gamma * model.B @ torch.linalg.solve(model.action_cost, model.B.mT)
     g = g.expand(runs, -1, -1)
     p = model.state_cost.expand(runs, -1, -1)
     identity = torch.eye(model.state_size, dtype=p.dtype)
+    unsure = bool((torch.linalg.eigvalsh(p) < 0).any())
     for _ in range(MOST_DOUBLINGS):
-        both = torch.linalg.solve(identity + g @ p, torch.cat([a, g], -1))
+        half_way = identity + g @ p
+        try:
+            if unsure:
+                _check_positive(half_way, gamma)
+            both = torch.linalg.solve(half_way, torch.cat([a, g], -1))
+        except torch.linalg.LinAlgError as error:
+            raise RuntimeError(_no_solution(gamma)) from error
         onward, spread = both.split(model.state_size, -1)
         more = a.mT @ p @ onward
         g, p, a = g + a @ spread @ a.mT, p + (more + more.mT) / 2, a @ onward
         if not p.isfinite().all():
-            raise RuntimeError(
-                f"the Riccati equation has no finite solution with γ_F = {gamma:g}: the follower cannot keep its costs "
-                "finite (√γ_F A must be stabilisable through B)"
-            )
+            raise RuntimeError(_no_solution(gamma))
         if (more.abs().amax((-2, -1)) <= 1e-17 * p.abs().amax((-2, -1))).all():
             break
     return p
+
+
+def _check_positive(half_way: Tensor, gamma: float) -> None:
+    """Refuses matrices I + GP, [R, n, n], that have an eigenvalue of 0 or below."""
+    least = torch.linalg.eigvals(half_way).real.amin(-1)
+    if (least <= 0).any():
+        run = int(least.argmin())
+        raise RuntimeError(
+            _no_optimum(run, gamma, f"I + GP of the doubling has the eigenvalue {float(least[run]):.3g}")
+        )
+
+
+def _no_solution(gamma: float) -> str:
+    """The message for costs that grow without bound."""
+    return (
+        f"the Riccati equation has no finite solution with γ_F = {gamma:g}: the follower cannot keep its costs finite "
+        "(√γ_F A must be stabilisable through B)"
+    )

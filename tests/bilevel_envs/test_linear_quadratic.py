@@ -9,11 +9,13 @@ from scipy.stats import kstest, truncnorm
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
-from bilevel_envs.followers import Riccati
+from bilevel_envs.followers import Riccati, Truncated
+from bilevel_envs.followers.riccati import planned_ahead
 from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic, discounted_sum, truncated_normal
 from bilevel_envs.model import Preferences
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import GaussianPolicy
+from leaders import exact
 
 GAMMA = 0.9
 
@@ -139,6 +141,89 @@ def test_a_follower_that_cannot_cope_is_a_clear_error():
         Riccati().best_response(model, Preferences(GAMMA, GAMMA, 0.1))
     with pytest.raises(ValueError, match="spectral radius below 1/√γ, got 3"):
         discounted_sum(3 * one, one, GAMMA)
+
+
+def scalar_world(a, q, r=1.0, b=1.0, **more):
+    one = torch.ones(1, 1, 1, dtype=torch.float64)
+    return LinearQuadraticModel(a * one, b * one, one, one, q * one, r * one, one, one, one[0, 0], **more)
+
+
+@pytest.mark.parametrize("follower", [Riccati(), Truncated(Riccati(), rounds=200)])
+def test_states_that_pay_are_no_hindrance_while_actions_cost_more(follower):
+    # γP² + (1 − γQ − γA²) P − Q = 0 with γ = 0.95, A = 0.5, Q = −0.1, R = 1: P = −0.13759
+    linear = 1 + 0.95 * 0.1 - 0.95 * 0.25
+    p = (-linear + (linear**2 - 4 * 0.95 * 0.1) ** 0.5) / (2 * 0.95)
+    assert p == pytest.approx(-0.13759, abs=5e-6)
+    best = follower.best_response(scalar_world(0.5, -0.1), Preferences(0.9, 0.95, 0.1))
+    assert float(best.v.matrix) == pytest.approx(-p, rel=1e-12)
+    assert float(best.policy.gain) == pytest.approx(0.95 * 0.5 * p / (1 + 0.95 * p), rel=1e-12)
+    assert float(best.policy.covariance) == pytest.approx(0.05 / (1 + 0.95 * p), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "solve", [Riccati().best_response, Truncated(Riccati(), rounds=50).best_response, exact.best_response]
+)
+@pytest.mark.parametrize(
+    ("a", "q", "gamma"),
+    [
+        (0.9, -5.0, 0.95),  # the equation's only attracting solution has 1 + γP < 0: a negative variance
+        (3.0, -0.1, 0.95),  # 1 + γP > 0, P = 7.8; but a follower that does nothing earns 0.1 Σ (0.95 · 9)^k s²
+        (0.0, -2.0, 0.5),  # 1 + γP = 0: actions cost nothing, so there is no best one
+    ],
+)
+def test_a_follower_whose_return_is_unbounded_is_refused(solve, a, q, gamma):
+    with pytest.raises(RuntimeError, match="no optimum in run 0 .*R \\+ γ_F BᵀPB must be positive definite.*raise Q"):
+        solve(scalar_world(a, q), Preferences(0.9, gamma, 0.1))
+
+
+def test_the_run_without_an_optimum_is_named():
+    both = torch.tensor([1.0, -5.0]).double().view(2, 1, 1)
+    with pytest.raises(RuntimeError, match="no optimum in run 1"):
+        Riccati().best_response(scalar_world(0.9, both), Preferences(0.9, 0.95, 0.1))
+
+
+def test_a_singular_solve_is_the_same_error_as_divergence(monkeypatch):
+    def singular(*_):
+        raise torch.linalg.LinAlgError("singular")
+
+    cost = torch.eye(1).double()  # not solved by `singular`
+    model = scalar_world(0.5, 1.0)
+    solve = torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda m, x: solve(m, x) if torch.equal(m[0], cost) else singular())
+    with pytest.raises(RuntimeError, match="no finite solution with γ_F = 0.95.*√γ_F A must be stabilisable"):
+        Riccati().best_response(model, Preferences(0.9, 0.95, 0.1))
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
+def test_the_riccati_solution_is_free_of_units(scale):
+    # all costs times a power of two: every number is, to the last digit, and the residual relative to P is the same
+    rng = np.random.default_rng(0)
+    a, b = torch.from_numpy(rng.normal(size=(1, 5, 5))), torch.from_numpy(rng.normal(size=(1, 5, 2)))
+    one, two = torch.eye(5).double()[None], torch.eye(2).double()[None]
+
+    def solved(units):
+        model = LinearQuadraticModel(a, b, one, one, units * one, units * two, one, two, torch.ones(1).double())
+        return Riccati().best_response(model, Preferences(0.9, 0.95, 0.1))
+
+    plain, scaled = solved(1.0), solved(scale)
+    p = solve_discrete_are(0.95**0.5 * a[0].numpy(), 0.95**0.5 * b[0].numpy(), np.eye(5), np.eye(2))
+    np.testing.assert_allclose(-scaled.v.matrix[0] / scale, p, rtol=1e-9, atol=1e-9)
+    assert 0 < float(plain.residual) < 1e-12
+    assert float(scaled.residual) == pytest.approx(float(plain.residual), rel=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [0, -3])
+def test_a_horizon_must_have_a_step(horizon):
+    model, preferences = scalar_world(0.5, 1.0), Preferences(0.9, 0.95, 0.1)
+    best = Riccati().best_response(model, preferences)
+    with pytest.raises(ValueError, match=f"`horizon` must be at least 1, got {horizon}"):
+        scalar_world(0.5, 1.0, horizon=horizon)
+    with pytest.raises(ValueError, match=f"`horizon` must be at least 1, got {horizon}"):
+        exact.value(model, best.policy, 0.9, horizon)
+    with pytest.raises(ValueError, match=f"`rounds` must be at least 1, got {horizon}"):
+        Truncated(Riccati(), rounds=horizon)
+    with pytest.raises(ValueError, match=f"`steps` must be at least 1, got {horizon}"):
+        planned_ahead(model, 0.95, 0.1, horizon, torch.zeros(1, 1, 1).double(), torch.zeros(1).double())
 
 
 def test_bad_matrices_are_refused_by_name():

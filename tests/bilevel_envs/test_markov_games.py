@@ -15,6 +15,7 @@ from bilevel_envs.markov_games import bilevel_lqr_v0, guided_cartpole_v0, guided
 from bilevel_envs.markov_games.toy_markov_game_v0 import INDIFFERENT, VARIANTS, ToyMarkovGame
 from bilevel_envs.model import Preferences
 from bilevel_envs.noise import Noise
+from bilevel_envs.pettingzoo_env import ParallelGameEnv
 from leaders import exact
 
 with warnings.catch_warnings():  # PettingZoo's tests load one of its own games in a way that it deprecates
@@ -127,6 +128,16 @@ def test_the_parallel_form_refuses_half_a_move():
     with pytest.raises(ValueError, match="`variant` must be one of 'R1', 'R2'"):
         toy_markov_game_v0.parallel_env(variant="R3")
     assert fresh.possible_agents == ["leader_0", "follower_0"]
+
+
+class GameWithoutSteps(ToyMarkovGame):
+    horizon = 0
+
+
+def test_a_game_must_have_a_step():
+    with pytest.raises(ValueError, match="`game.horizon` must be at least 1, got 0"):
+        ParallelGameEnv(GameWithoutSteps(), "game", None, None)
+    assert ParallelGameEnv(GameWithoutSteps(), "game", 5, None).horizon == 5
 
 
 # The toy game ------------------------------------------------------------------------------------------------------
