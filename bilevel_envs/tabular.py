@@ -21,7 +21,7 @@ class Stepping:
     """The possible moves and no others; NumPy, a leading 1 where shared by all runs.
 
     Attributes:
-      successor: the states a step may lead to, int [R|1, S, B, K].
+      successor: the states a step may lead to, int [R|1, S, B, K]; the possible ones first.
       probability: of each of them, [R|1, S, B, K].
       going_on: the same, 0 where the episode ends with the step, [R|1, S, B, K].
       initial: ρ0, [R|1, S].
@@ -237,7 +237,8 @@ class TabularModel:
                 raise ValueError(f"`{name}` must have a leading runs axis (1 or {runs}), got shape {list(table.shape)}")
         moves, band = self.structure.stepping, self.structure.stepping.band
         g, right = (x.double().contiguous().numpy() for x in (policy, y))
-        x = solutions(g, moves.successor, moves.going_on, gamma, band.position, band.width, right, transpose)
+        how = (gamma, band.position, band.width, right, transpose, band.border)
+        x = solutions(g, moves.successor, moves.going_on, *how)
         return torch.from_numpy(x)
 
     def terms(self, rollout: Rollout, policy: Any = None) -> Terms:

@@ -95,6 +95,7 @@ class SoftValueIteration:
             v,
             self.tol,
             MOST_NEWTON_STEPS,
+            band.border,
         )
         q, soft_v, log_probs, residual, converged = (torch.from_numpy(table) for table in tables)
         if converged.all():
