@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.autograd import with_ordinary_tensors
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences
 from bilevel_envs.noise import Noise
 
@@ -70,10 +71,12 @@ class Face:
         """The default parameterisation of θ, freshly initialised; run i with the stream of seed + i."""
         return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
 
+    @with_ordinary_tensors
     def model(self, theta: Any) -> Any:
         """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
         return self.problem.model(self._runs_first(theta))
 
+    @with_ordinary_tensors
     def simulator(self, theta: Any) -> Any:
         """The world that `step` simulates at θ."""
         return self.problem.simulator(self._runs_first(theta))

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from torch import Tensor
 
+from bilevel_envs.autograd import with_gradients
 from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
@@ -123,6 +124,7 @@ class LearningFollower(Protocol):
         """Puts it back."""
 
 
+@with_gradients
 def response_of(
     follower: Any, env: Any, theta: Any, model: Model, start: BestResponse | None, learn: bool = True
 ) -> BestResponse:

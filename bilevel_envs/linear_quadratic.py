@@ -66,7 +66,7 @@ def discounted_sum(step: Tensor, first: Tensor, gamma: float) -> Tensor:
     """
     with torch.no_grad():
         total = _doubled(step, first, gamma)
-    if not (step.requires_grad or first.requires_grad):
+    if not torch.is_grad_enabled() or not (step.requires_grad or first.requires_grad):
         return total
     once = first + gamma * step @ total @ step.mT
     transposed = step.detach().mT

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
+from bilevel_envs.autograd import with_gradients
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.followers import Riccati, SoftValueIteration
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
@@ -21,6 +22,7 @@ from bilevel_envs.model import Preferences
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel
 from leaders import exact_linear, exact_tables
+from leaders.raw_parameters import theta_of
 
 TOLERANCE = 1e-12  # of β; where rounding leaves more, `SoftValueIteration` says what it accepts
 
@@ -104,6 +106,7 @@ def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Modul
     return direct + guiding
 
 
+@with_gradients
 def hypergradient_parts(
     env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +114,7 @@ def hypergradient_parts(
     if parameters is not None:
         if not isinstance(parameters, torch.nn.Module):
             raise TypeError(f"`parameters` must be a torch.nn.Module whose forward() is θ, got {parameters!r}")
-        inner = parameters().detach()
+        inner = theta_of(parameters, "parameters").detach()
         if theta is not None and not np.allclose(np.ravel(theta), inner.numpy().ravel()):
             raise ValueError("`theta` must be what `parameters` yields, or be left out; the two differ")
         theta = inner
@@ -138,9 +141,10 @@ def hypergradient_parts(
     return parts[0].numpy(), parts[1].numpy()
 
 
+@with_gradients
 def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Tensor:
     """Pulls dJ/dθ [R, ...] back to the raw parameters, flat: [R, n]."""
-    theta = parameters()
+    theta = theta_of(parameters, "parameters")
     leaves = [leaf for leaf in parameters.parameters() if leaf.requires_grad]
     pulled = torch.autograd.grad(theta, leaves, gradient.reshape(theta.shape).to(theta.dtype), allow_unused=True)
     flat = [
@@ -168,6 +172,7 @@ def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> 
     return _home(model).value(model, policy, gamma, horizon)
 
 
+@with_gradients
 def surrogates(model: Any, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
     return _home(model).surrogates(model, best, preferences)

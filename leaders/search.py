@@ -34,6 +34,7 @@ class SearchLeader(Leader):
       episodes: whole episodes per trial.
     """
 
+    differentiates: ClassVar[bool] = False
     ascends: ClassVar[bool] = False  # whether it moves by a gradient, to which a regulariser's may be added
 
     def __init__(self, env: gym.Env, arguments: dict[str, Any], episodes: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_shape
+from bilevel_envs.autograd import with_gradients
 from bilevel_envs.follower import (
     BestResponse,
     FollowerError,
@@ -30,6 +31,7 @@ from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.ascent import Ascent
 from leaders.history import History
+from leaders.raw_parameters import theta_of
 from leaders.saved import read, write
 from leaders.settings import Common, described
 from leaders.theta import one_line
@@ -102,8 +104,13 @@ class Leader:
     """
 
     name: ClassVar[str] = "leader"
+    differentiates: ClassVar[bool] = True  # whether θ must carry gradients back to the parameters
 
     def __init__(self, env: gym.Env, common: Common, arguments: dict[str, Any]) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__} must be made outside of torch.inference_mode(), whose tensors cannot be trained"
+            )
         self.env, self.common, self._arguments = check_wrapped(env), common, arguments
         self._stacked = common.runs is not None
         self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
@@ -187,6 +194,7 @@ class Leader:
         """None: a leader has no SB3 VecEnv; here for SB3's callbacks."""
         return None
 
+    @with_gradients
     def learn(
         self,
         total_iterations: int,
@@ -225,6 +233,7 @@ class Leader:
         callbacks.on_training_end()
         return self
 
+    @with_gradients
     def gradient_samples(
         self, count: int, *, raw: bool = False, episodes: int | None = None, seed: int | None = None
     ) -> np.ndarray:
@@ -337,7 +346,7 @@ class Leader:
     # The iteration --------------------------------------------------------------------------------------------
 
     def _iterate(self) -> None:
-        theta = self._theta()  # [R, ...]
+        theta = self._theta(differentiable=self.differentiates)  # [R, ...]
         model = self.env.model(theta)  # differentiable in θ
         fixed = model.detach()
         best = self._response(theta.detach(), fixed)
@@ -400,8 +409,8 @@ class Leader:
         task = {name: text if " at 0x" not in text else text.split(" at 0x")[0] for name, text in task.items()}
         return task | {"theta": str(list(self.env.theta_space.shape))}
 
-    def _theta(self) -> Tensor:
-        theta = self.policy().double()
+    def _theta(self, *, differentiable: bool = False) -> Tensor:
+        theta = theta_of(self.policy, "policy", differentiable=differentiable).double()
         return theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
 
     def _regulariser(self) -> Tensor:
@@ -421,6 +430,7 @@ class Leader:
             policy = make(self.runs, self.noise) if policy is None else make(self.runs, self.noise, name=policy)
         if not isinstance(policy, torch.nn.Module):
             raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
+        self._check_trainable(policy)
         theta = policy()
         wanted = self.env.theta_space.shape
         check_shape(theta, wanted, "policy()")
@@ -431,6 +441,13 @@ class Leader:
             )
         self.env.model(theta.detach())  # refuses θ outside its space
         return policy
+
+    @with_gradients
+    def _check_trainable(self, policy: torch.nn.Module) -> None:
+        """Refuses a module that yields no θ, or one that cannot be trained."""
+        if any(leaf.is_inference() for leaf in policy.parameters()):
+            raise ValueError("`policy` must be made outside of torch.inference_mode(), whose tensors cannot be trained")
+        theta_of(policy, "policy", differentiable=self.differentiates)
 
     def _run_seeds(self, seed: Any) -> list[int]:
         if np.ndim(seed) == 0:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_count, check_number
+from bilevel_envs.autograd import with_gradients
 from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic, block, discounted_sum
 from bilevel_envs.model import Model, Preferences
@@ -63,6 +64,7 @@ class Riccati:
         model = check_model(model, LinearQuadraticModel, "Riccati")
         return self.reaction(model.detach(), preferences)
 
+    @with_gradients
     def reaction(self, model: LinearQuadraticModel, preferences: Preferences) -> BestResponse:
         """The same response; where the model's matrices carry gradients, so do those of the response."""
         beta = preferences.beta if self.beta is None else self.beta

@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[2]
 ROWS = [
     [
         "bilevel_envs._checks",
+        "bilevel_envs.autograd",
         "bilevel_envs.noise",
         "bilevel_envs.kernels",
         "bilevel_envs.banded",
@@ -59,6 +60,7 @@ ROWS = [
     ["bilevel_envs"],
     [
         "leaders.words",
+        "leaders.raw_parameters",
         "leaders.critic",
         "leaders.per_step",
         "leaders.monomials",
