@@ -47,8 +47,9 @@ class KnownMoves:
 
     def resolvent(self, gamma: float, y: np.ndarray, *, transpose: bool = False) -> np.ndarray:
         """(I − γΠ)⁻¹ y, or its transpose, which carries visits forward; y and the result are [R, S]."""
-        order = self.band.position, self.band.width
-        return solutions(self.policy, self.successor, self.going_on, gamma, *order, y, transpose)
+        band = self.band
+        tables = self.policy, self.successor, self.going_on
+        return solutions(*tables, gamma, band.position, band.width, y, transpose, band.border)
 
     def expected_next(self, v: np.ndarray) -> np.ndarray:
         """E[v(s') if the episode goes on | s, b], [R, S, B], for v [R, S]."""
@@ -89,10 +90,9 @@ class EmpiricalModel:
         if self.visits.shape[:3] != shape:
             self.successor = np.full((*shape, 1), -1)
             self.visits, self.endings = np.zeros((*shape, 1)), np.zeros((*shape, 1))
-        before = int((self.successor >= 0).sum())
         self._count(batch, 1.0)
-        if int((self.successor >= 0).sum()) != before:
-            self.__dict__.pop("band", None)
+        if "band" in self.__dict__ and not self._fits(self.band):
+            del self.__dict__["band"]
 
     def without(self, batch: Rollout) -> EmpiricalModel:
         """The same counts without those of the valid steps of a batch that was added."""
@@ -138,6 +138,13 @@ class EmpiricalModel:
         for name in ("successor", "visits", "endings"):
             setattr(self, name, state[name].numpy().copy())
         self.__dict__.pop("band", None)
+
+    def _fits(self, band: Band) -> bool:
+        """Whether all transitions seen lie in a band or its border."""
+        state = np.nonzero(self.successor >= 0)[1]
+        here, there = band.position[state], band.position[self.successor[self.successor >= 0]]
+        inner = len(band.position) - band.border
+        return bool((np.abs(here - there) <= band.width)[(here < inner) & (there < inner)].all())
 
     def _count(self, batch: Rollout, amount: float) -> None:
         steps = [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs.autograd import with_gradients
 from bilevel_envs.follower import BestResponse, NotAvailable, tiled
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences, Rollout
@@ -394,6 +395,7 @@ class SampledLeader(Leader):
             return self.critic  # type: ignore[return-value]
         return Empirical(self.env.preferences.gamma_leader, self._theta_moves())
 
+    @with_gradients
     def _theta_moves(self) -> bool:
         """Whether θ moves the transitions of a table."""
         return self.world == TABLES and self.env.model(self._theta()).transition.requires_grad
