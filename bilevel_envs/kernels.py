@@ -641,7 +641,7 @@ def known_moves(
     transition: np.ndarray,
     theta_moves: bool,
     policy: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities of the transitions that lead to what is known.
 
     A pair is known if it was seen to end the episode or to lead to a known state; a state is known if g may take a
@@ -654,11 +654,12 @@ def known_moves(
       policy: g, [R|1, S, B].
 
     Returns:
-      Probabilities among the known successors, the same without what ends the episode, [R, S, B, K] each; g among the
-      known pairs [R, S, B]; and which pairs are known, bool [R, S, B].
+      Successors that are known, those with which the episode may go on first and 0 in free places; their probabilities,
+      and the same without what ends the episode, [R, S, B, K] each; g among the known pairs [R, S, B]; and which pairs
+      are known, bool [R, S, B].
     """
     runs, states, actions, places = successor.shape
-    probability, going_on = np.zeros(successor.shape), np.zeros(successor.shape)
+    to, probability, going_on = np.zeros_like(successor), np.zeros(successor.shape), np.zeros(successor.shape)
     g, known = np.zeros((runs, states, actions)), np.zeros((runs, states, actions), np.bool_)
     for run in range(runs):
         known_state = np.ones(states, np.bool_)
@@ -693,20 +694,23 @@ def known_moves(
                 if not known[run, s, b]:
                     continue
                 mass += policy[run % len(policy), s, b]
-                total = 0.0
-                for k in range(places):
-                    there, seen = successor[run, s, b, k], visits[run, s, b, k]
-                    if there < 0 or seen <= 0.0:
-                        continue
-                    p = transition[run % len(transition), s, b, there] if theta_moves else seen
-                    over = p * endings[run, s, b, k] / seen
-                    onward = p - over if known_state[there] else 0.0
-                    probability[run, s, b, k], going_on[run, s, b, k] = over + onward, onward
-                    total += over + onward
-                for k in range(places):
-                    probability[run, s, b, k] /= total
-                    going_on[run, s, b, k] /= total
+                total, place = 0.0, 0
+                for onward_first in (True, False):
+                    for k in range(places):
+                        there, seen = successor[run, s, b, k], visits[run, s, b, k]
+                        if there < 0 or seen <= 0.0:
+                            continue
+                        p = transition[run % len(transition), s, b, there] if theta_moves else seen
+                        over = p * endings[run, s, b, k] / seen
+                        onward = p - over if known_state[there] else 0.0
+                        if over + onward > 0.0 and (onward > 0.0) == onward_first:
+                            to[run, s, b, place] = there
+                            probability[run, s, b, place], going_on[run, s, b, place] = over + onward, onward
+                            total += over + onward
+                            place += 1
+                probability[run, s, b] /= total
+                going_on[run, s, b] /= total
             for b in range(actions):
                 if known[run, s, b]:
                     g[run, s, b] = policy[run % len(policy), s, b] / mass
-    return probability, going_on, g, known
+    return to, probability, going_on, g, known

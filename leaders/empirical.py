@@ -111,8 +111,10 @@ class EmpiricalModel:
         """What is known of the world at the θ of a model, under a policy g [R|1, S, B]."""
         transition = model.transition.detach().numpy() if self.theta_moves else np.zeros((1, 1, 1, 1))
         g = np.ascontiguousarray(policy.probs.numpy())
-        parts = known_moves(self.successor, self.visits, self.endings, transition, self.theta_moves, g)
-        return KnownMoves(np.maximum(self.successor, 0), *parts, self.band)
+        return KnownMoves(
+            *known_moves(self.successor, self.visits, self.endings, transition, self.theta_moves, g),
+            self.band,
+        )
 
     def coverage(self) -> tuple[np.ndarray, np.ndarray]:
         """Share of pairs (s, b) that were visited, and transitions for each of those, [R] each."""
