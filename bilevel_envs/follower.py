@@ -12,9 +12,9 @@ from bilevel_envs.linear_quadratic import Quadratic
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.validation import no_distribution
 
 M = TypeVar("M")
-SLACK = 1e-5  # by which probabilities may miss a sum of 1; networks answer in single precision
 KINDS: dict[bool, tuple[Any, Any]] = {True: (BoltzmannPolicy, Table), False: (GaussianPolicy, Quadratic)}
 
 
@@ -215,13 +215,9 @@ def _check_tables(best: BestResponse, runs: int, model: TabularModel) -> None:
         if tuple(table.shape) not in ((1, *wanted), (runs, *wanted)):
             raise FollowerError(f"its {name} must be a table of shape {[runs, *wanted]}, got {list(table.shape)}")
         if name in ("policy", "acts"):
-            sums = table.exp().sum(-1)
-            if ((sums - 1).abs() > SLACK).any():
-                run, state = (int(i) for i in ((sums - 1).abs() > SLACK).nonzero()[0])
-                raise FollowerError(
-                    f"its {name} must be a distribution in every state; in state {state} of run {run} its "
-                    f"probabilities sum to {float(sums[run, state]):.6g}"
-                )
+            missed = no_distribution(table.exp())
+            if missed is not None:
+                raise FollowerError(f"its {name} must be a distribution in every state; {missed}")
 
 
 def check_given(follower: Any, world: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from bilevel_envs._checks import check_choice
 from bilevel_envs.env_base import as_theta, check_options, check_render_mode
-from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given
+from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given, check_response
 from bilevel_envs.wrapper import BilevelWrapper
 
 
@@ -75,6 +75,7 @@ class LeaderEnv(gym.Env):
 
         Raises:
           ValueError: if θ has the wrong shape or lies outside the game's `theta_space`; all then stays as it was.
+          FollowerError: if what the follower answers is no response to the game; likewise.
         """
         array = as_theta(self.game, theta)
         if array.shape != self.game.theta_space.shape:
@@ -83,7 +84,9 @@ class LeaderEnv(gym.Env):
             self._best = self._chair.best_response(array, self._best)
         else:
             model = self.game.model(torch.from_numpy(array)[None])
-            self._best = self.follower.best_response(model, self.game.preferences, self._best)
+            best = self.follower.best_response(model, self.game.preferences, self._best)
+            check_response(best, 1, model)
+            self._best = best
         self.theta = array
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:

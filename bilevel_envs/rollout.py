@@ -15,6 +15,7 @@ from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel, look_up
+from bilevel_envs.validation import check_batch, check_numbers, check_policy
 
 
 def vector_rollout(
@@ -24,6 +25,7 @@ def vector_rollout(
     *,
     horizon: int,
     whole_episodes: bool = False,
+    model: Any = None,
 ) -> Rollout:
     """T steps of every environment from a fresh reset, by standard calls.
 
@@ -34,13 +36,18 @@ def vector_rollout(
       noise: one stream per run; seeds the environments and draws the actions.
       horizon: T.
       whole_episodes: rows stop after their first episode instead of starting another.
+      model: the environments' model, in which the policy, states and actions must lie; None checks nothing.
 
     Returns:
       A batch [R, N, T], rows cut to the longest one in use.
 
     Raises:
-      ValueError: if `envs` has another autoreset mode, or no leader reward.
+      TypeError: if the policy is of another kind than the model.
+      ValueError: if `envs` has another autoreset mode, or no leader reward, or if the policy or what `envs` gave does
+        not fit the model.
     """
+    if model is not None:
+        check_policy(policy, noise.runs, model)
     mode = envs.metadata.get("autoreset_mode")
     if mode != AutoresetMode.SAME_STEP:
         raise ValueError(f"`envs` must autoreset in the mode {AutoresetMode.SAME_STEP}, got {mode}")
@@ -54,7 +61,12 @@ def vector_rollout(
     columns: list[list[np.ndarray]] = [[] for _ in range(9)]
     for k in range(horizon):
         state = _by_run(np.asarray(observation), shape)
-        action = policy.sample(state, uniform[:, k]).numpy()
+        try:
+            action = policy.sample(state, uniform[:, k]).numpy()
+        except IndexError:  # a table is asked for a state that it has not
+            if isinstance(model, TabularModel):
+                check_numbers(torch.from_numpy(state), state.shape[2:], model.states, "observations", "states")
+            raise
         observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1, *action_shape))
         ended = terminated | truncated
         leader_reward, following = np.zeros(envs.num_envs), np.array(observation)
@@ -75,7 +87,10 @@ def vector_rollout(
             valid = valid & ~ended
             if not valid.any():
                 break
-    return Rollout(*(torch.from_numpy(np.stack(column, 2)) for column in columns))
+    batch = Rollout(*(torch.from_numpy(np.stack(column, 2)) for column in columns))
+    if model is not None:
+        check_batch(batch, model)
+    return batch
 
 
 def table_rollout(
@@ -107,7 +122,12 @@ def table_rollout(
 
     Returns:
       A batch [R, N, T], rows cut to the longest one in use.
+
+    Raises:
+      TypeError: if the policy is no table.
+      ValueError: if the policy does not fit the model, or a first state or action lies outside it.
     """
+    check_policy(policy, noise.runs, model)
     moves, shape = model.structure.stepping, (noise.runs, rows, horizon)
     began, acted = (
         _chosen(first_state, shape[:2], model.states, "first_state"),
@@ -155,7 +175,12 @@ def linear_rollout(
 
     Returns:
       A batch [R, N, T].
+
+    Raises:
+      TypeError: if the policy is a table.
+      ValueError: if the policy does not fit the model.
     """
+    check_policy(policy, noise.runs, model)
     shape, n, m = (noise.runs, rows, horizon), model.state_size, model.action_size
     draws = noise.uniform(horizon, rows, 2 * n + m)
     deviation = model.noise.diagonal(dim1=-2, dim2=-1).sqrt().numpy()[:, None]
@@ -178,7 +203,8 @@ def linear_rollout(
 
 
 def _by_run(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """[R·N, ...] → [R, N, ...]; one number per environment may also stand in a column."""
+    """[R·N, ...] → [R, N, ...], whole numbers as int64; one number per environment may also stand in a column."""
+    x = x.astype(np.int64, copy=False) if x.dtype.kind in "iu" else x
     return np.reshape(x, shape if np.size(x) == shape[0] * shape[1] else (*shape, *np.shape(x)[1:]))
 
 

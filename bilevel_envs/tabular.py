@@ -232,6 +232,8 @@ class TabularModel:
           transpose: solve with Πᵀ.
         """
         runs = max(self.runs, len(policy), len(y))
+        check_shape(policy, (self.states, self.actions), "policy", "[state, action]")
+        check_shape(y, (self.states,), "y", "[state]")
         for name, table in (("policy", policy), ("y", y)):
             if len(table) not in (1, runs):
                 raise ValueError(f"`{name}` must have a leading runs axis (1 or {runs}), got shape {list(table.shape)}")

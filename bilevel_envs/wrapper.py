@@ -14,7 +14,14 @@ from gymnasium.vector import AutoresetMode
 
 from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.env_base import ConfigurableEnv
-from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given, response_of
+from bilevel_envs.follower import (
+    BestResponse,
+    Follower,
+    LearningFollower,
+    check_given,
+    check_response,
+    response_of,
+)
 from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
@@ -135,11 +142,16 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
         Returns:
           The response, its tables with a leading runs axis (1 for a single θ).
+
+        Raises:
+          FollowerError: if what the follower answers is no response to the model.
         """
         model = self.model(theta).detach() if model is None else model
         theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta, dtype=np.float64)
         theta = theta[None] if theta.ndim == len(self.theta_space.shape) else theta
-        return response_of(self.follower, self, theta, model, start, learn)
+        best = response_of(self.follower, self, theta, model, start, learn)
+        check_response(best, len(theta), model)
+        return best
 
     def check_sampler(self, sampler: Any) -> None:
         """Refuses a sampler that does not exist, or that cannot draw from this environment."""
@@ -177,10 +189,18 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
         Returns:
           A batch [R, N, T].
+
+        Raises:
+          TypeError: if `best` is no response, or one in another kind of world.
+          ValueError: if its policy does not fit this world or the runs, or if states, actions or rewards that the
+            environment gives do not fit the model.
         """
         self.check_sampler(sampler)
-        check_count(rows, "rows")
-        check_count(horizon, "horizon")
+        rows, horizon = check_count(rows, "rows"), check_count(horizon, "horizon")
+        if not isinstance(best, BestResponse):
+            raise TypeError(
+                f"`best` must be a BestResponse, as `best_response(theta)` gives, got {type(best).__name__}"
+            )
         runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else len(theta)
         if runs not in (1, noise.runs):
             raise ValueError(f"`noise` must have one stream per run of `theta` ({runs}), got {noise.runs}")
@@ -196,7 +216,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 return table_rollout(world, best.acting, noise, whole_episodes=whole_episodes, **how)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
         _configure(envs, theta)
-        return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes)
+        model = self.model(theta).detach() if model is None else model
+        return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes, model=model)
 
     def copies(self, count: int, theta: Any, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
         """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.

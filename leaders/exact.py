@@ -21,6 +21,7 @@ from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel
+from bilevel_envs.validation import check_policy
 from leaders import exact_linear, exact_tables
 from leaders.raw_parameters import theta_of
 
@@ -42,14 +43,16 @@ def objective(
       theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
       horizon: number of steps; None for no end. Time limits of the environment do not count.
       discount: γ in [0, 1); None for γ_L. With a horizon, 1 is allowed.
-      policy: evaluate this policy of the follower's instead of its best response.
+      policy: evaluate this policy of the follower's instead of its best response; a table or a Gaussian, for each run
+        or one for all.
 
     Returns:
       J_L, a float, or an array [R].
 
     Raises:
-      TypeError: if the environment shows neither tables nor matrices.
-      ValueError: if θ, the horizon or the discount is out of range.
+      TypeError: if the environment shows neither tables nor matrices, or the policy is of another kind.
+      ValueError: if θ, the horizon or the discount is out of range, or the policy has other states, actions or runs
+        than the world, or is no distribution.
     """
     if isinstance(theta, Tensor):
         theta = theta.detach()
@@ -58,10 +61,14 @@ def objective(
     if horizon is None:
         check_number(gamma, "discount", at_least=0, below=1, remedy="a sum without end needs a discount below 1")
     else:
-        check_count(horizon, "horizon")
+        horizon = check_count(horizon, "horizon")
         check_number(gamma, "discount", at_least=0, at_most=1)
     if policy is None:
         policy = best_response(model, preferences).policy
+    elif not evaluates(model, policy):
+        raise TypeError(f"`policy` must be one for a {type(model).__name__}, got {type(policy).__name__}")
+    else:
+        check_policy(policy, 1 if single else len(theta), model)
     reached = value(model, policy, gamma, horizon)
     return float(reached[0]) if single else reached.numpy()
 

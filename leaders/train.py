@@ -331,8 +331,22 @@ class Leader:
             leader.env.follower.load_state_dict(state["follower"])
         leader.noise.load_state_dict(told["noise"])
         leader.history.load_state(history)
-        leader.progress = Progress(told["iterations"], response_from(state["best"]), response_from(state["optimum"]))
+        leader.progress = Progress(
+            told["iterations"], *(leader._saved_response(path, state[name]) for name in ("best", "optimum"))
+        )
         return leader
+
+    def _saved_response(self, path: str | Path, state: dict[str, Any] | None) -> BestResponse | None:
+        """A response out of a file; refused with a ValueError unless it is one to this world."""
+        try:
+            best = response_from(state)
+            if best is not None:
+                check_response(best, self.runs, self.env.model(self._theta().detach()))
+        except (FollowerError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"`path` must hold a response of the follower's in `env`; that of {path} is none: {error}"
+            ) from error
+        return best
 
     def _follower_state(self) -> dict[str, Any] | None:
         """What the follower has learnt; None for one that learns nothing."""
@@ -379,8 +393,7 @@ class Leader:
     def _response(self, theta: Tensor, model: Any = None, start: BestResponse | None = None) -> BestResponse:
         """The follower's response; its failures say at which iteration."""
         try:
-            best = self.env.best_response(theta, self.progress.best if start is None else start, model=model)
-            check_response(best, self.runs, model)
+            return self.env.best_response(theta, self.progress.best if start is None else start, model=model)
         except Unsuited:
             raise
         except Exception as error:
@@ -389,7 +402,6 @@ class Leader:
                 f"outer iteration {now}: the follower failed ({type(error).__name__}: {error}); θ and the history are "
                 f"as they were after {now} iterations"
             ) from error
-        return best
 
     def _exact_values(self, model: Any, best: BestResponse) -> tuple[Tensor, Tensor]:
         """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN where nobody knows."""
