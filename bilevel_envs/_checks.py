@@ -80,6 +80,12 @@ def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
     return int(value)
 
 
+def keep_counts(owner: Any, *names: str, at_least: int = 1) -> None:
+    """Keeps fields of a frozen dataclass as ints, as NumPy's own would overflow; refuses what `check_count` refuses."""
+    for name in names:
+        object.__setattr__(owner, name, check_count(getattr(owner, name), name, at_least=at_least))
+
+
 def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
     """Refuses `value` unless it is one of `options`."""
     options = list(options)

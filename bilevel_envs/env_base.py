@@ -244,8 +244,8 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         self.num_envs = check_count(num_envs, "num_envs")
         self.time_limit = None if max_episode_steps is None else check_count(max_episode_steps, "max_episode_steps")
         self.single_observation_space, self.single_action_space = observation_space, action_space
-        self.observation_space = batch_space(observation_space, num_envs)
-        self.action_space = batch_space(action_space, num_envs)
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
         self._generators: list[np.random.Generator] = []
         self.configure(problem.default_theta if theta is None else theta)
 
@@ -307,7 +307,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         if seed is None or isinstance(seed, (int, np.integer)):
             seeds = [None if seed is None else int(seed) + index for index in range(self.num_envs)]
         else:
-            seeds = list(seed)
+            seeds = [int(one) if isinstance(one, np.integer) else one for one in seed]
             if len(seeds) != self.num_envs:
                 raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
         if not mask.all() and not hasattr(self, "_state"):

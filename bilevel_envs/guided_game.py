@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from bilevel_envs._checks import check_count, check_number
+from bilevel_envs._checks import check_number, keep_counts
 from bilevel_envs.leader_networks import GaussianTanhNetwork
 from bilevel_envs.model import ConfigurableMDP, Preferences
 from bilevel_envs.noise import Noise
@@ -77,7 +77,7 @@ class GuidedGame(ConfigurableMDP):
         if not isinstance(self.flip, bool):
             raise TypeError(f"`flip` must be True or False, got {self.flip!r}")
         if self.discrete is not None:
-            check_count(self.discrete, "discrete", at_least=2)
+            keep_counts(self, "discrete", at_least=2)
         _ = self.preferences  # refuses bad ones
 
     @cached_property

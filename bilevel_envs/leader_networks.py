@@ -37,8 +37,7 @@ class GaussianNetwork:
     def __post_init__(self) -> None:
         if len(self.sizes) < 2:
             raise ValueError(f"`sizes` must name the entries of s and of a at least, got {self.sizes}")
-        for size in self.sizes:
-            check_count(size, "sizes")
+        object.__setattr__(self, "sizes", tuple(check_count(size, "sizes") for size in self.sizes))
         if self.deviation is not None:
             check_number(self.deviation, "deviation", above=0)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_count, check_number
+from bilevel_envs._checks import check_choice, check_count, check_number, keep_counts
 from bilevel_envs.noise import Noise
 
 CHUNK = 4_000_000  # hidden values that are held at a time where no gradient is wanted
@@ -53,14 +53,13 @@ class Fit:
     normalised: bool = False
 
     def __post_init__(self) -> None:
-        check_count(self.steps, "steps")
+        keep_counts(self, "steps")
         for name in ("minibatch", "refresh", "draws"):
             if getattr(self, name) is not None:
-                check_count(getattr(self, name), name)
+                keep_counts(self, name)
         if not isinstance(self.hidden, (tuple, list)):
             raise TypeError(f"`hidden` must be a tuple of widths, got {self.hidden!r}")
-        for width in self.hidden:
-            check_count(width, "hidden")
+        object.__setattr__(self, "hidden", tuple(check_count(width, "hidden") for width in self.hidden))
         for name in ("restart", "on_sample", "scaled", "normalised"):
             check_choice(getattr(self, name), (True, False), name)
         for name in ("learning_rate", "max_grad_norm", "output"):

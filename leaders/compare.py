@@ -134,7 +134,7 @@ def run_grid(
     Raises:
       ValueError: if the leader's name, a grid key or `value` is unknown, or nobody knows that value here.
     """
-    check_count(iterations, "iterations")
+    iterations, runs = check_count(iterations, "iterations"), check_count(runs, "runs", at_least=2)
     check_choice(value, VALUES, "value")
     leader, points = stacked_leader(env, name, grid=grid, runs=runs, seed=seed, **arguments)
     history: History = leader.history
@@ -189,7 +189,7 @@ def stacked_leader(
 ) -> tuple[Leader, list[dict[str, float]]]:
     """A leader with a run for every grid point and seed, and the points; arguments as those of `run_grid`."""
     check_choice(name, CONTENDERS, "leaders")
-    check_count(runs, "runs", at_least=2)
+    runs, seed = check_count(runs, "runs", at_least=2), check_count(seed, "seed", at_least=0)
     cls, fixed = CONTENDERS[name]
     taken = inspect.signature(cls).parameters
     # What a leader has no notion of, such as a batch where nothing is sampled, is not its to be told.

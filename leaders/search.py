@@ -211,7 +211,7 @@ class CMAES(SearchLeader):
         super().__init__(env, arguments, episodes)
         check_number(sigma, "sigma", above=0, at_most=1e6)
         if population is not None:
-            check_count(population, "population", at_least=2)
+            population = check_count(population, "population", at_least=2)
         means = self._flat().numpy()
         if means.shape[1] < 2:
             raise ValueError(f"`policy` must have at least 2 raw parameters for CMA-ES, got {means.shape[1]}")

@@ -47,10 +47,13 @@ def given(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def changed(settings: Any, arguments: dict[str, Any]) -> Any:
-    """A frozen dataclass with those of its fields that stand in `arguments`, and not as None."""
+    """A frozen dataclass with those of its fields that stand in `arguments`, and not as None.
+
+    NumPy's whole numbers become ints, which do not overflow.
+    """
     names = {field.name for field in fields(settings)}
     told = {name: value for name, value in arguments.items() if name in names and value is not None}
-    return replace(settings, **told)
+    return replace(settings, **{k: int(v) if isinstance(v, np.integer) else v for k, v in told.items()})
 
 
 def described(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -54,8 +54,7 @@ def summary(
     if not tasks:
         raise ValueError("`scores` must hold at least one task, got none")
     check_number(confidence, "confidence", above=0, below=1)
-    check_count(resamples, "resamples", at_least=100)
-    check_count(seed, "seed", at_least=0)
+    resamples, seed = check_count(resamples, "resamples", at_least=100), check_count(seed, "seed", at_least=0)
     samples = [_per_seed(values, f"scores[{name!r}]" if name else "scores") for name, values in tasks.items()]
 
     def mean(*parts: np.ndarray, axis: int = -1) -> np.ndarray:

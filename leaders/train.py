@@ -215,8 +215,8 @@ class Leader:
         Returns:
           The leader itself.
         """
-        check_count(total_iterations, "total_iterations", at_least=0)
-        check_count(log_interval, "log_interval")
+        total_iterations = check_count(total_iterations, "total_iterations", at_least=0)
+        log_interval = check_count(log_interval, "log_interval")
         callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]
         callbacks.on_training_start(locals(), globals())
@@ -252,11 +252,9 @@ class Leader:
         Returns:
           ``[count, *θ.shape]``, or ``[count, R, *θ.shape]`` for stacked runs; with `raw` the last axes are flat.
         """
-        check_count(count, "count")
-        if seed is not None:
-            check_count(seed, "seed", at_least=0)
-        if episodes is not None:
-            check_count(episodes, "episodes")
+        count = check_count(count, "count")
+        seed = None if seed is None else check_count(seed, "seed", at_least=0)
+        episodes = None if episodes is None else check_count(episodes, "episodes")
         gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
         if raw:
             gradients = torch.stack([exact.raw_gradient(self.policy, gradient, self.runs) for gradient in gradients])

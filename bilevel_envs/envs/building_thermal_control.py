@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_count, check_shape
+from bilevel_envs._checks import check_shape, keep_counts
 from bilevel_envs.drawing import building_image
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
@@ -99,7 +99,8 @@ class BuildingThermalControl(ConfigurableMDP):
     gamma_follower: float = 0.9
 
     def __post_init__(self) -> None:
-        if check_count(self.zones, "zones", at_least=4) % 2:
+        keep_counts(self, "zones", at_least=4)
+        if self.zones % 2:
             raise ValueError(f"`zones` must be even, because each HVAC unit serves two of them, got {self.zones}")
         _ = self.preferences  # refuses bad ones
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_count, check_number, check_shape
+from bilevel_envs._checks import check_number, check_shape, keep_counts
 from bilevel_envs.drawing import graph_image
 from bilevel_envs.model import ConfigurableMDP, Preferences
 from bilevel_envs.noise import Noise
@@ -96,9 +96,8 @@ class RandomMDP(ConfigurableMDP):
     gamma_follower: float = 0.9
 
     def __post_init__(self) -> None:
-        check_count(self.seed, "seed", at_least=0)
-        for name in ("states", "actions", "branching", "dim"):
-            check_count(getattr(self, name), name)
+        keep_counts(self, "seed", at_least=0)
+        keep_counts(self, "states", "actions", "branching", "dim")
         if self.branching > self.states:
             raise ValueError(f"`branching` must be at most `states` ({self.states}), got {self.branching}")
         for name in ("reward_share", "transition_share", "start_share"):

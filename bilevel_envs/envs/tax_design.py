@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_count, check_number, check_shape
+from bilevel_envs._checks import check_number, check_shape, keep_counts
 from bilevel_envs.drawing import household_image
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
 from bilevel_envs.noise import Noise
@@ -160,8 +160,7 @@ class TaxDesign(ConfigurableMDP):
 
     def __post_init__(self) -> None:
         self._check_households()
-        for name in ("hour_levels", "spend_levels"):
-            check_count(getattr(self, name), name, at_least=2)
+        keep_counts(self, "hour_levels", "spend_levels", at_least=2)
         for name in ("hour_step", "spend_step", "wage", "noise", "limit", "spacing"):
             check_number(getattr(self, name), name, above=0)
         for name in ("disutility", "follower_assets", "leader_assets", "consumption_weight", "revenue_weight"):

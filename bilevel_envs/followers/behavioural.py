@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_count, check_number
+from bilevel_envs._checks import check_number, keep_counts
 from bilevel_envs.follower import BestResponse, Unsuited, check_planner
 from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
 from bilevel_envs.model import Model, Preferences
@@ -118,7 +118,7 @@ class Suboptimal:
     def __post_init__(self) -> None:
         check_number(self.delta, "delta", at_least=0)
         check_planner(self.follower)
-        check_count(self.seed, "seed", at_least=0)
+        keep_counts(self, "seed", at_least=0)
 
     @property
     def beta(self) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bilevel_envs._checks import check_count, check_number
+from bilevel_envs._checks import check_number, keep_counts
 from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.model import Model, Preferences
 from bilevel_envs.policies import BoltzmannPolicy
@@ -41,7 +41,7 @@ class Committed:
     def __post_init__(self) -> None:
         if self.beta is not None:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        check_count(self.sweeps, "sweeps")
+        keep_counts(self, "sweeps")
         check_number(self.tol, "tol", above=0)
 
     def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bilevel_envs._checks import check_count, check_number
+from bilevel_envs._checks import check_number, keep_counts
 from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.kernels import soft_q_pass
 from bilevel_envs.model import Model, Preferences
@@ -51,11 +51,10 @@ class SoftQLearning:
     def __post_init__(self) -> None:
         if self.beta is not None:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        for name in ("rounds", "rows", "horizon"):
-            check_count(getattr(self, name), name)
+        keep_counts(self, "rounds", "rows", "horizon")
         check_number(self.learning_rate, "learning_rate", above=0, at_most=1)
         check_number(self.exploration, "exploration", at_least=0, at_most=1)
-        check_count(self.seed, "seed", at_least=0)
+        keep_counts(self, "seed", at_least=0)
 
     def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
         """What the follower has learnt after `rounds` more rounds; the residual is its largest error in the last one.

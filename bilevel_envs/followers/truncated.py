@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs._checks import check_choice, check_count, keep_counts
 from bilevel_envs.follower import BestResponse, check_model
 from bilevel_envs.followers.committed import Committed
 from bilevel_envs.followers.riccati import Riccati, planned_ahead
@@ -57,11 +57,10 @@ class Truncated:
         if not isinstance(self.follower, PLANNERS):
             names = ", ".join(kind.__name__ for kind in PLANNERS)
             raise TypeError(f"`follower` must be one of the planners {names}, got {self.follower!r}")
-        check_count(self.rounds, "rounds")
+        keep_counts(self, "rounds", "sweeps")
         check_choice(self.start, STARTS, "start")
-        check_count(self.sweeps, "sweeps")
-        for seed in np.atleast_1d(self.seed).tolist():
-            check_count(seed, "seed", at_least=0)
+        seeds = tuple(check_count(seed, "seed", at_least=0) for seed in np.atleast_1d(self.seed).tolist())
+        object.__setattr__(self, "seed", seeds if np.ndim(self.seed) else seeds[0])
 
     @property
     def beta(self) -> float | None:
