@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -47,10 +49,10 @@ class Face:
     problem: ConfigurableMDP
     _theta: np.ndarray
 
-    @property
+    @cached_property
     def theta_space(self) -> gym.spaces.Box:
         """What θ may be."""
-        return self.problem.theta_space
+        return deepcopy(self.problem.theta_space)  # its own: a space carries the generator that samples from it
 
     @property
     def theta(self) -> np.ndarray:
@@ -115,6 +117,7 @@ class ConfigurableEnv(Face, gym.Env):
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
         check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.problem, self.render_mode = problem, render_mode
+        self.observation_space, self.action_space = map(deepcopy, (self.observation_space, self.action_space))
         self._window: Any = None
         self._state: Any = None
         self._fresh = True  # the next reset begins a new block of random numbers
@@ -243,9 +246,9 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         self.problem, self.render_mode = problem, render_mode
         self.num_envs = check_count(num_envs, "num_envs")
         self.time_limit = None if max_episode_steps is None else check_count(max_episode_steps, "max_episode_steps")
-        self.single_observation_space, self.single_action_space = observation_space, action_space
-        self.observation_space = batch_space(observation_space, self.num_envs)
-        self.action_space = batch_space(action_space, self.num_envs)
+        self.single_observation_space, self.single_action_space = map(deepcopy, (observation_space, action_space))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators: list[np.random.Generator] = []
         self.configure(problem.default_theta if theta is None else theta)
 

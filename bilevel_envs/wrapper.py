@@ -101,7 +101,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def theta_space(self) -> gym.spaces.Box:
         """What θ may be."""
-        return self.problem.theta_space
+        return self.unwrapped.theta_space  # type: ignore[attr-defined]
 
     @property
     def preferences(self) -> Preferences:

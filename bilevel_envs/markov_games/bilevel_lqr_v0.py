@@ -28,7 +28,6 @@ START = (1.0, 0.0)
 TARGET = (-0.8, 0.0)  # s*
 WIDTHS = (0.2, 0.01)  # of the leader's reward around s*
 HORIZON = 100
-LARGEST = float(np.finfo(np.float64).max)  # states are not bounded
 FARTHEST = 1_000.0  # nominal bounds of both actions, to which nothing is clipped
 HIDDEN = (64, 64)  # of the leader's network
 HEAVIEST = 100.0  # entry of K, or weight of the network
@@ -105,7 +104,7 @@ class BilevelLQR(ConfigurableMDP):
     gamma_follower: float = 0.95
     policy: str = "linear"
 
-    state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-LARGEST, LARGEST, (3,), np.float64)
+    state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     action_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
     leader_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
     follower_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)

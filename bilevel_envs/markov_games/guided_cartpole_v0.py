@@ -15,7 +15,6 @@ from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
 
 CLASSIC = CartPoleEnv()  # gravity, masses, half-length, force, time step, thresholds
 START = 0.05  # first states lie within ± this, entry by entry
-LARGEST = float(np.finfo(np.float64).max)  # states are not bounded
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class GuidedCartPole(GuidedGame):
     gamma_leader: float = 0.99
     gamma_follower: float = 0.99
 
-    low: ClassVar[np.ndarray] = np.full(4, -LARGEST)
-    high: ClassVar[np.ndarray] = np.full(4, LARGEST)
+    low: ClassVar[np.ndarray] = np.full(4, -np.inf)
+    high: ClassVar[np.ndarray] = np.full(4, np.inf)
     push_reach: ClassVar[float] = 1.0
     start_size: ClassVar[int] = 4
 

@@ -22,6 +22,7 @@ from bilevel_envs.simulated import SimulatedModel
 
 NAMES = ["BiLevel/GuidedCartPole-v0", "BiLevel/GuidedPendulum-v0"]
 NORMALISED = "ignore:.*[Ww]e recommend .*symmetric and normalized"  # torques are in real units
+UNBOUNDED = "ignore:.*observation space (minimum|maximum) value is -?infinity"  # meant where nothing bounds them
 CHOICES = [{}, {"flip": True}, {"discrete": 3}, {"flip": True, "discrete": 4}]
 
 
@@ -304,7 +305,7 @@ def test_bad_networks_are_refused():
 # The follower's chair ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings(NORMALISED)
+@pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("arguments", CHOICES, ids=str)
 def test_every_form_passes_the_checkers(name, arguments):
@@ -467,7 +468,7 @@ def test_who_does_not_know_the_world_must_bring_a_follower():
         LeaderEnv(guided_pendulum_v0.env())
 
 
-@pytest.mark.filterwarnings(NORMALISED)
+@pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("module", "reach"), [(guided_cartpole_v0, 1.0), (guided_pendulum_v0, 2.0)])
 def test_the_leaders_chair(module, reach, flip):
@@ -587,7 +588,7 @@ def test_a_network_that_is_linear_leads_the_lqr_as_its_gain_does():
     torch.testing.assert_close(arrival, law.log_prob(following[..., 2]), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.filterwarnings(NORMALISED)
+@pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
 def test_the_lqrs_network_is_an_environment_like_others():
     name = "BiLevel/BilevelLQR-v0"
     env = gym.make(name, policy="mlp")

@@ -7,16 +7,18 @@ import warnings
 
 import gymnasium as gym
 import numpy as np
+import pettingzoo
 import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from bilevel_envs.registration import PROBLEMS
+from bilevel_envs.registration import GAMES, PROBLEMS
 from bilevel_envs.tabular_env import TabularEnv
 
 IDS = sorted(PROBLEMS)
 TABLES = [name for name in IDS if isinstance(gym.make(name).unwrapped, TabularEnv)]
+UNBOUNDED = "ignore:.*observation space (minimum|maximum) value is -?infinity"  # meant where nothing bounds them
 NORMALISED = "ignore:.*[Ww]e recommend .*symmetric and normalized"  # actions are powers, in real units
 
 
@@ -27,7 +29,7 @@ def same(one, other):
     return bool(np.array_equal(one, other))
 
 
-@pytest.mark.filterwarnings(NORMALISED)
+@pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("mode", [None, "rgb_array", "human"])
 def test_gymnasium_and_sb3_accept_the_env(name, mode):
@@ -35,6 +37,60 @@ def test_gymnasium_and_sb3_accept_the_env(name, mode):
     check_env(env.unwrapped)
     sb3_check_env(env.unwrapped)
     env.close()
+
+
+SPACES = ("theta_space", "observation_space", "action_space")
+OTHER_FORMS = [
+    ("BiLevel/FourRooms-v0", {"observation": "vector"}),
+    ("BiLevel/TaxDesign-v0", {"actions": "flat", "observe_type": True}),
+    ("BiLevel/BilevelLQR-v0", {"policy": "mlp"}),
+    ("BiLevel/GuidedCartPole-v0", {"flip": True, "discrete": 3}),
+]
+
+
+def spaces_of(name, kwargs):
+    """The spaces of a scalar, a vector, an AEC and a Parallel environment, each made anew, by name."""
+    scalar, vector = gym.make(name, **kwargs).unwrapped, gym.make_vec(name, num_envs=3, **kwargs).unwrapped
+    single = [f"single_{part}" for part in SPACES[1:]]
+    found = {f"scalar.{part}": getattr(scalar, part) for part in SPACES}
+    found |= {f"vector.{part}": getattr(vector, part) for part in (*SPACES, *single)}
+    for form in ("aec", "parallel") if name in GAMES and "flip" not in kwargs else ():
+        game = pettingzoo.make(form, name, **kwargs)
+        spaces = {part: getattr(game, part) for part in SPACES[1:]}
+        found |= {f"{form}.{part}.{agent}": spaces[part](agent) for part in spaces for agent in game.possible_agents}
+    return found
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [*((name, {}) for name in IDS), *OTHER_FORMS])
+def test_every_space_can_be_sampled_and_is_the_environments_own(name, kwargs):
+    one, other = spaces_of(name, kwargs), spaces_of(name, kwargs)
+    all_of_them = [*one.values(), *other.values()]
+    assert len({id(space) for space in all_of_them}) == len(all_of_them)
+    for first, second in zip(one.values(), other.values(), strict=True):
+        first.seed(3)
+        second.seed(4)
+        drawn = first.sample()
+        assert drawn in first
+        assert np.isfinite(drawn).all()
+        second.sample()
+        following = first.sample()
+        first.seed(3)
+        assert same(first.sample(), drawn)
+        assert same(first.sample(), following)  # whatever the other's generator did
+
+
+@pytest.mark.parametrize(
+    ("name", "unbounded"),
+    [
+        ("BiLevel/RandomMDP-v0", {"theta_space": 5}),
+        ("BiLevel/BilevelLQR-v0", {"observation_space": 3}),
+        ("BiLevel/GuidedCartPole-v0", {"observation_space": 4}),
+    ],
+)
+def test_what_nothing_bounds_is_infinite(name, unbounded):
+    for part, entries in unbounded.items():
+        space = getattr(gym.make(name).unwrapped, part)
+        assert (np.isneginf(space.low) & np.isposinf(space.high)).sum() == entries
 
 
 def test_vector_observation_passes_the_checkers_too():
