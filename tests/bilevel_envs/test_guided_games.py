@@ -12,7 +12,7 @@ from scipy import integrate, stats
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from bilevel_envs import BilevelWrapper, LeaderEnv
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.follower import BestResponse, Missing
 from bilevel_envs.leader_networks import EDGE, GaussianNetwork, GaussianTanhNetwork
 from bilevel_envs.markov_games import guided_cartpole_v0, guided_pendulum_v0
 from bilevel_envs.markov_games.guided_cartpole_v0 import GuidedCartPole
@@ -48,7 +48,7 @@ class AtRandom:
         self.reach = reach
 
     def best_response(self, model, preferences, start=None):
-        return BestResponse(self, None, None, torch.zeros(1), optimal=False)
+        return BestResponse(self, Missing("no Q_F"), Missing("no V_F"), torch.zeros(1), optimal=False)
 
     action_shape = (1,)
 
