@@ -21,6 +21,9 @@ def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **
     return env_class(made, theta=theta, render_mode=render_mode, **face)
 
 
+make_env.metadata = ConfigurableEnv.metadata  # type: ignore[attr-defined]  # for Gymnasium, which adds "rgb_array_list"
+
+
 def make_vector_env(
     problem: str,
     num_envs: int = 1,
@@ -29,8 +32,18 @@ def make_vector_env(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> ConfigurableVectorEnv:
-    """Entry point of `gymnasium.make_vec`; arguments as in `make_env`."""
+    """Entry point of `gymnasium.make_vec`; arguments as in `make_env`.
+
+    Args:
+      problem: path of the problem's class.
+      num_envs: how many copies.
+      theta: first θ.
+      max_episode_steps: time limit; None or, as `gymnasium.make` has it, −1 for none.
+      render_mode: "rgb_array" or None.
+      kwargs: arguments of the problem, or in the environment's `face`.
+    """
     env_class, made, face = _parts(problem, kwargs)
+    max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
     how = {"theta": theta, "max_episode_steps": max_episode_steps, "render_mode": render_mode}
     return env_class.vector_class(made, num_envs, **how, **face)
 

@@ -44,7 +44,8 @@ class LeaderEnv(gym.Env):
         render_mode: str | None = None,
     ) -> None:
         self.game = _game_of(game)
-        render_mode = getattr(game, "render_mode", None) if render_mode is None else render_mode
+        inner = getattr(game, "unwrapped", game)  # a wrapper may make a list of its pictures
+        render_mode = getattr(inner, "render_mode", None) if render_mode is None else render_mode
         check_render_mode(render_mode, self.metadata["render_modes"], self.game)
         check_choice(getattr(self.game, "sees_leader", True), (True,), "game.sees_leader")
         self.render_mode = render_mode
@@ -103,11 +104,7 @@ class LeaderEnv(gym.Env):
         """The leader moves, the follower answers; `info` tells its action and its reward."""
         if self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
-        array = np.asarray(action)
-        if not self.action_space.contains(action) and (
-            array.size != 1 or not self.action_space.contains(array.reshape(()).item())
-        ):
-            raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
+        action = self._checked(action)
         seen = self.game.policy_state(self._state, action)
         acting = self.best.acting
         uniform = torch.from_numpy(self.np_random.random((1, *getattr(acting, "action_shape", ()))))
@@ -119,6 +116,16 @@ class LeaderEnv(gym.Env):
         self._over = terminated or truncated
         info = {"follower_action": answer, "follower_reward": r_follower, "step": self._step - 1}
         return following, r_leader, terminated, truncated, info
+
+    def _checked(self, action: Any) -> Any:
+        """The action as an int or an array, whatever its dtype; refuses what lies outside the space."""
+        space, array = self.action_space, np.asarray(action)
+        if isinstance(space, gym.spaces.Discrete):
+            if array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < space.n:
+                return int(array.reshape(()))
+        elif array.dtype.kind in "fiu" and space.contains(array.astype(space.dtype)):
+            return array
+        raise ValueError(f"`action` must lie in {space}, got {action!r}")
 
     def render(self) -> np.ndarray | None:
         """The present state as a picture."""

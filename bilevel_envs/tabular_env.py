@@ -71,7 +71,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
             raise ValueError(f"`actions` must be whole numbers of shape [{self.num_envs}], got {actions!r}")
         if action.min() < 0 or action.max() >= self.actions:
             raise ValueError(f"`actions` must lie in 0 … {self.actions - 1}, got {actions!r}")
-        return action
+        return action.astype(np.int64)  # sums of int64 and uint64 would be floats
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         pair = (self._offset + self._state) * self.actions + action

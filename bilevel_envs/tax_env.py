@@ -252,6 +252,7 @@ def _as_actions(actions: Any, space: gym.Space, shape: tuple[int, ...], name: st
         array = array.reshape(wanted)  # policies also give one number as an array
     if array.dtype.kind not in "iu" or array.shape != wanted or (array < 0).any() or (array >= levels).any():
         raise ValueError(f"`{name}` must lie in {space}, {list(wanted)} whole numbers; got {actions!r}")
+    array = array.astype(np.int64)
     return np.ravel_multi_index(tuple(np.moveaxis(array, -1, 0)), tuple(levels)) if levels.shape else array
 
 

@@ -268,7 +268,7 @@ def env(**kwargs: Any) -> Any:
     """The game in AEC form with PettingZoo's usual checks; arguments of `ToyMarkovGame`, and `render_mode`."""
     from pettingzoo.utils import wrappers
 
-    return wrappers.OrderEnforcingWrapper(wrappers.AssertOutOfBoundsWrapper(raw_env(**kwargs)))
+    return wrappers.OrderEnforcingWrapper(raw_env(**kwargs))
 
 
 def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:

@@ -9,10 +9,13 @@ import gymnasium as gym
 import numpy as np
 import pettingzoo
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
+from bilevel_envs import LeaderEnv
+from bilevel_envs.follower import BestResponse, Missing
 from bilevel_envs.registration import GAMES, PROBLEMS
 from bilevel_envs.tabular_env import TabularEnv
 
@@ -198,6 +201,115 @@ def test_resetting_some_leaves_the_others():
     after, _ = envs.reset(options={"reset_mask": mask})
     assert after[mask].tolist() == [31, 31]
     assert after[~mask].tolist() == before[~mask].tolist()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_pictures_can_be_collected(name):
+    env = gym.make(name, render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    plain = gym.make(name, render_mode="rgb_array")
+    plain.reset(seed=0)
+    pictures = env.render()
+    assert len(pictures) == 2
+    np.testing.assert_array_equal(pictures[0], plain.render())
+    if name in GAMES:
+        assert LeaderEnv(env, Idle(name)).render_mode == "rgb_array"
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_minus_one_is_no_time_limit(name):
+    limited, free = gym.make_vec(name, num_envs=1), gym.make_vec(name, num_envs=1, max_episode_steps=-1)
+    limit = gym.spec(name).max_episode_steps
+    cut = []
+    for envs in (limited, free):
+        envs.reset(seed=0)
+        envs.action_space.seed(0)
+        cut.append(sum(int(envs.step(envs.action_space.sample())[3][0]) for _ in range(3 * limit)))
+    endings = {"BiLevel/FourRooms-v0", "BiLevel/TollBridge-v0", "BiLevel/GuidedCartPole-v0"}  # many end before
+    assert cut[0] == 3 or name in endings
+    assert cut[1] == 0
+    with pytest.raises(ValueError, match="`max_episode_steps` must be at least 1, got -2"):
+        gym.make_vec(name, num_envs=1, max_episode_steps=-2)
+
+
+INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
+
+
+def kinds_of(action):
+    """The same action in every kind of whole numbers."""
+    plain = np.asarray(action).astype(np.int64)
+    yield from (plain.astype(kind) for kind in INTEGERS)
+    yield from (torch.from_numpy(plain).to(getattr(torch, np.dtype(kind).name)) for kind in INTEGERS)
+    yield plain.tolist()
+    if plain.ndim == 0:
+        yield from (kind(plain) for kind in INTEGERS)
+        yield from (plain.astype(kind).reshape(1) for kind in INTEGERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        *((name, {}) for name in IDS),
+        ("BiLevel/TaxDesign-v0", {"actions": "flat"}),
+        ("BiLevel/TaxDesign-v0", {"actions": "totals"}),
+        ("BiLevel/GuidedPendulum-v0", {"discrete": 3}),
+    ],
+)
+def test_actions_of_every_integer_dtype_mean_the_same(name, kwargs):
+    env, envs = gym.make(name, **kwargs), gym.make_vec(name, num_envs=3, **kwargs)
+    for one in (env, envs):
+        one.action_space.seed(1)
+        action = one.action_space.sample()
+        action = (
+            np.sign(np.abs(action)).astype(int) if np.asarray(action).dtype.kind == "f" else np.minimum(action, 100)
+        )
+        outcomes = []
+        for same_action in kinds_of(action):
+            one.reset(seed=3)
+            outcomes.append(one.step(same_action)[:2])
+        assert all(same(outcome, outcomes[0]) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("name", sorted(GAMES))
+def test_players_of_games_take_every_integer_dtype(name):
+    turns, together, chair = (
+        pettingzoo.make("aec", name),
+        pettingzoo.make("parallel", name),
+        LeaderEnv(gym.make(name), Idle(name)),
+    )
+    one = np.ones(together.action_space("leader_0").shape, int)
+    outcomes = {"turns": [], "together": [], "chair": []}
+    for move in kinds_of(one):
+        if np.shape(move) != one.shape:
+            continue
+        turns.reset(seed=0)
+        turns.step(move)
+        turns.step(move)
+        outcomes["turns"].append([float(turns.rewards[agent]) for agent in turns.possible_agents])
+        together.reset(seed=0)
+        outcomes["together"].append(list(together.step({"leader_0": move, "follower_0": move})[1].values()))
+        chair.reset(seed=0)
+        outcomes["chair"].append(chair.step(move)[1])
+    assert outcomes["turns"] == outcomes["together"]
+    assert all(same(outcome, found[0]) for found in outcomes.values() for outcome in found)
+
+
+class Idle:
+    """A follower that answers with its first action, or with 0."""
+
+    beta = None
+    action_shape: tuple[int, ...] = ()
+
+    def __init__(self, name):
+        space = gym.make(name).action_space
+        self.action_shape, self.kind = space.shape, space.dtype
+
+    def best_response(self, model, preferences, start=None):
+        return BestResponse(self, Missing("no Q_F"), Missing("no V_F"), torch.zeros(1), optimal=False)
+
+    def sample(self, state, uniform):
+        return torch.zeros(len(state), *self.action_shape).to(torch.int64 if self.kind == np.int64 else torch.float64)
 
 
 def first_reward(env):

@@ -442,9 +442,7 @@ def test_moves_outside_the_space_are_refused_where_they_are_made(make):
     for wrong in (-1, 3, 0.7, np.nan, np.array([0, 1])):
         env = make()
         env.reset(seed=0)
-        with pytest.raises(
-            (ValueError, AssertionError), match=r"the action of leader_0 must lie in|not in action space"
-        ):
+        with pytest.raises(ValueError, match="the action of leader_0 must lie in"):
             env.step({"leader_0": wrong, "follower_0": 0} if env.unwrapped.__class__.__name__ != "GameEnv" else wrong)
 
 
