@@ -59,6 +59,7 @@ class Compare:
 
         from leaders import compare, plots
         from leaders.run import RunDirectory
+        from leaders.task import task_of
 
         torch.set_num_threads(1)
         check_count(self.iterations, "iterations")
@@ -78,7 +79,8 @@ class Compare:
                 compare.rehearse(world, name, self.value, grid=grid, **arguments)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"{name} cannot take part: {error}") from error
-        directory = RunDirectory(self.out, told(self))
+        # ids and names may come to mean other data, and arrays have no flags
+        directory = RunDirectory(self.out, told(self) | {"task": task_of(self._world())})
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
         kept = compare.kept_results(paths, self.iterations)

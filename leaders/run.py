@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from leaders.history import replace_file
+from leaders.task import differences
 from leaders.theta import write_csv
 from leaders.train import Leader
 
@@ -26,7 +27,8 @@ class RunDirectory:
 
     Args:
       path: the folder; it need not exist.
-      config: what the run is told, JSON-able; `iterations` alone may differ when a run is resumed.
+      config: what the run is told, JSON-able; `iterations` alone may differ when a run is resumed. Under "task" it may
+        hold a `leaders.task.Task`.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -53,8 +55,8 @@ class RunDirectory:
         different = [
             f"{key}: {found.get(key)!r} there, {self.config.get(key)!r} here"
             for key in sorted(found.keys() | self.config.keys())
-            if key != "iterations" and found.get(key) != self.config.get(key)
-        ]
+            if key not in ("iterations", "task") and found.get(key) != self.config.get(key)
+        ] or differences(found.get("task", {}), self.config.get("task", {}))
         if different:
             raise ValueError(
                 f"{self.path} holds a run with another configuration ({'; '.join(different)}); choose another --out"

@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -34,6 +35,7 @@ from leaders.history import History
 from leaders.raw_parameters import theta_of
 from leaders.saved import read, write
 from leaders.settings import Common, described
+from leaders.task import Task, differences, task_of
 from leaders.theta import one_line
 from leaders.watching import ProgressBar, as_callback
 
@@ -268,7 +270,7 @@ class Leader:
         told = {
             "leader": type(self).__name__,
             "arguments": described(self._arguments),
-            "task": self._task(),
+            "task": self._task,
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,
         }
@@ -310,12 +312,9 @@ class Leader:
                 f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)"
             )
         leader = cls(env, **arguments)
-        for name, here in leader._task().items():
-            there = told["task"].get(name)
-            if here != there:
-                raise ValueError(
-                    f"`env` must be the task that the leader was saved in; {name}: {there} there, {here} here"
-                )
+        different = differences(told["task"], leader._task)
+        if different:
+            raise ValueError(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
         leader.policy.load_state_dict(state["policy"])
         leader._ascent.load_state_dict(state["optimizer"])
         try:
@@ -413,11 +412,10 @@ class Leader:
         self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
         return exact.value(model, self.progress.optimum.policy, gamma), followed
 
-    def _task(self) -> dict[str, str]:
-        """What a saved leader must find again: the problem and the follower, as text without addresses."""
-        task = {"problem": repr(self.env.problem), "follower": repr(self.env.follower)}
-        task = {name: text if " at 0x" not in text else text.split(" at 0x")[0] for name, text in task.items()}
-        return task | {"theta": str(list(self.env.theta_space.shape))}
+    @cached_property
+    def _task(self) -> Task:
+        """What a saved leader must find again."""
+        return task_of(self.env)
 
     def _theta(self, *, differentiable: bool = False) -> Tensor:
         theta = theta_of(self.policy, "policy", differentiable=differentiable).double()

@@ -70,6 +70,7 @@ ROWS = [
         "leaders.published",
         "leaders.ascent",
         "leaders.settings",
+        "leaders.task",
         "leaders.watching",
         "leaders.statistics",
     ],

@@ -1,0 +1,165 @@
+"""What a task is, as a digest of its whole data: what a saved leader must find again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.wrapper import BilevelWrapper
+
+Task = dict[str, list[str]]  # text and digest of each part, by name; JSON gives it back as it is
+PLAIN = (bool, str, bytes, complex, NoneType)
+MODEL = "model"
+NEAR = 0.1  # how far from the default θ the model is looked at a second time
+UNTOLD = ("theta", "render_mode")  # arguments of an environment that are no part of the task
+
+
+def task_of(env: BilevelWrapper) -> Task:
+    """The problem, its model, the follower and the time limit, each part as a short text and a digest of all of it.
+
+    The problem and the follower are their fields or, where they are no dataclasses, those of their constructor's
+    arguments that they keep under the same names. The model at two θ tells of data that a problem keeps elsewhere; its
+    tables are digested in single precision, which is the same on every machine.
+    """
+    problem = env.problem
+    return {
+        "problem": _kind(problem),
+        **{f"problem: {name}": _part(value) for name, value in _told(problem)},
+        f"problem: {MODEL}": ["its tables or matrices", digest(list(_models(env)))],
+        "follower": _kind(env.follower),
+        **{f"follower: {name}": _part(value) for name, value in _told(env.follower)},
+        "theta": _part(list(env.theta_space.shape)),
+        "time limit": _part(env.time_limit),
+    }
+
+
+def differences(there: Mapping[str, list[str]], here: Mapping[str, list[str]]) -> list[str]:
+    """In which parts two tasks differ, in words; of objects of different classes their classes alone."""
+    lines: list[str] = []
+    for name in [*here, *(name for name in there if name not in here)]:
+        then, now = there.get(name, ["nothing", ""]), here.get(name, ["nothing", ""])
+        whole, colon, part = name.partition(": ")
+        if then == now or (colon and there.get(whole) != here.get(whole)) or (part == MODEL and lines):
+            continue
+        given = f"{part}=" if colon else ""
+        texts = f"{given}{then[0]} there, {given}{now[0]} here" if then[0] != now[0] else f"other data in `{part}`"
+        lines.append(f"{whole}: {texts}")
+    return lines
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of everything in a value: numbers, arrays, tensors, containers, dataclasses, spaces, modules.
+
+    Equal data give equal digests in every process: functions and classes count by their names, other objects by their
+    class and those of their constructor's arguments that they keep; addresses never.
+    """
+    found = hashlib.sha256()
+    for piece in _pieces(value, ()):
+        found.update(len(piece).to_bytes(8, "big") + piece)
+    return found.hexdigest()
+
+
+def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
+    """A value as bytes; `around` are the objects that it lies in."""
+    if id(value) in around:
+        yield b"itself"
+        return
+    inside = (*around, id(value))
+    if isinstance(value, Enum):
+        yield f"{type(value).__qualname__}.{value.name}".encode()
+    elif isinstance(value, PLAIN):
+        yield f"{type(value).__name__} {value!r}".encode()
+    elif isinstance(value, (int, float, np.number)):
+        yield _number(value)
+    elif isinstance(value, (np.ndarray, Tensor)):
+        yield from _array(value, inside)
+    elif isinstance(value, Path):
+        yield f"path {value}".encode()
+    elif isinstance(value, (list, tuple)):
+        yield f"list {len(value)}".encode()
+        for entry in value:
+            yield from _pieces(entry, inside)
+    elif isinstance(value, (set, frozenset)):
+        yield from _pieces(sorted(digest(entry) for entry in value), inside)
+    elif isinstance(value, Mapping):
+        yield f"mapping {len(value)}".encode()
+        for key, name in sorted((digest(name), name) for name in value):
+            yield key.encode()
+            yield from _pieces(value[name], inside)
+    elif hasattr(value, "__qualname__"):  # a class or a function
+        yield f"named {value.__qualname__}".encode()
+    else:
+        yield f"object {type(value).__qualname__}".encode()
+        yield from _pieces(dict(_told(value)), inside)
+
+
+def _number(value: Any) -> bytes:
+    """A whole number is the same as an int or as a float, of whatever width."""
+    number = value.item() if isinstance(value, np.number) else value
+    whole = isinstance(number, float) and number.is_integer()
+    return f"number {int(number) if whole else number!r}".encode()
+
+
+def _array(value: np.ndarray | Tensor, inside: tuple[int, ...]) -> Iterator[bytes]:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    yield f"array {array.dtype.str} {array.shape}".encode()
+    if array.dtype.hasobject:
+        yield from _pieces(array.tolist(), inside)
+    else:
+        yield np.ascontiguousarray(array).tobytes()
+
+
+def _told(value: Any) -> list[tuple[str, Any]]:
+    """What an object is made of, by name."""
+    if is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, torch.nn.Module):
+        return list(value.state_dict().items())
+    if isinstance(value, gym.Space):
+        return [(name, part) for name, part in vars(value).items() if name != "_np_random"]
+    if isinstance(value, gym.Env):
+        kwargs = {} if value.spec is None else value.spec.kwargs
+        return [(name, part) for name, part in kwargs.items() if name not in UNTOLD]
+    try:
+        taken = inspect.signature(type(value)).parameters
+    except (TypeError, ValueError):  # of builtins
+        return []
+    return [(name, getattr(value, name)) for name in taken if hasattr(value, name)]
+
+
+def _models(env: BilevelWrapper) -> Iterator[Any]:
+    """The model at the default θ, and at one near it where that is allowed, in single precision."""
+    space, problem = env.theta_space, env.problem
+    theta = getattr(problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high))
+    near = np.clip(theta + NEAR, space.low, space.high)
+    yield _rounded(env.model(theta))
+    try:
+        yield _rounded(env.model(np.where(near == theta, theta - NEAR, near)))
+    except (ValueError, AssertionError, ArithmeticError, RuntimeError):  # outside the task's own bounds
+        yield None
+
+
+def _rounded(model: Any) -> list[tuple[str, Any]]:
+    """A model's parts with tensors in single precision."""
+    return [(name, part.float() + 0.0 if isinstance(part, Tensor) else part) for name, part in _told(model)]  # no −0
+
+
+def _kind(value: Any) -> list[str]:
+    return [type(value).__qualname__, ""]
+
+
+def _part(value: Any) -> list[str]:
+    text = value.__qualname__ if hasattr(value, "__qualname__") else reprlib.repr(value)
+    return [text.split(" at 0x")[0], digest(value)]
