@@ -13,6 +13,7 @@ import torch
 from bilevel_envs._checks import check_choice
 from bilevel_envs.env_base import as_theta, check_options, check_render_mode
 from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given, check_response
+from bilevel_envs.transparent import check_transparent
 from bilevel_envs.wrapper import BilevelWrapper
 
 
@@ -30,7 +31,7 @@ class LeaderEnv(gym.Env):
       render_mode: "rgb_array" or None; the given environment's own if None.
 
     Raises:
-      TypeError: if `game` is none.
+      TypeError: if `game` is none, or has a wrapper that may change rewards, actions or observations.
       ValueError: if no follower is given and the game has no exact one.
     """
 
@@ -43,6 +44,7 @@ class LeaderEnv(gym.Env):
         theta: Any = None,
         render_mode: str | None = None,
     ) -> None:
+        check_transparent(game)
         self.game = _game_of(game)
         inner = getattr(game, "unwrapped", game)  # a wrapper may make a list of its pictures
         render_mode = getattr(inner, "render_mode", None) if render_mode is None else render_mode

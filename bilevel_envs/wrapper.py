@@ -28,6 +28,7 @@ from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
 from bilevel_envs.simulated import SimulatedModel
+from bilevel_envs.transparent import check_transparent
 
 SAMPLERS = ("fused", "steps")
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -38,7 +39,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
     It stays an environment of the follower's; beside `reset` and `step` it answers what a leader asks:
     how the follower responds to θ, and what that looks like in trajectories. Both are asked of the unwrapped
-    environment: of the wrappers in between, leaders heed TimeLimit and no other.
+    environment: of the wrappers in between, leaders heed TimeLimit; others are refused unless they leave rewards,
+    actions and observations alone (see `bilevel_envs.transparent`).
 
     Args:
       env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure` and
@@ -48,7 +50,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
       follower_kwargs: only with a name.
 
     Raises:
-      TypeError: if `env` is not configurable.
+      TypeError: if `env` is not configurable, or has a wrapper that may change rewards, actions or observations.
       ValueError: if the follower's name is unknown, or none is given where none can be solved for.
     """
 
@@ -62,6 +64,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise TypeError(
                 f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}"
             )
+        check_transparent(env)
         if follower is None:
             follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
             check_given(follower, env.spec.id if env.spec else type(env.unwrapped).__name__)
@@ -102,6 +105,15 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def theta_space(self) -> gym.spaces.Box:
         """What θ may be."""
         return self.unwrapped.theta_space  # type: ignore[attr-defined]
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The θ that was set last, a copy; `configure` changes it."""
+        return self.unwrapped.theta  # type: ignore[attr-defined]
+
+    def configure(self, theta: Any) -> None:
+        """Sets θ, ``[*θ.shape]``, in force from the next reset on; the environment's own `configure`."""
+        self.unwrapped.configure(theta)  # type: ignore[attr-defined]
 
     @property
     def preferences(self) -> Preferences:

@@ -21,6 +21,7 @@ from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import Preferences
 from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
 from bilevel_envs.tabular import TabularModel
+from bilevel_envs.transparent import check_transparent
 from bilevel_envs.validation import check_policy
 from leaders import exact_linear, exact_tables
 from leaders.raw_parameters import theta_of
@@ -200,6 +201,7 @@ def _problem(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
     """The model at θ, whose preferences count, and whether θ came without a runs axis."""
     if not isinstance(env, gym.Env):
         raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")
+    check_transparent(env)
     try:
         preferences, model = env.get_wrapper_attr("preferences"), env.get_wrapper_attr("model")
     except AttributeError:

@@ -31,7 +31,7 @@ ROWS = [
         "bilevel_envs.guided_game",
     ],
     ["bilevel_envs.validation"],
-    ["bilevel_envs.follower", "bilevel_envs.rollout", "bilevel_envs.pettingzoo_env"],
+    ["bilevel_envs.follower", "bilevel_envs.rollout", "bilevel_envs.pettingzoo_env", "bilevel_envs.transparent"],
     [
         "bilevel_envs.followers.soft_value_iteration",
         "bilevel_envs.followers.riccati",
