@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import reprlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -22,6 +24,7 @@ from bilevel_envs.wrapper import BilevelWrapper
 Task = dict[str, list[str]]  # text and digest of each part, by name; JSON gives it back as it is
 PLAIN = (bool, str, bytes, complex, NoneType)
 MODEL = "model"
+LONG = 500  # characters of an object's own words that messages show
 NEAR = 0.1  # how far from the default θ the model is looked at a second time
 UNTOLD = ("theta", "render_mode")  # arguments of an environment that are no part of the task
 
@@ -29,17 +32,17 @@ UNTOLD = ("theta", "render_mode")  # arguments of an environment that are no par
 def task_of(env: BilevelWrapper) -> Task:
     """The problem, its model, the follower and the time limit, each part as a short text and a digest of all of it.
 
-    The problem and the follower are their fields or, where they are no dataclasses, those of their constructor's
-    arguments that they keep under the same names. The model at two θ tells of data that a problem keeps elsewhere; its
-    tables are digested in single precision, which is the same on every machine.
+    The problem and the follower are their fields; where they are no dataclasses, what their own `__repr__` says, and
+    without one those of their constructor's arguments that they keep under the same names. The model at two θ tells of
+    data that a problem keeps elsewhere; its tables are digested in single precision, the same on every machine.
     """
     problem = env.problem
     return {
         "problem": _kind(problem),
-        **{f"problem: {name}": _part(value) for name, value in _told(problem)},
+        **_parts("problem", problem),
         f"problem: {MODEL}": ["its tables or matrices", digest(list(_models(env)))],
         "follower": _kind(env.follower),
-        **{f"follower: {name}": _part(value) for name, value in _told(env.follower)},
+        **_parts("follower", env.follower),
         "theta": _part(list(env.theta_space.shape)),
         "time limit": _part(env.time_limit),
     }
@@ -54,7 +57,9 @@ def differences(there: Mapping[str, list[str]], here: Mapping[str, list[str]]) -
         if then == now or (colon and there.get(whole) != here.get(whole)) or (part == MODEL and lines):
             continue
         given = f"{part}=" if colon else ""
-        texts = f"{given}{then[0]} there, {given}{now[0]} here" if then[0] != now[0] else f"other data in `{part}`"
+        texts = (
+            f"{given}{then[0]} there, {given}{now[0]} here" if then[0] != now[0] else f"other data in `{part or whole}`"
+        )
         lines.append(f"{whole}: {texts}")
     return lines
 
@@ -63,7 +68,7 @@ def digest(value: Any) -> str:
     """SHA-256 of everything in a value: numbers, arrays, tensors, containers, dataclasses, spaces, modules.
 
     Equal data give equal digests in every process: functions and classes count by their names, other objects by their
-    class and those of their constructor's arguments that they keep; addresses never.
+    class and what they tell of themselves, see `task_of`; addresses never.
     """
     found = hashlib.sha256()
     for piece in _pieces(value, ()):
@@ -132,6 +137,8 @@ def _told(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, gym.Env):
         kwargs = {} if value.spec is None else value.spec.kwargs
         return [(name, part) for name, part in kwargs.items() if name not in UNTOLD]
+    if _speaks(value):
+        return [("repr", _said(value))]
     try:
         taken = inspect.signature(type(value)).parameters
     except (TypeError, ValueError):  # of builtins
@@ -156,8 +163,23 @@ def _rounded(model: Any) -> list[tuple[str, Any]]:
     return [(name, part.float() + 0.0 if isinstance(part, Tensor) else part) for name, part in _told(model)]  # no −0
 
 
+def _speaks(value: Any) -> bool:
+    """Whether an object has a `__repr__` of its own, which is taken for what tells it from others."""
+    return not is_dataclass(value) and not isinstance(value, gym.Env) and type(value).__repr__ is not object.__repr__
+
+
+def _said(value: Any) -> str:
+    """An object's own words, with arrays in full and without addresses."""
+    with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+        return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
 def _kind(value: Any) -> list[str]:
-    return [type(value).__qualname__, ""]
+    return [_said(value)[:LONG], digest(value)] if _speaks(value) else [type(value).__qualname__, ""]
+
+
+def _parts(whole: str, value: Any) -> Task:
+    return {} if _speaks(value) else {f"{whole}: {name}": _part(part) for name, part in _told(value)}
 
 
 def _part(value: Any) -> list[str]:
