@@ -92,9 +92,9 @@ def check_numbers(column: Tensor, entries: Sequence[int], count: int, name: str,
         raise ValueError(f"`{name}` must be whole numbers, one a step, in a world of tables; got {got} each")
     low, high = (int(x) for x in column.aminmax())
     if low < 0 or high >= count:
+        remedy = ". A last observation counts, too: give the table a state for it" if what == "states" else ""
         raise ValueError(
-            f"`{name}` must lie in 0 … {count - 1}, the {what} of the environment's `model`; got {low} … {high}. "
-            "A last observation counts, too: give the table a state for it"
+            f"`{name}` must lie in 0 … {count - 1}, the {what} of the environment's `model`; got {low} … {high}{remedy}"
         )
 
 

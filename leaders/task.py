@@ -23,7 +23,7 @@ from bilevel_envs.wrapper import BilevelWrapper
 
 Task = dict[str, list[str]]  # text and digest of each part, by name; JSON gives it back as it is
 PLAIN = (bool, str, bytes, complex, NoneType)
-MODEL = "model"
+MODEL = "model(θ)"  # no field has this name
 LONG = 500  # characters of an object's own words that messages show
 NEAR = 0.1  # how far from the default θ the model is looked at a second time
 UNTOLD = ("theta", "render_mode")  # arguments of an environment that are no part of the task

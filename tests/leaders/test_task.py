@@ -109,10 +109,10 @@ def test_data_that_no_field_holds_count_too(monkeypatch):
     before = task_of(env)
     assert differences(before, task_of(env)) == []
     monkeypatch.setattr(Elsewhere, "bonus", 0.25)
-    assert differences(before, task_of(env)) == ["problem: other data in `model`"]
+    assert differences(before, task_of(env)) == ["problem: other data in `model(θ)`"]
     monkeypatch.undo()
     steeper = BilevelWrapper(TabularEnv(Steeper()))
-    assert differences(before, task_of(steeper)) == ["problem: other data in `model`"]
+    assert differences(before, task_of(steeper)) == ["problem: other data in `model(θ)`"]
 
 
 class Foreign(gym.Env):
@@ -162,7 +162,7 @@ def test_a_foreign_environment_is_the_same_after_use_and_another_with_other_data
             BCHG.load(tmp_path / "leader.zip", env=foreign(**kwargs), policy=Free(np.zeros((1, 2))))
     changed = foreign()
     changed.unwrapped.bonus = 1.0
-    with pytest.raises(ValueError, match="problem: other data in `model`"):
+    with pytest.raises(ValueError, match=r"problem: other data in `model\(θ\)`"):
         BCHG.load(tmp_path / "leader.zip", env=changed, policy=Free(np.zeros((1, 2))))
 
 
@@ -263,4 +263,4 @@ def test_a_comparison_is_not_resumed_in_another_task(tmp_path, monkeypatch, caps
             main([*command, "--resume"])
     finally:
         del gym.registry["Elsewhere-v0"]
-    assert "another configuration (problem: other data in `model`)" in capsys.readouterr().err
+    assert "another configuration (problem: other data in `model(θ)`)" in capsys.readouterr().err
