@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice
+from bilevel_envs._checks import check_choice, check_number
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.simulated import SimulatedModel
@@ -163,6 +164,9 @@ def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: boo
     """
     check_choice(sampling.tail, TAILS, "tail")
     check_choice(sampling.critic_start, STARTS, "critic_start")
+    check_choice(sampling.cross_fit, (True, False), "cross_fit")
+    for rate in np.atleast_1d(sampling.critic_learning_rate).ravel():
+        check_number(rate, "critic_learning_rate", above=0, at_most=1)
     check_choice(sampling.arrival, ARRIVALS, "arrival")
     check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")
     check_choice(sampling.reaction, REACTIONS, "reaction")

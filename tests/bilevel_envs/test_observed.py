@@ -14,6 +14,7 @@ from bilevel_envs.followers.observed import _counts, _linear
 from bilevel_envs.followers.shortfall import soft_evaluation
 from bilevel_envs.model import Rollout
 from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Free
 from bilevel_envs.policies import BoltzmannPolicy
 from leaders import BCHG, exact
 
@@ -96,7 +97,8 @@ def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
 @pytest.mark.parametrize("method", ["counts", "network"])
 def test_the_hypergradient_comes_to_the_white_box_one(method):
     env = mdp(ObservedFollower(None, 30_000, method=method, steps=1_500))
-    leader = BCHG(env, critic="exact", batch_size=100)
+    # θ where the follower's reaction matters, and where it stays
+    leader = BCHG(env, critic="exact", batch_size=100, policy=Free(np.full((1, 5), -0.3)), learning_rate=1e-300)
     leader.learn(1)
     truth = exact.hypergradient(env, leader.theta)
     estimate = leader.gradient_samples(1, episodes=3_000)[0]

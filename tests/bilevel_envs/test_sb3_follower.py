@@ -511,7 +511,7 @@ def test_a_failing_follower_stops_the_run_and_nothing_is_lost(how, message, tmp_
 
 
 def test_weights_that_are_not_finite_are_named():
-    env = toll(SB3Follower("DQN", 100, **QUICK, learning_rate=1e30, max_grad_norm=1e30))
+    env = toll(SB3Follower("DQN", 100, **QUICK, learning_rate=lambda left: 1e-3 if left == 1 else float("nan")))
     with pytest.raises(FollowerError, match=r"outer iteration 0: .*left policy.* with NaN or infinite entries"):
         NaivePGD(env).learn(1)
 

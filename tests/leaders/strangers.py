@@ -104,16 +104,16 @@ class Slippery(InABox):
 
 
 CLIFF = Slippery("CliffWalking-v1", tuple(range(12)), step=-1.0, fall=9.0, goal=0.0, beta=0.5, slips=True, start=(0.6,))
-LAKE_PENALTIES = Slippery(
-    "FrozenLake8x8-v1",
-    paid=tuple(range(40, 48)),
-    step=-0.05,
-    fall=0.0,
-    goal=2.0,
-    beta=0.1,
+CLIFF_PENALTIES = Slippery(
+    "CliffWalking-v1",
+    paid=tuple(range(12)),
+    step=-1.0,
+    fall=9.0,
+    goal=0.0,
+    beta=0.5,
     slips=False,
-    fined=(8, 9, 10, 16, 17, 18, 24, 25, 32, 33),
-    start=(0.2,) * 10,
+    fined=tuple(range(12, 36)),
+    start=(0.3,) * 24,
 )
 LAKE_BOTH = Slippery(
     "FrozenLake8x8-v1",
@@ -279,7 +279,7 @@ def wrapped(problem: ConfigurableMDP) -> BilevelWrapper:
 
 STRANGERS: dict[str, Callable[[], BilevelWrapper]] = {
     "cliff, slip": lambda: wrapped(CLIFF),
-    "lake, penalties": lambda: wrapped(LAKE_PENALTIES),
+    "cliff, penalties": lambda: wrapped(CLIFF_PENALTIES),
     "lake, both": lambda: wrapped(LAKE_BOTH),
     "stock": lambda: wrapped(Stock()),
     "queue": lambda: wrapped(Queue()),

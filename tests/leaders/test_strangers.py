@@ -1,0 +1,83 @@
+"""The plain default in worlds that are not ours: right on average, and it leads."""
+
+import numpy as np
+import pytest
+from strangers import CLIFF, STRANGERS, policy_at, wrapped
+from truth import z_scores
+
+from leaders import BCHG, ExactGradient, NaivePGD, exact
+
+ESTIMATES, WARM_UP = 400, 100
+STEPS, SEEDS = 100_000, 5
+BATCH = 100
+
+
+def training_estimates(leader_class, env, theta, batch_size, **settings):
+    """The hypergradient estimates of 400 outer iterations at a fixed θ, after 100 to warm up, [400, dim θ]."""
+    leader = leader_class(
+        env,
+        policy=policy_at(theta),
+        batch_size=batch_size,
+        optimizer="sgd",
+        learning_rate=1e-300,  # θ stays
+        max_grad_norm=float("inf"),
+        **settings,
+    ).learn(WARM_UP)
+    estimates = []
+    leader.learn(ESTIMATES, callback=lambda *_: estimates.append(-leader.policy.raw.grad.flatten().numpy().copy()))
+    np.testing.assert_array_equal(leader.theta, theta)
+    return np.array(estimates)
+
+
+def check_bias(estimates, truth):
+    """Within 4 standard errors or 15 %, in every coordinate that matters."""
+    error = np.abs(estimates.mean(0) - truth)
+    noise = estimates.std(0, ddof=1) / len(estimates) ** 0.5
+    matters = np.abs(truth) >= 0.2 * np.abs(truth).max()
+    assert (error <= np.maximum(4 * noise, 0.15 * np.abs(truth)))[matters].all()
+    assert (estimates.mean(0) * truth > 0)[matters].all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [100, 1000])
+@pytest.mark.parametrize("world", STRANGERS)
+def test_estimates_of_the_default_are_right(world, batch_size):
+    env = STRANGERS[world]()
+    theta = env.problem.default_theta
+    truth = exact.hypergradient(env, theta).flatten()
+    check_bias(training_estimates(BCHG, env, theta, batch_size), truth)
+
+
+@pytest.mark.parametrize("theta", [0.6, 0.3])
+def test_the_direct_term_does_not_shrink_with_the_batch(theta):
+    """Batches of 100, episodes that go on for longer than any row: half of this term was missing."""
+    env = wrapped(CLIFF)
+    direct, _ = exact.hypergradient_parts(env, [theta])
+    check_bias(training_estimates(NaivePGD, env, [theta], 100), direct)
+
+
+@pytest.mark.parametrize(("world", "batch_size"), [("queue", 300), ("cliff, slip", 300)])
+def test_the_guiding_term_is_there_and_has_its_sign(world, batch_size):
+    env = STRANGERS[world]()
+    theta = env.problem.default_theta if world == "queue" else np.array([0.1])
+    direct, guiding = exact.hypergradient_parts(env, theta)
+    assert np.linalg.norm(guiding) > np.linalg.norm(direct)
+    estimates = training_estimates(BCHG, env, theta, batch_size)
+    check_bias(estimates, direct + guiding)
+    assert np.abs(z_scores(estimates, direct)).max() > 8
+    assert np.abs(z_scores(estimates, direct - guiding)).max() > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", STRANGERS)
+def test_the_default_wins_most_of_what_the_exact_hypergradient_wins(world):
+    """Five seeds, 100,000 environment steps each, against as many steps of the exact gradient from the same starts."""
+    env, iterations = STRANGERS[world](), STEPS // BATCH
+    leader = BCHG(env, runs=SEEDS, seed=0).learn(iterations)
+    assert leader.history["env_steps"][-1, 0] == STEPS
+    best = ExactGradient(env, runs=SEEDS, seed=0).learn(iterations)
+    start = leader.history["leader_value"][0]
+    np.testing.assert_allclose(start, best.history["leader_value"][0], rtol=1e-6)
+    won, possible = (exact.objective(env, one.theta) - start for one in (leader, best))
+    print(world, np.round(won / possible, 3))
+    assert (won >= 0.8 * possible).all()
