@@ -20,12 +20,12 @@ import torch
 import tyro
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Rollout
 from leaders import BCHG
-from leaders.critic import Critic
-from leaders.critics import Sarsa
+from leaders.continuation import continuation
+from leaders.critics import Empirical, Sarsa
 from leaders.reproduce import settings_of
+from leaders.values import Values, evaluate
 from leaders.visits import number
 from leaders.weights import Weights, occupancy
 
@@ -64,20 +64,29 @@ class Mended(BCHG):
 
     mended: frozenset[str] | set[str] = frozenset()
 
-    def _weights(self, batch: Rollout, best: BestResponse, critic: Critic, tail: str | None) -> Weights:
-        weights = super()._weights(batch, best, critic, tail)
+    def _weights(self, batch: Rollout, values: Values, tail: str, trace: torch.Tensor | None = None) -> Weights:
+        weights = super()._weights(batch, values, tail, trace)
         follower, ended = weights.r_follower, batch.valid & (batch.terminated | batch.truncated)
         if "drop" in self.mended:
-            follower = super()._weights(batch, best, critic, "drop").r_follower
-        if "continue" in self.mended:  # counted per episode begun; back to the published count unless that is mended
-            follower = super()._weights(batch, best, critic, "bootstrap").r_follower
-            follower = follower * number(batch.starts) / number(ended)
+            follower = super()._weights(batch, values, "drop").r_follower
         if "normaliser" in self.mended:
             follower = follower * number(ended) / number(batch.starts)
         weights = replace(weights, r_follower=follower)
         if "direct" in self.mended:
             weights = replace(weights, r_leader=occupancy(batch, self.env.preferences.gamma_leader, "drop"))
         return weights
+
+    def _surrogate(self, theta, model, batch, best, judges, noise, tail):  # type: ignore[no-untyped-def]
+        total, steps = super()._surrogate(theta, model, batch, best, judges, noise, tail)
+        if "continue" in self.mended:  # the follower's traces go on in the world as this batch shows it
+            preferences = self.env.preferences
+            seen = Empirical(preferences.gamma_leader)
+            seen.fit(batch, best, model.detach(), noise)
+            weights = self._weights(batch, evaluate(judges, best, batch), tail)
+            where = replace(judges, seen=[seen])
+            nothing = torch.zeros_like(weights.r_leader)
+            total = total + continuation(where, model, batch, best, nothing, weights, preferences, guides=True)
+        return total, steps
 
 
 def score(args: Args, mended: set[str]) -> torch.Tensor:

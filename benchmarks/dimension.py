@@ -21,7 +21,6 @@ import torch
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.envs.four_rooms import CELLS
 from leaders import BCHG
-from leaders.surrogate import surrogate
 
 ROUNDS = 60
 
@@ -60,6 +59,7 @@ def main() -> None:
     theta = leader._theta()
     best = env.best_response(theta.detach())
     batch = env.rollout(theta.detach(), best, leader.noise, rows=1, horizon=100)
+    judges = leader._judges(leader.critic, leader.seen, batch, best, env.model(theta).detach(), leader.noise)
 
     def plain() -> None:
         network.zero_grad()
@@ -67,9 +67,9 @@ def main() -> None:
 
     def hypergradient() -> None:
         network.zero_grad()
-        model = env.model(leader._theta())
-        weights = leader._weights(batch, best, leader.critic, "bootstrap")
-        (-surrogate(model.terms(batch), weights)).sum().backward()
+        theta = leader._theta()
+        total, _ = leader._surrogate(theta, env.model(theta), batch, best, judges, leader.noise, "bootstrap")
+        (-total).sum().backward()
 
     pairs = [(timed(plain), timed(hypergradient)) for _ in range(ROUNDS)]
     ratio = [b / a for a, b in pairs[5:]]

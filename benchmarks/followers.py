@@ -252,7 +252,8 @@ def measure_observed() -> None:
         ("observed", ObservedFollower(None, 1_000, forget=0.1)),
     ):
         env = BilevelWrapper(gym.make(ROOMS), follower)
-        how = {"features": "none", "learning_rate": 0.02, "critic": "expected_sarsa"}
+        noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "features": "none"}
+        how = {"learning_rate": 0.02, **noisy}
         value = BCHG(env, runs=10, seed=0, **how).learn(3_000).history["leader_value"]
         print(f"{name}: J_L {value[-300:].mean():.4f} over the last 300 of 3,000 iterations, ten runs")
 

@@ -44,8 +44,9 @@ class BCHG(SampledLeader):
             w_k ← γ_F w_{k−1} + c_k         its eligibility trace
             θ ← θ + α ∇ Σ_k [γ_L^k r_L + w_k (r_F + δ_F log p)]
 
-    The default is the recommended form with reduced variance: the weight of a ∇log p is a temporal-difference error,
-    and the kick is centred on features of the state that were fitted on other episodes. ``preset="paper"`` is the
+    The default is the recommended form with reduced variance: critics judge only what they were not fitted to, the
+    weight of a ∇log p is a temporal-difference error, the kick is centred on features of the state that were fitted on
+    other episodes, and cut episodes go on in the world as it was seen. ``preset="paper"`` is the
     published code, choice by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut
     episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 
@@ -56,13 +57,14 @@ class BCHG(SampledLeader):
     clipped apart.
 
     On four rooms, from θ ≈ 0, the exact hypergradient leads to a plateau J_L ≈ 0, and so does the default here. What
-    leaves it is noise: the published form's, or ``features="none"`` with ``learning_rate=0.02`` (docs: "The plateau in
-    the four rooms").
+    leaves it is noise: the published form's, or that of a critic which judges its own batch (docs: "The plateau in the
+    four rooms").
 
     Args:
         env: a ``BilevelWrapper``.
         preset: None or ``"paper"``; what is given explicitly below wins over it.
-        critic: how Q_L is learnt: ``"expected_sarsa"``, ``"sarsa"`` or ``"monte_carlo"`` for tables, ``"lstd"`` for
+        critic: how Q_L is learnt: ``"empirical"`` (the default for tables: solved in the world that all transitions so
+            far describe), ``"expected_sarsa"``, ``"sarsa"`` or ``"monte_carlo"`` for tables, ``"lstd"`` for
             linear-quadratic worlds, ``"td"`` (a network) or ``"exact"`` for both, ``"state_values"`` without any policy
             of the follower's (the default with followers that learn or are watched), or an object with the methods of
             ``leaders.critic.Critic``. Games that can only be played take ``"td"`` (their default) and
@@ -73,7 +75,9 @@ class BCHG(SampledLeader):
         features: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or a
             function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
             ``knowledge="model"``, whose closed form is centred already, and for ``reaction="fitted"``.
-        tail: episodes that the batch cuts: ``"bootstrap"`` continues them from other visits of the state reached,
+        cross_fit: judge each half of a batch's episodes by a critic that was fitted to the other half and to earlier
+            batches (the default), or, with False, all of it by one that was fitted to it as well, which is biased.
+        tail: episodes that the batch cuts: ``"bootstrap"`` continues them in the world as other episodes show it,
             ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
             nothing), ``"reference"`` is the published form.
         arrival: weight of ∇log p: ``"td_error"`` or ``"value"``; ``"clipped"`` is the published form for continuous
@@ -81,7 +85,7 @@ class BCHG(SampledLeader):
         batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
             quadratic critic of a larger one needs.
         rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
-            one). Where episodes seldom end, more rows make better estimates than longer ones.
+            one), in tables the fewest of no more steps than leave a twentieth after discounting.
         sampler: ``"fused"`` draws from the model itself, ``"steps"`` drives ``reset`` and ``step``.
         knowledge: what is used beside trajectories in a linear-quadratic world: ``"simulate"`` nothing but the score
             ∇log p, ``"terms"`` the derivative of the mean of the next state, ``"model"`` (the default there) all
@@ -156,6 +160,7 @@ class NaivePGD(SampledLeader):
         replay: in games with the preset, learn from all transitions so far instead of the last batch.
         critic: as in ``BCHG``; it matters only where θ enters transitions or start.
         critic_learning_rate: as in ``BCHG``.
+        cross_fit: as in ``BCHG``.
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``.
         batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
@@ -239,6 +244,7 @@ class SoBiRL(SampledLeader):
             term, SGD with step 0.1.
         critic: as in ``BCHG``.
         critic_learning_rate: as in ``BCHG``.
+        cross_fit: as in ``BCHG``.
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``, for the leader's part.
         batch_size: transitions per outer iteration and run.

@@ -122,6 +122,10 @@ class EmpiricalModel:
         seen = (visits > 0).sum(1)
         return seen / max(1, visits.shape[1]), visits.sum(1) / np.maximum(seen, 1)
 
+    def numbers(self, states: int, actions: int) -> int:
+        """About how many numbers a run of a world of so many states and actions holds."""
+        return 6 * states * actions * max(8, self.visits.shape[-1])
+
     def copies(self, count: int) -> EmpiricalModel:
         """The counts of `count` times as many runs, copy j of run i at j·R + i."""
         other = EmpiricalModel(self.theta_moves)
@@ -136,9 +140,19 @@ class EmpiricalModel:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("successor", "visits", "endings")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts the counts back."""
-        for name in ("successor", "visits", "endings"):
-            setattr(self, name, state[name].numpy().copy())
+        """Puts the counts back.
+
+        Raises:
+          ValueError: if they are no counts of transitions between a table's states.
+        """
+        successor, visits, endings = (state[name].numpy().copy() for name in ("successor", "visits", "endings"))
+        shapes = {table.shape for table in (successor, visits, endings)}
+        if len(shapes) > 1 or successor.ndim != 4 or successor.dtype != np.int64:
+            raise ValueError(f"saved counts must be three tables [R, S, B, K] of one shape, got {sorted(shapes)}")
+        least, most, states = successor.min(initial=-1), successor.max(initial=-1), successor.shape[1]
+        if least < -1 or most >= states > 0:
+            raise ValueError(f"saved counts must lead to states 0 … {states - 1}, got {least} … {most}")
+        self.successor, self.visits, self.endings = successor, visits.astype(float), endings.astype(float)
         self.__dict__.pop("band", None)
 
     def _fits(self, band: Band) -> bool:

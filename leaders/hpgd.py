@@ -77,6 +77,7 @@ class HPGD(SampledLeader):
         critic: as in ``BCHG``; it overrides what the variant says (the published oracle has no use for it).
         critic_learning_rate: as in ``BCHG``.
         critic_start: as in ``BCHG``.
+        cross_fit: as in ``BCHG``; a fitted ∇V_F is cross-fitted, too.
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``.
         batch_size: on-policy transitions per outer iteration and run, as in ``BCHG``; an oracle's come on top and are

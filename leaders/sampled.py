@@ -330,6 +330,9 @@ class SampledLeader(Leader):
         if self.sampling.reaction == "fitted":
             world = self.env.model(theta)
             room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
+        if self.seen is not None:
+            world = self.env.model(theta)
+            room += self.runs * self.seen.seen.numbers(world.states, world.actions) // FEW
         at_once = max(1, CHUNK // room)
         gradients = []
         for first in range(0, count, at_once):

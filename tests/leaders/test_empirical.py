@@ -99,6 +99,20 @@ def test_taking_a_batch_out_again_leaves_what_was_there_before():
     assert np.abs(critic.tables[0] - alone.tables[0]).max() > 0.01
 
 
+def test_saved_counts_that_lead_nowhere_are_refused():
+    model, successor = world()
+    critic = Empirical(0.9)
+    critic.fit(every_move(successor), HALF, model, NOISE)
+    state = critic.state_dict()
+    other = Empirical(0.9)
+    other.load_state_dict(state)
+    other.fit(every_move(successor), HALF, model, NOISE)
+    np.testing.assert_array_equal(other.seen.visits, 2 * critic.seen.visits)
+    state["successor"][0, 0, 0, 0] = 3
+    with pytest.raises(ValueError, match=r"saved counts must lead to states 0 … 2, got -?\d … 3"):
+        other.load_state_dict(state)
+
+
 def test_coverage_by_hand():
     model, _ = world()
     critic = Empirical(0.9)

@@ -1,0 +1,80 @@
+"""Bias and spread of BC-HG's training estimates in worlds of users, by who judges the batch.
+
+Every row: 400 outer iterations at a fixed θ after 100 to warm up, against the exact hypergradient. Writes the table
+that `docs/estimators.md` includes.
+
+Run: python benchmarks/critic_bias.py [--estimates 400] [--out docs/data/critic_bias.md]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from leaders import BCHG, exact
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "leaders"))  # the worlds are those of the tests
+
+from strangers import STRANGERS, policy_at  # noqa: E402
+
+WARM_UP = 100
+JUDGES: dict[str, dict[str, Any]] = {
+    "expected SARSA, own batch": {"critic": "expected_sarsa", "cross_fit": False, "rows": 10},
+    "expected SARSA, cross-fitted": {"critic": "expected_sarsa"},
+    "empirical (default)": {},
+    "exact": {"critic": "exact"},
+}
+
+
+@dataclass
+class Args:
+    """What is run."""
+
+    estimates: int = 400
+    out: Path = ROOT / "docs" / "data" / "critic_bias.md"
+
+
+def measured(env: Any, batch_size: int, count: int, settings: dict[str, Any]) -> tuple[float, float]:
+    """‖mean − exact‖ and the standard deviation of an estimate, both relative to ‖exact‖."""
+    theta = env.problem.default_theta
+    fixed = {"policy": policy_at(theta), "optimizer": "sgd", "learning_rate": 1e-300, "max_grad_norm": float("inf")}
+    leader = BCHG(env, batch_size=batch_size, **fixed, **settings).learn(WARM_UP)
+    estimates: list[np.ndarray] = []
+    leader.learn(count, callback=lambda *_: estimates.append(-leader.policy.raw.grad.flatten().numpy().copy()))
+    truth, samples = exact.hypergradient(env, theta).flatten(), np.array(estimates)
+    size = float(np.linalg.norm(truth))
+    return float(np.linalg.norm(samples.mean(0) - truth)) / size, float(np.linalg.norm(samples.std(0, ddof=1))) / size
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    lines = [
+        f"Bias of the mean of {args.estimates} training estimates, in brackets the standard deviation of one, both",
+        "relative to the length of the exact hypergradient (`python benchmarks/critic_bias.py`; a bias is known up",
+        f"to its bracket over {args.estimates**0.5:.0f}):",
+        "",
+        "| world | batch | " + " | ".join(JUDGES) + " |",
+        "|---|---|" + "---|" * len(JUDGES),
+    ]
+    for world, make in STRANGERS.items():
+        for batch_size in (100, 1000):
+            pairs = [measured(make(), batch_size, args.estimates, settings) for settings in JUDGES.values()]
+            lines.append(f"| {world} | {batch_size} | " + " | ".join(f"{b:.2f} ({s:.1f})" for b, s in pairs) + " |")
+            print(lines[-1], flush=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
