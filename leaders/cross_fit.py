@@ -67,7 +67,7 @@ class Judges:
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, ...]:
         """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each, of the batch that was dealt."""
         if self.learnt and self.seen:
-            values = [self._known(batch, *pair) for pair in zip(self.critics, self.seen, strict=True)]
+            values = [self._known(batch, policy, *pair) for pair in zip(self.critics, self.seen, strict=True)]
         else:
             values = [critic.values(batch, policy) for critic in self.critics]
         return tuple(self.by_part(list(each)) for each in zip(*values, strict=True))
@@ -91,9 +91,9 @@ class Judges:
         first, second = each
         return torch.where(self.part.view(*self.part.shape, *[1] * (first.ndim - self.part.ndim)) == 0, first, second)
 
-    def _known(self, batch: Rollout, critic: Any, seen: Empirical) -> tuple[Tensor, Tensor, Tensor]:
+    def _known(self, batch: Rollout, policy: Any, critic: Any, seen: Empirical) -> tuple[Tensor, Tensor, Tensor]:
         """A critic's values where the world is known, and what says nothing elsewhere."""
-        q, v, v_next = critic.values(batch, seen.reachable)
+        q, v, v_next = critic.values(batch, policy if critic is seen else seen.reachable)
         pairs = torch.from_numpy(seen.moves.known)
         q = torch.where(look_up(pairs, batch.state, batch.action), q, v)
         on_average = (q - batch.r_leader) / self.gamma if self.gamma > 0 else torch.zeros_like(q)
