@@ -17,6 +17,7 @@ from bilevel_envs.quadratics import lstd
 from leaders import BCHG, HPGD, NaivePGD, exact
 from leaders.baseline import QuadraticBaseline
 from leaders.critics import ExactCritic, NetworkCritic
+from leaders.cross_fit import fitted_to_all
 from leaders.per_step import clipped, per_step_gradient
 from leaders.weights import occupancy
 from tests.leaders.test_linear_leaders import Pendulums, make
@@ -274,8 +275,8 @@ def test_the_quadratic_baseline_is_the_followers_gradient():
     best, model = env.best_response(theta.detach()), env.model(theta)
     batch = env.rollout(theta.detach(), best, Noise([0]), rows=1_000, horizon=100)
     critic = leader._make_critic()
-    critic.fit(batch, best, model.detach(), Noise([0]))
-    leader._centre(theta, model, batch, best, critic, Noise([0]), "keep")
+    judges = fitted_to_all(critic, batch, best, model.detach(), Noise([0]), gamma=0.9)
+    leader._centre(theta, model, batch, best, judges, Noise([0]), "keep")
     # only few states: the closed form is one backward pass per state
     few = replace(batch, **{name: getattr(batch, name)[:, :3, :4] for name in batch.__dataclass_fields__})
     true = per_step_gradient(Riccati().reaction(model, env.preferences).v(few.state), theta)
