@@ -77,12 +77,18 @@ class Judges:
         gradients = [critic.leader_gradient(policy) for critic in self.critics]
         return lambda state, step: self.by_part([gradient(state, step) for gradient in gradients])
 
-    def unseen(self, batch: Rollout) -> float:
-        """Share of the batch's valid steps whose pair is not known outside of its own part."""
-        known = self.by_part(
-            [look_up(torch.from_numpy(seen.moves.known), batch.state, batch.action) for seen in self.seen]
-        )
-        return float((batch.valid & ~known).sum() / batch.valid.sum().clamp(min=1))
+    def unseen(self, batch: Rollout) -> tuple[float, float]:
+        """What the estimate of a batch leaves out, because nothing is known of it outside of its own part.
+
+        Returns:
+          The share of valid steps whose pair (s, b) is not known, and the share of an episode's discounted steps that
+          lie behind cuts in states that are not.
+        """
+        tables = [torch.from_numpy(seen.moves.known) for seen in self.seen]
+        pairs = self.by_part([look_up(known, batch.state, batch.action) for known in tables])
+        onward = self.by_part([look_up(known.any(-1), batch.next_state) for known in tables])
+        lost = (self.gamma ** (batch.step + 1.0) * (batch.cut & ~onward)).sum() / batch.starts.sum().clamp(min=1)
+        return float((batch.valid & ~pairs).sum() / batch.valid.sum().clamp(min=1)), float(lost)
 
     def by_part(self, each: list[Tensor]) -> Tensor:
         """What the critic of each step's part says, from what all of them say, [R, N, T, ...]."""

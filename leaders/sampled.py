@@ -181,17 +181,18 @@ class SampledLeader(Leader):
             self._warn_if_unseen(judges.unseen(batch), f"after {self.progress.iterations + 1} iterations")
         return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
 
-    def _warn_if_unseen(self, share: float, when: str) -> None:
-        if share <= TRUSTED or self._warned:
+    def _warn_if_unseen(self, unseen: tuple[float, float], when: str) -> None:
+        if max(unseen) <= TRUSTED or self._warned:
             return
         self._warned = True
         logger.warning(
-            "%s: %s %.0f %% of the steps of a batch are at pairs (state, action) that no other episode visited; "
-            "estimates leave out what such pairs bring and cannot be trusted yet. Raise `batch_size`, or go on until "
-            'history["coverage"] stops growing.',
+            "%s, %s: too little has been seen for estimates to be trusted. They leave out %.0f %% of a batch's steps, "
+            "at pairs (state, action) that no other episode visited, and %.0f %% of an episode, behind cuts in states "
+            'that were never left. Raise `batch_size`, lower `rows`, or go on until history["coverage"] stops growing.',
             type(self).__name__,
             when,
-            100 * share,
+            100 * unseen[0],
+            100 * unseen[1],
         )
 
     def _judges(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -10,6 +11,7 @@ from test_weights import rollout
 
 from bilevel_envs import TabularModel
 from bilevel_envs.noise import Noise
+from bilevel_envs.parameterizations import Free
 from leaders import BCHG, exact
 from leaders.continuation import continuation
 from leaders.critics import Empirical, ExactCritic, ExpectedSarsa, MonteCarlo, NetworkCritic, Sarsa, StateTable
@@ -242,11 +244,32 @@ def test_a_leader_says_once_that_it_has_seen_too_little(make, caplog):
     leader = BCHG(env, batch_size=20).learn(12)
     (message,) = caplog.messages
     assert "after 10 iterations" in message
-    assert "cannot be trusted yet. Raise `batch_size`" in message
+    assert "too little has been seen for estimates to be trusted" in message
+    assert "Raise `batch_size`" in message
     coverage, visits = (leader.history[name][:, 0] for name in ("coverage", "visits_per_pair"))
     assert (np.diff(coverage) >= 0).all()
     assert 0 < coverage[-1] < 0.2
     np.testing.assert_allclose(coverage * visits * 1200, 20.0 * np.arange(1, 13))
+
+
+def test_a_leader_says_if_its_rows_never_reach_what_counts(caplog):
+    """A corridor of 60 states, γ = 0.99: rows of 20 steps see a fifth of what counts, whatever they are repeated."""
+    from bilevel_envs import BilevelWrapper, ConfigurableMDP, Preferences, TabularEnv
+
+    class Corridor(ConfigurableMDP):
+        theta_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float64)
+        default_theta = np.zeros(1)
+        preferences = Preferences(0.99, 0.99, 0.5)
+
+        def model(self, theta):
+            transition = torch.eye(60, dtype=torch.float64).roll(1, 1)[None, :, None].expand(1, 60, 2, 60)
+            reward = theta[:, :, None] * torch.tensor([0.0, 1.0], dtype=torch.float64) + torch.zeros(1, 60, 2)
+            return TabularModel(transition, torch.eye(60, dtype=torch.float64)[:1], reward, reward)
+
+    env = BilevelWrapper(TabularEnv(Corridor()))
+    BCHG(env, policy=Free(np.zeros((1, 1))), batch_size=20).learn(12)
+    (message,) = caplog.messages
+    assert f"{100 * 0.99**20:.0f} % of an episode, behind cuts in states that were never left" in message
 
 
 def test_a_leader_that_has_seen_enough_says_nothing(make, caplog):
