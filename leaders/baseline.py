@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from bilevel_envs.model import Model, Rollout
 from bilevel_envs.networks import Fit, TemporalDifference
 from bilevel_envs.noise import Noise
 from bilevel_envs.quadratics import lstd, products
-from leaders.critic import Critic
+from leaders.critic import Critic, critic_keeps
 
 
 class Baseline(Protocol):
@@ -40,6 +40,8 @@ class QuadraticBaseline:
     Args:
       gamma: γ_F.
     """
+
+    keeps: ClassVar[bool] = False
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma
@@ -119,6 +121,11 @@ class WithBaseline:
 
     def __init__(self, critic: Critic, baseline: Baseline) -> None:
         self.critic, self.baseline = critic, baseline
+
+    @property
+    def keeps(self) -> bool:
+        """Whether both keep what earlier batches taught them."""
+        return critic_keeps(self.critic) and critic_keeps(self.baseline)
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """The critic's; the baseline is fitted where ∇Q_F is known step by step."""

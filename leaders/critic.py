@@ -45,3 +45,13 @@ class Critic(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
+
+
+def critic_keeps(critic: Any) -> bool:
+    """Whether a critic keeps what earlier batches taught it; unless it says otherwise."""
+    return getattr(critic, "keeps", True)
+
+
+def critic_learns(critic: Any) -> bool:
+    """Whether a critic looks at the batches that it is fitted to; unless it says otherwise."""
+    return getattr(critic, "learns", True)

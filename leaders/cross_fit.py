@@ -19,7 +19,7 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.tabular import look_up
-from leaders.critic import Critic
+from leaders.critic import Critic, critic_keeps, critic_learns
 from leaders.critics.empirical import Empirical
 
 HALVES = 2
@@ -147,16 +147,6 @@ def cross_fitted(
     judges = [fitted(critic.copies(1), part, one) for part, one in zip(parts, among[:HALVES], strict=True)]
     critic.fit(batch, among[HALVES], model, noise)
     return Judges(judges, half, critic, gamma, worlds, learnt=True)
-
-
-def critic_keeps(critic: Any) -> bool:
-    """Whether a critic keeps what earlier batches taught it; unless it says otherwise."""
-    return getattr(critic, "keeps", True)
-
-
-def critic_learns(critic: Any) -> bool:
-    """Whether a critic looks at the batches that it is fitted to; unless it says otherwise."""
-    return getattr(critic, "learns", True)
 
 
 def fitted_to_all(

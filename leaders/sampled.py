@@ -22,11 +22,11 @@ from bilevel_envs.quadratics import products
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.continuation import continuation
-from leaders.critic import Critic
+from leaders.critic import Critic, critic_learns
 from leaders.critic_choice import critic_of
 from leaders.critics.empirical import Empirical
 from leaders.critics.least_squares import feature_count
-from leaders.cross_fit import Judges, critic_learns, cross_fitted, fitted_to_all
+from leaders.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.fitted_reaction import fitted_trace
 from leaders.kicks import KICKS
 from leaders.knowledge import pathwise, reaction_surrogate
