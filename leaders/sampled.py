@@ -57,7 +57,7 @@ MUCH = 0.05  # a row that is continued goes on until max(γ_L, γ_F)^T falls bel
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
-TRUSTED = 0.2  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
+TRUSTED = 0.3  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
 PATIENCE = 10  # outer iterations before that is said
 
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
