@@ -650,7 +650,8 @@ def known_moves(
     Args:
       successor, visits, endings: as in `count_transitions`.
       transition: p(s' | s, b), [R|1, S, B, S], read only with `theta_moves`.
-      theta_moves: take probabilities from `transition` instead of the counts.
+      theta_moves: take probabilities from `transition` instead of the counts. What is missing to 1 goes to successors
+        that were seen once: there are as many of those as of unseen ones, in proportion (Good, Biometrika 40, 1953).
       policy: g, [R|1, S, B].
 
     Returns:
@@ -694,13 +695,22 @@ def known_moves(
                 if not known[run, s, b]:
                     continue
                 mass += policy[run % len(policy), s, b]
-                total, place = 0.0, 0
+                total, place, missing, once = 0.0, 0, 0.0, 0
+                if theta_moves:
+                    missing = 1.0
+                    for k in range(places):
+                        there, seen = successor[run, s, b, k], visits[run, s, b, k]
+                        if there >= 0 and seen > 0.0:
+                            missing -= transition[run % len(transition), s, b, there]
+                            once += seen == 1.0
                 for onward_first in (True, False):
                     for k in range(places):
                         there, seen = successor[run, s, b, k], visits[run, s, b, k]
                         if there < 0 or seen <= 0.0:
                             continue
                         p = transition[run % len(transition), s, b, there] if theta_moves else seen
+                        if theta_moves and seen == 1.0 and p > 0.0:
+                            p += max(missing, 0.0) / once
                         over = p * endings[run, s, b, k] / seen
                         onward = p - over if known_state[there] else 0.0
                         if over + onward > 0.0 and (onward > 0.0) == onward_first:

@@ -6,7 +6,7 @@ row, S states, B follower actions. The runs axis leads; a leading 1 stands for "
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -52,7 +52,8 @@ class Rollout:
       terminated: the episode ended with this step and nothing follows, bool [R, N, T].
       truncated: the episode was cut after this step by a time limit, bool [R, N, T].
       step: index inside the episode, 0 at its first step, int [R, N, T].
-      valid: False where a row has run out (its only episode ended earlier), bool [R, N, T].
+      valid: False where a row has run out (its only episode ended earlier), or where critics are to leave a step out,
+        bool [R, N, T].
     """
 
     state: Tensor
@@ -64,6 +65,10 @@ class Rollout:
     truncated: Tensor
     step: Tensor
     valid: Tensor
+
+    def steps(self, first: int, last: int | None) -> Rollout:
+        """The steps of every row from `first` up to `last`, excluded."""
+        return Rollout(**{field.name: getattr(self, field.name)[:, :, first:last] for field in fields(self)})
 
     @cached_property
     def starts(self) -> Tensor:

@@ -35,8 +35,7 @@ def check_transparent(env: Any) -> None:
             raise TypeError(
                 "`env` must have no wrapper inside that may change rewards, actions or observations, got "
                 f"{type(env).__name__}: models, tables and fresh copies of the environment do not have it. Put what it "
-                "does into the problem (its `model`, and its `step`), or put it around the BilevelWrapper, where it "
-                "changes what others see and not what leaders do"
+                "does into the problem (its `model`, and its `step`)"
             )
         env = env.env
 

@@ -17,6 +17,7 @@ from bilevel_envs.tabular import TabularModel
 from leaders.critics.empirical import Empirical
 from leaders.cross_fit import Judges
 from leaders.empirical import KnownMoves
+from leaders.kicks import Rule
 from leaders.visits import sum_table
 from leaders.weights import Weights
 
@@ -30,7 +31,7 @@ def continuation(
     weights: Weights,
     preferences: Preferences,
     *,
-    guides: bool,
+    rule: Rule,
 ) -> Tensor:
     """The surrogate of what lies behind the cuts of a batch, [R].
 
@@ -42,20 +43,19 @@ def continuation(
       counts: `occupancy` of the leader, [R, N, T].
       weights: of the batch; that of r_F is the follower's trace.
       preferences: γ_L, γ_F and β.
-      guides: whether steps behind the cut weigh ∇Q_F by their benefit, and the trace goes on.
+      rule: the estimator; where it `goes_on`, steps behind the cut weigh ∇Q_F by their benefit, and the trace decays as
+        it says.
     """
     total = torch.zeros(len(counts), dtype=counts.dtype)
+    decay = preferences.gamma_follower if rule.decay is None else rule.decay
     for seen, part in zip(judges.seen, judges.parts, strict=True):
         cut = batch.cut & part
         if cut.any():
-            arriving = [
-                sum_table(torch.where(cut, gamma * weight, 0.0), batch.next_state, model.states).numpy()
-                for gamma, weight in (
-                    (preferences.gamma_leader, counts),
-                    (preferences.gamma_follower, weights.r_follower * guides),
-                )
-            ]
-            total = total + _from_here(seen, model, best, arriving[0], arriving[1], preferences, guides)
+            leader, follower = (
+                sum_table(torch.where(cut, weight, 0.0), batch.next_state, model.states).numpy()
+                for weight in (preferences.gamma_leader * counts, decay * weights.r_follower * rule.goes_on)
+            )
+            total = total + _from_here(seen, model, best, leader, follower, preferences, rule)
     return total
 
 
@@ -66,18 +66,19 @@ def _from_here(
     leader: np.ndarray,
     follower: np.ndarray,
     preferences: Preferences,
-    guides: bool,
+    rule: Rule,
 ) -> Tensor:
     """The surrogate of episodes that start with a leader's and a follower's weight on each state, [R, S] each."""
     moves = seen.moves
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
+    decay = gamma_follower if rule.decay is None else rule.decay
     q_leader, v_leader = seen.tables
     visits = moves.resolvent(gamma_leader, leader, transpose=True)[..., None] * moves.policy
     weight = np.zeros_like(visits)
-    if guides:
+    if rule.goes_on:
         weight = visits * (q_leader - v_leader[..., None]) / preferences.beta
         onward = moves.sent(weight)
-        inflow = moves.resolvent(gamma_follower, follower + gamma_follower * onward, transpose=True)
+        inflow = moves.resolvent(decay, follower + decay * onward, transpose=True)
         weight = weight + inflow[..., None] * moves.policy
     total = torch.zeros(len(visits), dtype=torch.float64)
     for table, on_pair in ((model.r_leader, visits), (model.r_follower, weight)):
@@ -85,7 +86,7 @@ def _from_here(
             total = total + (torch.from_numpy(on_pair) * table).sum((1, 2))
     if model.transition.requires_grad:
         on_move = _arriving(v_leader, q_leader - seen.reward, gamma_leader, visits, moves)
-        if guides:
+        if rule.goes_on and not rule.centred:
             q = best.q.values.detach().numpy() - model.r_follower.detach().numpy()
             on_move = on_move + _arriving(best.v.values.numpy(), q, gamma_follower, weight, moves)
         where = torch.from_numpy(on_move != 0.0)

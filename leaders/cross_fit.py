@@ -28,14 +28,16 @@ HALVES = 2
 def halves(batch: Rollout, keeps: bool) -> Tensor:
     """To which half of its run's batch each step belongs, 0 or 1, int [R, N, T].
 
-    Episodes take turns. A run with a single episode has an empty half, so that earlier batches alone judge it; a critic
-    that keeps nothing of those judges each half of the steps by the other then.
+    Episodes take turns. A run with a single episode has an empty half, so that earlier batches alone judge it; where
+    there are none, or the critic keeps nothing of them, each half of its steps is judged by the other.
     """
-    episode = batch.starts.flatten(1).cumsum(1).view_as(batch.step)
-    if keeps or int(batch.starts.sum((1, 2)).min()) > 1:
-        return episode % HALVES
+    by_episode = batch.starts.flatten(1).cumsum(1) % HALVES
+    if keeps:
+        return by_episode.view_as(batch.step)
     steps = batch.valid.flatten(1).cumsum(1)
-    return (HALVES * (steps - 1) // steps[:, -1:].clamp(min=1)).clamp(min=0).view_as(batch.step)
+    by_step = (HALVES * (steps - 1) // steps[:, -1:].clamp(min=1)).clamp(min=0)
+    several = batch.starts.sum((1, 2))[:, None] > 1
+    return torch.where(several, by_episode, by_step).view_as(batch.step)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Judges:
     learnt: bool = False
 
     @property
+    def fold(self) -> Tensor | None:
+        """`part`, where several critics were fitted to parts of the batch."""
+        return self.part if self.learnt else None
+
+    @property
     def parts(self) -> list[Tensor]:
         """The steps that each critic judges, bool [R, N, T] each."""
         return [self.part == index for index in range(len(self.critics))]
@@ -76,6 +83,14 @@ class Judges:
         """∇V_L as a function of the batch's states and steps."""
         gradients = [critic.leader_gradient(policy) for critic in self.critics]
         return lambda state, step: self.by_part([gradient(state, step) for gradient in gradients])
+
+    def behind_cuts(self, batch: Rollout, tail: str) -> Tensor | float:
+        """What the leader expects behind the cuts of a batch where episodes go on there, per episode begun, [R]."""
+        if tail != "bootstrap" or not self.seen:
+            return 0.0
+        v = self.by_part([look_up(torch.from_numpy(seen.tables[1]), batch.next_state) for seen in self.seen])
+        expected = self.gamma ** (batch.step + 1.0) * v * batch.cut
+        return expected.sum((1, 2)) / batch.starts.sum((1, 2)).clamp(min=1)
 
     def unseen(self, batch: Rollout) -> tuple[float, float]:
         """What the estimate of a batch leaves out, because nothing is known of it outside of its own part.
@@ -115,6 +130,7 @@ def cross_fitted(
     *,
     gamma: float,
     seen: Empirical | None = None,
+    first: bool = False,
 ) -> Judges:
     """Fits a critic to a batch, and copies of it, as it was before, to each half of the batch for the other.
 
@@ -124,8 +140,17 @@ def cross_fitted(
       gamma: γ_L.
       seen: for tables, the world as the leader has seen it before this batch; it learns as the critic does, which may
         be the same. Critics then take expectations over the pairs that are known.
+      first: whether there were no earlier batches.
+
+    Raises:
+      TypeError: if `critic.copies(1)` is the critic itself.
     """
-    half = halves(batch, critic_keeps(critic))
+    half = halves(batch, critic_keeps(critic) and not first)
+    if critic_learns(critic) and critic is not seen and critic.copies(1) is critic:
+        raise TypeError(
+            f"`critic` must return a new critic from `copies`, or have `learns = False`; {type(critic).__name__} "
+            "returns itself"
+        )
     parts = [replace(batch, valid=batch.valid & (half != judged)) for judged in range(HALVES)]
 
     def fitted(one: Any, part: Rollout, response: BestResponse) -> Any:

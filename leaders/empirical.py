@@ -87,6 +87,10 @@ class EmpiricalModel:
     def add(self, batch: Rollout, states: int, actions: int) -> None:
         """Counts the valid steps of a batch [R, N, T] of a world of so many states and actions."""
         shape = (len(batch.state), states, actions)
+        if self.visits.shape[:3] not in ((0, 0, 0), shape):
+            raise ValueError(
+                f"the counts are those of {list(self.visits.shape[:3])} runs, states and actions, not of {list(shape)}"
+            )
         if self.visits.shape[:3] != shape:
             self.successor = np.full((*shape, 1), -1)
             self.visits, self.endings = np.zeros((*shape, 1)), np.zeros((*shape, 1))
@@ -136,8 +140,14 @@ class EmpiricalModel:
         return other
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, as tensors."""
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("successor", "visits", "endings")}
+        """The counts, as tensors, and the order of states that was good for them."""
+        counts = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("successor", "visits", "endings")}
+        band = self.band
+        return {
+            **counts,
+            "position": torch.from_numpy(band.position.copy()),
+            "band": (int(band.width), int(band.border)),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts the counts back.
@@ -145,15 +155,15 @@ class EmpiricalModel:
         Raises:
           ValueError: if they are no counts of transitions between a table's states.
         """
-        successor, visits, endings = (state[name].numpy().copy() for name in ("successor", "visits", "endings"))
-        shapes = {table.shape for table in (successor, visits, endings)}
-        if len(shapes) > 1 or successor.ndim != 4 or successor.dtype != np.int64:
-            raise ValueError(f"saved counts must be three tables [R, S, B, K] of one shape, got {sorted(shapes)}")
-        least, most, states = successor.min(initial=-1), successor.max(initial=-1), successor.shape[1]
-        if least < -1 or most >= states > 0:
-            raise ValueError(f"saved counts must lead to states 0 … {states - 1}, got {least} … {most}")
-        self.successor, self.visits, self.endings = successor, visits.astype(float), endings.astype(float)
+        successor, visits, endings, position = (
+            state[name].numpy().copy() for name in ("successor", "visits", "endings", "position")
+        )
+        band = Band(position, *state["band"])
+        _check_counts(successor, visits, endings, band)
+        self.successor, self.visits, self.endings = successor, visits, endings
         self.__dict__.pop("band", None)
+        if self._fits(band):
+            self.__dict__["band"] = band
 
     def _fits(self, band: Band) -> bool:
         """Whether all transitions seen lie in a band or its border."""
@@ -178,3 +188,29 @@ class EmpiricalModel:
         self.successor = np.concatenate([self.successor, np.full_like(self.successor, -1)], -1)
         self.visits = np.concatenate([self.visits, np.zeros_like(self.visits)], -1)
         self.endings = np.concatenate([self.endings, np.zeros_like(self.endings)], -1)
+
+
+def _check_counts(successor: np.ndarray, visits: np.ndarray, endings: np.ndarray, band: Band) -> None:
+    """Refuses what compiled loops could not index with, or what cannot be counts, with a ValueError."""
+    states = successor.shape[1] if successor.ndim == 4 else 0
+    kinds = successor.dtype == np.int64, visits.dtype == np.float64, endings.dtype == np.float64
+    if not all(kinds) or not successor.shape == visits.shape == endings.shape or successor.ndim != 4:
+        raise ValueError("saved counts must be tables [R, S, B, K] of one shape, int64, float64 and float64")
+    if successor.shape[3] == 0 or (successor.size and (successor.min() < -1 or successor.max() >= states)):
+        least, most = successor.min(initial=0), successor.max(initial=0)
+        raise ValueError(f"saved counts must lead to states 0 … {states - 1}, got {least} … {most}")
+    used = successor >= 0
+    if (~used[..., :-1] & used[..., 1:]).any():
+        raise ValueError("saved counts must list successors without gaps")
+    if not (
+        np.isfinite(visits).all() and (endings >= 0).all() and (endings <= visits).all() and (visits[~used] == 0).all()
+    ):
+        raise ValueError("saved counts must be finite, with 0 ≤ endings ≤ visits, and 0 where there is no successor")
+    order = np.sort(band.position)
+    if (
+        len(order) != states
+        or not (order == np.arange(states)).all()
+        or band.width < 0
+        or not 0 <= band.border <= states
+    ):
+        raise ValueError("the order of states saved with the counts must be a permutation of them")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class History:
     """Columns [iterations, R]; grows by one row per outer iteration.
 
     `leader_value` is exact, under the follower's soft optimum; `followed_value` is exact under the policy that the
-    follower used, another one where it is not optimal. `leader_return` is what the batch brought.
+    follower used, another one where it is not optimal. `leader_return` is what the batch brought and, behind cuts where
+    episodes are continued, what the leader expects there.
 
     `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often
     each of those, on average; NaN where nothing is counted.
@@ -55,6 +57,12 @@ class History:
         if column not in COLUMNS:
             raise KeyError(f"a history has the columns {', '.join(COLUMNS)}; got {column!r}")
         return self._data[: self._length, COLUMNS.index(column)]
+
+    def __contains__(self, column: object) -> bool:
+        return column in COLUMNS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COLUMNS)
 
     def keys(self) -> tuple[str, ...]:
         """The names of the columns, so that `dict(history)` holds them all."""

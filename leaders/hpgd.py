@@ -18,7 +18,7 @@ from bilevel_envs.noise import Noise
 from leaders.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critic import Critic
 from leaders.cross_fit import Judges
-from leaders.kicks import KICKS, kick_bc_hg
+from leaders.kicks import KICKS, Rule, kick_bc_hg
 from leaders.oracle import oracle_batch, oracle_weights, published_oracle_batch
 from leaders.per_step import per_step_gradient
 from leaders.sampled import SampledLeader, is_linear, whole_episode_horizon
@@ -77,7 +77,7 @@ class HPGD(SampledLeader):
         critic: as in ``BCHG``; it overrides what the variant says (the published oracle has no use for it).
         critic_learning_rate: as in ``BCHG``.
         critic_start: as in ``BCHG``.
-        cross_fit: as in ``BCHG``; a fitted ∇V_F is cross-fitted, too.
+        cross_fit: as in ``BCHG``; a fitted ∇V_F is not cross-fitted.
         tail: as in ``BCHG``.
         arrival: as in ``BCHG``.
         batch_size: on-policy transitions per outer iteration and run, as in ``BCHG``; an oracle's come on top and are
@@ -182,6 +182,9 @@ class HPGD(SampledLeader):
         weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
         return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
 
+    def _rule_behind_cuts(self) -> Rule:
+        return KICKS["hpgd"]  # what an oracle's episodes carry, too, where they are none
+
     def _centre(
         self,
         theta: Tensor,
@@ -192,7 +195,7 @@ class HPGD(SampledLeader):
         noise: Noise,
         tail: str,
     ) -> Tensor:
-        """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the other part of the batch, where there is one."""
+        """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the batch."""
         preferences = self.env.preferences
         values = evaluate(judges, best, batch)
         counts = self.counts(batch, tail)
@@ -215,14 +218,9 @@ class HPGD(SampledLeader):
             return torch.zeros(len(theta), dtype=theta.dtype)
         # The published form adds nothing at the last step of an episode, which is no step of the process then.
         used = batch.valid & ~batch.cut if self.sampling.arrival == "clipped" else batch.valid
-        gradient = per_step_gradient(torch.stack(added).sum(0), theta)
-        judges.whole.baseline.fit(batch, gradient, used, noise)
-        centre = []
-        for critic, part in zip(judges.critics, judges.parts, strict=True):
-            if critic is not judges.whole:
-                critic.baseline.fit(batch, gradient, used & ~part, noise)
-            centre.append(critic.baseline(batch.state))
-        return ((kick[..., None] * judges.by_part(centre)).sum((1, 2)) * theta.flatten(1)).sum(1)
+        baseline = judges.whole.baseline  # fitted to half a batch it would be some ten times noisier
+        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), used, noise)
+        return ((kick[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
 
     def _make_critic(self) -> Critic:
         critic = super()._make_critic()

@@ -32,13 +32,14 @@ def kick_bc_hg(batch: Rollout, values: Values, occupancy: Tensor, preferences: P
 
 def kick_bc_hg_shared(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
     """The same, shared among all visits of (s, b) (arXiv:2603.14867, Algorithm 1, line 12)."""
-    return visit_mean(kick_bc_hg(batch, values, occupancy, preferences), pair_of(batch), batch.valid)
+    return visit_mean(kick_bc_hg(batch, values, occupancy, preferences), pair_of(batch, values.fold), batch.valid)
 
 
 def kick_hpgd(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
     """The same, centred over repeat visits of s instead of under g (arXiv:2603.14867, eq. 7; 0 without repeats)."""
     kick = kick_bc_hg(batch, values, occupancy, preferences)
-    return visit_mean(kick, pair_of(batch), batch.valid) - visit_mean(kick, batch.state, batch.valid)
+    pair, state = pair_of(batch, values.fold), within(batch.state, values.fold)
+    return visit_mean(kick, pair, batch.valid) - visit_mean(kick, state, batch.valid)
 
 
 def kick_hpgd_learned(batch: Rollout, values: Values, occupancy: Tensor, preferences: Preferences) -> Tensor:
@@ -62,9 +63,14 @@ def kick_sobirl_modified(batch: Rollout, values: Values, occupancy: Tensor, pref
     return occupancy * values.q_leader / preferences.beta
 
 
-def pair_of(batch: Rollout) -> Tensor:
-    """One number per (s, b), [R, N, T]."""
-    return batch.state * (int(batch.action.max()) + 1) + batch.action
+def pair_of(batch: Rollout, fold: Tensor | None = None) -> Tensor:
+    """One number per (s, b), and per part of the batch, [R, N, T]."""
+    return within(batch.state * (int(batch.action.max()) + 1) + batch.action, fold)
+
+
+def within(key: Tensor, fold: Tensor | None) -> Tensor:
+    """A key that tells the parts of a batch apart."""
+    return key if fold is None else key * (int(fold.max()) + 1) + fold
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class Rule:
       kick: what each step adds to the trace.
       decay: the trace's factor per step; None for γ_F.
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k).
-      goes_on: whether its expected kick is BC-HG's, so that a trace can go on behind a cut (`leaders.continuation`).
+      goes_on: whether its expected kick is BC-HG's, also behind a cut (`leaders.continuation`).
     """
 
     kick: Kick
@@ -97,5 +103,5 @@ KICKS: dict[str, Rule] = {
     "hpgd_learned": Rule(kick_hpgd_learned),
     "hpgd_realised": Rule(kick_hpgd_realised),
     "sobirl": Rule(kick_sobirl, decay=1.0, centred=True),
-    "sobirl_modified": Rule(kick_sobirl_modified, decay=0.0, centred=True),
+    "sobirl_modified": Rule(kick_sobirl_modified, decay=0.0, centred=True, goes_on=True),
 }

@@ -28,7 +28,7 @@ from leaders.critics.empirical import Empirical
 from leaders.critics.least_squares import feature_count
 from leaders.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.fitted_reaction import fitted_trace
-from leaders.kicks import KICKS
+from leaders.kicks import KICKS, Rule
 from leaders.knowledge import pathwise, reaction_surrogate
 from leaders.per_step import clipped, per_step_gradient
 from leaders.published_games import is_game, published_leader
@@ -53,7 +53,8 @@ from leaders.values import Values, evaluate
 from leaders.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
-MUCH = 0.05  # a row that is continued goes on until max(γ_L, γ_F)^T falls below
+LITTLE = 0.05  # far rows go on until max(γ_L, γ_F)^T falls below
+FAR_EVERY = 4  # batches
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
@@ -146,6 +147,7 @@ class SampledLeader(Leader):
         self.env.check_sampler(sampling.sampler)
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
+        self.far_rows = self._far_rows()
         self.critic = self._make_critic()
         self.seen = self._seen()
         self._warned = False
@@ -154,22 +156,28 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
         fixed = model.detach()
-        batch = self.env.rollout(
+        rows = self.far_rows if self.progress.iterations % FAR_EVERY == 0 else self.rows
+        drawn = self.env.rollout(
             theta.detach(),
             best,
             self.noise,
-            rows=self.rows,
-            horizon=self.horizon,
+            rows=rows,
+            horizon=self.sampling.batch_size // rows,
             sampler=self.sampling.sampler,
             model=fixed,
         )
+        kept = self.horizon if rows == self.rows else 1
+        batch = drawn.steps(0, kept)
         judges = self._judges(self.critic, self.seen, batch, best, fixed, self.noise)
         total, further_steps = self._surrogate(theta, model, batch, best, judges, self.noise, self.sampling.tail)
+        if self.seen is not None and rows != self.rows:
+            self.seen.seen.add(drawn.steps(kept, None), fixed.states, fixed.actions)
         return Estimate(
             surrogate=total,
-            leader_return=mean_return(batch, self.env.preferences.gamma_leader),
+            leader_return=mean_return(batch, self.env.preferences.gamma_leader)
+            + judges.behind_cuts(batch, self.sampling.tail),
             env_steps=self.sampling.batch_size + further_steps,
-            episodes=(batch.valid & (batch.terminated | batch.truncated)).sum((1, 2)),
+            episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
             **self._coverage(judges, batch),
         )
 
@@ -177,23 +185,27 @@ class SampledLeader(Leader):
         """What the history records of it; says once that too little has been seen."""
         if self.seen is None:
             return {}
-        if self.progress.iterations + 1 >= PATIENCE:
-            self._warn_if_unseen(judges.unseen(batch), f"after {self.progress.iterations + 1} iterations")
+        done = self.progress.iterations + 1
+        if done >= PATIENCE and not self._warned and batch.state.shape[1] == self.rows:
+            self._warned = self._left_out(judges, batch, self.sampling.tail, f"after {done} iterations")
         return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
 
-    def _warn_if_unseen(self, unseen: tuple[float, float], when: str) -> None:
-        if max(unseen) <= TRUSTED or self._warned:
-            return
-        self._warned = True
+    def _left_out(self, judges: Judges, batch: Rollout, tail: str, when: str) -> bool:
+        """Says so if an estimate leaves out too much to be trusted."""
+        steps, behind = judges.unseen(batch)
+        steps, behind = steps if judges.learnt else 0.0, behind if tail == "bootstrap" else 0.0
+        if max(steps, behind) <= TRUSTED:
+            return False
         logger.warning(
             "%s, %s: too little has been seen for estimates to be trusted. They leave out %.0f %% of a batch's steps, "
             "at pairs (state, action) that no other episode visited, and %.0f %% of an episode, behind cuts in states "
             'that were never left. Raise `batch_size`, lower `rows`, or go on until history["coverage"] stops growing.',
             type(self).__name__,
             when,
-            100 * unseen[0],
-            100 * unseen[1],
+            100 * steps,
+            100 * behind,
         )
+        return True
 
     def _judges(
         self, critic: Critic, seen: Empirical | None, batch: Rollout, best: BestResponse, model: Any, noise: Noise
@@ -202,7 +214,8 @@ class SampledLeader(Leader):
         gamma = self.env.preferences.gamma_leader
         if not self.sampling.cross_fit or (seen is None and not critic_learns(critic)):
             return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
-        return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen)
+        first = self.progress.iterations == 0
+        return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
 
     def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         """One outer iteration of a published leader in a game."""
@@ -235,13 +248,13 @@ class SampledLeader(Leader):
         rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
         trace = self._fitted_trace(batch, best, judges, tail) if self.sampling.reaction == "fitted" else None
         terms = model.terms(batch, best.policy if rule.centred else None)
-        values = evaluate(judges, best, batch, rule.reads_follower)  # once: some critics draw for it
+        values = evaluate(judges, best, batch, rule.reads_follower, judges.fold)  # once: some critics draw for it
         if knowledge == "simulate":
             weights = self._weights(batch, values, tail, trace)
             total = surrogate(terms, weights)
             if tail == "bootstrap":
                 counts = self.counts(batch, tail)
-                how: dict[str, Any] = {"preferences": preferences, "guides": rule.goes_on}
+                how: dict[str, Any] = {"preferences": preferences, "rule": self._rule_behind_cuts()}
                 total = total + continuation(judges, model, batch, best, counts, weights, **how)
             if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
                 total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
@@ -260,6 +273,10 @@ class SampledLeader(Leader):
         v_follower = best.v if rule.reads_follower else None
         weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
         return surrogate(terms, weights) + reaction, 0
+
+    def _rule_behind_cuts(self) -> Rule:
+        """The estimator by which cut episodes go on."""
+        return KICKS[self.sampling.kick]
 
     def counts(self, batch: Rollout, tail: str) -> Tensor:
         """`occupancy` of the leader, 0 beyond the steps that its objective sums, [R, N, T]."""
@@ -362,17 +379,29 @@ class SampledLeader(Leader):
             critic = self.critic.copies(copies)
             seen = critic if self.seen is self.critic else self.seen and self.seen.copies(copies)
             judges = self._judges(critic, seen, batch, response, fixed, noise)  # type: ignore[arg-type]
-            if seen is not None:
-                self._warn_if_unseen(judges.unseen(batch), "in gradient_samples")
+            if seen is not None and first == 0:
+                self._left_out(judges, batch, "keep", "in gradient_samples")
             total = self._surrogate(stacked, model, batch, response, judges, noise, tail="keep")[0].sum()
             (gradient,) = torch.autograd.grad(total, stacked) if total.requires_grad else (torch.zeros_like(stacked),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
 
+    def _far_rows(self) -> int:
+        """Rows of the batches that go on for as long as something counts.
+
+        Other batches have short rows, which make better estimates, since cut episodes go on in the world that was seen.
+        Lest that world ends where short rows do, what lies farther from the start is looked at now and then; the
+        estimate takes the first step of those rows.
+        """
+        if self.sampling.tail != "bootstrap" or self.sampling.rows is not None:
+            return self.rows
+        size = self.rows * self.horizon
+        return min(self.rows, _divisor(size, -(-size // self._long_enough())))
+
     def _long_enough(self) -> int:
         """Steps after which a twentieth is left of what either player counts."""
         gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
-        return int(np.ceil(np.log(MUCH) / np.log(gamma))) if gamma > 0 else 1
+        return int(np.ceil(np.log(LITTLE) / np.log(gamma))) if gamma > 0 else 1
 
     def _whole_episode(self) -> int:
         """Steps of an episode beyond which nothing matters to an estimate."""
@@ -407,14 +436,15 @@ class SampledLeader(Leader):
     def _critic_state(self) -> dict[str, Any]:
         if self.actor_critic is not None:
             return self.actor_critic.state_dict()
-        seen = None if self.seen is None or self.seen is self.critic else self.seen.state_dict()
-        return {"critic": self.critic.state_dict(), "seen": seen}
+        critic = {} if self.critic is self.seen else self.critic.state_dict()
+        return {"critic": critic, "seen": None if self.seen is None else self.seen.state_dict()}
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
         if self.actor_critic is not None:
             self.actor_critic.load_state_dict(state, self.policy)
         else:
-            self.critic.load_state_dict(state["critic"])
+            if self.critic is not self.seen:
+                self.critic.load_state_dict(state["critic"])
             if state["seen"] is not None and self.seen is not None:
                 self.seen.load_state_dict(state["seen"])
 
@@ -430,10 +460,11 @@ class SampledLeader(Leader):
         limit, rows = self.env.time_limit, self.sampling.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
-            # Where cut episodes are continued, rows need not go on once discounting has left little.
-            longest = limit if self.sampling.tail != "bootstrap" else min(limit or size, self._long_enough())
-            least = min(10, size) if longest is None else -(-size // longest)
-            rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
+            # Where cut episodes are continued, ten are few enough under a limit, too.
+            least = min(10, size) if limit is None else -(-size // limit)
+            if self.sampling.tail == "bootstrap":
+                least = max(min(10, size), -(-size // self._long_enough()))
+            rows = _divisor(size, least)
             if self.linear and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(
                     f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
@@ -442,6 +473,13 @@ class SampledLeader(Leader):
         elif size % check_count(rows, "rows"):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows
+
+
+def _divisor(size: int, least: int) -> int:
+    """The smallest divisor from `least` on, unless it is more than twice that: then the largest up to it."""
+    divisors = [rows for rows in range(1, size + 1) if size % rows == 0]
+    above = next((rows for rows in divisors if rows >= least), size)
+    return above if above <= 2 * least else max(rows for rows in divisors if rows <= max(least, 1))
 
 
 def model_of(env: BilevelWrapper) -> Any:

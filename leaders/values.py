@@ -22,6 +22,8 @@ class Values:
       v_leader_next: V_L(next_state_k).
       q_follower: Q_F(s_k, b_k).
       v_follower_next: V_F(next_state_k).
+      fold: which part of the batch a step belongs to, int [R, N, T], where each was judged by a critic fitted to the
+        others: means over visits are then taken within a part. None where there is one part.
     """
 
     q_leader: Tensor
@@ -29,6 +31,7 @@ class Values:
     v_leader_next: Tensor
     q_follower: Tensor
     v_follower_next: Tensor
+    fold: Tensor | None = None
 
     @property
     def benefit(self) -> Tensor:
@@ -36,7 +39,9 @@ class Values:
         return self.q_leader - self.v_leader
 
 
-def evaluate(critic: GivesValues, best: BestResponse, batch: Rollout, follower: bool = True) -> Values:
+def evaluate(
+    critic: GivesValues, best: BestResponse, batch: Rollout, follower: bool = True, fold: Tensor | None = None
+) -> Values:
     """Looks both players' values up at the visited steps; the follower's are 0 where nobody asks for them."""
     goes_on = (batch.valid & ~batch.terminated).to(batch.r_leader.dtype)
     q_leader, v_leader, v_leader_next = critic.values(batch, best.policy)
@@ -48,4 +53,5 @@ def evaluate(critic: GivesValues, best: BestResponse, batch: Rollout, follower: 
         v_leader_next=v_leader_next * goes_on,
         q_follower=best.q(batch.state, batch.action) if follower else nothing,
         v_follower_next=torch.where(goes_on > 0, v_follower_next, 0.0),
+        fold=fold,
     )

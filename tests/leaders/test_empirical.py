@@ -16,6 +16,7 @@ from leaders import BCHG, exact
 from leaders.continuation import continuation
 from leaders.critics import Empirical, ExactCritic, ExpectedSarsa, MonteCarlo, NetworkCritic, Sarsa, StateTable
 from leaders.cross_fit import Judges, cross_fitted, halves
+from leaders.kicks import KICKS
 from leaders.weights import Weights
 
 NOISE = Noise([0])
@@ -110,9 +111,20 @@ def test_saved_counts_that_lead_nowhere_are_refused():
     other.load_state_dict(state)
     other.fit(every_move(successor), HALF, model, NOISE)
     np.testing.assert_array_equal(other.seen.visits, 2 * critic.seen.visits)
-    state["successor"][0, 0, 0, 0] = 3
-    with pytest.raises(ValueError, match=r"saved counts must lead to states 0 … 2, got -?\d … 3"):
-        other.load_state_dict(state)
+    for name, wrong, message in (
+        ("successor", 3, r"must lead to states 0 … 2, got -?\d … 3"),
+        ("successor", -1, "without gaps"),
+        ("endings", 5.0, "0 ≤ endings ≤ visits"),
+        ("visits", float("nan"), "must be finite"),
+    ):
+        damaged = critic.state_dict()
+        damaged[name][0, 0, 0, 0] = wrong
+        with pytest.raises(ValueError, match=message):
+            other.load_state_dict(damaged)
+    with pytest.raises(ValueError, match=r"must lead to states"):
+        other.load_state_dict({**state, **{name: state[name][..., :0] for name in ("successor", "visits", "endings")}})
+    with pytest.raises(ValueError, match=r"those of \[1, 3, 2\] runs, states and actions, not of \[1, 4, 2\]"):
+        other.seen.add(every_move(successor), 4, 2)
 
 
 def test_coverage_by_hand():
@@ -143,7 +155,7 @@ def test_behind_a_cut_lies_the_hypergradient_of_the_world_begun_there(make, gamm
     counts, nothing = torch.full((1, 1, 1), 1 / 0.9, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
     judges = Judges([seen], torch.zeros(1, 1, 1, dtype=torch.long), seen, 0.9, [seen])
     weights = Weights(counts, nothing, None, None)
-    total = continuation(judges, model, cut, best, counts, weights, env.preferences, guides=True)
+    total = continuation(judges, model, cut, best, counts, weights, env.preferences, rule=KICKS["bc_hg"])
     (ours,) = torch.autograd.grad(total.sum(), theta, retain_graph=True)
     there = replace(model.detach(), initial=torch.eye(10, dtype=torch.float64)[4:5], structure=None)
     begun = replace(model, initial=there.initial, structure=None)
@@ -169,8 +181,8 @@ def test_a_trace_that_is_cut_goes_on_as_the_follower_s_own_return():
     nothing, trace = torch.zeros(1, 1, 1).double(), torch.full((1, 1, 1), 1 / 0.8, dtype=torch.float64)
     cut = rollout([[[0]]], next_state=[[[2]]])
     how = (judges, scaled, cut, best, nothing, Weights(nothing, trace, None, None), preferences)
-    (ours,) = torch.autograd.grad(continuation(*how, guides=True).sum(), size)
-    assert not continuation(*how, guides=False).requires_grad or continuation(*how, guides=False).abs().max() == 0
+    (ours,) = torch.autograd.grad(continuation(*how, rule=KICKS["bc_hg"]).sum(), size)
+    assert continuation(*how, rule=KICKS["naive_pgd"]).abs().max() == 0
     step = 1e-5
     above, below = (
         solver.best_response(model.with_rewards(model.r_leader, (1 + d) * model.r_follower), preferences).v.values[0, 2]
@@ -188,6 +200,8 @@ def test_episodes_take_turns_and_a_single_one_is_judged_by_what_was_before():
     single = rollout([[[0, 1, 2, 0]]])
     assert halves(single, keeps=True).tolist() == [[[1, 1, 1, 1]]]
     assert halves(single, keeps=False).tolist() == [[[0, 0, 1, 1]]]
+    beside = rollout([[[0, 1, 2, 0]], [[0, 1, 2, 0]]], terminated=[[[0, 0, 0, 0]], [[0, 1, 0, 1]]])
+    assert halves(beside, keeps=False).tolist() == [[[0, 0, 1, 1]], [[1, 1, 0, 0]]]  # each run by itself
 
 
 CRITICS = {
@@ -267,7 +281,7 @@ def test_a_leader_says_if_its_rows_never_reach_what_counts(caplog):
             return TabularModel(transition, torch.eye(60, dtype=torch.float64)[:1], reward, reward)
 
     env = BilevelWrapper(TabularEnv(Corridor()))
-    BCHG(env, policy=Free(np.zeros((1, 1))), batch_size=20).learn(12)
+    BCHG(env, policy=Free(np.zeros((1, 1))), batch_size=20, rows=1).learn(12)
     (message,) = caplog.messages
     assert f"{100 * 0.99**20:.0f} % of an episode, behind cuts in states that were never left" in message
 
