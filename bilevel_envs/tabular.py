@@ -145,12 +145,11 @@ class TabularModel:
     structure: Structure = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.structure is not None and self.structure.belongs_to(self):
-            return  # other rewards, or no gradients, on dynamics that have been checked
         for name in ("transition", "initial", "r_leader", "r_follower"):
             if not isinstance(getattr(self, name), Tensor) or getattr(self, name).dtype != torch.float64:
                 raise TypeError(f"`{name}` must be a float64 torch tensor, got {_kind(getattr(self, name))}")
         check_shape(self.r_leader, self.transition.shape[-3:-1], "r_leader", "[state, action]")
+        checked = self.structure is not None and self.structure.belongs_to(self)
         states, actions = self.r_leader.shape[-2:]
         if self.continues is None:
             object.__setattr__(self, "continues", torch.ones(1, states, actions, dtype=torch.float64))
@@ -162,6 +161,8 @@ class TabularModel:
             "r_follower": (states, actions),
         }
         for name, shape in shapes.items():
+            if checked and name in ("transition", "initial", "continues"):
+                continue  # other rewards, or no gradients, on dynamics that have been checked
             table = getattr(self, name)
             check_shape(table, shape, name)
             if table.ndim != len(shape) + 1 or table.shape[0] not in (1, self.runs):
@@ -170,6 +171,8 @@ class TabularModel:
                     f"got {list(table.shape)}"
                 )
             check_finite(table, name)
+        if checked:
+            return
         if not ((self.continues == 0) | (self.continues == 1)).all():
             raise ValueError("`continues` must be 0 where the episode ends after the step and 1 elsewhere")
         check_distribution(self.transition, "transition", "[run, state, action, next state]")

@@ -27,10 +27,10 @@ class Critic(Protocol):
     In linear-quadratic worlds a critic may also have `leader_gradient(policy)`, ∇V_L as a function of states and steps,
     and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `knowledge` and `reaction` of `BCHG`.
 
-    Leaders fit copies of a critic to a part of each batch and let them judge the rest (`leaders.cross_fit`): `valid` may
-    have holes, or be False everywhere. A critic that keeps nothing from batch to batch says so by `keeps = False`,
-    one that looks at no batch by `learns = False`. For tables the policy given is g among the pairs that were visited: 0
-    at all others, and in states where none was.
+    Leaders fit copies of a critic to a part of each batch and let them judge the rest (`leaders.cross_fit`): `valid`
+    may have holes, or be False everywhere. A critic that keeps nothing from batch to batch says so by `keeps = False`,
+    one that looks at no batch by `learns = False`. For tables the policy given is g among the pairs that were visited:
+    0 at all others, and in states where none was.
     """
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:

@@ -156,7 +156,7 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
         fixed = model.detach()
-        rows = self.far_rows if self.progress.iterations % FAR_EVERY == 0 else self.rows
+        rows = self.far_rows if (self.progress.iterations + 1) % FAR_EVERY == 0 else self.rows
         drawn = self.env.rollout(
             theta.detach(),
             best,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from types import NoneType
@@ -359,6 +359,7 @@ class Leader:
     def _iterate(self) -> None:
         theta = self._theta(differentiable=self.differentiates)  # [R, ...]
         model = self.env.model(theta)  # differentiable in θ
+        self._check_depends(theta, model)
         fixed = model.detach()
         best = self._response(theta.detach(), fixed)
         estimate = self._estimate(theta, model, best)
@@ -386,6 +387,16 @@ class Leader:
         )
         self.progress.best = best
         self.progress.iterations += 1
+
+    def _check_depends(self, theta: Tensor, model: Any) -> None:
+        """Refuses a model none of whose tensors carries gradients to θ."""
+        parts = [getattr(model, field.name) for field in fields(model)] if is_dataclass(model) else []
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if self.differentiates and theta.requires_grad and tensors and not any(part.requires_grad for part in tensors):
+            raise ValueError(
+                f"`model(theta)` of {type(self.env.problem).__name__} must depend on θ through torch operations, got a "
+                f"{type(model).__name__} without gradients: was it detached, or made from NumPy arrays?"
+            )
 
     def _response(self, theta: Tensor, model: Any = None, start: BestResponse | None = None) -> BestResponse:
         """The follower's response; its failures say at which iteration."""

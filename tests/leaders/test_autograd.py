@@ -175,3 +175,12 @@ def test_a_gradient_of_zero_is_no_error():
     leader.learn(3)
     np.testing.assert_array_equal(leader.theta, before)
     assert (leader.history["grad_norm"] == 0).all()
+
+
+def test_a_model_without_gradients_is_refused(make):
+    env = make("RandomMDP")
+    leader = BCHG(env)
+    inner = env.unwrapped.model
+    env.unwrapped.model = lambda theta: inner(theta).detach()
+    with pytest.raises(ValueError, match=r"`model\(theta\)` of RandomMDP must depend on θ through torch operations"):
+        leader.learn(1)
