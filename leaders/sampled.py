@@ -156,7 +156,7 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
         fixed = model.detach()
-        rows = self.far_rows if (self.progress.iterations + 1) % FAR_EVERY == 0 else self.rows
+        rows = self.far_rows if self.progress.iterations % FAR_EVERY == 0 else self.rows
         drawn = self.env.rollout(
             theta.detach(),
             best,
@@ -166,11 +166,12 @@ class SampledLeader(Leader):
             sampler=self.sampling.sampler,
             model=fixed,
         )
-        kept = self.horizon if rows == self.rows else 1
+        first = self.progress.iterations == 0  # nothing has been seen: every step is judged by the rest
+        kept = self.sampling.batch_size // rows if first or rows == self.rows else 1
         batch = drawn.steps(0, kept)
         judges = self._judges(self.critic, self.seen, batch, best, fixed, self.noise)
         total, further_steps = self._surrogate(theta, model, batch, best, judges, self.noise, self.sampling.tail)
-        if self.seen is not None and rows != self.rows:
+        if self.seen is not None and kept < drawn.state.shape[2]:
             self.seen.seen.add(drawn.steps(kept, None), fixed.states, fixed.actions)
         return Estimate(
             surrogate=total,

@@ -274,7 +274,7 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         BCHG(make("FourRooms")).learn(1, callback="stop")
     with pytest.raises(ValueError, match="`seed` must be at least 0"):
         BCHG(make("FourRooms")).gradient_samples(2, seed=-1)
-    with pytest.raises(ValueError, match=r"`features` must map states to shape \[1, 10, 10, 'F'\]"):
+    with pytest.raises(ValueError, match=r"`features` must map states to shape \[1, 1, 100, 'F'\]"):
         BCHG(make("FourRooms"), features=lambda state: state.double()).learn(1)
     assert dict(BCHG(make("FourRooms")).history).keys() >= {"leader_value", "residual"}
     with pytest.raises(KeyError, match="a history has the columns env_steps"):
