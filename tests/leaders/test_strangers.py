@@ -8,9 +8,10 @@ from truth import z_scores
 from leaders import BCHG, ExactGradient, NaivePGD, exact
 
 WARM_UP = 100
-ESTIMATES = {100: 1200, 300: 400, 1000: 400}  # by batch size; estimates from small batches have heavy tails
+ESTIMATES = {100: 800, 300: 400, 1000: 400}  # by batch size; estimates from small batches have heavy tails
 STEPS, SEEDS = 100_000, 5
 BATCH = 100
+EXACT_STEPS = 400  # of the exact gradient, after which it stands nearly still
 
 
 def training_estimates(leader_class, env, theta, batch_size, **settings):
@@ -74,11 +75,11 @@ def test_the_guiding_term_is_there_and_has_its_sign(world, batch_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", STRANGERS)
 def test_the_default_wins_most_of_what_the_exact_hypergradient_wins(world):
-    """Five seeds, 100,000 environment steps each, against as many steps of the exact gradient from the same starts."""
+    """Five seeds, 100,000 environment steps each, against the exact gradient from the same starts."""
     env, iterations = STRANGERS[world](), STEPS // BATCH
     leader = BCHG(env, runs=SEEDS, seed=0).learn(iterations)
     assert leader.history["env_steps"][-1, 0] == STEPS
-    best = ExactGradient(env, runs=SEEDS, seed=0).learn(iterations)
+    best = ExactGradient(env, runs=SEEDS, seed=0).learn(EXACT_STEPS)
     start = leader.history["leader_value"][0]
     np.testing.assert_allclose(start, best.history["leader_value"][0], rtol=1e-6)
     won, possible = (exact.objective(env, one.theta) - start for one in (leader, best))
