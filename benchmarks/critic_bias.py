@@ -12,6 +12,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT / "tests" / "leaders"))  # the worlds are those of t
 from strangers import STRANGERS, policy_at  # noqa: E402
 
 WARM_UP = 100
+BEFORE = ROOT / "docs" / "data" / "critic_bias_before.json"
 JUDGES: dict[str, dict[str, Any]] = {
     "expected SARSA, own batch": {"critic": "expected_sarsa", "cross_fit": False, "rows": 10},
     "expected SARSA, cross-fitted": {"critic": "expected_sarsa"},
@@ -59,18 +61,21 @@ def measured(env: Any, batch_size: int, count: int, settings: dict[str, Any]) ->
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
+    before = json.loads(BEFORE.read_text())
     lines = [
         f"Bias of the mean of {args.estimates} training estimates, in brackets the standard deviation of one, both",
         "relative to the length of the exact hypergradient (`python benchmarks/critic_bias.py`; a bias is known up",
-        f"to its bracket over {args.estimates**0.5:.0f}):",
+        f"to its bracket over {args.estimates**0.5:.0f}). Before: the default of commit 0d96720 (400 estimates):",
         "",
-        "| world | batch | " + " | ".join(JUDGES) + " |",
-        "|---|---|" + "---|" * len(JUDGES),
+        "| world | batch | before | " + " | ".join(JUDGES) + " |",
+        "|---|---|---|" + "---|" * len(JUDGES),
     ]
     for world, make in STRANGERS.items():
         for batch_size in (100, 1000):
             pairs = [measured(make(), batch_size, args.estimates, settings) for settings in JUDGES.values()]
-            lines.append(f"| {world} | {batch_size} | " + " | ".join(f"{b:.2f} ({s:.1f})" for b, s in pairs) + " |")
+            was = before.get(f"{world}|{batch_size}")
+            cells = ["" if pair is None else f"{pair[0]:.2f} ({pair[1]:.1f})" for pair in (was, *pairs)]
+            lines.append(f"| {world} | {batch_size} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("\n".join(lines) + "\n")

@@ -182,6 +182,9 @@ class HPGD(SampledLeader):
         weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
         return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
 
+    def _expects(self) -> bool:
+        return False  # it centres by visits, or by an oracle
+
     def _rule_behind_cuts(self) -> Rule:
         return KICKS["hpgd"]  # what an oracle's episodes carry, too, where they are none
 

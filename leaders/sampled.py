@@ -53,12 +53,12 @@ from leaders.values import Values, evaluate
 from leaders.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
-LITTLE = 0.05  # far rows go on until max(γ_L, γ_F)^T falls below
-FAR_EVERY = 4  # batches
+LITTLE = 0.05  # rows whose steps are expected go on until max(γ_L, γ_F)^T falls below
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
 TRUSTED = 0.3  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
+EXPECTED = ("bc_hg", "naive_pgd")  # kicks whose estimates may expect what follows the first step
 PATIENCE = 10  # outer iterations before that is said
 
 MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
@@ -147,7 +147,6 @@ class SampledLeader(Leader):
         self.env.check_sampler(sampling.sampler)
         self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
-        self.far_rows = self._far_rows()
         self.critic = self._make_critic()
         self.seen = self._seen()
         self._warned = False
@@ -156,39 +155,55 @@ class SampledLeader(Leader):
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
         fixed = model.detach()
-        rows = self.far_rows if self.progress.iterations % FAR_EVERY == 0 else self.rows
         drawn = self.env.rollout(
             theta.detach(),
             best,
             self.noise,
-            rows=rows,
-            horizon=self.sampling.batch_size // rows,
+            rows=self.rows,
+            horizon=self.horizon,
             sampler=self.sampling.sampler,
             model=fixed,
         )
-        first = self.progress.iterations == 0  # nothing has been seen: every step is judged by the rest
-        kept = self.sampling.batch_size // rows if first or rows == self.rows else 1
-        batch = drawn.steps(0, kept)
+        # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
+        expects = self._expects() and self.progress.iterations > 0
+        batch = drawn.steps(0, 1) if expects else drawn
         judges = self._judges(self.critic, self.seen, batch, best, fixed, self.noise)
         total, further_steps = self._surrogate(theta, model, batch, best, judges, self.noise, self.sampling.tail)
-        if self.seen is not None and kept < drawn.state.shape[2]:
-            self.seen.seen.add(drawn.steps(kept, None), fixed.states, fixed.actions)
+        self._check_seen(judges, batch, drawn)
+        if self.seen is not None and expects:
+            self.seen.seen.add(drawn.steps(1, None), fixed.states, fixed.actions)
         return Estimate(
             surrogate=total,
             leader_return=mean_return(batch, self.env.preferences.gamma_leader)
             + judges.behind_cuts(batch, self.sampling.tail),
             env_steps=self.sampling.batch_size + further_steps,
             episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
-            **self._coverage(judges, batch),
+            **self._coverage(),
         )
 
-    def _coverage(self, judges: Judges, batch: Rollout) -> dict[str, Any]:
-        """What the history records of it; says once that too little has been seen."""
+    def _expects(self) -> bool:
+        """Whether an estimate samples the first step of each row and expects the rest in the world that was seen.
+
+        What lies behind a cut is solved for, in transitions of other episodes, without the noise of a trajectory. With
+        the critic that is made of the same transitions, a cut after the first step costs no knowledge; the steps that
+        follow are counted for the batches to come.
+        """
+        sampling = self.sampling
+        return sampling.critic == "empirical" and sampling.tail == "bootstrap" and sampling.kick in EXPECTED
+
+    def _check_seen(self, judges: Judges, batch: Rollout, drawn: Rollout) -> None:
+        """Says once that too little has been seen."""
+        done = self.progress.iterations + 1
+        if self.seen is None or self._warned or done < PATIENCE:
+            return
+        if batch is not drawn:  # whose other steps are in no world yet
+            judges, batch = replace(judges, part=torch.zeros_like(drawn.step), seen=[self.seen]), drawn
+        self._warned = self._left_out(judges, batch, self.sampling.tail, f"after {done} iterations")
+
+    def _coverage(self) -> dict[str, Any]:
+        """What the history records of it."""
         if self.seen is None:
             return {}
-        done = self.progress.iterations + 1
-        if done >= PATIENCE and not self._warned and batch.state.shape[1] == self.rows:
-            self._warned = self._left_out(judges, batch, self.sampling.tail, f"after {done} iterations")
         return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
 
     def _left_out(self, judges: Judges, batch: Rollout, tail: str, when: str) -> bool:
@@ -387,18 +402,6 @@ class SampledLeader(Leader):
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
 
-    def _far_rows(self) -> int:
-        """Rows of the batches that go on for as long as something counts.
-
-        Other batches have short rows, which make better estimates, since cut episodes go on in the world that was seen.
-        Lest that world ends where short rows do, what lies farther from the start is looked at now and then; the
-        estimate takes the first step of those rows.
-        """
-        if self.sampling.tail != "bootstrap" or self.sampling.rows is not None:
-            return self.rows
-        size = self.rows * self.horizon
-        return min(self.rows, _divisor(size, -(-size // self._long_enough())))
-
     def _long_enough(self) -> int:
         """Steps after which a twentieth is left of what either player counts."""
         gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
@@ -461,10 +464,10 @@ class SampledLeader(Leader):
         limit, rows = self.env.time_limit, self.sampling.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
-            # Where cut episodes are continued, ten are few enough under a limit, too.
+            # Where steps are expected, rows go on for as long as something counts, lest the world end where they do.
             least = min(10, size) if limit is None else -(-size // limit)
-            if self.sampling.tail == "bootstrap":
-                least = max(min(10, size), -(-size // self._long_enough()))
+            if self._expects():
+                least = -(-size // min(limit or size, self._long_enough()))
             rows = _divisor(size, least)
             if self.linear and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(
