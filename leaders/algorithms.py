@@ -85,7 +85,7 @@ class BCHG(SampledLeader):
         batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
             quadratic critic of a larger one needs.
         rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
-            one); with ``critic="empirical"`` for the fewest that go on until discounting has left a twentieth.
+            one); with ``tail="bootstrap"`` for the fewest that go on until discounting has left a twentieth.
         sampler: ``"fused"`` draws from the model itself, ``"steps"`` drives ``reset`` and ``step``.
         knowledge: what is used beside trajectories in a linear-quadratic world: ``"simulate"`` nothing but the score
             ∇log p, ``"terms"`` the derivative of the mean of the next state, ``"model"`` (the default there) all

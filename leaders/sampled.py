@@ -53,7 +53,7 @@ from leaders.values import Values, evaluate
 from leaders.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
-LITTLE = 0.05  # rows whose steps are expected go on until max(γ_L, γ_F)^T falls below
+LITTLE = 0.05  # rows that are continued go on until max(γ_L, γ_F)^T falls below
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
@@ -464,10 +464,12 @@ class SampledLeader(Leader):
         limit, rows = self.env.time_limit, self.sampling.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
-            # Where steps are expected, rows go on for as long as something counts, lest the world end where they do.
+            # Where cut episodes go on in the world that was seen, it must not end where rows do: they are as long as
+            # something counts.
             least = min(10, size) if limit is None else -(-size // limit)
-            if self._expects():
-                least = -(-size // min(limit or size, self._long_enough()))
+            if self.sampling.tail == "bootstrap":
+                fewest = 1 if self._expects() or limit is not None else min(2, size)
+                least = max(fewest, -(-size // min(limit or size, self._long_enough())))
             rows = _divisor(size, least)
             if self.linear and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(

@@ -31,7 +31,7 @@ class Sampling:
       kick: name of the estimator, a key of `KICKS`.
       batch_size: transitions per outer iteration and run.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without);
-        with "empirical", for the fewest that go on until discounting has left a twentieth.
+        with the tail "bootstrap", for the fewest that go on until discounting has left a twentieth.
       critic: "empirical", "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an
         object of your own.
       critic_learning_rate: η, a number or one per run.
