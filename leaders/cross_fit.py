@@ -84,14 +84,6 @@ class Judges:
         gradients = [critic.leader_gradient(policy) for critic in self.critics]
         return lambda state, step: self.by_part([gradient(state, step) for gradient in gradients])
 
-    def behind_cuts(self, batch: Rollout, tail: str) -> Tensor | float:
-        """What the leader expects behind the cuts of a batch where episodes go on there, per episode begun, [R]."""
-        if tail != "bootstrap" or not self.seen:
-            return 0.0
-        v = self.by_part([look_up(torch.from_numpy(seen.tables[1]), batch.next_state) for seen in self.seen])
-        expected = self.gamma ** (batch.step + 1.0) * v * batch.cut
-        return expected.sum((1, 2)) / batch.starts.sum((1, 2)).clamp(min=1)
-
     def unseen(self, batch: Rollout) -> tuple[float, float]:
         """What the estimate of a batch leaves out, because nothing is known of it outside of its own part.
 

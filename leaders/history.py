@@ -31,8 +31,7 @@ class History:
     """Columns [iterations, R]; grows by one row per outer iteration.
 
     `leader_value` is exact, under the follower's soft optimum; `followed_value` is exact under the policy that the
-    follower used, another one where it is not optimal. `leader_return` is what the batch brought and, behind cuts where
-    episodes are continued, what the leader expects there.
+    follower used, another one where it is not optimal. `leader_return` is what the batch brought.
 
     `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often
     each of those, on average; NaN where nothing is counted.

@@ -174,8 +174,7 @@ class SampledLeader(Leader):
             self.seen.seen.add(drawn.steps(1, None), fixed.states, fixed.actions)
         return Estimate(
             surrogate=total,
-            leader_return=mean_return(batch, self.env.preferences.gamma_leader)
-            + judges.behind_cuts(batch, self.sampling.tail),
+            leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
             env_steps=self.sampling.batch_size + further_steps,
             episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
             **self._coverage(),
@@ -189,7 +188,7 @@ class SampledLeader(Leader):
         follow are counted for the batches to come.
         """
         sampling = self.sampling
-        return sampling.critic == "empirical" and sampling.tail == "bootstrap" and sampling.kick in EXPECTED
+        return _named(sampling.critic, "empirical") and sampling.tail == "bootstrap" and sampling.kick in EXPECTED
 
     def _check_seen(self, judges: Judges, batch: Rollout, drawn: Rollout) -> None:
         """Says once that too little has been seen."""
@@ -428,7 +427,7 @@ class SampledLeader(Leader):
         """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
         if self.world != TABLES or not (self.sampling.cross_fit or self.sampling.tail == "bootstrap"):
             return None
-        if self.sampling.critic == "empirical":
+        if _named(self.sampling.critic, "empirical"):
             return self.critic  # type: ignore[return-value]
         return Empirical(self.env.preferences.gamma_leader, self._theta_moves())
 
@@ -469,8 +468,9 @@ class SampledLeader(Leader):
             least = min(10, size) if limit is None else -(-size // limit)
             if self.sampling.tail == "bootstrap":
                 fewest = 1 if self._expects() or limit is not None else min(2, size)
-                least = max(fewest, -(-size // min(limit or size, self._long_enough())))
-            rows = _divisor(size, least)
+                rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
+            else:
+                rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
             if self.linear and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(
                     f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
@@ -479,6 +479,11 @@ class SampledLeader(Leader):
         elif size % check_count(rows, "rows"):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows
+
+
+def _named(critic: Any, name: str) -> bool:
+    """Whether a critic is given by this name."""
+    return isinstance(critic, str) and critic == name
 
 
 def _divisor(size: int, least: int) -> int:

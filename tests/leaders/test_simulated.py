@@ -15,6 +15,7 @@ from bilevel_envs.networks import Fit
 from bilevel_envs.noise import Noise
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL
 from leaders.critics import NetworkCritic
+from leaders.cross_fit import Judges
 
 PENDULUM, CART = "BiLevel/GuidedPendulum-v0", "BiLevel/GuidedCartPole-v0"
 SMALL = {"learning_starts": 50, "buffer_size": 2_000, "policy_kwargs": {"net_arch": [16]}}
@@ -128,7 +129,8 @@ def test_the_played_estimate_is_the_one_made_from_matrices():
             best = env.best_response(theta)
             batch = env.rollout(theta, best, Noise([0]), rows=4, horizon=50)
         leaf = torch.tensor(theta).requires_grad_()
-        total, _ = leader._surrogate(leaf, env.model(leaf), batch, best, Known(), Noise([1]), "keep")
+        judges = Judges([Known()], torch.zeros_like(batch.step), None, 0.9)
+        total, _ = leader._surrogate(leaf, env.model(leaf), batch, best, judges, Noise([1]), "keep")
         gradients.append(torch.autograd.grad(total.sum(), leaf)[0][0])
     along, steps = gradients[0][0], gradients[1][:128].view(2, 64)
     assert float(along.norm()) > 1
