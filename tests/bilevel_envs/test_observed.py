@@ -120,6 +120,7 @@ def test_vectors_are_cloned_by_least_squares():
     assert best.q.tiled(2)(state.repeat(2, 1, 1), action.repeat(2, 1, 1)).shape == (4, 50)
 
 
+@pytest.mark.slow
 def test_vectors_are_cloned_by_networks():
     theta = np.full((2, 8), 0.5)
     env = building(ObservedFollower(Riccati(), 5_000, method="network", steps=2_000))

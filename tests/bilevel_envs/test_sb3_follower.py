@@ -39,6 +39,7 @@ def soft_dqn(steps=300, **arguments):
     return SB3Follower("SoftDQN", steps, **{**QUICK, **arguments})
 
 
+@pytest.mark.slow
 def test_soft_dqn_comes_to_the_soft_optimum():
     how = {"learning_rate": lambda left: 3e-3 * left + 1e-5, "target_update_interval": 50, "batch_size": 128}
     how |= {"learning_starts": 200, "buffer_size": 10_000, "gradient_steps": 4, "train_freq": 1, "gamma": 0.9}

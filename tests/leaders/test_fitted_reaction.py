@@ -277,6 +277,7 @@ def test_a_world_that_runs_away_does_not_turn_values_around():
     assert float(critic.v(far)) == pytest.approx(-9000, rel=0.1)
 
 
+@pytest.mark.slow
 def test_networks_are_led_with_it(tmp_path):
     agent = SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)
     leader = BCHG(building(agent), batch_size=1_000, seed=0)

@@ -143,6 +143,7 @@ def test_copies_stand_beside_their_runs(building):
             assert torch.equal(critic.network.output_scale[run], copies.output_scale[2 * copy + run])
 
 
+@pytest.mark.slow
 def test_a_runs_network_is_the_same_alone_and_beside_others():
     together = BCHG(make(), critic="td", runs=3, seed=5).learn(3)
     alone = BCHG(make(), critic="td", runs=1, seed=7).learn(3)
@@ -446,6 +447,7 @@ def test_blocks_are_clipped_apart():
     np.testing.assert_allclose([moved[:4].norm(), moved[4:].norm()], 0.1, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bchg", "mc", "td"])
 def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
     def new():
