@@ -87,9 +87,9 @@ def keep_counts(owner: Any, *names: str, at_least: int = 1) -> None:
 
 
 def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
-    """Refuses `value` unless it is one of `options`."""
+    """Refuses `value` unless it is one of `options`; 1 is not True, and 0 not False."""
     options = list(options)
-    if value not in options:
+    if not any(value is option if isinstance(option, bool) else value == option for option in options):
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 

@@ -259,6 +259,25 @@ def test_bad_settings_are_refused(make, arguments, message):
         BCHG(make("FourRooms"), **arguments)
 
 
+@pytest.mark.parametrize("given", [1, 0, 1.0, np.True_])
+@pytest.mark.parametrize(
+    ("leader", "name"),
+    [
+        *((leader, "cross_fit") for leader in ("bchg", "naive-pgd", "hpgd", "sobirl", "bi-ac")),
+        ("bchg", "shared"),
+        ("sobirl", "modified"),
+        ("naive-pgd", "replay"),
+        ("bi-ac", "replay"),
+        ("zeroth-order", "one_sided"),
+    ],
+)
+def test_switches_take_true_and_false_alone(make, leader, name, given):
+    options = "None, True, False" if name in ("shared", "replay") else "True, False"
+    env = make("ToyMarkovGame") if leader == "bi-ac" else make("TollBridge")
+    with pytest.raises(ValueError, match=f"`{name}` must be one of {options}, got {given!r}$"):
+        LEADERS[leader](env, **{name: given})
+
+
 def test_misspelt_and_wrong_kinds_are_refused(make):
     with pytest.raises(TypeError, match="unexpected keyword argument 'learning_rat'"):
         BCHG(make("FourRooms"), learning_rat=0.1)
