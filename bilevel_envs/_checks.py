@@ -71,6 +71,15 @@ def check_number(
     return float(value)
 
 
+def check_per_run(value: Any, name: str, *, runs: int | None = None, **bounds: float) -> None:
+    """Refuses `value` unless it is a number within the bounds of `check_number`, or one such number for each run."""
+    if np.ndim(value) and np.shape(value) != (np.size(value) if runs is None else runs,):
+        each = "one per run" if runs is None else f"one per run ({runs})"
+        raise ValueError(f"`{name}` must be a number or {each}, got shape {list(np.shape(value))}")
+    for number in np.atleast_1d(value).ravel():
+        check_number(number, name, **bounds)  # type: ignore[arg-type]
+
+
 def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
     """Returns `value` as an int; refuses anything but a whole number of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_number
+from bilevel_envs._checks import check_choice, check_number, check_per_run
 
 OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -36,8 +36,7 @@ class Ascent:
         blocks: Mapping[str, slice] | None = None,
     ) -> None:
         check_choice(optimizer, OPTIMIZERS, "optimizer")
-        for rate in np.atleast_1d(learning_rate).ravel():
-            check_number(rate, "learning_rate", above=0)
+        check_per_run(learning_rate, "learning_rate", runs=runs, above=0)
         if max_grad_norm != float("inf"):
             check_number(max_grad_norm, "max_grad_norm", above=0)
         self._leaves = [leaf for leaf in module.parameters() if leaf.requires_grad]

@@ -143,9 +143,8 @@ class SampledLeader(Leader):
             raise NotAvailable(env.follower.missing("V_F").reason)  # type: ignore[attr-defined]
         model = self.env.model(self._theta().detach())
         self.leader_horizon: int | None = getattr(model, "horizon", None)
-        check_sampling(sampling, self.world, model, arrival_told=arguments.get("arrival") is not None)
+        check_sampling(sampling, self.world, model, self.runs, arrival_told=arguments.get("arrival") is not None)
         self.env.check_sampler(sampling.sampler)
-        self._check_rate(sampling.critic_learning_rate, "critic_learning_rate")
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
         self.seen = self._seen()

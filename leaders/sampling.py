@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_number
+from bilevel_envs._checks import check_choice, check_per_run
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.networks import PUBLISHED_FIT, USUAL_FIT, Fit
 from bilevel_envs.simulated import SimulatedModel
@@ -154,20 +153,20 @@ def played_kick(presets: dict[str | None, Sampling] | None, leader: str) -> str:
     return kick
 
 
-def check_sampling(sampling: Sampling, world: str, model: Any, arrival_told: bool) -> None:
+def check_sampling(sampling: Sampling, world: str, model: Any, runs: int, arrival_told: bool) -> None:
     """Refuses words that do not exist, and what does not go with a kind of world, with a ValueError.
 
     Args:
       sampling: what is checked.
       world: the kind of world.
       model: the model at some θ.
+      runs: R.
       arrival_told: whether the user said something of `arrival`.
     """
     check_choice(sampling.tail, TAILS, "tail")
     check_choice(sampling.critic_start, STARTS, "critic_start")
     check_choice(sampling.cross_fit, (True, False), "cross_fit")
-    for rate in np.atleast_1d(sampling.critic_learning_rate).ravel():
-        check_number(rate, "critic_learning_rate", above=0, at_most=1)
+    check_per_run(sampling.critic_learning_rate, "critic_learning_rate", runs=runs, above=0, at_most=1)
     check_choice(sampling.arrival, ARRIVALS, "arrival")
     check_choice(sampling.knowledge, KNOWLEDGE, "knowledge")
     check_choice(sampling.reaction, REACTIONS, "reaction")

@@ -120,7 +120,6 @@ class Leader:
         check_count(common.verbose, "verbose", at_least=0)
         if not isinstance(common.tensorboard_log, (str, Path, NoneType)):
             raise TypeError(f"`tensorboard_log` must be a folder's path, got {common.tensorboard_log!r}")
-        self._check_rate(common.learning_rate, "learning_rate")
         self.noise = Noise(self.seeds)
         self.policy = self._parameterization()
         self._ascent = Ascent(
@@ -474,12 +473,6 @@ class Leader:
         if len(seed) != self.runs:
             raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")
         return [check_count(one, "seed", at_least=0) for one in seed]
-
-    def _check_rate(self, rate: Any, name: str) -> None:
-        if np.ndim(rate) and np.shape(rate) != (self.runs,):
-            raise ValueError(
-                f"`{name}` must be a number or one per run ({self.runs}), got shape {list(np.shape(rate))}"
-            )
 
     def _log(self, seconds: float, steps: int) -> None:
         for column, key in (

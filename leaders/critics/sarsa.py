@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_number
+from bilevel_envs._checks import check_choice, check_per_run
 from bilevel_envs.follower import BestResponse
 from bilevel_envs.kernels import expected_sarsa, sarsa
 from bilevel_envs.model import Model, Rollout
@@ -23,8 +23,7 @@ class LearnedTable:
     """A table [R, S, B] that is kept from batch to batch."""
 
     def __init__(self, gamma: float, learning_rate: float | np.ndarray, start: str = "zeros") -> None:
-        for rate in np.atleast_1d(learning_rate).ravel():
-            check_number(rate, "critic_learning_rate", above=0, at_most=1)
+        check_per_run(learning_rate, "critic_learning_rate", above=0, at_most=1)
         check_choice(start, STARTS, "start")
         self.gamma, self.learning_rate, self.start = gamma, learning_rate, start
         self.table = np.zeros((0, 0, 0))

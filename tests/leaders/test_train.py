@@ -251,7 +251,19 @@ def test_a_bare_environment_is_refused(leader):
         ({"critic_start": "ones"}, "`critic_start` must be one of 'zeros', 'normal'"),
         ({"runs": 0}, "`runs` must be at least 1"),
         ({"seed": -1}, "`seed` must be at least 0"),
-        ({"critic_learning_rate": 2.0}, "`critic_learning_rate` must be above 0 and at most 1"),
+        ({"critic_learning_rate": 2.0}, "`critic_learning_rate` must be above 0 and at most 1, got 2.0"),
+        (
+            {"critic_learning_rate": [0.5, 0.0], "runs": 2},
+            "`critic_learning_rate` must be above 0 and at most 1, got 0.0",
+        ),
+        (
+            {"critic_learning_rate": [0.5] * 3, "runs": 2, "critic": "sarsa"},
+            r"`critic_learning_rate` must be a number or one per run \(2\), got shape \[3\]",
+        ),
+        (
+            {"critic_learning_rate": [0.5] * 3, "critic": "td"},
+            r"must be a number or one per run \(1\), got shape \[3\]",
+        ),
     ],
 )
 def test_bad_settings_are_refused(make, arguments, message):
