@@ -19,7 +19,7 @@ from bilevel_envs.follower import BestResponse
 from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.tabular import look_up
-from leaders.critic import Critic, critic_keeps, critic_learns
+from leaders.critic import Critic, TooFewTransitions, critic_keeps, critic_learns
 from leaders.critics.empirical import Empirical
 
 HALVES = 2
@@ -136,6 +136,7 @@ def cross_fitted(
 
     Raises:
       TypeError: if `critic.copies(1)` is the critic itself.
+      TooFewTransitions: if half a batch is too little for what the critic fits.
     """
     half = halves(batch, critic_keeps(critic) and not first)
     if critic_learns(critic) and critic is not seen and critic.copies(1) is critic:
@@ -146,7 +147,10 @@ def cross_fitted(
     parts = [replace(batch, valid=batch.valid & (half != judged)) for judged in range(HALVES)]
 
     def fitted(one: Any, part: Rollout, response: BestResponse) -> Any:
-        one.fit(part, response, model, noise)
+        try:
+            one.fit(part, response, model, noise)
+        except TooFewTransitions as error:
+            raise error.of_half() from None
         return one
 
     if seen is None:

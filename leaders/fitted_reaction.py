@@ -42,7 +42,7 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
 
     Raises:
       TypeError: if the policy has no `moments`, or Q_L is no polynomial.
-      ValueError: if there are fewer transitions than numbers to fit.
+      TooFewTransitions: if there are fewer transitions than numbers to fit.
     """
     if not hasattr(policy, "moments"):
         raise TypeError(

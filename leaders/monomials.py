@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bilevel_envs.model import Rollout
 from bilevel_envs.quadratics import products, relative, with_one
+from leaders.critic import TooFewTransitions
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Monomials:
           wanted_by: what fits them, as users write it, for the message.
 
         Raises:
-          ValueError: if there are fewer transitions than monomials of (s, b).
+          TooFewTransitions: if there are fewer transitions than monomials of (s, b).
         """
         s, b, following = (part.flatten(1, 2).double() for part in (batch.state, batch.action, batch.next_state))
         used, goes_on = (part.flatten(1)[..., None] for part in (batch.valid, batch.valid & ~batch.terminated))
@@ -49,9 +50,6 @@ class Monomials:
         z = products(with_one(s, b)) * share
         needed, fewest = z.shape[-1], int(batch.valid.sum((1, 2)).min())
         if fewest < needed:
-            raise ValueError(
-                f"{wanted_by} fits {needed} numbers here and needs at least as many transitions, since cross-fitting "
-                f"those of half a batch, got {fewest}: raise `batch_size`"
-            )
+            raise TooFewTransitions(wanted_by, needed, fewest)
         phi, later = products(with_one(s)) * used, products(with_one(following)) * goes_on
         return cls(s, following, goes_on, phi, later, share, z)

@@ -22,7 +22,7 @@ from bilevel_envs.quadratics import products
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.actor_critic import ActorCritic
 from leaders.continuation import continuation
-from leaders.critic import Critic, critic_learns
+from leaders.critic import Critic, TooFewTransitions, critic_learns
 from leaders.critic_choice import critic_of
 from leaders.critics.empirical import Empirical
 from leaders.critics.least_squares import feature_count
@@ -304,7 +304,10 @@ class SampledLeader(Leader):
         total = torch.zeros_like(weight)
         for critic, part in zip(judges.critics, judges.parts, strict=True):
             own = replace(batch, valid=batch.valid & part)
-            trace = fitted_trace(own, critic.quadratic(), best.policy, weight * part, preferences.gamma_follower)
+            try:
+                trace = fitted_trace(own, critic.quadratic(), best.policy, weight * part, preferences.gamma_follower)
+            except TooFewTransitions as error:
+                raise error.of_half() if len(judges.critics) > 1 else error from None
             total = total + trace * part
         return total
 

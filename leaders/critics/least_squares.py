@@ -14,6 +14,7 @@ from bilevel_envs.model import Model, Rollout
 from bilevel_envs.noise import Noise
 from bilevel_envs.policies import GaussianPolicy
 from bilevel_envs.quadratics import lstd, products, symmetric
+from leaders.critic import TooFewTransitions
 from leaders.critics.exact import quadratic_values
 
 
@@ -51,10 +52,7 @@ class LeastSquares:
         goes_on = (batch.valid & ~batch.terminated).flatten(1)[..., None]
         fewest, needed = int(counts.sum(1).min()), feature_count(z.shape[-1])
         if fewest < needed:
-            raise ValueError(
-                f'critic="lstd" fits {needed} numbers here and needs at least as many transitions, since cross-fitting '
-                f"those of the other half of a batch, got {fewest}: raise `batch_size`"
-            )
+            raise TooFewTransitions('critic="lstd"', needed, fewest)
         phi = torch.cat([one, products(z)], -1) * counts
         expected = torch.cat([one, products(following) + spread[:, None, row, column]], -1) * goes_on
         x = lstd(phi, expected, batch.r_leader.flatten(1)[..., None], self.gamma)[..., 0]

@@ -306,9 +306,39 @@ def test_what_it_does_not_go_with_is_refused(world, settings, message):
         BCHG(BilevelWrapper(gym.make(f"BiLevel/{world}-v0")), reaction="fitted", **settings)
 
 
-def test_a_batch_must_hold_what_is_fitted():
-    leader = BCHG(building(), critic="exact", knowledge="terms", batch_size=20, rows=1)
-    with pytest.raises(ValueError, match="fits 28 numbers here .* got 20: raise `batch_size`"):
+@pytest.mark.parametrize("batch_size", [20, 40])
+@pytest.mark.parametrize(
+    ("critic", "knowledge", "fitted", "needed"),
+    [
+        # Of z = (1, s, b) with four temperatures and two heaters: 28 products, 21 + 1 of them of even degree.
+        ("lstd", "model", 'critic="lstd"', 22),
+        ("state_values", "terms", 'critic="state_values"', 28),
+        ("exact", "terms", 'reaction="fitted"', 28),
+    ],
+)
+def test_a_batch_too_small_for_a_fit_is_named_as_it_was_dealt(batch_size, critic, knowledge, fitted, needed):
+    how = {"critic": critic, "knowledge": knowledge, "batch_size": batch_size, "rows": 1}
+    halved, whole = (BCHG(building(), cross_fit=cross_fit, **how) for cross_fit in (True, False))
+    learns = critic != "exact"  # only what is learnt is fitted to halves
+    half = " in each half of a batch" if learns else ""
+    got, remedy = (batch_size // 2, ", or pass `cross_fit=False`") if learns else (batch_size, "")
+    fits = f"{fitted} fits {needed} numbers here and needs at least as many transitions"
+    if got < needed:
+        with pytest.raises(ValueError, match=f"^{fits}{half}, got {got}: raise `batch_size`{remedy}$"):
+            halved.learn(1)
+    if batch_size < needed:
+        with pytest.raises(ValueError, match=f"^{fits}, got {batch_size}: raise `batch_size`$"):
+            whole.learn(1)
+    else:
+        whole.learn(1)
+
+
+def test_a_half_too_small_for_the_reaction_is_named():
+    # 25 transitions of each half are enough for the 22 numbers of the critic and too few for the 28 of the reaction.
+    leader = BCHG(building(), critic="lstd", knowledge="terms", batch_size=50, rows=1)
+    with pytest.raises(
+        ValueError, match='^reaction="fitted" fits 28 .* in each half of a batch, got 25: .*`cross_fit=F'
+    ):
         leader.learn(1)
 
 

@@ -64,7 +64,6 @@ ROWS = [
         "leaders.raw_parameters",
         "leaders.critic",
         "leaders.per_step",
-        "leaders.monomials",
         "leaders.history",
         "leaders.visits",
         "leaders.published",
@@ -77,6 +76,7 @@ ROWS = [
     [
         "leaders.saved",
         "leaders.theta",
+        "leaders.monomials",
         "leaders.critics.monte_carlo",
         "leaders.values",
         "leaders.exact_tables",
