@@ -154,18 +154,20 @@ class Leader:
         return theta if self._stacked else theta[0]
 
     def __repr__(self) -> str:
-        """The task, how far the leader has come, and θ; of stacked runs, run 0's θ.
+        """The task, how far the leader has come, the last leader value recorded, and θ; of stacked runs, run 0's.
 
-        `leader_value`, where it is known, is the history's last, the mean over runs: before the last update of θ.
+        `last_leader_value`, left out where it is unknown, is `history["leader_value"][-1]`: the value at the θ before
+        the last update, not at the θ shown, whose value `exact.objective(env, leader.theta)` computes.
         """
         spec = self.env.unwrapped.spec
-        value = float(self.history.last("leader_value", float("nan")).mean())
+        value = float(self.history.last("leader_value", float("nan"))[0])
+        run = "[0]" if self._stacked else ""
         parts = {
             "env": type(self.env.problem).__name__ if spec is None else spec.id,
             "runs": self.runs,
             "iterations": self.progress.iterations,
-            "leader_value": None if np.isnan(value) else f"{value:.5g}",
-            "theta[0]" if self._stacked else "theta": one_line(self._theta().detach().numpy()[0]),
+            f"last_leader_value{run}": None if np.isnan(value) else f"{value:.5g}",
+            f"theta{run}": one_line(self._theta().detach().numpy()[0]),
         }
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in parts.items() if v is not None)})"
 

@@ -142,9 +142,17 @@ def test_a_leader_names_its_task_its_progress_and_theta(make):
     assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, runs=1, iterations=0, theta=[{before:.5g}])"
     leader.learn(1)
     worth = 0.9 / (1 + math.exp((0.5 - before) / 0.2))  # J_L in closed form
-    expected = f"runs=1, iterations=1, leader_value={worth:.5g}, theta=[{leader.theta[0]:.5g}])"
+    expected = f"runs=1, iterations=1, last_leader_value={worth:.5g}, theta=[{leader.theta[0]:.5g}])"
     assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, {expected}"
     assert str(leader) == repr(leader)
+
+
+def test_a_stacked_leader_shows_value_and_theta_of_the_same_run(make):
+    leader = ExactGradient(make("TollBridge"), runs=3, seed=0)
+    worth = 0.9 / (1 + np.exp((0.5 - leader.theta[:, 0]) / 0.2))  # J_L in closed form, of each run before the update
+    assert len({f"{value:.5g}" for value in (*worth, worth.mean())}) == 4
+    text = repr(leader.learn(1))
+    assert text.endswith(f"iterations=1, last_leader_value[0]={worth[0]:.5g}, theta[0]=[{leader.theta[0, 0]:.5g}])")
 
 
 def test_a_leader_is_short_in_print_whatever_it_leads(make):
@@ -157,7 +165,8 @@ def test_a_leader_is_short_in_print_whatever_it_leads(make):
         assert len(text) < 250
         assert "\n" not in text
         assert " at 0x" not in text
-        assert f"runs={leader.runs}, iterations=1, leader_value=" in text
+        run = "[0]" if leader.runs > 1 else ""
+        assert f"runs={leader.runs}, iterations=1, last_leader_value{run}=" in text
     assert "theta[0]=[" in text
     assert repr(BCHG(BilevelWrapper(TabularEnv(TollBridge())))).startswith("BCHG(env=TollBridge, runs=1, iterations=0,")
 
