@@ -102,6 +102,12 @@ def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
+def check_instance(value: Any, name: str) -> None:
+    """Refuses a class where an object of it is wanted."""
+    if isinstance(value, type):
+        raise TypeError(f"`{name}` must be an object, got the class {value.__name__}: make one, {value.__name__}(...)")
+
+
 def finite_numbers(value: Any, shape: Sequence[int] | None, name: str) -> np.ndarray:
     """Returns `value` as a float64 array; refuses anything but finite numbers of that shape."""
     array = np.asarray(value)

@@ -19,6 +19,7 @@ from bilevel_envs._checks import check_choice, check_count
 from bilevel_envs.autograd import with_ordinary_tensors
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences
 from bilevel_envs.noise import Noise
+from bilevel_envs.problems import check_model
 
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
 
@@ -47,6 +48,7 @@ class Face:
     """What the scalar and the vector form of an environment share: the problem, θ, what a follower sees."""
 
     problem: ConfigurableMDP
+    model_kind: ClassVar[type]  # what the problem's models must be
     _theta: np.ndarray
 
     @cached_property
@@ -76,12 +78,16 @@ class Face:
     @with_ordinary_tensors
     def model(self, theta: Any) -> Any:
         """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
-        return self.problem.model(self._runs_first(theta))
+        model = self.problem.model(self._runs_first(theta))
+        check_model(model, self.problem, "model", self.model_kind)
+        return model
 
     @with_ordinary_tensors
     def simulator(self, theta: Any) -> Any:
         """The world that `step` simulates at θ."""
-        return self.problem.simulator(self._runs_first(theta))
+        model = self.problem.simulator(self._runs_first(theta))
+        check_model(model, self.problem, "simulator", self.model_kind)
+        return model
 
     def _runs_first(self, theta: Any) -> Tensor:
         checked = as_theta(self.problem, theta)
@@ -159,8 +165,8 @@ class ConfigurableEnv(Face, gym.Env):
         array = as_theta(self.problem, theta)
         if array.shape != self.theta_space.shape:
             raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
-        self._theta = array
-        self._pending: Any = self._prepared(array)
+        pending: Any = self._prepared(array)  # what fails here leaves the old θ
+        self._theta, self._pending = array, pending
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
         """Starts an episode; `options={"theta": θ}` configures first."""
@@ -289,8 +295,8 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
                 f"`theta` must have shape {list(self.theta_space.shape)}, or one more leading axis that divides "
                 f"num_envs = {self.num_envs}; got {list(array.shape)}"
             )
-        self._theta = array
-        self._pending: Any = self._prepared(array)
+        pending: Any = self._prepared(array)  # what fails here leaves the old θ
+        self._theta, self._pending = array, pending
 
     def reset(
         self,

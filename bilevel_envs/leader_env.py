@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from bilevel_envs._checks import check_choice
+from bilevel_envs._checks import check_choice, check_instance
 from bilevel_envs.env_base import as_theta, check_options, check_render_mode
 from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given, check_response
 from bilevel_envs.transparent import check_transparent
@@ -44,6 +44,7 @@ class LeaderEnv(gym.Env):
         theta: Any = None,
         render_mode: str | None = None,
     ) -> None:
+        check_instance(game, "game")
         check_transparent(game)
         self.game = _game_of(game)
         inner = getattr(game, "unwrapped", game)  # a wrapper may make a list of its pictures

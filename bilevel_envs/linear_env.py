@@ -12,6 +12,9 @@ from bilevel_envs._checks import finite_numbers
 from bilevel_envs.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.linear_quadratic import LinearQuadraticModel, truncated_normal
 from bilevel_envs.model import ConfigurableMDP
+from bilevel_envs.problems import check_problem
+
+SPACES = ("state_space", "action_space")
 
 
 class _Stepper:
@@ -56,6 +59,8 @@ class LinearVectorEnv(ConfigurableVectorEnv):
       render_mode: "rgb_array" or None.
     """
 
+    model_kind = LinearQuadraticModel
+
     def __init__(
         self,
         problem: ConfigurableMDP,
@@ -64,6 +69,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        check_problem(problem, *SPACES)
         states, actions = problem.state_space, problem.action_space  # type: ignore[attr-defined]
         self.draws = states.shape[0]
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, states, actions)
@@ -95,9 +101,11 @@ class LinearEnv(ConfigurableEnv):
     """
 
     vector_class = LinearVectorEnv
+    model_kind = LinearQuadraticModel
     usual_follower = "riccati"
 
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+        check_problem(problem, *SPACES)
         self.observation_space, self.action_space = problem.state_space, problem.action_space  # type: ignore[attr-defined]
         super().__init__(problem, theta, render_mode)
 

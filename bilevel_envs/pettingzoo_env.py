@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 
-from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs._checks import check_choice, check_count, check_instance
 from bilevel_envs.markov_game import MarkovGame
 
 LEADER, FOLLOWER = AGENTS = ("leader_0", "follower_0")
@@ -21,6 +21,7 @@ class _GameFace:
     """What both forms share: the game, its clock, its path and its picture."""
 
     def __init__(self, game: MarkovGame, name: str, max_cycles: int | None, render_mode: str | None) -> None:
+        check_instance(game, "game")
         check_choice(render_mode, [None, *RENDER_MODES], "render_mode")
         self.game, self.render_mode = game, render_mode
         self.horizon = (

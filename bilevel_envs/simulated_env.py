@@ -11,7 +11,10 @@ from scipy.special import ndtri
 from bilevel_envs._checks import finite_numbers
 from bilevel_envs.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.model import ConfigurableMDP
+from bilevel_envs.problems import check_problem
 from bilevel_envs.simulated import SimulatedModel
+
+PARTS = ("state_space", "action_space", "network", "start_size", "start_many", "advance_many", "ends")
 
 
 class _Stepper:
@@ -61,6 +64,8 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
       render_mode: "rgb_array" or None.
     """
 
+    model_kind = SimulatedModel
+
     def __init__(
         self,
         problem: ConfigurableMDP,
@@ -69,6 +74,7 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
+        check_problem(problem, *PARTS)
         self.draws = _draws(problem)
         states, actions = problem.state_space, problem.action_space  # type: ignore[attr-defined]
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, states, actions)
@@ -101,9 +107,11 @@ class SimulatedEnv(ConfigurableEnv):
     """
 
     vector_class = SimulatedVectorEnv
+    model_kind = SimulatedModel
     usual_follower = None  # one has to learn
 
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+        check_problem(problem, *PARTS)
         self.observation_space, self.action_space = problem.state_space, problem.action_space  # type: ignore[attr-defined]
         super().__init__(problem, theta, render_mode)
 

@@ -12,6 +12,7 @@ import torch
 from bilevel_envs._checks import check_choice
 from bilevel_envs.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
 from bilevel_envs.model import ConfigurableMDP
+from bilevel_envs.problems import check_model, check_problem
 from bilevel_envs.tabular import TabularModel
 
 OBSERVATIONS = ("index", "vector")
@@ -20,13 +21,17 @@ OBSERVATIONS = ("index", "vector")
 class _TabularFace(Face):
     """The tables' size and what the follower sees of a state."""
 
+    model_kind = TabularModel
+
     def _look_at(self, problem: ConfigurableMDP, observation: str) -> gym.Space:
         """Sets the sizes; returns the space of observations."""
+        check_problem(problem)
         check_choice(observation, OBSERVATIONS, "observation")
         if observation == "vector" and not hasattr(problem, "observe"):
             raise ValueError(f'`observation` must be "index" for {type(problem).__name__}, got "vector"')
         self.observation = observation
-        model = cast(TabularModel, problem.simulator(torch.tensor(problem.default_theta)[None]))
+        model = cast(TabularModel, problem.simulator(torch.tensor(problem.default_theta, dtype=torch.float64)[None]))
+        check_model(model, problem, "simulator", TabularModel)
         self.states, self.actions = model.states, model.actions
         return problem.vector_space if observation == "vector" else gym.spaces.Discrete(self.states)  # type: ignore[attr-defined]
 

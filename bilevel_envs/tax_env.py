@@ -14,7 +14,8 @@ from bilevel_envs.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv,
 from bilevel_envs.envs.tax_design import START_DEVIATION, TaxDesign
 from bilevel_envs.linear_quadratic import truncated_normal
 from bilevel_envs.model import ConfigurableMDP
-from bilevel_envs.tabular import closed_cdf
+from bilevel_envs.problems import check_problem
+from bilevel_envs.tabular import TabularModel, closed_cdf
 
 ACTIONS = ("multi", "flat", "totals")
 DRAWS = 2  # uniform numbers that a step takes: for the noise and the bundle; at first for the assets and the type
@@ -23,11 +24,13 @@ DRAWS = 2  # uniform numbers that a step takes: for the noise and the bundle; at
 class _TaxFace(Face):
     """What the household sees and how it may speak."""
 
+    model_kind = TabularModel
     actions: str
     observe_type: bool
 
     def _spaces(self, problem: TaxDesign, actions: str, observe_type: bool) -> tuple[gym.Space, gym.Space]:
         """Keeps the choices; returns the spaces of observations and actions."""
+        check_problem(problem)
         check_choice(actions, ACTIONS, "actions")
         check_choice(observe_type, (False, True), "observe_type")
         self.actions, self.observe_type = actions, observe_type

@@ -12,7 +12,7 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 
-from bilevel_envs._checks import check_choice, check_count
+from bilevel_envs._checks import check_choice, check_count, check_instance
 from bilevel_envs.env_base import ConfigurableEnv
 from bilevel_envs.follower import (
     BestResponse,
@@ -26,6 +26,7 @@ from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.linear_quadratic import LinearQuadraticModel
 from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
 from bilevel_envs.noise import Noise
+from bilevel_envs.problems import check_model, check_theta_space
 from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
 from bilevel_envs.simulated import SimulatedModel
 from bilevel_envs.transparent import check_transparent
@@ -57,6 +58,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def __init__(
         self, env: gym.Env, follower: Follower | LearningFollower | str | None = None, **follower_kwargs: Any
     ) -> None:
+        check_instance(env, "env")
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)
         missing = [name for name in NEEDED if not hasattr(env.unwrapped, name)]
@@ -64,6 +66,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise TypeError(
                 f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}"
             )
+        check_theta_space(self.theta_space, type(env.unwrapped).__name__)
         check_transparent(env)
         if follower is None:
             follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
@@ -139,7 +142,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
     def model(self, theta: Any) -> Any:
         """The follower's MDP at θ."""
-        return self.unwrapped.model(theta)  # type: ignore[attr-defined]
+        model = self.unwrapped.model(theta)  # type: ignore[attr-defined]
+        check_model(model, self.problem)
+        return model
 
     def best_response(
         self, theta: Any, start: BestResponse | None = None, *, model: Any = None, learn: bool = True

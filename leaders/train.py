@@ -438,16 +438,18 @@ class Leader:
 
     def _parameterization(self) -> torch.nn.Module:
         policy: Any = self.common.policy
-        if policy is None or isinstance(policy, str):
-            if not hasattr(self.env.problem, "parameterization"):
-                raise ValueError(f"`policy` must be given: {type(self.env.problem).__name__} names no parameterization")
-            make: Any = self.env.problem.parameterization
-            if policy is not None and "name" not in inspect.signature(make).parameters:
+        make: Any = getattr(self.env.problem, "parameterization", None)
+        if isinstance(policy, str):
+            if make is None or "name" not in inspect.signature(make).parameters:
                 raise ValueError(
                     f"`policy` must be None or a module: {type(self.env.problem).__name__} names no other "
                     f"parameterization, got {policy!r}"
                 )
-            policy = make(self.runs, self.noise) if policy is None else make(self.runs, self.noise, name=policy)
+            policy = make(self.runs, self.noise, name=policy)
+        elif policy is None:
+            policy = None if make is None else make(self.runs, self.noise)
+            if policy is None:
+                raise ValueError(self._unparameterised())
         if not isinstance(policy, torch.nn.Module):
             raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
         self._check_trainable(policy)
@@ -461,6 +463,17 @@ class Leader:
             )
         self.env.model(theta.detach())  # refuses θ outside its space
         return policy
+
+    def _unparameterised(self) -> str:
+        """What to do about a problem that names no module for θ."""
+        name, space = type(self.env.problem).__name__, self.env.theta_space
+        start = f"np.zeros({(self.runs, *space.shape)})"
+        made = f"Box({start}, env.theta_space.low, env.theta_space.high)" if space.is_bounded() else f"Free({start})"
+        return (
+            f"`policy` must be given, since {name} has no `parameterization(runs, noise)` that returns one: pass "
+            f"policy={made} from bilevel_envs.parameterizations, or any torch.nn.Module whose forward() is θ, "
+            f"{[self.runs, *space.shape]}; or write that method in {name}, for all leaders"
+        )
 
     @with_gradients
     def _check_trainable(self, policy: torch.nn.Module) -> None:

@@ -30,7 +30,7 @@ ROWS = [
         "bilevel_envs.markov_game",
         "bilevel_envs.guided_game",
     ],
-    ["bilevel_envs.validation"],
+    ["bilevel_envs.validation", "bilevel_envs.problems"],
     ["bilevel_envs.follower", "bilevel_envs.rollout", "bilevel_envs.pettingzoo_env", "bilevel_envs.transparent"],
     [
         "bilevel_envs.followers.soft_value_iteration",

@@ -1,0 +1,196 @@
+"""A problem that cannot work is refused where it enters, with what is wrong and what to do about it."""
+
+import re
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs import BilevelWrapper, ConfigurableMDP, LeaderEnv, Preferences, TabularEnv, TabularModel
+from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
+from bilevel_envs.envs.tax_design import TaxDesign
+from bilevel_envs.linear_env import LinearEnv
+from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
+from bilevel_envs.markov_games.toy_markov_game_v0 import ToyMarkovGame
+from bilevel_envs.parameterizations import Box, Free
+from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.simulated_env import SimulatedEnv
+from bilevel_envs.tax_env import TaxEnv
+from leaders import BCHG
+
+
+@dataclass(frozen=True)
+class Switch(ConfigurableMDP):
+    """Two states; the second action goes to the other one, and θ is paid for it."""
+
+    theta_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float64)
+    default_theta = np.array([0.5, -1.0])
+    preferences = Preferences(0.9, 0.9, 1.0)
+
+    def model(self, theta):
+        eye = torch.eye(2, dtype=torch.float64)
+        transition = torch.stack([eye, eye.flip(0)], 1)[None]
+        reward = torch.stack([torch.zeros_like(theta), theta], -1)
+        return TabularModel(transition, eye[:1], reward, reward)
+
+
+def changed(**parts):
+    return type("Changed", (Switch,), parts)()
+
+
+class Unwritten(ConfigurableMDP):
+    """Nothing of it is there."""
+
+
+class Duck:
+    """No ConfigurableMDP."""
+
+    theta_space = Switch.theta_space
+    preferences = Switch.preferences
+
+
+class LateNone(Switch):
+    """Returns a model at the default θ alone."""
+
+    def model(self, theta):
+        return super().model(theta) if theta[0, 0] == 0.5 else None
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: TabularEnv(Switch), "Switch"),
+        (lambda: TabularEnv.vector_class(Switch, 2), "Switch"),
+        (lambda: LinearEnv(BuildingThermalControl), "BuildingThermalControl"),
+        (lambda: LinearEnv.vector_class(BuildingThermalControl, 2), "BuildingThermalControl"),
+        (lambda: SimulatedEnv(GuidedPendulum), "GuidedPendulum"),
+        (lambda: SimulatedEnv.vector_class(GuidedPendulum, 2), "GuidedPendulum"),
+        (lambda: TaxEnv(TaxDesign), "TaxDesign"),
+        (lambda: TaxEnv.vector_class(TaxDesign, 2), "TaxDesign"),
+        (lambda: GameEnv(ToyMarkovGame, "toy", None, None), "ToyMarkovGame"),
+        (lambda: ParallelGameEnv(ToyMarkovGame, "toy", None, None), "ToyMarkovGame"),
+        (lambda: LeaderEnv(ToyMarkovGame), "ToyMarkovGame"),
+        (lambda: BilevelWrapper(TabularEnv), "TabularEnv"),
+    ],
+)
+def test_a_class_in_place_of_an_object_is_refused(make, name):
+    with pytest.raises(TypeError, match=rf"` must be an object, got the class {name}: make one, {name}\(\.\.\.\)$"):
+        make()
+
+
+@pytest.mark.parametrize("env", [TabularEnv, TabularEnv.vector_class])
+@pytest.mark.parametrize(
+    ("problem", "error", "message"),
+    [
+        (
+            changed(default_theta=np.array([0.5, -3.0])),
+            ValueError,
+            "`default_theta` of Changed must be a θ that its `check_theta` allows: `theta` must lie in theta_space; at "
+            "(1,) it is -3, outside [-1, 1]. Change it, or `theta_space`",
+        ),
+        (
+            changed(default_theta=np.zeros(3)),
+            ValueError,
+            "`default_theta` of Changed must be numbers of the shape [2] of its `theta_space`, got "
+            "array([0., 0., 0.]): change the one or the other",
+        ),
+        (
+            changed(default_theta=np.zeros((1, 2))),
+            ValueError,
+            "of the shape [2] of its `theta_space`, got array([[0., 0.]])",
+        ),
+        (changed(default_theta=None), ValueError, "of the shape [2] of its `theta_space`, got None"),
+        (changed(default_theta=np.array([0.0, np.nan])), ValueError, "`theta` must be finite; at (1,) it is nan"),
+        (
+            changed(theta_space=gym.spaces.Discrete(3)),
+            TypeError,
+            "`theta_space` of Changed must be a gymnasium.spaces.Box, got Discrete(3): θ is an array of numbers "
+            "between bounds, Box(low, high, shape, np.float64)",
+        ),
+        (changed(preferences=(0.9, 0.9, 1.0)), TypeError, "`preferences` of Changed must be a Preferences, got (0.9, "),
+        (Unwritten(), TypeError, "`theta_space` of Unwritten must be a gymnasium.spaces.Box, got None"),
+        (
+            Duck(),
+            TypeError,
+            "got Duck, which lacks default_theta, model, simulator, check_theta: derive its class from",
+        ),
+        (
+            changed(model=lambda self, theta: None),
+            TypeError,
+            "`model(theta)` of Changed must return a TabularModel, got None: did you forget `return`?",
+        ),
+        (
+            changed(model=lambda self, theta: np.zeros(2)),
+            TypeError,
+            "`model(theta)` of Changed must return a TabularModel, got ndarray: build one from your tables or matrices",
+        ),
+        (changed(simulator=lambda self, theta: None), TypeError, "`simulator(theta)` of Changed must return a Tabular"),
+        (
+            BuildingThermalControl(),
+            TypeError,
+            "`model(theta)` of BuildingThermalControl must return a TabularModel, got LinearQuadraticModel: put the "
+            "problem into a LinearEnv",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_problem_is_said_when_it_is_put_into_an_environment(env, problem, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        env(problem)
+
+
+@pytest.mark.parametrize("env", [LinearEnv, SimulatedEnv])
+def test_a_problem_in_an_environment_of_another_kind_lacks_what_that_needs(env):
+    with pytest.raises(
+        TypeError, match=r"got Switch, which lacks state_space, action_space.* \(TabularEnv, LinearEnv, S"
+    ):
+        env(Switch())
+
+
+def test_a_model_is_checked_at_every_theta():
+    env = TabularEnv(LateNone())
+    message = r"`model\(theta\)` of LateNone must return a TabularModel, got None"
+    with pytest.raises(TypeError, match=message):
+        env.model(np.zeros(2))
+    with pytest.raises(TypeError, match=message):
+        env.configure(np.zeros(2))
+    assert env.theta.tolist() == [0.5, -1.0]  # as before
+
+
+class Foreign(gym.Env):
+    """Somebody's environment around the switch."""
+
+    def __init__(self, **parts):
+        self.inner = TabularEnv(Switch())
+        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+        for name in ("theta_space", "preferences", "configure", "model"):
+            setattr(self, name, parts.get(name, getattr(self.inner, name)))
+
+
+def test_what_a_foreign_environment_gives_is_checked_too():
+    with pytest.raises(TypeError, match=r"`theta_space` of Foreign must be a gymnasium.spaces.Box, got \(-1, 1\)"):
+        BilevelWrapper(Foreign(theta_space=(-1, 1)))
+    env = BilevelWrapper(Foreign(model=lambda theta: None))
+    with pytest.raises(
+        TypeError, match=r"`model\(theta\)` of Foreign must return a model .*, got None: did you forget"
+    ):
+        BCHG(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "runs", "policy"),
+    [
+        (lambda: TabularEnv(Switch()), None, "Box(np.zeros((1, 2)), env.theta_space.low, env.theta_space.high)"),
+        (lambda: TabularEnv(Switch()), 3, "Box(np.zeros((3, 2)), env.theta_space.low, env.theta_space.high)"),
+        (lambda: TabularEnv(changed(theta_space=gym.spaces.Box(-np.inf, np.inf, (2,)))), 3, "Free(np.zeros((3, 2)))"),
+    ],
+)
+def test_the_policy_that_a_problem_without_one_is_told_to_pass_works(env, runs, policy):
+    env = BilevelWrapper(env())
+    message = f"has no `parameterization(runs, noise)` that returns one: pass policy={policy} from bilevel_envs.param"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        BCHG(env, runs=runs)
+    made = eval(policy, {"Box": Box, "Free": Free, "np": np, "env": env})
+    leader = BCHG(env, runs=runs, policy=made, batch_size=20).learn(1)
+    assert leader.theta.shape == ((2,) if runs is None else (runs, 2))
