@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from types import NoneType
+from types import CellType, CodeType, FunctionType, ModuleType, NoneType
 from typing import Any
 
 import gymnasium as gym
@@ -54,7 +55,7 @@ def differences(there: Mapping[str, list[str]], here: Mapping[str, list[str]]) -
     for name in [*here, *(name for name in there if name not in here)]:
         then, now = there.get(name, ["nothing", ""]), here.get(name, ["nothing", ""])
         whole, colon, part = name.partition(": ")
-        if then == now or (colon and there.get(whole) != here.get(whole)) or (part == MODEL and lines):
+        if _same(then, now) or (colon and there.get(whole) != here.get(whole)) or (part == MODEL and lines):
             continue
         given = f"{part}=" if colon else ""
         texts = (
@@ -64,11 +65,21 @@ def differences(there: Mapping[str, list[str]], here: Mapping[str, list[str]]) -
     return lines
 
 
+def _same(then: list[str], now: list[str]) -> bool:
+    """Whether two parts are the same: by their digests, by their texts where they have none."""
+    return then[1] == now[1] if then[1] or now[1] else then[0] == now[0]
+
+
 def digest(value: Any) -> str:
     """SHA-256 of everything in a value: numbers, arrays, tensors, containers, dataclasses, spaces, modules.
 
-    Equal data give equal digests in every process: functions and classes count by their names, other objects by their
-    class and what they tell of themselves, see `task_of`; addresses never.
+    Equal data give equal digests in every process. Other objects count by their class and what they tell of themselves,
+    see `task_of`; addresses never. A function written in Python counts by its name, its compiled code, its defaults and
+    what its closure holds, functions included; a bound method by its object, too, and a `functools.partial` by its
+    parts. So a function is another one under another minor version of Python, which compiles it differently. Not
+    counted: values of global names that a function reads, what a class does beyond its name, and functions inside an
+    object that tells of itself by a `__repr__` of its own, which count as that names them. Where those change the
+    model at two θ, it tells of them (`task_of`).
     """
     found = hashlib.sha256()
     for piece in _pieces(value, ()):
@@ -105,11 +116,54 @@ def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
         for key, name in sorted((digest(name), name) for name in value):
             yield key.encode()
             yield from _pieces(value[name], inside)
-    elif hasattr(value, "__qualname__"):  # a class or a function
+    elif isinstance(value, partial):
+        yield b"partial"
+        yield from _pieces([value.func, value.args, value.keywords], inside)
+    elif isinstance(value, type):
         yield f"named {value.__qualname__}".encode()
+    elif hasattr(value, "__qualname__"):
+        yield from _function(value, inside)
+    elif isinstance(value, CodeType):
+        yield from _code(value, inside)
     else:
         yield f"object {type(value).__qualname__}".encode()
         yield from _pieces(dict(_told(value)), inside)
+
+
+def _function(value: Any, inside: tuple[int, ...]) -> Iterator[bytes]:
+    """A function or a method: one in C by its module and name, one in Python by what it is made of."""
+    if isinstance(value, FunctionType):
+        yield f"function {value.__qualname__}".encode()
+        yield from _code(value.__code__, inside)
+        held = [_cell(cell) for cell in value.__closure__ or ()]
+        yield from _pieces([value.__defaults__, value.__kwdefaults__, held], inside)
+        return
+    yield f"named {getattr(value, '__module__', None)} {value.__qualname__}".encode()
+    owner = getattr(value, "__self__", None)
+    if not isinstance(owner, ModuleType):
+        yield from _pieces(owner, inside)
+    for part in ("__func__", "__wrapped__"):  # of a method, and of what decorators make
+        if hasattr(value, part):
+            yield from _pieces(getattr(value, part), inside)
+
+
+def _code(code: CodeType, inside: tuple[int, ...]) -> Iterator[bytes]:
+    """What compiled code does, without where it was written."""
+    arguments = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    yield code.co_code
+    yield code.co_exceptiontable
+    yield from _pieces(
+        [arguments, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount], code.co_names, code.co_consts],
+        inside,
+    )
+
+
+def _cell(cell: CellType) -> Any:
+    """What a closure holds in a cell, which may be empty yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _number(value: Any) -> bytes:
@@ -176,6 +230,14 @@ def _said(value: Any) -> str:
         return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
+class _Short(reprlib.Repr):
+    """Abbreviates, and names functions without their addresses."""
+
+    def repr_function(self, x: FunctionType, level: int) -> str:
+        """A function's name."""
+        return x.__qualname__
+
+
 def _kind(value: Any) -> list[str]:
     return [_said(value)[:LONG], digest(value)] if _speaks(value) else [type(value).__qualname__, ""]
 
@@ -185,5 +247,5 @@ def _parts(whole: str, value: Any) -> Task:
 
 
 def _part(value: Any) -> list[str]:
-    text = value.__qualname__ if hasattr(value, "__qualname__") else reprlib.repr(value)
+    text = value.__qualname__ if hasattr(value, "__qualname__") else _Short().repr(value)
     return [text.split(" at 0x")[0], digest(value)]

@@ -1,10 +1,11 @@
 """A task is its whole data: what differs in one entry is another one, what is made again is the same."""
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -210,6 +211,78 @@ def test_equal_data_have_equal_digests_and_no_other():
     assert len(digest(loop)) == 64
 
 
+def paying(amount, table=None):
+    def pay(state, bonus=0.0):
+        shares = {share + 1 for share in (1, 2, amount)}
+        return (lambda x: amount * x + bonus + len(shares))(state if table is None else table[state])
+
+    return pay
+
+
+def recursive():
+    def down(n):
+        return n and down(n - 1)
+
+    return down
+
+
+def renamed(function, name="f"):
+    function.__qualname__ = name
+    return function
+
+
+class Scaled:
+    """Has a method whose object matters."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def pay(self, state):
+        return self.scale * state
+
+
+def test_functions_count_by_their_code_and_by_what_they_hold():
+    big = np.arange(5_000.0)
+    other = big.copy()
+    other[2_500] += 1e-9
+    same = [
+        (paying(1), paying(1)),
+        (paying(1, big), paying(1, torch.from_numpy(big.copy()))),
+        (paying(paying(2)), paying(paying(2))),
+        (recursive(), recursive()),
+        (partial(paying(1), bonus=2.0), partial(paying(1), bonus=2)),
+        (Scaled(2).pay, Scaled(2).pay),
+        (renamed(lambda x: x in {"a", "b", "c"}), renamed(lambda x: x in {"c", "a", "b"})),
+    ]
+    for one, two in same:
+        assert digest(one) == digest(two)
+    different = [
+        *(paying(1), paying(2), paying(1, big), paying(1, other), paying(paying(1)), paying(paying(2)), recursive()),
+        *(partial(paying(1), bonus=2.0), partial(paying(1), bonus=3.0), partial(paying(2), bonus=2.0)),
+        *(Scaled(2).pay, Scaled(3).pay, Scaled.pay, np.sin, torch.sin, math.sin),
+        *(renamed(f) for f in (lambda x: x + 1, lambda x: x + 2, lambda x: x - 1, lambda x: x.a, lambda x: x.b)),
+        *(renamed(f) for f in (lambda x=1: x, lambda x=2: x, lambda *, x=1: x, lambda *, x=2: x, lambda *x: x)),
+        *(renamed(f) for f in (lambda: lambda: 1, lambda: lambda: 2)),
+    ]
+    assert len({digest(value) for value in different}) == len(different)
+
+
+def test_addresses_in_texts_make_no_other_task():
+    tasks = [task_of(ring(nested={"a": Scaled(scale)})) for scale in (1, 1, 2)]
+    assert differences(tasks[0], tasks[1]) == []
+    assert len(differences(tasks[0], tasks[2])) == 1
+
+
+def test_a_leader_is_not_loaded_into_a_task_with_another_function(tmp_path):
+    path = tmp_path / "leader.zip"
+    BCHG(ring(nested={"pay": paying(1)}), batch_size=10).learn(1).save(path)
+    BCHG.load(path, env=ring(nested={"pay": paying(1)})).learn(1)
+    with pytest.raises(
+        ValueError, match="must be the task that the leader was saved in; problem: other data in `nested`$"
+    ):
+        BCHG.load(path, env=ring(nested={"pay": paying(2)}))
+
+
 def test_digests_are_the_same_in_every_process():
     code = (
         "import gymnasium as gym, bilevel_envs\n"
@@ -218,7 +291,12 @@ def test_digests_are_the_same_in_every_process():
         "from leaders.task import task_of, digest\n"
         "env = gym.make('BiLevel/RandomMDP-v0')\n"
         "follower = ObservedFollower(SB3Follower('DQN', steps=99))\n"
-        "print(digest(task_of(BilevelWrapper(env, follower))))"
+        "held = {'a', 'b', 'c'}\n"
+        "def pay(state):\n"
+        "    return state in {'d', 'e', 'f'} or state in held or (lambda: held)()\n"
+        "def outer(held):\n"
+        "    return lambda state: state in {'d', 'e', 'f'} or state in held\n"
+        "print(digest(task_of(BilevelWrapper(env, follower))), digest(pay), digest(outer(held)))"
     )
     found = {
         subprocess.run(
