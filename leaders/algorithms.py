@@ -68,7 +68,8 @@ class BCHG(SampledLeader):
             linear-quadratic worlds, ``"td"`` (a network) or ``"exact"`` for both, ``"state_values"`` without any policy
             of the follower's (the default with followers that learn or are watched), or an object with the methods of
             ``leaders.critic.Critic``. Games that can only be played take ``"td"`` (their default) and
-            ``"state_values"``.
+            ``"state_values"``. Mean returns, ``"monte_carlo"``, are noisy where a state has many successors (docs:
+            "Estimators").
         critic_learning_rate: η of learnt tables, a number or one per run.
         critic_start: their first entries, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
@@ -76,7 +77,8 @@ class BCHG(SampledLeader):
             function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
             ``knowledge="model"``, whose closed form is centred already, and for ``reaction="fitted"``.
         cross_fit: judge each half of a batch's episodes by a critic that was fitted to the other half and to earlier
-            batches (the default), or, with False, all of it by one that was fitted to it as well, which is biased.
+            batches (the default), or, with False, all of it by one that was fitted to it as well, which is biased. It
+            fits a critic three times: with ``critic="td"`` an iteration takes three times as long.
         tail: episodes that the batch cuts: ``"bootstrap"`` continues them in the world as other episodes show it,
             ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
             nothing), ``"reference"`` is the published form.
