@@ -41,7 +41,7 @@ def band_of(successor: np.ndarray, probability: np.ndarray) -> Band:
     states = successor.shape[1]
     successor = np.broadcast_to(successor, probability.shape)
     if states < SMALLEST_BANDED:
-        return Band(np.arange(states), states - 1)
+        return Band(np.arange(states), max(states - 1, 0))
     source = np.broadcast_to(np.arange(states)[:, None, None], successor.shape)[probability > 0]
     target = successor[probability > 0]
     graph = csr_array((np.ones(len(source), bool), (source, target)), shape=(states, states))

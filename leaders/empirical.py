@@ -94,6 +94,7 @@ class EmpiricalModel:
         if self.visits.shape[:3] != shape:
             self.successor = np.full((*shape, 1), -1)
             self.visits, self.endings = np.zeros((*shape, 1)), np.zeros((*shape, 1))
+            self.__dict__.pop("band", None)
         self._count(batch, 1.0)
         if "band" in self.__dict__ and not self._fits(self.band):
             del self.__dict__["band"]

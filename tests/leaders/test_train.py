@@ -103,6 +103,16 @@ def test_saving_and_loading_goes_on_bit_for_bit(make, tmp_path, leader, argument
     assert [path.name for path in tmp_path.iterdir()] == ["leader.zip"]
 
 
+@pytest.mark.parametrize("leader", [BCHG, NaivePGD, HPGD, SoBiRL])
+def test_a_leader_that_has_seen_nothing_is_saved_and_goes_on(make, tmp_path, leader):
+    straight = leader(make("FourRooms"), seed=1).learn(2)
+    first = leader(make("FourRooms"), seed=1)
+    first.save(tmp_path / "leader.zip")
+    second = leader.load(tmp_path / "leader.zip", env=make("FourRooms"))
+    for one in (first, second):
+        np.testing.assert_array_equal(straight.theta, one.learn(2).theta)
+
+
 def test_loading_what_does_not_fit_is_refused(make, tmp_path):
     path = tmp_path / "leader.zip"
     BCHG(make("FourRooms")).save(path)
