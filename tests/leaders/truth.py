@@ -13,10 +13,19 @@ from bilevel_envs import Preferences, TabularModel
 
 def unrolled_objective(model: TabularModel, preferences: Preferences, rounds: int = 60) -> Tensor:
     """J_L with gradients through every step of the follower's solver: dense soft policy iteration, no adjoint."""
-    kernel = model.transition[0] * model.continues[0][..., None]
-    r_leader, r_follower, initial = model.r_leader[0], model.r_follower[0], model.initial[0]
-    eye = torch.eye(len(initial), dtype=torch.float64)
-    v = torch.zeros(len(initial), dtype=torch.float64)
+    return model.initial[0] @ unrolled_values(model, preferences, rounds)[0]
+
+
+def unrolled_values(
+    model: TabularModel, preferences: Preferences, rounds: int = 60, run: int = 0
+) -> tuple[Tensor, Tensor]:
+    """V_L and V_F of a run, [S] each, with the same gradients."""
+    transition, continues, r_leader, r_follower = (
+        table[run % len(table)] for table in (model.transition, model.continues, model.r_leader, model.r_follower)
+    )
+    kernel = transition * continues[..., None]
+    eye = torch.eye(len(kernel), dtype=torch.float64)
+    v = torch.zeros(len(kernel), dtype=torch.float64)
     for _ in range(rounds):
         q = r_follower + preferences.gamma_follower * (kernel @ v)
         log_g = torch.log_softmax(q / preferences.beta, -1)
@@ -26,8 +35,7 @@ def unrolled_objective(model: TabularModel, preferences: Preferences, rounds: in
         v = torch.linalg.solve(eye - preferences.gamma_follower * moves, reward)
     g = torch.softmax((r_follower + preferences.gamma_follower * (kernel @ v)) / preferences.beta, -1)
     moves = (g[..., None] * kernel).sum(1)
-    v_leader = torch.linalg.solve(eye - preferences.gamma_leader * moves, (g * r_leader).sum(-1))
-    return initial @ v_leader
+    return torch.linalg.solve(eye - preferences.gamma_leader * moves, (g * r_leader).sum(-1)), v
 
 
 def central_differences(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
