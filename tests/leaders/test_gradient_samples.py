@@ -142,6 +142,26 @@ def test_hpgd_with_an_oracle_agrees_with_the_truth(make, draws):
     assert np.abs(z_scores(samples, direct - guiding)).max() > 8
 
 
+def test_an_oracle_takes_as_much_from_the_state_as_it_gives_to_the_pair(make):
+    """Two of each kind from each of six steps: those from (s, b) carry +c / 2 at first, those from s −c / 2."""
+    import torch
+
+    from bilevel_envs.noise import Noise
+    from leaders.oracle import oracle_batch
+
+    env = make("RandomMDP")
+    best, model = env.best_response(np.zeros(5)), env.model(np.zeros(5)).detach()
+    batch = env.rollout(np.zeros(5), best, Noise([0]), rows=2, horizon=3)
+    kick = torch.arange(1.0, 7.0, dtype=torch.float64).view(1, 2, 3)
+    oracle, kicks = oracle_batch(model, best.policy, Noise([1]), batch, kick, draws=2, horizon=4)
+    halves = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert kicks[0, :, 0].tolist() == [*halves, *halves, *(-c for c in halves), *(-c for c in halves)]
+    assert (kicks[..., 1:] == 0).all()
+    assert oracle.state[0, :, 0].tolist() == 4 * batch.state.flatten().tolist()
+    assert oracle.action[0, :12, 0].tolist() == 2 * batch.action.flatten().tolist()
+    assert oracle.action[0, 12:, 0].tolist() != 2 * batch.action.flatten().tolist()  # the follower's own draws
+
+
 def test_the_published_oracle_agrees_where_it_sees_everything(make):
     # Its four tables come from one batch, so their products are biased by the order of 1 / visits: with 40,000
     # transitions for 30 pairs the bias is below the noise of 100 estimates.
