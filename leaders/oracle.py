@@ -110,4 +110,4 @@ def oracle_weights(
     values: Values = evaluate(critic, best, oracle)
     nothing = torch.zeros_like(kick)
     weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail="keep", arrival=arrival)
-    return replace(weights, log_start=nothing)
+    return replace(weights, log_start=None)  # the oracle chose where its episodes begin; ρ0 may be 0 there

@@ -162,6 +162,16 @@ def test_an_oracle_takes_as_much_from_the_state_as_it_gives_to_the_pair(make):
     assert oracle.action[0, 12:, 0].tolist() != 2 * batch.action.flatten().tolist()  # the follower's own draws
 
 
+@pytest.mark.slow
+def test_an_oracle_may_begin_where_no_episode_does(make):
+    # In this game ρ0 is 0 in two of three states; θ moves ρ0 in the third.
+    leader = HPGD(make("ToyMarkovGame"), "oracle", critic="exact", batch_size=20, rows=1)
+    samples = leader.gradient_samples(30, episodes=1)
+    assert np.isfinite(samples).all()
+    scores = z_scores(samples[:, 1], exact.hypergradient(leader.env, leader.theta)[1])
+    assert np.abs(scores).max() < 4
+
+
 def test_the_published_oracle_agrees_where_it_sees_everything(make):
     # Its four tables come from one batch, so their products are biased by the order of 1 / visits: with 40,000
     # transitions for 30 pairs the bias is below the noise of 100 estimates.
