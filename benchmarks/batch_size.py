@@ -21,15 +21,15 @@ import torch
 import tyro
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.model import Rollout
+from bilevel_envs.core.batch import Rollout
 from leaders import BCHG
-from leaders.continuation import continuation
 from leaders.critics import Empirical, Sarsa
-from leaders.kicks import KICKS
-from leaders.reproduce import settings_of
-from leaders.values import Values, evaluate
-from leaders.visits import number
-from leaders.weights import Weights, occupancy
+from leaders.estimators.continuation import continuation
+from leaders.experiments.reproduce.four_rooms import settings_of
+from leaders.functional.guiding import KICKS
+from leaders.functional.values import Values, evaluate
+from leaders.functional.visits import number
+from leaders.functional.weights import Weights, occupancy
 
 # What is mended, one at a time and all together (four-rooms pitfalls 1, 2, 3, 4, 6, 8).
 MENDED: dict[str, set[str]] = {

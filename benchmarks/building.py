@@ -25,10 +25,11 @@ import torch
 from matplotlib.figure import Figure
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.networks import PUBLISHED_FIT
-from bilevel_envs.noise import Noise
-from leaders import BCHG, plots
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
+from leaders import BCHG
 from leaders.critics import NetworkCritic
+from leaders.experiments import plots
 
 HERE = Path(__file__).parent
 ENV = "BiLevel/BuildingThermalControl-v0"

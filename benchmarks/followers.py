@@ -22,12 +22,12 @@ import torch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.four_rooms import STATE
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
-from bilevel_envs.followers.shortfall import sampled_shortfall
-from bilevel_envs.linear_quadratic import Quadratic
-from bilevel_envs.noise import Noise
+from bilevel_envs.followers.sb3.shortfall import sampled_shortfall
 from bilevel_envs.parameterizations import Budget
+from bilevel_envs.worlds.linear_quadratic.model import Quadratic
 from leaders import BCHG, NaivePGD, exact
 
 BUILDING, ROOMS, TAX = "BiLevel/BuildingThermalControl-v0", "BiLevel/FourRooms-v0", "BiLevel/TaxDesign-v0"

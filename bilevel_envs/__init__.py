@@ -12,60 +12,72 @@ from typing import TYPE_CHECKING, Any
 from bilevel_envs.registration import register_all
 
 if TYPE_CHECKING:
-    from bilevel_envs.follower import BestResponse, Follower
+    from bilevel_envs.core.batch import Rollout, Terms
+    from bilevel_envs.core.follower import BestResponse, Follower
+    from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
+    from bilevel_envs.core.noise import Noise
+    from bilevel_envs.envs.tax_env import TaxEnv, TaxVectorEnv
     from bilevel_envs.leader_env import LeaderEnv
-    from bilevel_envs.linear_env import LinearEnv, LinearVectorEnv
-    from bilevel_envs.linear_quadratic import LinearQuadraticModel
-    from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences, Rollout, Terms
-    from bilevel_envs.simulated import SimulatedModel
-    from bilevel_envs.simulated_env import SimulatedEnv, SimulatedVectorEnv
-    from bilevel_envs.tabular import TabularModel
-    from bilevel_envs.tabular_env import TabularEnv, TabularVectorEnv
-    from bilevel_envs.tax_env import TaxEnv, TaxVectorEnv
+    from bilevel_envs.worlds.declared.env import SimulatedEnv, SimulatedVectorEnv
+    from bilevel_envs.worlds.declared.model import SimulatedModel
+    from bilevel_envs.worlds.linear_quadratic.env import LinearEnv, LinearVectorEnv
+    from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+    from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+    from bilevel_envs.worlds.tabular.env import TabularEnv, TabularVectorEnv
+    from bilevel_envs.worlds.tabular.model import Table, TabularModel
+    from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
     from bilevel_envs.wrapper import BilevelWrapper
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BestKnown": "model",
-    "BestResponse": "follower",
+    "BestKnown": "core.mdp",
+    "BestResponse": "core.follower",
     "BilevelWrapper": "wrapper",
-    "ConfigurableMDP": "model",
-    "Follower": "follower",
+    "BoltzmannPolicy": "worlds.tabular.policy",
+    "ConfigurableMDP": "core.mdp",
+    "Follower": "core.follower",
+    "GaussianPolicy": "worlds.linear_quadratic.policy",
     "LeaderEnv": "leader_env",
-    "LinearEnv": "linear_env",
-    "LinearQuadraticModel": "linear_quadratic",
-    "LinearVectorEnv": "linear_env",
-    "Parameterization": "model",
-    "Preferences": "model",
-    "Rollout": "model",
-    "SimulatedEnv": "simulated_env",
-    "SimulatedModel": "simulated",
-    "SimulatedVectorEnv": "simulated_env",
-    "TabularEnv": "tabular_env",
-    "TabularModel": "tabular",
-    "TabularVectorEnv": "tabular_env",
-    "TaxEnv": "tax_env",
-    "TaxVectorEnv": "tax_env",
-    "Terms": "model",
+    "LinearEnv": "worlds.linear_quadratic.env",
+    "LinearQuadraticModel": "worlds.linear_quadratic.model",
+    "LinearVectorEnv": "worlds.linear_quadratic.env",
+    "Noise": "core.noise",
+    "Parameterization": "core.mdp",
+    "Preferences": "core.mdp",
+    "Rollout": "core.batch",
+    "SimulatedEnv": "worlds.declared.env",
+    "SimulatedModel": "worlds.declared.model",
+    "SimulatedVectorEnv": "worlds.declared.env",
+    "Table": "worlds.tabular.model",
+    "TabularEnv": "worlds.tabular.env",
+    "TabularModel": "worlds.tabular.model",
+    "TabularVectorEnv": "worlds.tabular.env",
+    "TaxEnv": "envs.tax_env",
+    "TaxVectorEnv": "envs.tax_env",
+    "Terms": "core.batch",
 }
 
 __all__ = [
     "BestKnown",
     "BestResponse",
     "BilevelWrapper",
+    "BoltzmannPolicy",
     "ConfigurableMDP",
     "Follower",
+    "GaussianPolicy",
     "LeaderEnv",
     "LinearEnv",
     "LinearQuadraticModel",
     "LinearVectorEnv",
+    "Noise",
     "Parameterization",
     "Preferences",
     "Rollout",
     "SimulatedEnv",
     "SimulatedModel",
     "SimulatedVectorEnv",
+    "Table",
     "TabularEnv",
     "TabularModel",
     "TabularVectorEnv",

@@ -6,13 +6,13 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
-from bilevel_envs.env_base import ConfigurableEnv, ConfigurableVectorEnv
+from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
+from bilevel_envs.core.mdp import ConfigurableMDP
 from bilevel_envs.envs.tax_design import TaxDesign
-from bilevel_envs.linear_env import LinearEnv
-from bilevel_envs.model import ConfigurableMDP
-from bilevel_envs.simulated_env import SimulatedEnv
-from bilevel_envs.tabular_env import TabularEnv
-from bilevel_envs.tax_env import TaxEnv
+from bilevel_envs.envs.tax_env import TaxEnv
+from bilevel_envs.worlds.declared.env import SimulatedEnv
+from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
+from bilevel_envs.worlds.tabular.env import TabularEnv
 
 
 def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **kwargs: Any) -> ConfigurableEnv:

@@ -10,10 +10,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from bilevel_envs._checks import check_choice, check_instance
-from bilevel_envs.env_base import as_theta, check_options, check_render_mode
-from bilevel_envs.follower import BestResponse, Follower, LearningFollower, check_given, check_response
-from bilevel_envs.transparent import check_transparent
+from bilevel_envs.core.checks import check_choice, check_instance
+from bilevel_envs.core.env_base import as_theta, check_options, check_render_mode
+from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, check_given
+from bilevel_envs.core.transparent import check_transparent
+from bilevel_envs.worlds.responses import check_response
 from bilevel_envs.wrapper import BilevelWrapper
 
 

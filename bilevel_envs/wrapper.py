@@ -12,24 +12,19 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 
-from bilevel_envs._checks import check_choice, check_count, check_instance
-from bilevel_envs.env_base import ConfigurableEnv
-from bilevel_envs.follower import (
-    BestResponse,
-    Follower,
-    LearningFollower,
-    check_given,
-    check_response,
-    response_of,
-)
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_choice, check_count, check_instance
+from bilevel_envs.core.env_base import ConfigurableEnv
+from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, check_given, response_of
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.problems import check_model, check_theta_space
+from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.followers import FOLLOWERS
-from bilevel_envs.linear_quadratic import LinearQuadraticModel
-from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.problems import check_model, check_theta_space
-from bilevel_envs.rollout import linear_rollout, table_rollout, vector_rollout
-from bilevel_envs.simulated import SimulatedModel
-from bilevel_envs.transparent import check_transparent
+from bilevel_envs.worlds.declared.model import SimulatedModel
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.responses import check_response
+from bilevel_envs.worlds.rollout import linear_rollout, table_rollout, vector_rollout
 
 SAMPLERS = ("fused", "steps")
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -41,7 +36,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     It stays an environment of the follower's; beside `reset` and `step` it answers what a leader asks:
     how the follower responds to θ, and what that looks like in trajectories. Both are asked of the unwrapped
     environment: of the wrappers in between, leaders heed TimeLimit; others are refused unless they leave rewards,
-    actions and observations alone (see `bilevel_envs.transparent`).
+    actions and observations alone (see `bilevel_envs.core.transparent`).
 
     Args:
       env: a `BiLevel/*` environment, or any whose `unwrapped` offers `theta_space`, `preferences`, `configure` and

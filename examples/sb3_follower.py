@@ -19,9 +19,8 @@ from matplotlib.figure import Figure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 import bilevel_envs  # noqa: F401  (registers BiLevel/*)
-from bilevel_envs import BilevelWrapper
+from bilevel_envs import BilevelWrapper, Noise
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower
-from bilevel_envs.noise import Noise
 from leaders import BCHG, NaivePGD, exact, plots
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

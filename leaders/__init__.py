@@ -1,11 +1,21 @@
 """Leader trainers: each estimates how the leader's return changes with θ, the follower's reaction included."""
 
+from importlib import import_module
+from types import ModuleType
+
 from leaders import exact
-from leaders.algorithms import BCHG, LEADERS, BiAC, ExactGradient, NaivePGD, SoBiRL
-from leaders.history import History
-from leaders.hpgd import HPGD
-from leaders.search import CMAES, RandomSearch, ZerothOrder
-from leaders.train import Leader
+from leaders.algorithms.bchg import BCHG
+from leaders.algorithms.bi_ac import BiAC
+from leaders.algorithms.cmaes import CMAES
+from leaders.algorithms.exact_gradient import ExactGradient
+from leaders.algorithms.hpgd import HPGD
+from leaders.algorithms.naive_pgd import NaivePGD
+from leaders.algorithms.random_search import RandomSearch
+from leaders.algorithms.registry import LEADERS
+from leaders.algorithms.sobirl import SoBiRL
+from leaders.algorithms.zeroth_order import ZerothOrder
+from leaders.leader import Leader
+from leaders.training.history import History
 
 __all__ = [
     "BCHG",
@@ -22,3 +32,10 @@ __all__ = [
     "ZerothOrder",
     "exact",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`plots`, which loads Matplotlib, on first use."""
+    if name == "plots":
+        return import_module("leaders.experiments.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_shape, keep_counts
-from bilevel_envs.drawing import building_image
-from bilevel_envs.linear_quadratic import LinearQuadraticModel
-from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.parameterizations import Box
+from bilevel_envs.core.checks import check_shape, keep_counts
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Box
+from bilevel_envs.rendering.drawing import building_image
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 
 # Per zone of the paper's building, repeated around larger rings.
 TO_NEXT = (0.05, 0.04, 0.06, 0.05)  # share of the next zone's air through an open vent, A0[i, i + 1]

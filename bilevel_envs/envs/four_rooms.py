@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_number, check_shape
-from bilevel_envs.drawing import GOAL, START, TARGET, grid_image, shade
-from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.parameterizations import Budget
-from bilevel_envs.tabular import TabularModel
+from bilevel_envs.core.checks import check_choice, check_number, check_shape
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Budget
+from bilevel_envs.rendering.drawing import GOAL, START, TARGET, grid_image, shade
+from bilevel_envs.worlds.tabular.model import TabularModel
 
 MAP = (
     "#############",

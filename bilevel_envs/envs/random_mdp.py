@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_number, check_shape, keep_counts
-from bilevel_envs.drawing import graph_image
-from bilevel_envs.model import ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.parameterizations import Free
-from bilevel_envs.tabular import TabularModel
+from bilevel_envs.core.checks import check_number, check_shape, keep_counts
+from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Free
+from bilevel_envs.rendering.drawing import graph_image
+from bilevel_envs.worlds.tabular.model import TabularModel
 
 
 class _Affine(NamedTuple):

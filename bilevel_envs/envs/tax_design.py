@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_number, check_shape, keep_counts
-from bilevel_envs.drawing import household_image
-from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.parameterizations import Box
-from bilevel_envs.tabular import TabularModel
+from bilevel_envs.core.checks import check_number, check_shape, keep_counts
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Box
+from bilevel_envs.rendering.drawing import household_image
+from bilevel_envs.worlds.tabular.model import TabularModel
 
 HOUSEHOLDS = ((0.6, 0.3, 0.1), (0.1, 0.7, 0.2))  # the two published tastes
 HIGHEST_RATE = 2.0

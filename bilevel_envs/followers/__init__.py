@@ -3,14 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-from bilevel_envs.followers.behavioural import Mixture, Quantal, Sticky, Suboptimal
-from bilevel_envs.followers.committed import Committed
-from bilevel_envs.followers.observed import ObservedFollower
-from bilevel_envs.followers.riccati import Riccati
-from bilevel_envs.followers.sb3 import SB3Follower
-from bilevel_envs.followers.soft_q_learning import SoftQLearning
-from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
-from bilevel_envs.followers.truncated import Truncated
+from bilevel_envs.followers.bounded.behavioural import Mixture, Quantal, Sticky, Suboptimal
+from bilevel_envs.followers.bounded.truncated import Truncated
+from bilevel_envs.followers.learners.observed import ObservedFollower
+from bilevel_envs.followers.learners.soft_q_learning import SoftQLearning
+from bilevel_envs.followers.planners.committed import Committed
+from bilevel_envs.followers.planners.riccati import Riccati
+from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
+from bilevel_envs.followers.sb3.follower import SB3Follower
 
 FOLLOWERS: dict[str, Any] = {
     "committed": Committed,
@@ -30,7 +30,7 @@ FOLLOWERS: dict[str, Any] = {
 def __getattr__(name: str) -> Any:
     """`SoftDQN`, which loads Stable-Baselines3, on first use."""
     if name == "SoftDQN":
-        return import_module("bilevel_envs.followers.soft_dqn").SoftDQN
+        return import_module("bilevel_envs.followers.sb3.soft_dqn").SoftDQN
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

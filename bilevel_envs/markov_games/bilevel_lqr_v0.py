@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_number, check_shape
-from bilevel_envs.drawing import plane_image
-from bilevel_envs.followers.riccati import Riccati
-from bilevel_envs.leader_networks import GaussianNetwork
-from bilevel_envs.linear_quadratic import Bump, LinearQuadraticModel, block
-from bilevel_envs.model import BestKnown, ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.parameterizations import Free
-from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
-from bilevel_envs.simulated import SimulatedModel
+from bilevel_envs.core.checks import check_choice, check_number, check_shape
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Free
+from bilevel_envs.followers.planners.riccati import Riccati
+from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.networks.leader_policies import GaussianNetwork
+from bilevel_envs.rendering.drawing import plane_image
+from bilevel_envs.worlds.declared.model import SimulatedModel
+from bilevel_envs.worlds.linear_quadratic.model import Bump, LinearQuadraticModel, block
 
 MOVES = ((0.0, 1.0), (0.0, 0.0))  # A
 FOLLOWER_PUSH, LEADER_PUSH = (0.0, 0.1), (0.1, 0.0)  # B and C

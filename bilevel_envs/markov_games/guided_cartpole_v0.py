@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
-from bilevel_envs._checks import check_number
-from bilevel_envs.drawing import cart_image
-from bilevel_envs.guided_game import GuidedGame
-from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.core.checks import check_number
+from bilevel_envs.games.guided import GuidedGame
+from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.rendering.drawing import cart_image
 
 CLASSIC = CartPoleEnv()  # gravity, masses, half-length, force, time step, thresholds
 START = 0.05  # first states lie within ± this, entry by entry

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.envs.classic_control import PendulumEnv
 
-from bilevel_envs.drawing import pendulum_image
-from bilevel_envs.guided_game import GuidedGame
-from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.games.guided import GuidedGame
+from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.rendering.drawing import pendulum_image
 
 CLASSIC = PendulumEnv()  # gravity, mass, length, time step, bounds of speed and torque
 START = np.array([np.pi, 1.0])  # first angles and angular velocities lie within ± these

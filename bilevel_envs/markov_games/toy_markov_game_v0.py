@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_shape
-from bilevel_envs.drawing import graph_image
-from bilevel_envs.followers.soft_value_iteration import SoftValueIteration
-from bilevel_envs.markov_game import GameTables, on_the_simplex
-from bilevel_envs.model import BestKnown, ConfigurableMDP, Parameterization, Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.parameterizations import Softmax, SoftmaxNetwork
-from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
-from bilevel_envs.tabular import TabularModel
+from bilevel_envs.core.checks import check_choice, check_shape
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Softmax, SoftmaxNetwork
+from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
+from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.games.tables import GameTables, on_the_simplex
+from bilevel_envs.rendering.drawing import graph_image
+from bilevel_envs.worlds.tabular.model import TabularModel
 
 STATES, ACTIONS = "SAB", "sab"
 LEADER_ACTIONS = 2

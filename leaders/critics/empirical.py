@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.model import Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import TabularModel, look_up
-from leaders.empirical import EmpiricalModel, KnownMoves
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.tabular.model import TabularModel, look_up
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders.critics.empirical_model import EmpiricalModel, KnownMoves
 
 
 class Empirical:
-    """Solves Q_L = r_L + γ_L E[V_L(s')], V_L = E_b[Q_L], in the world that was seen (see `leaders.empirical`).
+    """Solves Q_L = r_L + γ_L E[V_L(s')], V_L = E_b[Q_L], in the world that was seen (`empirical_model`).
 
     The leader's own r_L at the present θ and the follower's g are known; transitions are counted, all that were ever
     seen. A pair that was never visited has V_L(s) for its Q_L, so that its benefit is 0.

@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.tabular import TabularModel, look_up
-from leaders.exact_linear import BumpValues, leader_values
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.tabular.model import TabularModel, look_up
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders.exact.linear_quadratic import BumpValues, leader_values
 
 
 class ExactCritic:

@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.linear_quadratic import LinearQuadraticModel
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import GaussianPolicy
-from leaders.exact_linear import BumpValues
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from leaders.exact.linear_quadratic import BumpValues
 
 RIDGE = 1e-12  # relative to the size of each column, against columns that say the same
 

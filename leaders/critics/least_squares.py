@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.linear_quadratic import Quadratic
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import GaussianPolicy
-from bilevel_envs.quadratics import lstd, products, symmetric
-from leaders.critic import TooFewTransitions
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.linear_quadratic.model import Quadratic
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.linear_quadratic.polynomials import lstd, products, symmetric
 from leaders.critics.exact import quadratic_values
+from leaders.functional.errors import TooFewTransitions
 
 
 class LeastSquares:

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.kernels import decaying_sum
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import look_up
-from leaders.visits import mean_table
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.tabular.model import look_up
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders.functional.returns import returns_to_go
+from leaders.functional.visits import mean_table
 
 
 class MonteCarlo:
@@ -54,13 +55,3 @@ class MonteCarlo:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
-
-
-def returns_to_go(batch: Rollout, gamma: float) -> Tensor:
-    """Σ_{j≥k} γ^{j−k} r_L inside each episode and the batch, [R, N, T]."""
-    # The same sum as a trace, read from the last step to the first: it begins anew where an episode ends.
-    reward = (batch.r_leader * batch.valid).flip(-1)
-    begins = (batch.terminated | batch.truncated).flip(-1)
-    steps = reward.shape[-1]
-    sums = decaying_sum(reward.view(-1, steps).numpy(), gamma, begins.view(-1, steps).numpy())
-    return torch.from_numpy(sums).view(reward.shape).flip(-1)

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.networks import Fit, TemporalDifference
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
 MOST_FOR_QUADRATURE = 3  # actions

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs._checks import check_choice, check_per_run
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.kernels import expected_sarsa, sarsa
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_choice, check_per_run
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders.critics.exact import table_values
 
 STARTS = ("zeros", "normal")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from bilevel_envs._checks import check_count
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.kernels import stage_game
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.tabular.kernels import stage_game
 from leaders.critics.sarsa import LearnedTable
 
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.kernels import expected_sarsa, sarsa
-from bilevel_envs.model import Model, Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.quadratics import Polynomial, lstd, symmetric
-from bilevel_envs.tabular import Table
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd, symmetric
+from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
+from bilevel_envs.worlds.tabular.model import Table
 from leaders.critics.sarsa import LearnedTable
-from leaders.monomials import Monomials
+from leaders.functional.monomials import Monomials
 
 
 class StateTable(LearnedTable):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.follower import FollowerError, Missing, Unsuited, check_response
+from bilevel_envs.core.follower import FollowerError, Missing, Unsuited
 from bilevel_envs.followers import Mixture, ObservedFollower, Quantal, Riccati, SoftValueIteration, Truncated
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table
+from bilevel_envs.worlds.responses import check_response
+from bilevel_envs.worlds.tabular.model import Table
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG, NaivePGD
 
 

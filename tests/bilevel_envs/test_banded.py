@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_envs import Preferences, kernels
+from bilevel_envs import Preferences
 from bilevel_envs.followers import SoftValueIteration
-from bilevel_envs.tabular import TabularModel
+from bilevel_envs.worlds.tabular import kernels
+from bilevel_envs.worlds.tabular.model import TabularModel
 
 
 def chain(states: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ from bilevel_envs.followers import (
     Suboptimal,
     Truncated,
 )
-from bilevel_envs.followers.shortfall import soft_evaluation
+from bilevel_envs.followers.sb3.shortfall import soft_evaluation
 from leaders import BCHG, exact
 
 

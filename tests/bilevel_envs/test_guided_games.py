@@ -12,13 +12,13 @@ from scipy import integrate, stats
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from bilevel_envs import BilevelWrapper, LeaderEnv
-from bilevel_envs.follower import BestResponse, Missing
-from bilevel_envs.leader_networks import EDGE, GaussianNetwork, GaussianTanhNetwork
+from bilevel_envs.core.follower import BestResponse, Missing
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.markov_games import guided_cartpole_v0, guided_pendulum_v0
 from bilevel_envs.markov_games.guided_cartpole_v0 import GuidedCartPole
 from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
-from bilevel_envs.noise import Noise
-from bilevel_envs.simulated import SimulatedModel
+from bilevel_envs.networks.leader_policies import EDGE, GaussianNetwork, GaussianTanhNetwork
+from bilevel_envs.worlds.declared.model import SimulatedModel
 
 NAMES = ["BiLevel/GuidedCartPole-v0", "BiLevel/GuidedPendulum-v0"]
 NORMALISED = "ignore:.*[Ww]e recommend .*symmetric and normalized"  # torques are in real units

@@ -15,9 +15,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from bilevel_envs import LeaderEnv
-from bilevel_envs.follower import BestResponse, Missing
+from bilevel_envs.core.follower import BestResponse, Missing
 from bilevel_envs.registration import GAMES, PROBLEMS
-from bilevel_envs.tabular_env import TabularEnv
+from bilevel_envs.worlds.tabular.env import TabularEnv
 
 IDS = sorted(PROBLEMS)
 TABLES = [name for name in IDS if isinstance(gym.make(name).unwrapped, TabularEnv)]

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bilevel_envs import kernels
 from bilevel_envs.envs.four_rooms import FourRooms
+from bilevel_envs.worlds.tabular import kernels
 
 
 def test_outcomes_follow_the_cumulative_sums():

@@ -8,13 +8,13 @@ from scipy.linalg import solve_discrete_are, solve_discrete_lyapunov
 from scipy.stats import kstest, truncnorm
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
 from bilevel_envs.followers import Riccati, Truncated
-from bilevel_envs.followers.riccati import planned_ahead
-from bilevel_envs.linear_quadratic import LinearQuadraticModel, Quadratic, discounted_sum, truncated_normal
-from bilevel_envs.model import Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import GaussianPolicy
+from bilevel_envs.followers.planners.riccati import planned_ahead
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic, discounted_sum, truncated_normal
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
 from leaders import exact
 
 GAMMA = 0.9

@@ -10,12 +10,12 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from bilevel_envs import BilevelWrapper, LeaderEnv, registration
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Committed, SoftValueIteration
+from bilevel_envs.games.pettingzoo_env import ParallelGameEnv
 from bilevel_envs.markov_games import bilevel_lqr_v0, guided_cartpole_v0, guided_pendulum_v0, toy_markov_game_v0
 from bilevel_envs.markov_games.toy_markov_game_v0 import INDIFFERENT, VARIANTS, ToyMarkovGame
-from bilevel_envs.model import Preferences
-from bilevel_envs.noise import Noise
-from bilevel_envs.pettingzoo_env import ParallelGameEnv
 from leaders import exact
 
 with warnings.catch_warnings():  # PettingZoo's tests load one of its own games in a way that it deprecates

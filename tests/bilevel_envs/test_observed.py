@@ -9,13 +9,13 @@ import torch
 
 import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Mixture, ObservedFollower, Riccati, SoftValueIteration, Sticky, Truncated
-from bilevel_envs.followers.observed import _counts, _linear
-from bilevel_envs.followers.shortfall import soft_evaluation
-from bilevel_envs.model import Rollout
-from bilevel_envs.noise import Noise
+from bilevel_envs.followers.learners.observed import _counts, _linear
+from bilevel_envs.followers.sb3.shortfall import soft_evaluation
 from bilevel_envs.parameterizations import Free
-from bilevel_envs.policies import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG, exact
 
 
@@ -94,7 +94,7 @@ def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
     assert errors[-1] < 0.1
 
 
-@pytest.mark.parametrize("method", ["counts", "network"])
+@pytest.mark.parametrize("method", ["counts", pytest.param("network", marks=pytest.mark.slow)])
 def test_the_hypergradient_comes_to_the_white_box_one(method):
     env = mdp(ObservedFollower(None, 30_000, method=method, steps=1_500))
     # θ where the follower's reaction matters, and where it stays
@@ -134,6 +134,7 @@ def test_vectors_are_cloned_by_networks():
     assert best.v.tiled(3)(batch.state.repeat(3, 1, 1, 1)).shape == (6, 5, 100)
 
 
+@pytest.mark.slow
 def test_bc_hg_leads_whom_it_only_watches():
     env = building(ObservedFollower(Riccati(), 2_000))
     leader = BCHG(env, batch_size=10_000, learning_rate=0.1, seed=0)
@@ -175,6 +176,7 @@ def test_state_values_end_where_episodes_do():
     np.testing.assert_allclose(leader.critic.table[0, :3, 1:], q[0, :3], atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [mdp, building])
 def test_state_values_come_to_the_exact_ones(world):
     env = world()
@@ -190,7 +192,7 @@ def test_state_values_come_to_the_exact_ones(world):
         often = best.policy.probs[0] > 0.05
         np.testing.assert_allclose(leader.critic.table[0, :, 1:][often], q[0][often], atol=0.7)
     else:
-        from leaders.exact_linear import leader_values
+        from leaders.exact.linear_quadratic import leader_values
 
         q, v = leader_values(model, best.policy, 0.9)
         np.testing.assert_allclose(leader.critic.v.matrix[:, 1:, 1:], v.matrix, atol=0.05)

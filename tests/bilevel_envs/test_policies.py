@@ -1,7 +1,7 @@
 import torch
 
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table
+from bilevel_envs.worlds.tabular.model import Table
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 POLICY = BoltzmannPolicy(torch.tensor([[[0.25, 0.75, 0.0], [0.0, 0.5, 0.5]]], dtype=torch.float64).log())
 

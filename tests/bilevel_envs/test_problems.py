@@ -11,13 +11,13 @@ import torch
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, LeaderEnv, Preferences, TabularEnv, TabularModel
 from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
 from bilevel_envs.envs.tax_design import TaxDesign
-from bilevel_envs.linear_env import LinearEnv
+from bilevel_envs.envs.tax_env import TaxEnv
+from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
 from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
 from bilevel_envs.markov_games.toy_markov_game_v0 import ToyMarkovGame
 from bilevel_envs.parameterizations import Box, Free
-from bilevel_envs.pettingzoo_env import GameEnv, ParallelGameEnv
-from bilevel_envs.simulated_env import SimulatedEnv
-from bilevel_envs.tax_env import TaxEnv
+from bilevel_envs.worlds.declared.env import SimulatedEnv
+from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
 from leaders import BCHG
 
 

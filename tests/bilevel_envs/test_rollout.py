@@ -9,12 +9,12 @@ import torch
 from scipy import stats
 
 from bilevel_envs import BilevelWrapper, TabularEnv, TabularModel
+from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.random_mdp import RandomMDP
-from bilevel_envs.model import ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.rollout import table_rollout, vector_rollout
+from bilevel_envs.worlds.rollout import table_rollout, vector_rollout
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG
 
 STEPS = 1_000_000

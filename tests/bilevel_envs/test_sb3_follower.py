@@ -11,12 +11,12 @@ from stable_baselines3.common.logger import Logger
 
 import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper, Preferences, TabularModel
-from bilevel_envs.follower import BestResponse, FollowerError, NotAvailable
+from bilevel_envs.core.follower import BestResponse, FollowerError, NotAvailable
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
-from bilevel_envs.followers.network_policies import NetworkGaussian, NetworkQ, NetworkV
-from bilevel_envs.followers.sb3_answers import functions
-from bilevel_envs.followers.soft_dqn import SoftDQN
-from bilevel_envs.noise import Noise
+from bilevel_envs.followers.sb3.answers import functions
+from bilevel_envs.followers.sb3.soft_dqn import SoftDQN
+from bilevel_envs.networks.policies import NetworkGaussian, NetworkQ, NetworkV
 from leaders import BCHG, NaivePGD
 
 SMALL = {"net_arch": [16]}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bilevel_envs import TabularModel
-from bilevel_envs.tabular import Table, closed_cdf
+from bilevel_envs.worlds.tabular.model import Table, closed_cdf
 
 
 def two_states(**changes):

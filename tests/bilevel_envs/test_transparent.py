@@ -8,8 +8,8 @@ from gymnasium import wrappers
 from stable_baselines3.common.monitor import Monitor
 
 from bilevel_envs import BilevelWrapper, LeaderEnv
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SoftValueIteration
-from bilevel_envs.noise import Noise
 from leaders import BCHG, exact
 
 ROOMS = "BiLevel/FourRooms-v0"

@@ -5,7 +5,7 @@ import torch
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.envs.four_rooms import FourRooms
 from bilevel_envs.followers import SoftValueIteration, Truncated
-from bilevel_envs.followers.truncated import STREAM
+from bilevel_envs.followers.bounded.truncated import STREAM
 from leaders import BCHG, exact
 
 ROOMS = FourRooms(beta=3e-3)

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, LeaderEnv, Preferences, TabularEnv, TabularModel
-from bilevel_envs.follower import FollowerError
+from bilevel_envs.core.follower import FollowerError
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.markov_games import toy_markov_game_v0
-from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free
-from bilevel_envs.policies import BoltzmannPolicy, GaussianPolicy
-from bilevel_envs.rollout import table_rollout
-from bilevel_envs.validation import check_batch, check_policy
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.rollout import table_rollout
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.validation import check_batch, check_policy
 from leaders import BCHG, CMAES, RandomSearch, ZerothOrder, exact
-from leaders.saved import read, write
+from leaders.training.checkpoint import read, write
 
 
 def uniform(states, actions, runs=1):

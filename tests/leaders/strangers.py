@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, Preferences, TabularEnv, TabularModel
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.random_mdp import RandomMDP
-from bilevel_envs.markov_game import GameTables, on_the_simplex
-from bilevel_envs.noise import Noise
+from bilevel_envs.games.tables import GameTables, on_the_simplex
 from bilevel_envs.parameterizations import Box, Free, Parameterization, Softmax
 
 MOVES = 4  # of toy-text grids: each action's neighbours in this order are the moves to its sides

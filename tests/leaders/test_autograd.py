@@ -8,9 +8,9 @@ from scipy.linalg import solve_discrete_lyapunov
 from truth import central_differences
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.followers import Riccati, SoftValueIteration
-from bilevel_envs.linear_quadratic import discounted_sum
+from bilevel_envs.worlds.linear_quadratic.model import discounted_sum
 from leaders import BCHG, NaivePGD, RandomSearch, exact
 
 OFF = [torch.no_grad, torch.inference_mode]

@@ -13,8 +13,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from bilevel_envs.policies import BoltzmannPolicy
-from leaders.cli import main
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders.cli.main import main
 
 QUICK = [
     "train",
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_done(tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", "import sys; from leaders.cli import main; main(sys.argv[1:])", *QUICK]
+    command = [sys.executable, "-c", "import sys; from leaders.cli.main import main; main(sys.argv[1:])", *QUICK]
     process = subprocess.Popen(
         [*command, "--iterations", "100000", "--out", str(out)], stderr=subprocess.PIPE, text=True
     )
@@ -175,8 +175,8 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
     main([*arguments, "--out", str(whole)])
     # checkpoints at every iteration, so that a kill finds the writer at work
     code = (
-        "import sys, leaders.run as run; run.Checkpoint.__init__.__defaults__ = (0.0,);"
-        "from leaders.cli import main; main(sys.argv[1:])"
+        "import sys, leaders.experiments.run_directory as run; run.Checkpoint.__init__.__defaults__ = (0.0,);"
+        "from leaders.cli.main import main; main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, *arguments, "--out", str(killed), "--resume"]
     for delay in delays:

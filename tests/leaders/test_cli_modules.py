@@ -9,7 +9,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from leaders.cli import main
+from leaders.cli.main import main
 
 SHOP = '''
 from dataclasses import dataclass

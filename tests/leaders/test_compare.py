@@ -6,8 +6,9 @@ import pytest
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import Mixture, SB3Follower, Truncated
-from leaders import BCHG, NaivePGD, compare
-from leaders.cli import main
+from leaders import BCHG, NaivePGD
+from leaders.cli.main import main
+from leaders.experiments import compare
 
 GRID = {"learning_rate": [0.5, 0.01], "critic_learning_rate": [0.3, 0.9]}
 

@@ -8,13 +8,13 @@ import torch
 from truth import unrolled_values
 
 from bilevel_envs import Preferences, Rollout, TabularModel
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SoftValueIteration
-from bilevel_envs.noise import Noise
-from leaders.continuation import continuation
 from leaders.critics import Empirical
-from leaders.cross_fit import Judges
-from leaders.kicks import KICKS
-from leaders.weights import Weights
+from leaders.critics.cross_fit import Judges
+from leaders.estimators.continuation import continuation
+from leaders.functional.guiding import KICKS
+from leaders.functional.weights import Weights
 
 RUNS, STATES, ACTIONS, BRANCHES, DIM = 3, 6, 2, 3, 4
 PREFERENCES = Preferences(0.9, 0.8, 0.5)

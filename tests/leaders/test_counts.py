@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.followers import Committed, SoftQLearning, Suboptimal, Truncated
-from bilevel_envs.networks import Fit
-from bilevel_envs.noise import Noise
+from bilevel_envs.networks.temporal_differences import Fit
 from leaders import BCHG, CMAES, HPGD, RandomSearch, ZerothOrder, exact
-from leaders.compare import run_grid
-from leaders.statistics import summary
+from leaders.experiments.compare import run_grid
+from leaders.experiments.statistics import summary
 
 SMALL = np.int8(100)  # twice as much is more than it can hold
 

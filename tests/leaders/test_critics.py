@@ -3,10 +3,10 @@ import pytest
 import torch
 from test_weights import rollout
 
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.tabular.model import Table
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders.critics import ExactCritic, ExpectedSarsa, MonteCarlo, Sarsa
 
 

@@ -9,17 +9,17 @@ import torch
 from test_weights import rollout
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.banded import Band, band_of
-from bilevel_envs.follower import BestResponse
-from bilevel_envs.noise import Noise
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.parameterizations import Free
-from bilevel_envs.policies import BoltzmannPolicy
-from bilevel_envs.tabular import Table, TabularModel
+from bilevel_envs.worlds.tabular.banded import Band, band_of
+from bilevel_envs.worlds.tabular.model import Table, TabularModel
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG, HPGD
 from leaders.critics import Empirical
-from leaders.cross_fit import Judges, cross_fitted, halves
-from leaders.empirical import EmpiricalModel
-from leaders.values import evaluate
+from leaders.critics.cross_fit import Judges, cross_fitted, halves
+from leaders.critics.empirical_model import EmpiricalModel
+from leaders.functional.values import evaluate
 
 NOISE = Noise([0])
 GAMMA = 0.9

@@ -10,14 +10,14 @@ from test_critics import BATCH, HALF
 from test_weights import rollout
 
 from bilevel_envs import TabularModel
-from bilevel_envs.noise import Noise
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.parameterizations import Free
 from leaders import BCHG, exact
-from leaders.continuation import continuation
 from leaders.critics import Empirical, ExactCritic, ExpectedSarsa, MonteCarlo, NetworkCritic, Sarsa, StateTable
-from leaders.cross_fit import Judges, cross_fitted, halves
-from leaders.kicks import KICKS
-from leaders.weights import Weights
+from leaders.critics.cross_fit import Judges, cross_fitted, halves
+from leaders.estimators.continuation import continuation
+from leaders.functional.guiding import KICKS
+from leaders.functional.weights import Weights
 
 NOISE = Noise([0])
 

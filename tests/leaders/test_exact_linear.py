@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.noise import Noise
-from leaders import ExactGradient, exact, exact_linear
+from bilevel_envs.core.noise import Noise
+from leaders import ExactGradient, exact
+from leaders.exact import linear_quadratic as exact_linear
 
 ORACLES = json.loads((Path(__file__).parents[1] / "data" / "thermal_oracles.json").read_text())
 NAMES = ["half", "ones", "zeros", "optimum"]
@@ -102,6 +103,7 @@ def test_the_objective_is_what_trajectories_bring(env):
     assert abs(float(returns.mean()) - exact.objective(env, theta, horizon=100)) < 4 * error
 
 
+@pytest.mark.slow
 def test_noise_free_reference_points(env):
     # specification 9, item 19: SGD 0.1, each block's gradient clipped to 1; here one clip for both, so a longer way
     leader = ExactGradient(env, learning_rate=0.1).learn(400)

@@ -8,15 +8,23 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SB3Follower
-from bilevel_envs.model import Rollout
-from bilevel_envs.noise import Noise
-from bilevel_envs.policies import GaussianPolicy
-from bilevel_envs.quadratics import Polynomial, lstd, lstd_adjoint, products, relative, symmetric, with_one
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.linear_quadratic.polynomials import (
+    Polynomial,
+    lstd,
+    lstd_adjoint,
+    products,
+    relative,
+    symmetric,
+    with_one,
+)
 from leaders import BCHG, HPGD, exact
 from leaders.critics import NetworkCritic, QuadraticState
-from leaders.fitted_reaction import _covariances, fitted_trace
-from leaders.per_step import per_step_gradient
+from leaders.functional.fitted_guiding import _covariances, fitted_trace
+from leaders.functional.per_step import per_step_gradient
 
 
 def building(follower=None):

@@ -7,17 +7,17 @@ import torch
 from scipy.special import ndtri
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Committed
-from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free, Softmax
 from leaders import BCHG, HPGD, BiAC, NaivePGD, SoBiRL, exact
-from leaders.actor_critic_linear import LinearActorCritic
-from leaders.actor_critic_tables import TableActorCritic, untrained
 from leaders.critics import ExactCritic, FittedLinear, StageGame
-from leaders.kicks import kick_bc_hg
-from leaders.published_games import published_leader
-from leaders.values import evaluate
-from leaders.video import follower_film
+from leaders.experiments.video import follower_film
+from leaders.functional.guiding import kick_bc_hg
+from leaders.functional.values import evaluate
+from leaders.paper.games import published_leader
+from leaders.paper.linear_quadratic import LinearActorCritic
+from leaders.paper.tables import TableActorCritic, untrained
 
 
 def toy(variant="R2", follower=None, **arguments):

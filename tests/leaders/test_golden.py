@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from bilevel_envs import Rollout
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.four_rooms import GOAL_STATE
-from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Budget
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL
-from leaders.kicks import KICKS
-from leaders.oracle import oracle_weights, published_oracle_kick
-from leaders.surrogate import surrogate
-from leaders.values import evaluate
-from leaders.weights import occupancy
+from leaders.estimators.oracle import oracle_weights, published_oracle_kick
+from leaders.functional.guiding import KICKS
+from leaders.functional.surrogate import surrogate
+from leaders.functional.values import evaluate
+from leaders.functional.weights import occupancy
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -146,8 +146,8 @@ def test_an_oracle_takes_as_much_from_the_state_as_it_gives_to_the_pair(make):
     """Two of each kind from each of six steps: those from (s, b) carry +c / 2 at first, those from s −c / 2."""
     import torch
 
-    from bilevel_envs.noise import Noise
-    from leaders.oracle import oracle_batch
+    from bilevel_envs.core.noise import Noise
+    from leaders.estimators.oracle import oracle_batch
 
     env = make("RandomMDP")
     best, model = env.best_response(np.zeros(5)), env.model(np.zeros(5)).detach()
@@ -187,8 +187,8 @@ def test_hpgd_is_naive_when_no_state_repeats(make):
     import torch
     from test_weights import PREFS, rollout, values_like
 
-    from leaders.kicks import kick_hpgd
-    from leaders.weights import occupancy
+    from leaders.functional.guiding import kick_hpgd
+    from leaders.functional.weights import occupancy
 
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0)).view(1, 6, 6)
     batch = rollout(order.tolist(), action=(order % 3).tolist())
@@ -215,7 +215,7 @@ def test_sobirl_is_its_own_formula(make):
     g = best.policy.probs[0].numpy()
     critic = BCHG(env, critic="exact", policy=Free(np.zeros((1, 5)))).critic
     critic.fit(None, best, env.model(theta).detach(), None)
-    from bilevel_envs.noise import Noise
+    from bilevel_envs.core.noise import Noise
 
     batch = env.rollout(theta, best, Noise([0]), rows=4000, horizon=30, whole_episodes=True)
     s, b = batch.state[0].numpy(), batch.action[0].numpy()

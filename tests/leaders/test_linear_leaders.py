@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Riccati
-from bilevel_envs.linear_env import LinearEnv
-from bilevel_envs.linear_quadratic import LinearQuadraticModel
-from bilevel_envs.model import ConfigurableMDP, Preferences
-from bilevel_envs.noise import Noise
 from bilevel_envs.parameterizations import Free
-from leaders import BCHG, NaivePGD, SoBiRL, exact, exact_linear
+from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from leaders import BCHG, NaivePGD, SoBiRL, exact
 from leaders.critics import LeastSquares
+from leaders.exact import linear_quadratic as exact_linear
 
 KNOWLEDGE = ["simulate", "terms", "model"]
 # One estimate from 100 episodes at θ = 0.5, opening of the first vent, raw coordinates (specification 9, item 16).

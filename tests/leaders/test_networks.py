@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Riccati
-from bilevel_envs.linear_env import LinearEnv
-from bilevel_envs.linear_quadratic import Quadratic
-from bilevel_envs.networks import PUBLISHED_FIT, Fit, TemporalDifference
-from bilevel_envs.noise import Noise
-from bilevel_envs.quadratics import lstd
+from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT, Fit, TemporalDifference
+from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
+from bilevel_envs.worlds.linear_quadratic.model import Quadratic
+from bilevel_envs.worlds.linear_quadratic.polynomials import lstd
 from leaders import BCHG, HPGD, NaivePGD, exact
-from leaders.baseline import QuadraticBaseline
 from leaders.critics import ExactCritic, NetworkCritic
-from leaders.cross_fit import fitted_to_all
-from leaders.per_step import clipped, per_step_gradient
-from leaders.weights import occupancy
+from leaders.critics.baseline import QuadraticBaseline
+from leaders.critics.cross_fit import fitted_to_all
+from leaders.functional.per_step import clipped, per_step_gradient
+from leaders.functional.weights import occupancy
 from tests.leaders.test_linear_leaders import Pendulums, make
 
 SHORT = replace(PUBLISHED_FIT, steps=5)

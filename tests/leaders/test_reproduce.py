@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
-from leaders import exact, published, reproduce
-from leaders import reproduce_building as building
-from leaders.cli import main
-from leaders.compare import Result
+from leaders import exact, published
+from leaders.cli.main import main
+from leaders.experiments.compare import Result
+from leaders.experiments.reproduce import building as building
+from leaders.experiments.reproduce import four_rooms as reproduce
 from leaders.published import Curve
 
 

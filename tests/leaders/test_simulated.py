@@ -7,15 +7,15 @@ import torch
 
 import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper, LeaderEnv
-from bilevel_envs.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import ObservedFollower, SB3Follower
-from bilevel_envs.followers.network_policies import NetworkGaussian
-from bilevel_envs.linear_quadratic import Quadratic
-from bilevel_envs.networks import Fit
-from bilevel_envs.noise import Noise
+from bilevel_envs.networks.policies import NetworkGaussian
+from bilevel_envs.networks.temporal_differences import Fit
+from bilevel_envs.worlds.linear_quadratic.model import Quadratic
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL
 from leaders.critics import NetworkCritic
-from leaders.cross_fit import Judges
+from leaders.critics.cross_fit import Judges
 
 PENDULUM, CART = "BiLevel/GuidedPendulum-v0", "BiLevel/GuidedCartPole-v0"
 SMALL = {"learning_starts": 50, "buffer_size": 2_000, "policy_kwargs": {"net_arch": [16]}}
@@ -25,6 +25,7 @@ def played(name=PENDULUM, follower=None, **arguments):
     return BilevelWrapper(gym.make(name, **arguments), follower or SB3Follower("SAC", 60, **SMALL))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [BCHG, NaivePGD])
 @pytest.mark.parametrize("name", [PENDULUM, CART, "BiLevel/BilevelLQR-v0"])
 def test_a_game_is_led_from_trajectories_alone(make, name):
@@ -40,6 +41,7 @@ def test_a_game_is_led_from_trajectories_alone(make, name):
     assert leader.theta.shape == (2, *env.theta_space.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "arguments"), [("SoftDQN", SMALL), ("PPO", {"n_steps": 64})])
 def test_discrete_pushes(algorithm, arguments):
     follower = SB3Follower(algorithm, 64, **arguments)
@@ -49,6 +51,7 @@ def test_discrete_pushes(algorithm, arguments):
     assert leader.gradient_samples(2, episodes=2).shape == (2, *env.theta_space.shape)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path):
     straight = BCHG(played(), batch_size=400).learn(3)
     first = BCHG(played(), batch_size=400).learn(2)

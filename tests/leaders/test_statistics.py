@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leaders.statistics import summary
+from leaders.experiments.statistics import summary
 
 
 def test_by_hand():

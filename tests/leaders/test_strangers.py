@@ -52,6 +52,7 @@ def test_estimates_of_the_default_are_right(world, batch_size):
     check_bias(training_estimates(BCHG, env, theta, batch_size), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theta", [0.6, 0.3])
 def test_the_direct_term_does_not_shrink_with_the_batch(theta):
     """Batches of 100, episodes that go on for longer than any row: half of this term was missing."""

@@ -17,8 +17,8 @@ from bilevel_envs import BilevelWrapper, ConfigurableMDP, Preferences, TabularEn
 from bilevel_envs.followers import ObservedFollower, SB3Follower, SoftValueIteration, Truncated
 from bilevel_envs.parameterizations import Free
 from leaders import BCHG, NaivePGD
-from leaders.cli import main
-from leaders.task import differences, digest, task_of
+from leaders.cli.main import main
+from leaders.training.task import differences, digest, task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +288,7 @@ def test_digests_are_the_same_in_every_process():
         "import gymnasium as gym, bilevel_envs\n"
         "from bilevel_envs import BilevelWrapper\n"
         "from bilevel_envs.followers import *\n"
-        "from leaders.task import task_of, digest\n"
+        "from leaders.training.task import task_of, digest\n"
         "env = gym.make('BiLevel/RandomMDP-v0')\n"
         "follower = ObservedFollower(SB3Follower('DQN', steps=99))\n"
         "held = {'a', 'b', 'c'}\n"

@@ -8,7 +8,7 @@ from truth import z_scores
 
 from bilevel_envs import BilevelWrapper
 from leaders import BCHG, ExactGradient, NaivePGD, exact
-from leaders.reproduce_tax import draw_left_out, draw_value, landscape
+from leaders.experiments.reproduce.tax import draw_left_out, draw_value, landscape
 
 FIRST = np.full(4, 0.3)
 

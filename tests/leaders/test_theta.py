@@ -14,9 +14,9 @@ from bilevel_envs import BilevelWrapper, TabularEnv
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, CMAES, ExactGradient, NaivePGD
-from leaders.cli import main
-from leaders.run import Checkpoint, RunDirectory
-from leaders.theta import one_line, write_csv
+from leaders.cli.main import main
+from leaders.experiments.run_directory import Checkpoint, RunDirectory
+from leaders.training.theta import one_line, write_csv
 
 
 def theta_in(folder, shape):

@@ -9,8 +9,8 @@ from stable_baselines3.common.logger import configure
 from strangers import Stock, wrapped
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.banded import band_of
 from bilevel_envs.followers import SoftValueIteration
+from bilevel_envs.worlds.tabular.banded import band_of
 from leaders import BCHG, HPGD, LEADERS, ExactGradient, NaivePGD, SoBiRL, exact
 
 

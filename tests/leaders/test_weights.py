@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilevel_envs import Preferences, Rollout
-from leaders.kicks import kick_bc_hg, kick_bc_hg_shared, kick_naive_pgd
-from leaders.values import Values
-from leaders.visits import visit_mean
-from leaders.weights import eligibility_trace, occupancy, residualised, weights_from_kick
+from leaders.functional.guiding import kick_bc_hg, kick_bc_hg_shared, kick_naive_pgd
+from leaders.functional.values import Values
+from leaders.functional.visits import visit_mean
+from leaders.functional.weights import eligibility_trace, occupancy, residualised, weights_from_kick
 
 PREFS = Preferences(0.9, 0.8, 0.5)
 

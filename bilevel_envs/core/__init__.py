@@ -1,0 +1,1 @@
+"""What every kind of world speaks: decision problems, batches, followers, environments, noise."""

@@ -1,0 +1,412 @@
+"""What every configurable environment has in common: θ and its owner, seeds, autoreset, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from bilevel_envs.core.autograd import with_ordinary_tensors
+from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.problems import check_model
+
+BLOCK = 512  # steps' worth of uniform numbers drawn at a time
+
+
+def as_theta(problem: ConfigurableMDP, theta: Any) -> np.ndarray:
+    """θ as float64 ``[..., *θ.shape]``, refused with a ValueError unless it lies in the problem's space."""
+    if isinstance(theta, Tensor):
+        theta = theta.detach().numpy()
+    try:
+        array = np.array(theta)
+    except ValueError:  # ragged
+        array = np.array(None)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"`theta` must be an array of real numbers, got {type(theta).__name__} of {array.dtype}")
+    array = array.astype(np.float64)
+    wanted = problem.theta_space.shape
+    if array.ndim not in (len(wanted), len(wanted) + 1) or array.size == 0:
+        raise ValueError(
+            f"`theta` must have shape {list(wanted)}, or a leading runs axis before it, got {list(array.shape)}"
+        )
+    problem.check_theta(array)
+    return array
+
+
+class Face:
+    """What the scalar and the vector form of an environment share: the problem, θ, what a follower sees."""
+
+    problem: ConfigurableMDP
+    model_kind: ClassVar[type]  # what the problem's models must be
+    _theta: np.ndarray
+
+    @cached_property
+    def theta_space(self) -> gym.spaces.Box:
+        """What θ may be."""
+        return deepcopy(self.problem.theta_space)  # its own: a space carries the generator that samples from it
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The θ that was set last, a copy; `configure` changes it."""
+        return self._theta.copy()
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+        return self.problem.preferences
+
+    @property
+    def best_known(self) -> BestKnown | None:
+        """The best leader value known, with its source."""
+        return self.problem.best_known(self.preferences)
+
+    def parameterization(self, runs: int = 1, seed: int = 0) -> Parameterization:
+        """The default parameterisation of θ, freshly initialised; run i with the stream of seed + i."""
+        return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
+
+    @with_ordinary_tensors
+    def model(self, theta: Any) -> Any:
+        """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
+        model = self.problem.model(self._runs_first(theta))
+        check_model(model, self.problem, "model", self.model_kind)
+        return model
+
+    @with_ordinary_tensors
+    def simulator(self, theta: Any) -> Any:
+        """The world that `step` simulates at θ."""
+        model = self.problem.simulator(self._runs_first(theta))
+        check_model(model, self.problem, "simulator", self.model_kind)
+        return model
+
+    def _runs_first(self, theta: Any) -> Tensor:
+        checked = as_theta(self.problem, theta)
+        followed = isinstance(theta, Tensor) and theta.requires_grad
+        theta = theta.double() if followed else torch.tensor(checked)
+        return theta[None] if theta.ndim == len(self.theta_space.shape) else theta
+
+    def _prepared(self, theta: np.ndarray) -> Any:
+        """What `_load` takes at a θ that has been checked."""
+        return self.simulator(theta)
+
+    def _observe(self, state: Any) -> Any:
+        """What the follower sees of a state."""
+        return state
+
+
+class ConfigurableEnv(Face, gym.Env):
+    """The follower's side of a configurable MDP: observations are states, actions are the follower's.
+
+    θ has one owner, `configure`; `theta=` and `reset(options={"theta": ...})` call it, and what they set stays in
+    force until changed. A new θ takes effect at the next reset. Subclasses load a model, begin and advance.
+
+    Args:
+      problem: the configurable MDP.
+      theta: first θ; the problem's default if None.
+      render_mode: "rgb_array", "human" (needs the extra `render`), or None.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
+    vector_class: Any = None  # the same environment, stepped as arrays
+    face: ClassVar[tuple[str, ...]] = ()  # arguments that are the environment's own, not the problem's
+
+    def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+        check_render_mode(render_mode, self.metadata["render_modes"], problem)
+        self.problem, self.render_mode = problem, render_mode
+        self.observation_space, self.action_space = map(deepcopy, (self.observation_space, self.action_space))
+        self._window: Any = None
+        self._state: Any = None
+        self._fresh = True  # the next reset begins a new block of random numbers
+        self.configure(problem.default_theta if theta is None else theta)
+
+    # What a subclass provides ---------------------------------------------------------------------------------
+
+    def _load(self, model: Any) -> None:
+        """Makes ready to step in a model."""
+        raise NotImplementedError
+
+    def _begin(self) -> Any:
+        """A first state."""
+        raise NotImplementedError
+
+    def _checked(self, action: Any) -> Any:
+        """The action in the form that `_advance` takes; a ValueError for what is none."""
+        raise NotImplementedError
+
+    def _advance(self, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
+        """The state that follows, r_F, whether the episode ends, and what goes into `info`."""
+        raise NotImplementedError
+
+    # What a user calls ----------------------------------------------------------------------------------------
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> ConfigurableVectorEnv:
+        """So many copies in which a follower may learn, stepped as arrays."""
+        return self.vector_class(self.problem, count, max_episode_steps=max_episode_steps)
+
+    def configure(self, theta: Any) -> None:
+        """Sets θ, in force from the next reset on.
+
+        Args:
+          theta: ``[*θ.shape]``.
+
+        Raises:
+          ValueError: if θ has the wrong shape or lies outside `theta_space`; the old θ then stays.
+        """
+        array = as_theta(self.problem, theta)
+        if array.shape != self.theta_space.shape:
+            raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
+        pending: Any = self._prepared(array)  # what fails here leaves the old θ
+        self._theta, self._pending = array, pending
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+        """Starts an episode; `options={"theta": θ}` configures first."""
+        super().reset(seed=seed)
+        check_options(options)
+        if options and "theta" in options:
+            self.configure(options["theta"])
+        if self._pending is not None:
+            self._load(self._pending)
+            self._pending = None
+        self._fresh = self._fresh or seed is not None
+        self._state = self._begin()
+        self._step, self._over = 0, False
+        self._show()
+        return self._observe(self._state), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """One step; the rewards are those of the state in which it begins."""
+        if self._state is None or self._over:
+            raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
+        self._state, reward, self._over, told = self._advance(self._checked(action))
+        info = {**told, "step": self._step}
+        self._step += 1
+        self._show()
+        return self._observe(self._state), reward, self._over, False, info
+
+    def render(self) -> np.ndarray | None:
+        """The present state as a picture, uint8 [height, width, 3]; None in mode "human", which draws by itself."""
+        if self.render_mode is None:
+            gym.logger.warn('no picture: make the environment with render_mode="rgb_array" or "human"')
+            return None
+        return self._frame() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Closes the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+    def _frame(self) -> np.ndarray:
+        if self._state is None:
+            raise gym.error.ResetNeeded("call `reset` before `render`")
+        return self.problem.draw(self._state, self._theta)  # type: ignore[attr-defined]
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            if self._window is None:
+                self._window = import_module("bilevel_envs.rendering.window").Window(self.metadata["render_fps"])
+            self._window.show(self._frame())
+
+
+class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
+    """Many copies of a configurable MDP, stepped as arrays; autoreset mode SAME_STEP.
+
+    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
+
+    Args:
+      problem: the configurable MDP.
+      num_envs: how many copies.
+      theta: first θ, see `configure`; the problem's default if None.
+      max_episode_steps: time limit; None for none.
+      render_mode: "rgb_array" or None.
+    """
+
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+    draws = 1  # uniform numbers that a step takes
+
+    def __init__(
+        self,
+        problem: ConfigurableMDP,
+        num_envs: int,
+        theta: Any,
+        max_episode_steps: int | None,
+        render_mode: str | None,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+    ) -> None:
+        check_render_mode(render_mode, self.metadata["render_modes"], problem)
+        self.problem, self.render_mode = problem, render_mode
+        self.num_envs = check_count(num_envs, "num_envs")
+        self.time_limit = None if max_episode_steps is None else check_count(max_episode_steps, "max_episode_steps")
+        self.single_observation_space, self.single_action_space = map(deepcopy, (observation_space, action_space))
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._generators: list[np.random.Generator] = []
+        self.configure(problem.default_theta if theta is None else theta)
+
+    # What a subclass provides ---------------------------------------------------------------------------------
+
+    def _load(self, model: Any) -> None:
+        """Makes ready to step in a model, or in R of them, each for num_envs / R environments side by side."""
+        raise NotImplementedError
+
+    def _first(self, index: np.ndarray) -> np.ndarray:
+        """First states of the environments `index`."""
+        raise NotImplementedError
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        """The actions as an array; a ValueError for what are none."""
+        raise NotImplementedError
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """States that follow, r_F, whether episodes end, and what goes into `info`."""
+        raise NotImplementedError
+
+    # What a user calls ----------------------------------------------------------------------------------------
+
+    def configure(self, theta: Any) -> None:
+        """Sets θ, in force from the next reset of all environments on.
+
+        Args:
+          theta: ``[*θ.shape]`` for all, or ``[R, *θ.shape]`` with R dividing `num_envs`: environment i then obeys
+            θ[i // (num_envs / R)].
+
+        Raises:
+          ValueError: if θ does not fit or lies outside `theta_space`; the old θ then stays.
+        """
+        array = as_theta(self.problem, theta)
+        extra = array.shape[: array.ndim - len(self.theta_space.shape)]
+        if len(extra) > 1 or (extra and (extra[0] == 0 or self.num_envs % extra[0])):
+            raise ValueError(
+                f"`theta` must have shape {list(self.theta_space.shape)}, or one more leading axis that divides "
+                f"num_envs = {self.num_envs}; got {list(array.shape)}"
+            )
+        pending: Any = self._prepared(array)  # what fails here leaves the old θ
+        self._theta, self._pending = array, pending
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode in every environment, or in those of `options["reset_mask"]`."""
+        check_options(options, vector=True)
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise ValueError(f"`reset_mask` must be bool [{self.num_envs}] with a True, got {mask!r}")
+        if "theta" in options:
+            self.configure(options["theta"])
+        seeds: list[int | None]
+        if seed is None or isinstance(seed, (int, np.integer)):
+            seeds = [None if seed is None else int(seed) + index for index in range(self.num_envs)]
+        else:
+            seeds = [int(one) if isinstance(one, np.integer) else one for one in seed]
+            if len(seeds) != self.num_envs:
+                raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
+        if not mask.all() and not hasattr(self, "_state"):
+            raise gym.error.ResetNeeded("reset all environments once before resetting some by `reset_mask`")
+        self._seed(seeds, mask)
+        if self._pending is not None and mask.all():
+            self._load(self._pending)
+            self._pending = None
+        if mask.all():
+            self._state, self._step = self._first(np.flatnonzero(mask)), np.zeros(self.num_envs, int)
+        else:
+            self._begin(np.flatnonzero(mask))
+        return self._observe(self._state.copy()), {}
+
+    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One step of every environment; those that end start anew in the same call."""
+        if not hasattr(self, "_state"):
+            raise gym.error.ResetNeeded("call `reset` before `step`")
+        arrived, reward, terminated, told = self._advance(self._checked(actions))
+        told["step"] = self._step
+        self._step = self._step + 1
+        truncated = np.zeros(self.num_envs, bool) if self.time_limit is None else self._step >= self.time_limit
+        ended = terminated | truncated
+        infos: dict[str, Any] = _infos(told, ~ended)
+        self._state = arrived
+        if ended.any():
+            final = np.empty(self.num_envs, object)
+            reached = self._observe(arrived)
+            for index in np.flatnonzero(ended):
+                final[index] = reached[index]
+            infos |= {"final_obs": final, "_final_obs": ended}
+            infos |= {"final_info": _infos(told, ended), "_final_info": ended}
+            self._state = arrived.copy()
+            self._begin(np.flatnonzero(ended))
+        return self._observe(self._state.copy()), reward, terminated, truncated, infos
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One picture per environment."""
+        if self.render_mode is None:
+            gym.logger.warn('no picture: make the environments with render_mode="rgb_array"')
+            return None
+        if not hasattr(self, "_state"):
+            raise gym.error.ResetNeeded("call `reset` before `render`")
+        thetas = self._theta.reshape(-1, *self.theta_space.shape)
+        share = self.num_envs // len(thetas)
+        draw = self.problem.draw  # type: ignore[attr-defined]
+        return tuple(draw(state, thetas[index // share]) for index, state in enumerate(self._state))
+
+    def _begin(self, index: np.ndarray) -> None:
+        """Puts the environments `index` at the start of an episode."""
+        self._state[index] = self._first(index)
+        self._step[index] = 0
+
+    def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
+        if not self._generators:
+            self._generators = [np.random.default_rng() for _ in seeds]
+            self._block = np.empty((self.num_envs, BLOCK, self.draws))
+            self._read = np.full(self.num_envs, BLOCK)
+        for index, seed in enumerate(seeds):
+            if seed is not None and mask[index]:
+                self._generators[index] = gym.utils.seeding.np_random(seed)[0]
+                self._read[index] = BLOCK
+        self._np_random, self._np_random_seed = self._generators[0], seeds[0]
+
+    def _uniform(self, index: np.ndarray) -> np.ndarray:
+        """The next uniform numbers of each environment in `index`, from its own stream, [len(index), draws]."""
+        for empty in index[self._read[index] == BLOCK]:
+            self._generators[empty].random(out=self._block[empty])
+            self._read[empty] = 0
+        uniform = self._block[index, self._read[index]]
+        self._read[index] += 1
+        return uniform
+
+
+def _infos(told: dict[str, np.ndarray], where: np.ndarray) -> dict[str, Any]:
+    """Gymnasium's vector form: values where they apply, 0 elsewhere, and a mask each."""
+    values = {key: np.where(where.reshape(-1, *[1] * (np.ndim(value) - 1)), value, 0) for key, value in told.items()}
+    return values | {f"_{key}": where for key in told}
+
+
+def check_options(options: Mapping[str, Any] | None, vector: bool = False) -> None:
+    """Refuses reset options that nobody reads."""
+    known = {"theta", "reset_mask"} if vector else {"theta"}
+    unknown = set(options or {}) - known
+    if unknown:
+        raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(unknown)}")
+
+
+def check_render_mode(render_mode: str | None, modes: list[str], problem: ConfigurableMDP) -> None:
+    """Refuses a mode that does not exist, and any mode for a problem without `draw`."""
+    check_choice(render_mode, [None, *modes], "render_mode")
+    if render_mode is not None and not hasattr(problem, "draw"):
+        raise ValueError(f"`render_mode` must be None: {type(problem).__name__} has no `draw`, got {render_mode!r}")

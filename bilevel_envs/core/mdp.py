@@ -1,0 +1,144 @@
+"""What a configurable decision problem is: the players' preferences, θ, and the follower's MDP at one θ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout, Terms
+from bilevel_envs.core.checks import check_finite, check_number, check_shape
+from bilevel_envs.core.noise import Noise
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """What the two players want; belongs to the problem, so it travels with the environment.
+
+    Attributes:
+      gamma_leader: γ_L in [0, 1), the leader's discount.
+      gamma_follower: γ_F in [0, 1), the follower's discount.
+      beta: β > 0, the follower's entropy coefficient, in units of its reward per nat.
+    """
+
+    gamma_leader: float
+    gamma_follower: float
+    beta: float
+
+    def __post_init__(self) -> None:
+        for name in ("gamma_leader", "gamma_follower"):
+            check_number(getattr(self, name), name, at_least=0, below=1)
+        check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+
+
+class Model(Protocol):
+    """The follower's MDP at one θ; differentiable in θ through `terms` alone."""
+
+    @property
+    def runs(self) -> int:
+        """R, or 1 where every run shares the model."""
+
+    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+        """The differentiable terms at the visited steps, with E_b[r_F] under `policy` if one is given."""
+
+    def detach(self) -> Model:
+        """The same model without gradients."""
+
+
+class Parameterization(torch.nn.Module):
+    """Raw numbers that an optimiser moves; `forward()` is θ, ``[R, *θ.shape]``, inside θ's space.
+
+    Subclasses keep R independent runs: every parameter has R as its leading axis.
+    """
+
+    runs: int = 1
+
+    def forward(self) -> Tensor:
+        """θ, ``[R, *θ.shape]``."""
+        raise NotImplementedError
+
+    def regulariser(self) -> Tensor:
+        """Φ_L, added to the leader's objective, [R] or a scalar."""
+        return torch.zeros(())
+
+
+class BestKnown(float):
+    """The best leader value known for a task; a float that says where it is from.
+
+    Attributes:
+      source: how the number was found.
+      exact: True for a proven optimum, False for a lower bound.
+    """
+
+    source: str
+    exact: bool
+
+    def __new__(cls, value: float, source: str, exact: bool = False) -> BestKnown:
+        number = super().__new__(cls, value)
+        number.source, number.exact = source, exact
+        return number
+
+    def __repr__(self) -> str:
+        return f"BestKnown({float(self):.6g}, {'optimum' if self.exact else 'lower bound'}: {self.source})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BestKnown, (float(self), self.source, self.exact)
+
+
+class ConfigurableMDP(Protocol):
+    """What an environment's author writes: a space for θ, a default, preferences, and `model(theta)`."""
+
+    @property
+    def theta_space(self) -> gym.spaces.Box:
+        """What θ may be, in the environment's own units."""
+
+    @property
+    def default_theta(self) -> np.ndarray:
+        """θ in force until `configure` is called, shaped like `theta_space`."""
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+
+    def model(self, theta: Tensor) -> Model:
+        """The follower's MDP at θ ``[R, *θ.shape]``, differentiable in θ: what planners and `exact` use."""
+
+    @property
+    def simulates_its_model(self) -> bool:
+        """Whether `step` simulates `model(θ)`; a task with a `simulator` of its own does not, unless it says so."""
+        return type(self).simulator is ConfigurableMDP.simulator
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether `model(θ)` is a table on a grid of states, which `step` does not keep to."""
+        return False
+
+    def simulator(self, theta: Tensor) -> Model:
+        """The world that `step` simulates; differs from `model` only where a task says so."""
+        return self.model(theta)
+
+    def check_theta(self, theta: np.ndarray) -> None:
+        """Refuses θ ``[..., *θ.shape]`` with a ValueError unless every entry lies in `theta_space`."""
+        space = self.theta_space
+        check_shape(theta, space.shape, "theta")
+        check_finite(theta, "theta")
+        slack = 1e-6  # rounding of a float32 parameterisation that touches the boundary
+        outside = (theta < space.low - slack) | (theta > space.high + slack)
+        if outside.any():
+            at = tuple(int(i) for i in np.argwhere(outside)[0])
+            inner = at[theta.ndim - len(space.shape) :]
+            raise ValueError(
+                f"`theta` must lie in theta_space; at {at} it is {theta[at]:.6g}, "
+                f"outside [{space.low[inner]:.6g}, {space.high[inner]:.6g}]"
+            )
+
+    def parameterization(self, runs: int, noise: Noise) -> Parameterization:
+        """The task's default parameterisation of θ, freshly initialised for `runs` runs."""
+
+    def best_known(self, preferences: Preferences) -> BestKnown | None:
+        """The best leader value known under `preferences`; None where nobody has looked."""
+        return None

@@ -1,0 +1,89 @@
+"""Whether a problem, and the model that it gives, are what an environment takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from bilevel_envs.core.checks import check_instance
+from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
+
+NEEDED = ("theta_space", "default_theta", "preferences", "model", "simulator", "check_theta")
+OF_A_MODEL = ("runs", "terms", "detach")
+STEPPED_BY = {"TabularModel": "TabularEnv", "LinearQuadraticModel": "LinearEnv", "SimulatedModel": "SimulatedEnv"}
+
+
+def check_problem(problem: Any, *further: str) -> None:
+    """Refuses what is no `ConfigurableMDP`, and one whose default θ is none of its space.
+
+    Args:
+      problem: what an environment was given.
+      further: parts that this kind of environment needs beside those of every problem.
+
+    Raises:
+      TypeError: if it is a class, lacks a part, or has a part of the wrong kind.
+      ValueError: if `default_theta` has another shape than `theta_space`, or is refused by `check_theta`.
+    """
+    check_instance(problem, "problem")
+    name = type(problem).__name__
+    missing = [part for part in (*NEEDED, *further) if not hasattr(problem, part)]
+    if missing:
+        raise TypeError(
+            f"`problem` must be a ConfigurableMDP that this environment can step, got {name}, which lacks "
+            f"{', '.join(missing)}: derive its class from bilevel_envs.ConfigurableMDP, write what is missing, or take "
+            f"the environment that goes with its model ({', '.join(STEPPED_BY.values())})"
+        )
+    space, preferences = problem.theta_space, problem.preferences
+    check_theta_space(space, name)
+    if not isinstance(preferences, Preferences):
+        raise TypeError(
+            f"`preferences` of {name} must be a Preferences, got {preferences!r}: write "
+            "Preferences(gamma_leader, gamma_follower, beta)"
+        )
+    default = np.asarray(problem.default_theta)
+    if default.dtype.kind not in "fiu" or default.shape != space.shape:
+        raise ValueError(
+            f"`default_theta` of {name} must be numbers of the shape {list(space.shape)} of its `theta_space`, got "
+            f"{problem.default_theta!r}: change the one or the other"
+        )
+    try:
+        problem.check_theta(default.astype(np.float64))
+    except ValueError as error:
+        raise ValueError(
+            f"`default_theta` of {name} must be a θ that its `check_theta` allows: {error}. Change it, or `theta_space`"
+        ) from error
+
+
+def check_theta_space(space: Any, name: str) -> None:
+    """Refuses what is no box, with a TypeError; `name` is whose `theta_space` it is."""
+    if not isinstance(space, gym.spaces.Box):
+        raise TypeError(
+            f"`theta_space` of {name} must be a gymnasium.spaces.Box, got {space!r}: θ is an array of numbers between "
+            "bounds, Box(low, high, shape, np.float64)"
+        )
+
+
+def check_model(model: Any, problem: Any, method: str = "model", kind: type | None = None) -> None:
+    """Refuses what a problem returned as a model, with a TypeError, unless it is one.
+
+    Args:
+      model: what it returned.
+      problem: whose method was called.
+      method: "model" or "simulator".
+      kind: the class of models that the environment steps; None for any object with the methods of a model.
+    """
+    if isinstance(model, kind) if kind else all(hasattr(model, part) for part in OF_A_MODEL):
+        return
+    if method == "simulator" and type(problem).simulator is ConfigurableMDP.simulator:
+        method = "model"  # which it calls, and which the problem's author wrote
+    wanted = f"a {kind.__name__}" if kind else f"a model ({', '.join(STEPPED_BY)})"
+    if model is None:
+        remedy = "did you forget `return`?"
+    elif type(model).__name__ in STEPPED_BY:
+        remedy = f"put the problem into a {STEPPED_BY[type(model).__name__]}"
+    else:
+        remedy = "build one from your tables or matrices"
+    got = repr(model) if model is None or isinstance(model, type) else type(model).__name__
+    raise TypeError(f"`{method}(theta)` of {type(problem).__name__} must return {wanted}, got {got}: {remedy}")

@@ -1,0 +1,1 @@
+"""Followers whose rationality or planning is bounded."""

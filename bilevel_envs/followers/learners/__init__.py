@@ -1,0 +1,1 @@
+"""Followers that learn, and followers that are only observed."""

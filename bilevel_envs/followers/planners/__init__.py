@@ -1,0 +1,1 @@
+"""Followers that solve a known model."""

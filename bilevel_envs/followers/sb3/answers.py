@@ -1,0 +1,152 @@
+"""What trained agents of SB3 answer: g, Q_F and V_F in the environment's units, None for what is not soft."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.networks.policies import (
+    Network,
+    NetworkActionValues,
+    NetworkCategorical,
+    NetworkGaussian,
+    NetworkQ,
+    NetworkV,
+)
+from bilevel_envs.worlds.tabular.model import Table
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+
+Answer = tuple[Any, Any, Any]
+
+
+def tables(kind: str, agents: Sequence[Any], seen: np.ndarray, beta: float, scale: float) -> Answer:
+    """g, Q_F and V_F read out at every state of a table.
+
+    Args:
+      kind: which algorithm it is.
+      agents: one per run.
+      seen: what the follower sees in each state, [S] or [S, ...].
+      beta: β.
+      scale: what the agents' unit of reward is worth.
+    """
+    log_probs, q = [], []
+    for agent in agents:
+        tensor = agent.policy.obs_to_tensor(seen)[0]
+        with torch.no_grad():
+            if kind not in ("SoftDQN", "DQN"):
+                log_probs.append(_log_probs(agent.policy, tensor))
+                continue
+            values = agent.q_net(tensor).double() * scale
+            q.append(values)
+            log_probs.append(_boltzmann(values, beta) if kind == "SoftDQN" else _greedy(values, agent.exploration_rate))
+    policy = BoltzmannPolicy(torch.stack(log_probs))
+    if kind != "SoftDQN":
+        return policy, None, None
+    table = torch.stack(q)
+    return policy, Table(table), Table(beta * torch.logsumexp(table / beta, -1))
+
+
+def functions(
+    kind: str,
+    agents: Sequence[Any],
+    runs: int,
+    space: gym.Space,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+    beta: float,
+    scale: float,
+) -> Answer:
+    """g, Q_F and V_F as functions of states that are vectors, by copies of the networks as they are now.
+
+    Args:
+      kind: which algorithm it is.
+      agents: one per run, or one for all.
+      runs: R.
+      space: the follower's actions.
+      bounds: what SAC's −1 and 1 stand for, [m] each.
+      beta: β.
+      scale: what the agents' unit of reward is worth.
+    """
+    nets = [_snapshot(agent.policy) for agent in agents] * (runs // len(agents))
+    if kind == "SoftDQN":
+        values = tuple(_scaled(net.q_net, scale) for net in nets)
+        q = NetworkActionValues(values, beta)
+        return NetworkCategorical(tuple(_softly(f, beta) for f in values)), q, q
+    if kind == "DQN":
+        share = agents[0].exploration_rate
+        return NetworkCategorical(tuple(_greedily(net.q_net, share) for net in nets)), None, None
+    if isinstance(space, gym.spaces.Discrete):
+        return NetworkCategorical(tuple(_categorical(net) for net in nets)), None, None
+    if kind != "SAC":
+        assert isinstance(space, gym.spaces.Box)
+        low, high = torch.from_numpy(space.low).double(), torch.from_numpy(space.high).double()
+        return NetworkGaussian(tuple(_normal(net, low, high) for net in nets), low, high, squashed=False), None, None
+    assert bounds is not None
+    low, high = (torch.from_numpy(bound) for bound in bounds)
+    policy = NetworkGaussian(tuple(_squashed(net.actor) for net in nets), low, high)
+    own_q = NetworkQ(tuple(_least(net.critic) for net in nets), policy, scale, -beta * policy.log_volume)
+    return policy, own_q, NetworkV(own_q, beta)
+
+
+def _snapshot(policy: Any) -> Any:
+    """A copy of a policy's networks that further training does not touch."""
+    file = io.BytesIO()
+    policy.save(file)
+    file.seek(0)
+    return type(policy).load(file, device="cpu")
+
+
+# Networks as functions of observations [K, n].
+
+
+def _boltzmann(q: Tensor, beta: float) -> Tensor:
+    return torch.log_softmax(q / beta, -1)
+
+
+def _greedy(q: Tensor, share: float) -> Tensor:
+    """log g of DQN: the best action, and any with what is left of its exploration."""
+    actions = q.shape[-1]
+    return torch.log(torch.nn.functional.one_hot(q.argmax(-1), actions) * (1 - share) + share / actions)
+
+
+def _log_probs(policy: Any, seen: Any) -> Tensor:
+    return torch.log_softmax(policy.get_distribution(seen).distribution.logits.double(), -1)
+
+
+def _scaled(network: Any, scale: float) -> Network:
+    return lambda x: network(x).double() * scale
+
+
+def _softly(values: Any, beta: float) -> Network:
+    return lambda x: _boltzmann(values(x), beta)
+
+
+def _greedily(values: Any, share: float) -> Network:
+    return lambda x: _greedy(values(x).double(), share)
+
+
+def _categorical(policy: Any) -> Network:
+    return lambda x: _log_probs(policy, x)
+
+
+def _squashed(actor: Any) -> Network:
+    return lambda x: torch.cat(actor.get_action_dist_params(x)[:2], -1)
+
+
+def _normal(policy: Any, low: Tensor, high: Tensor) -> Network:
+    half, middle = ((high - low) / 2).float(), ((high + low) / 2).float()
+
+    def network(x: Tensor) -> Tensor:
+        normal = policy.get_distribution(x).distribution
+        return torch.cat([(normal.mean - middle) / half, torch.log(normal.stddev / half)], -1)
+
+    return network
+
+
+def _least(critic: Any) -> Network:
+    return lambda x, b: torch.cat(critic(x, b), 1).min(1, keepdim=True).values

@@ -1,0 +1,428 @@
+"""A Stable-Baselines3 agent as the follower."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.follower import BestResponse, FollowerError, Missing
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.followers.sb3.agents import (
+    arguments_of,
+    as_bytes,
+    as_file,
+    check_networks,
+    class_of,
+    kind_of,
+    load_networks,
+    scheduled,
+    seeded,
+    stores,
+)
+from bilevel_envs.followers.sb3.answers import functions, tables
+from bilevel_envs.followers.sb3.shortfall import improvement, sampled_shortfall, table_shortfall
+from bilevel_envs.networks.policies import NetworkGaussian
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.tabular.model import TabularModel
+
+STARTS = ("warm", "cold")
+BUFFERS = ("clear", "keep", "relabel")
+SCHEDULES = ("response", "total")
+EPISODES = 64  # that measure a response's soft return where nothing exact is to be had
+GIVEN = {
+    "gamma": "γ_F, which the problem has",
+    "env": "the environment",
+    "device": "the CPU",
+    "_init_setup_model": "SB3's own",
+}
+
+
+class SB3Follower:
+    r"""Learns to live at θ with an algorithm of Stable-Baselines3, one agent per run, and goes on learning as θ moves.
+
+    What it can give depends on the algorithm:
+
+    ==========================  =======================  ================================================
+    algorithm                   g and log g              soft Q and V
+    ==========================  =======================  ================================================
+    SAC (vectors)               squashed Gaussian        least of its critics; E_b[Q − β log g]
+    SoftDQN (discrete actions)  softmax(Q / β)           its network; β log Σ exp(Q / β)
+    DQN (discrete actions)      greedy, with its ε       not available: wrap it in ``ObservedFollower``
+    PPO, A2C                    its own distribution     not available: wrap it in ``ObservedFollower``
+    ==========================  =======================  ================================================
+
+    Where states are countable, the networks are read out at every state and the answer is a table. Densities, Q and V
+    are in the environment's units, whatever the agent's are. SAC and SoftDQN learn the problem's own objective,
+    E Σ γ_F^t (r_F + β H(g)); PPO and A2C are given β as their entropy coefficient, which is another objective.
+
+    Agents stay with the follower from one call to the next, and from one leader to the next: `reset` forgets them.
+
+    The residual is, where the world is a table, the exact shortfall of the soft return from its optimum; where it is
+    linear-quadratic, the same over 64 episodes; elsewhere how much the mean reward per step rose
+    from the third to the last quarter of the training. Costs `steps` environment steps per response and run, counted as
+    ``follower_steps``, and the algorithm's gradient steps: some 3 to 8 ms each on one core for networks of this size.
+
+    Args:
+      algorithm: "SAC", "SoftDQN", "DQN", "PPO", "A2C", or a subclass of SB3's ``BaseAlgorithm``.
+      steps: environment steps of a response (rounded up to whole rollouts). Up to its `learning_starts`, 100 by
+        default, it only acts at random.
+      first_steps: of the first response; None for `steps`.
+      total_steps: of all responses; what comes after answers with what has been learnt. None for no end.
+      start: "warm" goes on with the agent of the last response, "cold" begins with a new one.
+      buffer: transitions of earlier θ: "clear" forgets them, "keep" learns from them as they are, "relabel" gives them
+        the reward that they have at the new θ (worlds whose model knows r_F; where θ moves the dynamics, what follows
+        a step stays as it was).
+      schedule: schedules of learning rate and exploration run through once per "response" or over all `total_steps`.
+      envs: environments stepped side by side.
+      episode_steps: episodes of the training are cut, and their values bootstrapped, after so many steps; None for the
+        environment's own limit. Where states settle, shorter ones show the agent more of those it begins in.
+      beta: overrides the problem's β.
+      reward_scale: rewards are divided by it on their way to the agent; β, Q and V are converted.
+      action_range: what SAC's 1 stands for, −1 for its negative, a number or a list of one per entry; a tuple (low,
+        high) says both; None for the bounds of the action space. Optimal actions that fill a thousandth of their space
+        are hard to learn.
+      model_file: a zip of SB3's ``save`` whose networks agents begin with.
+      seed: run i learns with the stream of seed + i; the leader's own seed has no influence.
+      policy: SB3's.
+      kwargs: further arguments of the algorithm.
+
+    Raises:
+      ValueError: if an argument does not fit, by name.
+    """
+
+    def __init__(
+        self,
+        algorithm: str | type = "SAC",
+        steps: int = 20_000,
+        *,
+        first_steps: int | None = None,
+        total_steps: int | None = None,
+        start: str = "warm",
+        buffer: str = "clear",
+        schedule: str = "response",
+        envs: int = 1,
+        episode_steps: int | None = None,
+        beta: float | None = None,
+        reward_scale: float = 1.0,
+        action_range: Any = None,
+        model_file: str | Path | None = None,
+        seed: int = 0,
+        policy: Any = "MlpPolicy",
+        **kwargs: Any,
+    ) -> None:
+        self.told = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
+        self.algorithm, self.policy, self.kwargs = class_of(algorithm), policy, kwargs
+        self.steps = check_count(steps, "steps")
+        self.first_steps = self.steps if first_steps is None else check_count(first_steps, "first_steps")
+        self.total_steps = None if total_steps is None else check_count(total_steps, "total_steps")
+        check_choice(start, STARTS, "start")
+        check_choice(buffer, BUFFERS, "buffer")
+        check_choice(schedule, SCHEDULES, "schedule")
+        if schedule == "total" and total_steps is None:
+            raise ValueError('`total_steps` must be given with schedule="total", got None')
+        self.start, self.buffer, self.schedule = start, buffer, schedule
+        self.envs, self.seed = check_count(envs, "envs"), check_count(seed, "seed", at_least=0)
+        self.episode_steps = None if episode_steps is None else check_count(episode_steps, "episode_steps")
+        if beta is not None:
+            check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        self.beta = beta
+        check_number(reward_scale, "reward_scale", above=0)
+        self.reward_scale, self.action_range = float(reward_scale), _checked_range(action_range)
+        if not isinstance(model_file, (str, Path, NoneType)):
+            raise TypeError(f"`model_file` must be a path or None, got {model_file!r}")
+        self.model_file = None if model_file is None else Path(model_file)
+        if action_range is not None and self.kind != "SAC":
+            raise ValueError(f"`action_range` must be None for {self.algorithm.__name__}: it scales SAC's actions")
+        if buffer != "clear" and self.kind in ("PPO", "A2C"):
+            raise ValueError(
+                f'`buffer` must be "clear" for {self.algorithm.__name__}, which stores nothing, got {buffer!r}'
+            )
+        for name in sorted(set(GIVEN) & set(kwargs)):
+            raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
+        if self.kind != "other" and "ent_coef" in kwargs:
+            raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
+        takes = arguments_of(self.algorithm)
+        for name in sorted(set(kwargs) - takes):
+            raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
+        self.agents: list[Any] = []
+        self.responses = self.spent = 0
+        self._residual: Tensor | None = None
+
+    def __repr__(self) -> str:
+        told = {name: value for name, value in self.told.items() if name != "algorithm" and value is not None}
+        said = ", ".join(f"{name}={_said(value)}" for name, value in (told | self.kwargs).items())
+        return f"SB3Follower({self.algorithm.__name__!r}, {said})"
+
+    @property
+    def kind(self) -> str:
+        """Which of the known algorithms this is one of, or "other"."""
+        return kind_of(self.algorithm)
+
+    @property
+    def soft(self) -> bool:
+        """Whether it learns the problem's own objective."""
+        return self.kind in ("SAC", "SoftDQN")
+
+    @property
+    def gives_values(self) -> bool:
+        """Whether Q_F and V_F are to be had."""
+        return self.soft
+
+    # What a leader asks ---------------------------------------------------------------------------------------
+
+    def respond(self, env: Any, theta: np.ndarray, model: Any, start: Any = None, learn: bool = True) -> BestResponse:
+        """Trains at θ, and answers with what has been learnt.
+
+        Args:
+          env: the `BilevelWrapper`.
+          theta: ``[R, *θ.shape]``.
+          model: its model at θ.
+          start: has no influence.
+          learn: False to answer without training.
+
+        Raises:
+          FollowerError: if a network is not finite after training.
+          FileNotFoundError: if `model_file` is not there.
+        """
+        if not learn and not self.agents:
+            raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
+        runs, before = len(theta), self.spent
+        if learn:
+            self.check(env, model)
+        if len(self.agents) not in ((0, runs) if learn else (1, runs)):
+            raise ValueError(
+                f"`runs` must be as many as the follower was trained with ({len(self.agents)}), got {runs}; its "
+                "`reset()` forgets them"
+            )
+        if learn:
+            paid = [self._train(env, theta, model, run) for run in range(runs)]
+            self.spent = before + max((taken for taken, _ in paid), default=0)
+            self.responses += 1
+        best = self._answer(env, model, runs)
+        if learn and any(rewards for _, rewards in paid):
+            self._residual = self._shortfall(env, theta, model, best[0])
+            if self._residual is None:
+                self._residual = torch.tensor([improvement(rewards) for _, rewards in paid], dtype=torch.float64)
+        assert self._residual is not None
+        return BestResponse(*best, residual=self._residual, optimal=False, steps=self.spent - before)
+
+    def reset(self) -> None:
+        """Forgets everything: the next response begins with new agents and the first budget."""
+        self.agents, self.responses, self.spent, self._residual = [], 0, 0, None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The agents as SB3 saves them, with their replay buffers where those are kept."""
+        with_buffers = self.buffer != "clear" and self.start == "warm"
+        return {
+            "agents": [as_bytes(agent.save) for agent in self.agents],
+            "buffers": [as_bytes(agent.save_replay_buffer) for agent in self.agents if stores(agent)]
+            if with_buffers
+            else [],
+            "responses": self.responses,
+            "spent": self.spent,
+            "residual": self._residual,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.agents = [self.algorithm.load(as_file(content), device="cpu") for content in state["agents"]]
+        for agent, content in zip(self.agents, state["buffers"], strict=False):
+            agent.load_replay_buffer(as_file(content))
+        self.responses, self.spent, self._residual = state["responses"], state["spent"], state["residual"]
+
+    # Training -------------------------------------------------------------------------------------------------
+
+    def _train(self, env: Any, theta: np.ndarray, model: Any, run: int) -> tuple[int, list[float]]:
+        """One run's agent learns at its θ; how many steps it took, and its mean rewards, call by call."""
+        first = run >= len(self.agents) or self.start == "cold"
+        budget = self.first_steps if self.responses == 0 else self.steps
+        if self.total_steps is not None:
+            budget = min(budget, self.total_steps - self.spent)
+        if budget <= 0 and run < len(self.agents):
+            return 0, []
+        with seeded(self.seed + run, self.responses) as seed:
+            world = self._world(env, theta[run], seed)
+            agent = self._agent(world, self._preferences(env)) if first else self.agents[run]
+            if first:
+                self.agents[run : run + 1] = [agent]
+            if agent.observation_space != world.observation_space or agent.action_space != world.action_space:
+                raise ValueError(
+                    f"`env` must be one like that in which the follower has learnt, with {agent.observation_space} and "
+                    f"{agent.action_space}, got {world.observation_space} and {world.action_space}; its `reset()` "
+                    "forgets what it has learnt"
+                )
+            agent.action_space.seed(seed)
+            agent.set_env(world)
+            fresh = agent.num_timesteps == 0
+            if stores(agent) and not fresh:
+                self._prepare_buffer(agent, model, run)
+            taken, budget = agent.num_timesteps, max(budget, 1)
+            begun, whole = (taken, budget) if self.schedule == "response" else (0, self.total_steps or budget)
+            waits_for = budget // 2 if taken and self.buffer == "clear" else None
+            with scheduled(agent, begun, whole, waits_for):
+                agent.learn(budget, reset_num_timesteps=fresh)
+            world.close()
+            agent._logger = None  # it may hold files, and belongs to this response
+        check_networks(agent, run)
+        return agent.num_timesteps - taken, world.paid
+
+    def _preferences(self, env: Any) -> Any:
+        """The problem's, with this follower's own β if it has one; not those of a leader who supposes another."""
+        preferences = env.problem.preferences
+        return preferences if self.beta is None else replace(preferences, beta=self.beta)
+
+    def check(self, env: Any, model: Any) -> None:
+        """Refuses with a ValueError what cannot be trained or answered in an environment, before anything is."""
+        discrete, name = isinstance(env.action_space, gym.spaces.Discrete), self.algorithm.__name__
+        if not isinstance(model, TabularModel) and not isinstance(
+            env.action_space, gym.spaces.Discrete | gym.spaces.Box
+        ):
+            raise ValueError(f"`env` must have actions in a Discrete or a Box to learn in, got {env.action_space}")
+        if isinstance(model, TabularModel) or discrete:
+            fits: tuple[str, ...] = ("SoftDQN", "DQN", "PPO", "A2C", "other")
+        else:
+            fits = ("SAC", "PPO", "A2C", "other")
+        if self.kind not in fits:
+            what = "discrete actions" if "DQN" in fits else "actions that are vectors"
+            raise ValueError(f"`algorithm` must be one of {', '.join(fits[:-1])} for {what}, got {name}")
+        if self.buffer == "relabel" and not _knows_rewards(env, model):
+            raise ValueError(
+                '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
+                'observation="index" and for linear-quadratic worlds; got "relabel"'
+            )
+
+    def _agent(self, world: Any, preferences: Any) -> Any:
+        """A new agent, with the networks in `model_file` if there is one."""
+        beta = preferences.beta / self.reward_scale
+        own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
+        if self.kind in ("PPO", "A2C"):
+            own = {"ent_coef": beta}
+        own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
+        if self.model_file is not None and not self.model_file.is_file():
+            raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {self.model_file}")
+        try:
+            agent = self.algorithm(self.policy, world, device="cpu", **own)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments: {error}") from error
+        if not hasattr(agent.policy, "get_distribution") and self.kind == "other":
+            raise ValueError(
+                f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"
+            )
+        if self.model_file is not None:
+            load_networks(agent, self.model_file)
+        return agent
+
+    def _world(self, env: Any, theta: np.ndarray, seed: int) -> Any:
+        """The follower's environment at one θ."""
+        envs = env.copies(self.envs, theta, self.episode_steps)
+        low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
+        bonus = 0.0
+        if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
+            bonus = self._preferences(env).beta * float(np.log((high - low) / 2).sum())
+        make = import_module("bilevel_envs.followers.sb3.env").FollowerVecEnv
+        return make(envs, self.reward_scale, bonus, low, high, seed)
+
+    def _range(self, space: Any) -> tuple[np.ndarray, np.ndarray]:
+        """What −1 and 1 stand for, [m] each."""
+        told = self.action_range
+        if told is None:
+            low, high = space.low, space.high
+        else:
+            low, high = told if isinstance(told, tuple) else (-np.asarray(told), told)
+        try:
+            low, high = (np.broadcast_to(np.asarray(x, float), space.shape).copy() for x in (low, high))
+        except ValueError:
+            raise ValueError(f"`action_range` must fit actions of shape {list(space.shape)}, got {told!r}") from None
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+            raise ValueError(f"`action_range` must give finite bounds, low below high; got {low} and {high}")
+        return low, high
+
+    def _prepare_buffer(self, agent: Any, model: Any, run: int) -> None:
+        if self.buffer == "clear":
+            agent.replay_buffer.reset()
+        elif self.buffer == "relabel":
+            store, size = agent.replay_buffer, agent.replay_buffer.size()
+            reward = self._reward_at(model, run, store.observations[:size], store.actions[:size])
+            store.rewards[:size] = ((reward + agent.env.bonus) / self.reward_scale).astype(np.float32)
+
+    def _reward_at(self, model: Any, run: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """r_F at the new θ of stored steps, [K, envs]."""
+        if isinstance(model, TabularModel) and observation.ndim == 3 and observation.shape[-1] == 1:
+            table = model.r_follower[run if len(model.r_follower) > 1 else 0].numpy()
+            return table[observation[..., 0].astype(int), action[..., 0].astype(int)]
+        if isinstance(model, LinearQuadraticModel):
+            low, high = self._range_of_model
+            real = low + (high - low) * (action.astype(float) + 1) / 2
+            r = model.r_follower(torch.from_numpy(observation).double()[None], torch.from_numpy(real)[None])
+            return r[run if len(r) > 1 else 0].numpy()
+        raise AssertionError("checked before training")
+
+    # Answers --------------------------------------------------------------------------------------------------
+
+    def _answer(self, env: Any, model: Any, runs: int) -> tuple[Any, Any, Any]:
+        """g, Q_F and V_F as they are now."""
+        beta, scale, space = self._preferences(env).beta, self.reward_scale, env.action_space
+        if isinstance(model, TabularModel):
+            policy, q, v = tables(self.kind, self.agents, env.observations(model.states), beta, scale)
+        else:
+            bounds = self._range(space) if self.kind == "SAC" else None
+            policy, q, v = functions(self.kind, self.agents, runs, space, bounds, beta, scale)
+        return policy, self.missing("Q_F") if q is None else q, self.missing("V_F") if v is None else v
+
+    def missing(self, what: str) -> Missing:
+        """What stands for a value that this follower cannot give."""
+        return Missing(
+            f"{what} is not available from {self.algorithm.__name__}, whose values are not soft: wrap the follower, "
+            'ObservedFollower(SB3Follower(...)), which estimates them from what it does, or take "SAC" or "SoftDQN"'
+        )
+
+    def _shortfall(self, env: Any, theta: np.ndarray, model: Any, policy: Any) -> Tensor | None:
+        """How far each run is from the soft optimum, [R]; None where nobody knows."""
+        preferences = self._preferences(env)
+        if isinstance(model, TabularModel):
+            return table_shortfall(model, policy, preferences)
+        if isinstance(model, LinearQuadraticModel) and isinstance(policy, NetworkGaussian):
+            noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(theta))])
+            return sampled_shortfall(env, theta, model, policy, preferences, episodes=EPISODES, noise=noise)
+        return None
+
+    @property
+    def _range_of_model(self) -> tuple[np.ndarray, np.ndarray]:
+        world = self.agents[0].env
+        return world.low, world.high
+
+
+def _checked_range(told: Any) -> Any:
+    """`action_range`, numbers with low below high; whether they fit is known when the action space is."""
+    if told is None:
+        return None
+    parts = [np.asarray(part) for part in (told if isinstance(told, tuple) else (told,))]
+    if len(parts) != (2 if isinstance(told, tuple) else 1) or any(part.dtype.kind not in "fiu" for part in parts):
+        raise ValueError(f"`action_range` must be a number, one per action, or a tuple (low, high), got {told!r}")
+    low, high = parts if len(parts) == 2 else (-parts[0], parts[0])
+    fit = low.shape == high.shape or () in (low.shape, high.shape)
+    if not (fit and np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise ValueError(f"`action_range` must be finite and above 0, or (low, high) with low below; got {told!r}")
+    return told
+
+
+def _knows_rewards(env: Any, model: Any) -> bool:
+    """Whether r_F at a new θ can be told of stored steps."""
+    if isinstance(model, TabularModel):
+        return env.observations(model.states).ndim == 1
+    return isinstance(model, LinearQuadraticModel)
+
+
+def _said(value: Any) -> str:
+    """A value as text, without an address."""
+    return value.__name__ if hasattr(value, "__name__") else repr(value).split(" at 0x")[0]

@@ -1,0 +1,70 @@
+"""Maximum-entropy Q-learning with a network, for discrete actions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import DQN
+
+from bilevel_envs.core.checks import check_number
+
+
+class SoftDQN(DQN):
+    r"""DQN whose target is soft: y = r + γ β log Σ_b exp(Q⁻(s', b) / β), and who acts with softmax(Q / β).
+
+    SB3 has no discrete maximum-entropy method; this one differs from its DQN in the target, in the squared loss (a soft
+    target is no outlier) and in how it acts: by the Boltzmann policy of its own values, mixed with uniform actions at
+    the exploration rate.
+
+    Args:
+      policy, env: as of SB3's DQN.
+      beta: β > 0, in the units of the rewards that it is paid.
+      kwargs: SB3's arguments of DQN.
+
+    Source: Haarnoja, Tang, Abbeel, Levine, Reinforcement learning with deep energy-based policies (2017).
+    """
+
+    def __init__(self, policy: Any, env: Any, beta: float = 0.1, **kwargs: Any) -> None:
+        self.beta = check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        super().__init__(policy, env, **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """Takes so many steps of the optimiser on minibatches of the replay buffer."""
+        assert self.replay_buffer is not None
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        for _ in range(gradient_steps):
+            data = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            gamma = self.gamma if data.discounts is None else data.discounts
+            with torch.no_grad():
+                later = self.q_net_target(data.next_observations)
+                v_next = self.beta * torch.logsumexp(later / self.beta, 1, keepdim=True)
+                wanted = data.rewards + (1 - data.dones) * gamma * v_next
+            q = self.q_net(data.observations).gather(1, data.actions.long())
+            loss = (q - wanted).square().mean()
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            self.policy.optimizer.step()
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", loss.item())
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """Actions drawn from softmax(Q / β), each uniform with the exploration rate; the likeliest if deterministic."""
+        if deterministic:
+            return self.policy.predict(observation, state, episode_start, deterministic)
+        seen, many = self.policy.obs_to_tensor(observation)
+        with torch.no_grad():
+            probs = torch.softmax(self.q_net(seen) / self.beta, 1)
+            probs = torch.lerp(probs, torch.full_like(probs, 1 / probs.shape[1]), self.exploration_rate)
+            action = torch.multinomial(probs, 1)[:, 0].numpy()
+        return (action if many else action[0]), state

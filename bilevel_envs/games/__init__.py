@@ -1,0 +1,1 @@
+"""Two-player Markov games as configurable decision problems."""

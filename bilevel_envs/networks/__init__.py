@@ -1,0 +1,1 @@
+"""Networks: temporal-difference fits, and policies of followers and leaders."""

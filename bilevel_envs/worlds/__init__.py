@@ -1,0 +1,1 @@
+"""The kinds of worlds: tables, linear-quadratic models, and worlds of which only θ-dependent terms are declared."""

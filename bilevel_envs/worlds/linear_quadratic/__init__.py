@@ -1,0 +1,1 @@
+"""Worlds with linear dynamics and quadratic rewards."""

@@ -1,0 +1,206 @@
+"""A configurable table as a Gymnasium environment: one, or many stepped as arrays."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any, ClassVar, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
+from bilevel_envs.core.mdp import ConfigurableMDP
+from bilevel_envs.core.problems import check_model, check_problem
+from bilevel_envs.worlds.tabular.model import TabularModel
+
+OBSERVATIONS = ("index", "vector")
+
+
+class _TabularFace(Face):
+    """The tables' size and what the follower sees of a state."""
+
+    model_kind = TabularModel
+
+    def _look_at(self, problem: ConfigurableMDP, observation: str) -> gym.Space:
+        """Sets the sizes; returns the space of observations."""
+        check_problem(problem)
+        check_choice(observation, OBSERVATIONS, "observation")
+        if observation == "vector" and not hasattr(problem, "observe"):
+            raise ValueError(f'`observation` must be "index" for {type(problem).__name__}, got "vector"')
+        self.observation = observation
+        model = cast(TabularModel, problem.simulator(torch.tensor(problem.default_theta, dtype=torch.float64)[None]))
+        check_model(model, problem, "simulator", TabularModel)
+        self.states, self.actions = model.states, model.actions
+        return problem.vector_space if observation == "vector" else gym.spaces.Discrete(self.states)  # type: ignore[attr-defined]
+
+    def observations(self) -> np.ndarray:
+        """What the follower sees in each state, [S] or [S, ...]."""
+        return self._observe(np.arange(self.states))
+
+    def _observe(self, state: Any) -> Any:
+        return self.problem.observe(state) if self.observation == "vector" else state  # type: ignore[attr-defined]
+
+
+class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
+    """Many copies of a configurable table, stepped as arrays; autoreset mode SAME_STEP.
+
+    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
+
+    Args:
+      problem: the configurable MDP.
+      num_envs: how many copies.
+      theta: first θ, see `configure`; the problem's default if None.
+      observation: "index" or "vector".
+      max_episode_steps: time limit; None for none.
+      render_mode: "rgb_array" or None.
+    """
+
+    def __init__(
+        self,
+        problem: ConfigurableMDP,
+        num_envs: int = 1,
+        theta: Any = None,
+        observation: str = "index",
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        space = self._look_at(problem, observation)
+        actions = gym.spaces.Discrete(self.actions)
+        super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, space, actions)
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        action = np.asarray(actions)
+        if action.shape != (self.num_envs,) or action.dtype.kind not in "iu":
+            raise ValueError(f"`actions` must be whole numbers of shape [{self.num_envs}], got {actions!r}")
+        if action.min() < 0 or action.max() >= self.actions:
+            raise ValueError(f"`actions` must lie in 0 … {self.actions - 1}, got {actions!r}")
+        return action.astype(np.int64)  # sums of int64 and uint64 would be floats
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        pair = (self._offset + self._state) * self.actions + action
+        move = (self._moves_at + self._state) * self.actions + action
+        uniform = self._uniform(np.arange(self.num_envs))
+        arrived = self._successor[move, (self._cdf[move] <= uniform).sum(1)]
+        return arrived, self._r_follower[pair], self._ends[pair], {"leader_reward": self._r_leader[pair]}
+
+    def _load(self, model: TabularModel) -> None:
+        tables = model.structure.stepping
+        states = np.arange(self.num_envs) // (self.num_envs // model.runs) * model.states
+        self._offset = states if model.runs > 1 else 0
+        self._moves_at = states if tables.cdf.shape[0] > 1 else 0
+        self._cdf = tables.cdf.reshape(-1, tables.cdf.shape[-1])
+        self._successor = tables.successor.reshape(self._cdf.shape)
+        self._start_cdf = np.broadcast_to(tables.start_cdf, (model.runs, model.states))
+        flat = (model.runs, model.states, model.actions)
+        self._r_follower = model.r_follower.expand(flat).reshape(-1).numpy()
+        self._r_leader = model.r_leader.expand(flat).reshape(-1).numpy()
+        self._ends = (model.continues.expand(flat).reshape(-1) == 0).numpy()
+        self._run = np.arange(self.num_envs) // (self.num_envs // model.runs)
+
+    def _first(self, index: np.ndarray) -> np.ndarray:
+        return (self._start_cdf[self._run[index]] <= self._uniform(index)).sum(1)
+
+
+class TabularEnv(_TabularFace, ConfigurableEnv):
+    """The follower's side of a configurable table: observations are states, actions are the follower's.
+
+    θ has one owner, `configure`; `theta=` and `reset(options={"theta": ...})` call it, and what they set stays in
+    force until changed. A new θ takes effect at the next reset.
+
+    Args:
+      problem: the configurable MDP.
+      theta: first θ; the problem's default if None.
+      observation: "index" for the state's number, or "vector" where the problem has one.
+      render_mode: "rgb_array", "human" (needs the extra `render`), or None.
+    """
+
+    vector_class = TabularVectorEnv
+    face: ClassVar[tuple[str, ...]] = ("observation",)
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> TabularVectorEnv:
+        """So many copies in which a follower may learn, stepped as arrays."""
+        return TabularVectorEnv(self.problem, count, observation=self.observation, max_episode_steps=max_episode_steps)
+
+    def __init__(
+        self,
+        problem: ConfigurableMDP,
+        theta: Any = None,
+        observation: str = "index",
+        render_mode: str | None = None,
+    ) -> None:
+        self.observation_space = self._look_at(problem, observation)
+        self.action_space = gym.spaces.Discrete(self.actions)
+        super().__init__(problem, theta, render_mode)
+
+    # Both tables are those of the θ set last, which is in force from the next reset on.
+
+    @property
+    def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:
+        """The simulator's table in toy-text form: P[s][b] = [(probability, s', r_F, terminated), ...]."""
+        return self._table[0]
+
+    @property
+    def initial_state_distrib(self) -> np.ndarray:
+        """ρ0, [S]."""
+        return self._table[1]
+
+    @property
+    def _table(self) -> tuple[dict, np.ndarray]:
+        model = self.simulator(self._theta)
+        transition, reward = model.transition[0].numpy(), model.r_follower[0].numpy()
+        ends = model.continues[0].numpy() == 0
+        table = {
+            s: {
+                b: [
+                    (float(transition[s, b, t]), int(t), float(reward[s, b]), bool(ends[s, b]))
+                    for t in np.flatnonzero(transition[s, b])
+                ]
+                for b in range(self.actions)
+            }
+            for s in range(self.states)
+        }
+        return table, model.initial[0].numpy().copy()
+
+    def _load(self, model: TabularModel) -> None:
+        """Stepping tables as Python lists: several times faster than array look-ups, one state at a time."""
+        tables = model.structure.stepping
+        self._start_cdf = tables.start_cdf[0].tolist()
+        if getattr(self, "_loaded", None) is not tables:
+            self._successor, self._cdf, self._loaded = (
+                tables.successor[0].tolist(),
+                tables.cdf[0].tolist(),
+                tables,
+            )
+        columns = (model.r_follower[0], model.r_leader[0], model.continues[0] == 0)
+        rows = [column.tolist() for column in columns]
+        self._outcome = [list(zip(*state, strict=True)) for state in zip(*rows, strict=True)]
+
+    def _begin(self) -> int:
+        if self._fresh:
+            self._uniforms: list[float] = []
+            self._fresh = False
+        return bisect_right(self._start_cdf, self._uniform())
+
+    def _checked(self, action: Any) -> int:
+        if not self.action_space.contains(action) and not _is_index(action, self.actions):
+            raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
+        return int(np.asarray(action).reshape(()))
+
+    def _advance(self, action: int) -> tuple[int, float, bool, dict[str, float]]:
+        state = self._state
+        reward, leader_reward, terminated = self._outcome[state][action]
+        arrived = self._successor[state][action][bisect_right(self._cdf[state][action], self._uniform())]
+        return arrived, reward, terminated, {"leader_reward": leader_reward}
+
+    def _uniform(self) -> float:
+        if not self._uniforms:
+            self._uniforms = self.np_random.random(BLOCK)[::-1].tolist()
+        return self._uniforms.pop()
+
+
+def _is_index(action: Any, count: int) -> bool:
+    """Whether an action is a whole number in range, also as a 0-d or one-entry array as policies give it."""
+    array = np.asarray(action)
+    return array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < count

@@ -1,0 +1,1 @@
+"""The leaders, one to a file."""

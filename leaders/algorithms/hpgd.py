@@ -1,0 +1,250 @@
+"""The guiding term centred over repeat visits, by an oracle, or by a fitted ∇V_F."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
+from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, Sampling, given
+from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
+from leaders.critics.critic import Critic
+from leaders.critics.cross_fit import Judges
+from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_batch
+from leaders.estimators.trajectory import SampledLeader, is_linear, whole_episode_horizon
+from leaders.functional.guiding import KICKS, Rule, kick_bc_hg
+from leaders.functional.per_step import per_step_gradient
+from leaders.functional.surrogate import surrogate
+from leaders.functional.values import evaluate
+from leaders.functional.weights import weights_from_kick
+from leaders.leader import check_wrapped
+
+VARIANTS = ("mc", "sa", "oracle")
+LINEAR_VARIANTS = ("mc", "td")
+BASELINE_METHODS = ("fit", "__call__", "copies", "state_dict", "load_state_dict")
+
+
+class HPGD(SampledLeader):
+    r"""Hyper policy gradient descent: the guiding term as a covariance over repeat visits, or from an oracle.
+
+    .. math::
+
+        \mathbb{E}\Big[\sum_t \gamma_L^t \tfrac{1}{\beta} B_L(s_t, b_t)
+        \big(\nabla Q_F(s_t, b_t) - \nabla V_F(s_t)\big)\Big]
+
+    In expectation that is BC-HG's; what differs is where the two gradients come from.
+
+    ::
+
+        variants "mc" and "sa", from the batch itself:
+            c_k ← γ_L^k B_k / β
+            c_k ← mean of c over the visits of (s_k, b_k) − mean of c over the visits of s_k
+        variant "oracle", from trajectories that begin where one likes:
+            from every visited (s_k, b_k) and from every visited s_k, fresh episodes;
+            they carry +c_k and −c_k at their first step
+        variants "mc" and "td" where states are vectors and none repeats:
+            c_k ← γ_L^k Q_L / β;   fit Û(s) ≈ ∇V_F(s) to what each step adds to ∇Q_F
+            θ ← θ + α (∇ Σ_k [γ_L^k r_L + w_k (r_F + δ_F log p)] − Σ_k c_k Û(s_k))
+
+    Where no state repeats with different actions the kick of "mc" and "sa" is identically 0 and HPGD silently becomes
+    Naive-PGD; with few repeats the means contain the very sample that they centre, which shrinks them.
+
+    Args:
+        env: a ``BilevelWrapper``.
+        variant: for tables ``"mc"`` (Q_L and V_L as mean returns of the batch), ``"sa"`` (a SARSA table) or
+            ``"oracle"``; where states are vectors ``"td"`` (Q_L from the critic) or ``"mc"`` (Q_L as the return that
+            followed, which is biased: it depends on the very moves that ∇Q_F collects).
+        preset: None or ``"paper"``: cut episodes summed as far as they go and divided by the finished ones, an
+            every-visit direct term, a SARSA table started at N(0, 1), SGD with step 0.1; for the oracle a separate
+            batch of 10,000 transitions with uniform starts, whose means replace Q_L, V_L and both gradients. Where
+            states are vectors: batches of 10,000, networks fitted by 5,000 full-batch steps each, every ∇log p of the
+            direct term clipped at 1 and each block of θ clipped apart, SGD with step 0.001 ("mc") or 0.01 ("td").
+        baseline: where states are vectors, how ∇V_F is fitted, whatever the critic: ``"lstd"`` (quadratic features, the
+            default), ``"td"`` (a network, the published form's), or an object with the methods of
+            ``leaders.critics.baseline.Baseline``.
+        oracle_draws: episodes from each visited pair and state (``"oracle"`` without the preset).
+        oracle_size: transitions of the published oracle's batch.
+        critic: as in ``BCHG``; it overrides what the variant says (the published oracle has no use for it).
+        critic_learning_rate: as in ``BCHG``.
+        critic_start: as in ``BCHG``.
+        cross_fit: as in ``BCHG``; a fitted ∇V_F is not cross-fitted.
+        tail: as in ``BCHG``.
+        arrival: as in ``BCHG``.
+        batch_size: on-policy transitions per outer iteration and run, as in ``BCHG``; an oracle's come on top and are
+            counted.
+        rows: as in ``BCHG``.
+        sampler: ``"fused"`` or ``"steps"``, for the on-policy batch.
+        learning_rate: step size, a number or one per run.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
+        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
+        runs: number of stacked runs; None for a single one without a runs axis.
+        seed: run i uses the stream of seed + i; or one seed per run.
+        verbose: 0 for silence, 1 for a table now and then.
+        tensorboard_log: folder for events, or None.
+
+    References:
+        Thoma, Pásztor, Krause, Ramponi, Hu (2024) introduced HPGD; the variants are those of arXiv:2603.14867, whose
+        code weighs by B_L where its equation (7) prints Q_L, with the same expectation.
+    """
+
+    name: ClassVar[str] = "hpgd"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        variant: str = "mc",
+        *,
+        preset: str | None = None,
+        oracle_draws: int = 1,
+        oracle_size: int = 10_000,
+        critic: str | Critic | None = None,
+        critic_learning_rate: Any = None,
+        critic_start: str | None = None,
+        baseline: str | Baseline | None = None,
+        cross_fit: bool | None = None,
+        tail: str | None = None,
+        arrival: str | None = None,
+        batch_size: int | None = None,
+        rows: int | None = None,
+        sampler: str | None = None,
+        learning_rate: Any = None,
+        optimizer: str | None = None,
+        max_grad_norm: float | None = None,
+        policy: torch.nn.Module | str | None = None,
+        runs: int | None = None,
+        seed: int | Sequence[int] = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        arguments = given(locals())
+        vectors = is_linear(check_wrapped(env))
+        check_choice(variant, LINEAR_VARIANTS if vectors else VARIANTS, "variant")
+        if baseline is not None and not vectors:
+            raise ValueError(f"`baseline` must be None where states are countable, got {baseline!r}")
+        self.variant, self.published = variant, preset == "paper"
+        self.oracle_draws = check_count(oracle_draws, "oracle_draws")
+        self.oracle_size = check_count(oracle_size, "oracle_size")
+        self._baseline = ("td" if preset == "paper" else "lstd") if baseline is None else baseline
+        kick = "naive_pgd" if variant == "oracle" else "hpgd"  # the oracle's batch carries its kicks itself
+        usual = {"mc": "monte_carlo", "sa": "sarsa"}.get(variant, "expected_sarsa")
+        paper = replace(PUBLISHED_TABLES, kick=kick, critic="sarsa" if variant == "sa" else "monte_carlo")
+        presets = {None: Sampling(kick, critic=usual, features="none"), "paper": paper}
+        realised = variant == "mc"
+        fit = replace(PUBLISHED_FIT, normalised=realised)
+        learned, of = ("hpgd_realised", "state") if realised else ("hpgd_learned", "action")
+        linear = {
+            None: replace(LINEAR, kick=learned, features="none", knowledge="simulate"),
+            "paper": replace(PUBLISHED_LINEAR, kick=learned, network=fit, network_of=of),
+        }
+        super().__init__(env, arguments, presets, linear, paper_rate=0.001 if realised else 0.01)
+        if variant == "oracle" and self.published and self.oracle_size % self.rows:
+            raise ValueError(
+                f"`oracle_size` must be a multiple of the batch's rows ({self.rows}, from `rows` or `batch_size`), "
+                f"got {oracle_size}"
+            )
+
+    def _surrogate(
+        self,
+        theta: Tensor,
+        model: Any,
+        batch: Rollout,
+        best: BestResponse,
+        judges: Judges,
+        noise: Noise,
+        tail: str,
+    ) -> tuple[Tensor, Tensor | int]:
+        total, steps = super()._surrogate(theta, model, batch, best, judges, noise, tail)
+        if self.linear:
+            return total - self._centre(theta, model, batch, best, judges, noise, tail), steps
+        if self.variant != "oracle":
+            return total, steps
+        preferences, policy = self.env.preferences, best.acting
+        world = self.env.unwrapped.simulator(theta.detach()).detach()  # type: ignore[attr-defined]
+        counts = self.counts(batch, tail)
+        if self.published:
+            how = {"steps": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
+            oracle, kick = published_oracle_batch(world, policy, noise, batch, counts, preferences, **how)  # type: ignore[arg-type]
+        else:
+            own = kick_bc_hg(batch, evaluate(judges, best, batch), counts, preferences)
+            horizon = whole_episode_horizon(preferences)
+            oracle, kick = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
+        weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
+        return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
+
+    def _expects(self) -> bool:
+        return False  # it centres by visits, or by an oracle
+
+    def _rule_behind_cuts(self) -> Rule:
+        return KICKS["hpgd"]  # what an oracle's episodes carry, too, where they are none
+
+    def _centre(
+        self,
+        theta: Tensor,
+        model: Any,
+        batch: Rollout,
+        best: BestResponse,
+        judges: Judges,
+        noise: Noise,
+        tail: str,
+    ) -> Tensor:
+        """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the batch."""
+        preferences = self.env.preferences
+        values = evaluate(judges, best, batch)
+        counts = self.counts(batch, tail)
+        kick = KICKS[self.sampling.kick].kick(batch, values, counts, preferences)
+        # With a kick of 1 at every step and no decay the follower's weights are what that step alone adds to ∇Q_F.
+        alone = weights_from_kick(
+            batch.valid.to(kick.dtype),
+            batch,
+            values,
+            torch.zeros_like(kick),
+            preferences,
+            tail="keep",
+            arrival=self.sampling.arrival,
+            decay=0.0,
+        )
+        terms = model.terms(batch)
+        pairs = [(terms.r_follower, alone.r_follower), (terms.log_arrival, alone.log_arrival)]
+        added = [weight * term for term, weight in pairs if term is not None and weight is not None]
+        if not added:
+            return torch.zeros(len(theta), dtype=theta.dtype)
+        # The published form adds nothing at the last step of an episode, which is no step of the process then.
+        used = batch.valid & ~batch.cut if self.sampling.arrival == "clipped" else batch.valid
+        baseline = judges.whole.baseline  # fitted to half a batch it would be some ten times noisier
+        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), used, noise)
+        return ((kick[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
+
+    def _make_critic(self) -> Critic:
+        critic = super()._make_critic()
+        if not self.linear:
+            return critic
+        preferences = self.env.preferences
+        if isinstance(self._baseline, str):
+            check_choice(self._baseline, ("lstd", "td"), "baseline")
+            fit = replace(PUBLISHED_FIT, normalised=True) if self.published else None
+            learnt = NetworkBaseline(preferences.gamma_follower, fit)
+            return WithBaseline(
+                critic, learnt if self._baseline == "td" else QuadraticBaseline(preferences.gamma_follower)
+            )
+        lacking = [name for name in BASELINE_METHODS if not hasattr(self._baseline, name)]
+        if lacking or isinstance(self._baseline, type):
+            raise TypeError(
+                f'`baseline` must be "lstd", "td" or an object with {", ".join(BASELINE_METHODS)}, '
+                f"got {self._baseline!r}"
+            )
+        return WithBaseline(critic, self._baseline)
+
+    def _steps_drawn(self, steps: int, horizon: int) -> int:
+        if self.variant != "oracle":
+            return steps
+        return steps + (self.oracle_size if self.published else 2 * self.oracle_draws * steps * horizon)

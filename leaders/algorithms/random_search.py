@@ -1,0 +1,69 @@
+"""The best of randomly drawn decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.checks import check_number
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.worlds.tabular.model import TabularModel
+from leaders.algorithms.search import SearchLeader
+from leaders.config import given
+from leaders.leader import Estimate
+
+
+class RandomSearch(SearchLeader):
+    """Draws raw parameters at random and keeps the one whose sampled return was best.
+
+    Args:
+        env: a ``BilevelWrapper``.
+        scale: standard deviation of the draws around the policy's start, in raw coordinates.
+        episodes: whole episodes per trial.
+        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        runs: number of stacked runs; None for a single one without a runs axis.
+        seed: run i uses the stream of seed + i; or one seed per run.
+        verbose: 0 for silence, 1 for a table now and then.
+        tensorboard_log: folder for events, or None.
+
+    References:
+        The random-search study of arXiv:2603.14867's thermal control is the same idea in another world.
+    """
+
+    name: ClassVar[str] = "random-search"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        *,
+        scale: float = 3.0,
+        episodes: int = 4,
+        policy: torch.nn.Module | None = None,
+        runs: int | None = None,
+        seed: int | Sequence[int] = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        arguments = given(locals())
+        super().__init__(env, arguments, episodes)
+        self.scale = check_number(scale, "scale", above=0)
+        self._centre = self._flat()
+        self._record = torch.full((self.runs,), -torch.inf, dtype=torch.float64)
+
+    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+        drawn = self._centre + self.scale * torch.from_numpy(self.noise.normal(self._centre.shape[1]))
+        found, steps = self._trial(drawn, best, self.noise)
+        better = found > self._record
+        self._move(torch.where(better[:, None], drawn, self._flat()))
+        self._record = torch.where(better, found, self._record)
+        return self._outcome([found], [steps])
+
+    def _critic_state(self) -> dict[str, Any]:
+        return {"centre": self._centre, "record": self._record}
+
+    def _load_critic_state(self, state: dict[str, Any]) -> None:
+        self._centre, self._record = state["centre"], state["record"]

@@ -1,0 +1,94 @@
+"""Leaders that look at sampled returns only: the floors that a hypergradient must beat at equal budgets."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Parameterization
+from bilevel_envs.core.noise import Noise
+from leaders.config import Common, changed
+from leaders.estimators.trajectory import mean_return, whole_episode_horizon
+from leaders.leader import Estimate, Leader
+
+
+class SearchLeader(Leader):
+    """A leader that tries decisions and compares what they bring.
+
+    Every trial asks the follower for a response and samples whole episodes; both are counted. The response at the
+    present θ, which the history's exact value needs, is not the leader's and is not counted.
+
+    Args:
+      env: the environment with its follower.
+      arguments: what the subclass was constructed with.
+      episodes: whole episodes per trial.
+    """
+
+    differentiates: ClassVar[bool] = False
+    ascends: ClassVar[bool] = False  # whether it moves by a gradient, to which a regulariser's may be added
+
+    def __init__(self, env: gym.Env, arguments: dict[str, Any], episodes: int) -> None:
+        super().__init__(env, changed(Common(), arguments), arguments)
+        self.episodes = check_count(episodes, "episodes")
+        self._trial_steps = 0  # of followers that learn, since the last outcome
+        regularised = getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser)
+        if regularised and not self.ascends:
+            raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares sampled returns alone")
+        self._names = [name for name, leaf in self.policy.named_parameters() if leaf.requires_grad]
+
+    def _leaves(self) -> dict[str, Tensor]:
+        named = dict(self.policy.named_parameters())
+        return {name: named[name].detach() for name in self._names}
+
+    def _flat(self) -> Tensor:
+        """All raw parameters, float64 [R, n]."""
+        return torch.cat([leaf.reshape(self.runs, -1).double() for leaf in self._leaves().values()], -1)
+
+    def _unflat(self, flat: Tensor) -> dict[str, Tensor]:
+        """Raw parameters by name from [R, n]."""
+        leaves, parts, first = self._leaves(), {}, 0
+        for name, leaf in leaves.items():
+            size = leaf.numel() // self.runs
+            parts[name] = flat[:, first : first + size].reshape(leaf.shape).to(leaf.dtype)
+            first += size
+        return parts
+
+    def _move(self, flat: Tensor) -> None:
+        """Puts the raw parameters to [R, n]."""
+        named = dict(self.policy.named_parameters())
+        with torch.no_grad():
+            for name, part in self._unflat(flat).items():
+                named[name].copy_(part)
+
+    def _trial(self, flat: Tensor, start: BestResponse, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Sampled return at raw parameters [R, n], and the environment steps it took, [R] each; counts the follower's.
+
+        A follower that learns goes on learning from trial to trial.
+        """
+        with torch.no_grad():
+            theta = functional_call(self.policy, self._unflat(flat)).double()
+        theta = theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
+        best = self._response(theta, start=start)
+        self._trial_steps += best.steps
+        horizon = whole_episode_horizon(self.env.preferences)
+        batch = self.env.rollout(theta, best, noise, rows=self.episodes, horizon=horizon, whole_episodes=True)
+        return mean_return(batch, self.env.preferences.gamma_leader), batch.valid.sum((1, 2))
+
+    def _outcome(self, returns: list[Tensor], steps: list[Tensor], surrogate: Tensor | None = None) -> Estimate:
+        """The estimate of an iteration of so many trials."""
+        nothing = torch.zeros(self.runs, dtype=torch.float64)
+        spent, self._trial_steps = self._trial_steps, 0
+        return Estimate(
+            nothing if surrogate is None else surrogate,
+            leader_return=torch.stack(returns).mean(0),
+            env_steps=torch.stack(steps).sum(0),
+            episodes=len(returns) * self.episodes,
+            follower_solves=len(returns) - 1,  # the one at the present θ is not the leader's
+            follower_steps=spent,
+        )

@@ -1,0 +1,93 @@
+"""Differences of sampled returns as a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.worlds.tabular.model import TabularModel
+from leaders.algorithms.search import SearchLeader
+from leaders.config import given
+from leaders.leader import Estimate
+
+
+class ZerothOrder(SearchLeader):
+    r"""Ascends a gradient made of differences of sampled returns; needs no critic, no Q_F, no derivative.
+
+    ::
+
+        for each of `directions`: ε ~ N(0, I);   g += (J(φ + σε) − J(φ − σε)) ε / (2σ)
+        φ ← φ + Adam(g / directions)
+
+    Both ends of a direction see the same random numbers. ``one_sided`` takes (J(φ + σε) − J(φ)) ε / σ instead, the
+    zeroth-order baseline of the HPGD code.
+
+    Args:
+        env: a ``BilevelWrapper``.
+        directions: random directions per outer iteration.
+        sigma: σ, length of a trial step in raw coordinates.
+        one_sided: compare with the present point instead of the opposite one.
+        episodes: whole episodes per trial.
+        learning_rate: step size, a number or one per run.
+        optimizer: ``"sgd"`` or ``"adam"``.
+        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
+        policy: a module whose ``forward()`` is θ; None for the environment's default.
+        runs: number of stacked runs; None for a single one without a runs axis.
+        seed: run i uses the stream of seed + i; or one seed per run.
+        verbose: 0 for silence, 1 for a table now and then.
+        tensorboard_log: folder for events, or None.
+
+    References:
+        Salimans, Ho, Chen, Sidor, Sutskever: arXiv:1703.03864 (antithetic evolution strategies).
+    """
+
+    name: ClassVar[str] = "zeroth-order"
+    ascends: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        env: gym.Env,
+        *,
+        directions: int = 4,
+        sigma: float = 0.1,
+        one_sided: bool = False,
+        episodes: int = 4,
+        learning_rate: Any = None,
+        optimizer: str | None = None,
+        max_grad_norm: float | None = None,
+        policy: torch.nn.Module | None = None,
+        runs: int | None = None,
+        seed: int | Sequence[int] = 0,
+        verbose: int = 0,
+        tensorboard_log: str | None = None,
+    ) -> None:
+        arguments = given(locals())
+        super().__init__(env, arguments, episodes)
+        self.directions = check_count(directions, "directions")
+        self.sigma = check_number(sigma, "sigma", above=0)
+        check_choice(one_sided, (True, False), "one_sided")
+        self.one_sided = one_sided
+
+    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+        here = self._flat()
+        gradient, returns, steps = torch.zeros_like(here), [], []
+        for _ in range(self.directions):
+            direction = torch.from_numpy(self.noise.normal(here.shape[1]))
+            same = self.noise.state_dict()
+            for sign in (1.0, 0.0 if self.one_sided else -1.0):
+                self.noise.load_state_dict(same)
+                found, spent = self._trial(here + sign * self.sigma * direction, best, self.noise)
+                returns.append(found)
+                steps.append(spent)
+            width = self.sigma * (1 if self.one_sided else 2)
+            gradient += (returns[-2] - returns[-1])[:, None] / width * direction / self.directions
+        named = dict(self.policy.named_parameters())
+        pulls = self._unflat(gradient)
+        total = sum((named[name] * pull).reshape(self.runs, -1).sum(1).double() for name, pull in pulls.items())
+        return self._outcome(returns, steps, total)  # type: ignore[arg-type]

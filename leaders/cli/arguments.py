@@ -1,0 +1,143 @@
+"""What several commands take: KEY=VALUE pairs, an environment and a follower by name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from traceback import extract_tb
+from types import ModuleType
+from typing import Annotated, Any
+
+import gymnasium as gym
+import tyro
+
+from bilevel_envs.core.checks import check_choice
+from bilevel_envs.registration import PROBLEMS
+
+Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
+
+
+def env_arguments(command: Any) -> dict[str, Any]:
+    """The environment's arguments: flags first, then what `--env-args` says."""
+    arguments = key_values(command.env_args, "env_args")
+    for name in ("beta", "dynamics"):
+        if getattr(command, name) is not None:
+            arguments[name] = getattr(command, name)
+    return arguments
+
+
+def follower_of(name: str | None, pairs: tuple[str, ...]) -> Any:
+    """A follower by name, with its arguments; None for the environment's own."""
+    further = key_values(pairs, "follower_args")
+    if name is None:
+        if further:
+            raise ValueError(f"`follower_args` need a --follower, got {', '.join(further)}")
+        return None
+    make = follower_class(name)
+    inner = {key.partition(".")[2]: further.pop(key) for key in list(further) if key.startswith("follower.")}
+    if isinstance(further.get("follower"), str):
+        further["follower"] = follower_class(further["follower"])(**inner)
+    elif inner:
+        raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
+    takes = inspect.signature(make).parameters
+    unknown = sorted(set(further) - set(takes))
+    if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
+        raise ValueError(f"the follower {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}")
+    try:
+        inspect.signature(make).bind(**further)
+    except TypeError as error:
+        raise ValueError(f"`follower_args` do not fit the follower {name!r}: {error}") from error
+    return make(**further)
+
+
+def follower_class(name: str) -> Any:
+    """A follower's class by its name here, or by MODULE:CLASS."""
+    from bilevel_envs.followers import FOLLOWERS
+
+    module, colon, own = name.partition(":")
+    if not colon:
+        check_choice(name, FOLLOWERS, "follower")
+        return FOLLOWERS[name]
+    found = module_of(module, f"`follower` must be MODULE:CLASS that can be imported, got {name!r}")
+    if not hasattr(found, own):
+        raise ValueError(f"`follower` must be MODULE:CLASS, got {name!r}; {_whereabouts(found)} has no {own!r}")
+    return getattr(found, own)
+
+
+def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
+    """An environment by its id, or by MODULE:ID, where importing the module registers the id."""
+    module, colon, own = name.rpartition(":")
+    imported = ""
+    if colon:
+        found = module_of(module, f"`env` must be an id, or MODULE:ID with a module that can be imported, got {name!r}")
+        imported = f" Imported: {_whereabouts(found)}."
+    try:
+        return gym.make(own, **kwargs)
+    except gym.error.Error as error:
+        known = f"Known here: {', '.join(PROBLEMS)}"
+        raise ValueError(f"`env` must be a registered id; {error}.{imported} {known}") from error
+
+
+def find_modules_here() -> None:
+    """Lets modules in the working directory be imported, as `python -m` does; installed modules go first.
+
+    A console script has its own folder on `sys.path` instead of the working directory. At the end of the path, a file
+    that happens to be named like a module that others import, such as queue.py, does no harm.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+
+
+def module_of(name: str, demand: str) -> ModuleType:
+    """A module by its name, from what is installed or from the working directory.
+
+    Args:
+      name: dotted name of the module.
+      demand: what the argument must be and what it was, the message's beginning.
+
+    Raises:
+      ValueError: if there is no such module, or if importing it fails, for whatever reason.
+    """
+    try:
+        return import_module(name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            where = f"; looked for among installed packages, in PYTHONPATH and in {Path.cwd()}"
+        else:
+            own = [frame for frame in extract_tb(error.__traceback__) if "importlib" not in frame.filename][-1]
+            where = "" if own.filename == __file__ else f", {own.filename}, line {own.lineno}"
+        raise ValueError(f"{demand} ({type(error).__name__}: {error}{where})") from error
+
+
+def _whereabouts(module: ModuleType) -> str:
+    """A module's name and file, which tells a module of one's own from an installed one of the same name."""
+    return f"the module {module.__name__} ({getattr(module, '__file__', None) or 'built in'})"
+
+
+def key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"`{name}` must be KEY=VALUE, got {pair!r}")
+        if key in parsed:
+            raise ValueError(f"`{name}` must give each key once, got {pair!r} beside {key}={parsed[key]!r}")
+        parsed[key] = _value(text)
+    return parsed
+
+
+def _value(text: str) -> Any:
+    """JSON, Python's names and numbers, or the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)

@@ -1,0 +1,275 @@
+"""The figures of `bilevel reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bilevel_envs.core.checks import check_choice, check_count
+from leaders.cli.words import names_in, told
+
+
+@dataclass(frozen=True)
+class FourRoomsFigure:
+    """Figure 2: the four rooms, one picture and one table per β."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    beta: tuple[float, ...] = (5e-3,)
+    """one or more of 1e-3, 3e-3, 5e-3"""
+    batch: int = 100
+    """100, 200, 400 or 1000 transitions per outer iteration"""
+    leaders: str = "bchg,hpgd-mc,hpgd-sa,sobirl,naive-pgd"
+    """names, separated by commas; hpgd-oracle draws a hundred times as much and takes its time"""
+    full: bool = False
+    """all 10,000 outer iterations instead of the first 2,000"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes one picture and one table per β, and an .npz per leader."""
+        import torch
+
+        from leaders.experiments import compare, plots
+        from leaders.experiments.reproduce import four_rooms as reproduce
+        from leaders.experiments.run_directory import RunDirectory
+        from leaders.published import four_rooms
+        from leaders.training.history import replace_file
+
+        torch.set_num_threads(1)
+        check_count(self.runs, "runs", at_least=2)
+        check_count(self.seed, "seed", at_least=0)
+        names = names_in(self.leaders)
+        if not self.beta or len(set(self.beta)) < len(self.beta):
+            raise ValueError(f"`beta` must be one or more different values, got {list(self.beta)}")
+        check_choice(self.batch, [100, 200, 400, 1000], "batch")
+        for beta in self.beta:
+            check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
+            for name in names:
+                if four_rooms(name, beta, self.batch) is None:
+                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
+        directory = RunDirectory(self.out, told(self))
+        directory.check(self.resume)
+        iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
+        paths = {beta: {name: self.out / f"{name}-beta{beta:g}.npz" for name in names} for beta in self.beta}
+        kept = {beta: compare.kept_results(paths[beta], iterations) for beta in self.beta}
+        directory.begin()
+        for beta in self.beta:
+            results, comparisons = [], []
+            for name in names:
+                result = kept[beta].get(name)
+                if result is None:
+                    settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
+                    result = reproduce.four_rooms_runs(name, beta, self.batch, progress_bar=bar, **settings)
+                    compare.save_result(result, paths[beta][name])
+                curve = four_rooms(name, beta, self.batch)
+                assert curve is not None
+                results.append(result)
+                comparisons += reproduce.compared(result, curve)
+            plots.save(reproduce.figure_of(results, beta, self.batch), self.out / f"four-rooms-beta{beta:g}.png")
+            table = reproduce.table_of(comparisons)
+            replace_file(self.out / f"four-rooms-beta{beta:g}.md", table.encode())
+            print(f"\nβ = {beta:g}, batch {self.batch}, {self.runs} seeds\n\n{table}")
+            differing = sorted({c.leader for c in comparisons if not c.agrees})
+            said = f"differ from the published curves: {', '.join(differing)}" if differing else "all agree"
+            print(f"{said} (within 3 combined standard errors or 0.01)")
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class BuildingFigure:
+    """Figure 3: building thermal control, with its parts, θ, the exact optimum and the random-search study."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    leaders: str = "bchg,bchg-terms,bchg-simulate,naive-pgd"
+    """names, separated by commas: bchg, bchg-terms, bchg-simulate, naive-pgd, exact; the published forms with quadratic
+    critics bchg-paper, naive-pgd-paper, hpgd-mc-paper, hpgd-td-paper; and with the published networks, minutes per
+    iteration and run, bchg-networks, naive-pgd-networks, hpgd-mc-networks, hpgd-td-networks"""
+    batch: int = 10_000
+    """transitions per outer iteration and run, a multiple of 1000"""
+    full: bool = False
+    """all 2,000 outer iterations instead of the first 500"""
+    iterations: int | None = None
+    """another number of outer iterations"""
+    search: int = 10_000
+    """random configurations for the histogram; 0 for none"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes pictures of the objective, of its parts and of θ, a table, and an .npz per leader."""
+        import gymnasium as gym
+        import torch
+
+        from leaders.experiments import plots
+        from leaders.experiments.reproduce import building as building
+        from leaders.experiments.run_directory import RunDirectory
+        from leaders.training.history import replace_file
+
+        torch.set_num_threads(1)
+        check_count(self.runs, "runs", at_least=2)
+        check_count(self.seed, "seed", at_least=0)
+        check_count(self.search, "search", at_least=0)
+        if check_count(self.batch, "batch") % 1000:
+            raise ValueError(f"`batch` must be a multiple of 1000, ten whole episodes, got {self.batch}")
+        iterations = (2_000 if self.full else 500) if self.iterations is None else self.iterations
+        check_count(iterations, "iterations")
+        names = names_in(self.leaders)
+        for name in names:
+            check_choice(name, building.FORMS, "leaders")
+        directory = RunDirectory(self.out, told(self))
+        directory.check(self.resume)
+        paths = {name: self.out / f"{name}.npz" for name in names}
+        kept = {n: building.load_curves(path, n, iterations) for n, path in paths.items() if path.is_file()}
+        directory.begin()
+        results = []
+        for name in names:
+            curves = kept.get(name)
+            if curves is None:
+                settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
+                bar = self.progress and sys.stderr.isatty()
+                curves = building.building_runs(name, batch_size=self.batch, progress_bar=bar, **settings)
+                building.save_curves(curves, paths[name])
+            results.append(curves)
+        best = gym.make(building.ENV).unwrapped.best_known  # type: ignore[attr-defined]
+        plots.save(building.objective_figure(results, best), self.out / "objective.png")
+        plots.save(building.parts_figure(results), self.out / "parts.png")
+        plots.save(building.theta_figure(results), self.out / "theta.png")
+        text = building.table_of(results, best)
+        if self.search:
+            found = building.random_search(self.search)
+            plots.save(building.search_figure(found, best), self.out / "random-search.png")
+            text += "\n" + building.search_table(found)
+        replace_file(self.out / "building-thermal-control.md", text.encode())
+        print(text)
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class ToyFigure:
+    """Figure 4: the toy Markov game, both variants and both units, with exact ceilings and J against f(0|A)."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    variants: str = "R1,R2"
+    """R1, R2 or both, separated by a comma"""
+    leaders: str = "bchg,bchg-paper,naive-pgd-paper,bi-ac-paper"
+    """names, separated by commas: bchg, naive-pgd, bi-ac; and their published forms, bchg-paper, naive-pgd-paper,
+    bi-ac-paper"""
+    iterations: int = 500
+    """outer iterations of 450 steps each"""
+    runs: int = 10
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes two pictures and a table per variant, and an .npz per leader."""
+        from leaders.experiments import plots
+        from leaders.experiments.reproduce import games as games
+        from leaders.training.history import replace_file
+
+        variants = names_in(self.variants)
+        for variant in variants:
+            check_choice(variant, list(games.CEILINGS), "variants")
+        names = _begin(self, games.TOY_FORMS)
+        for variant in variants:
+            results = _returns(self, names, f"{variant}-", partial(games.toy_runs, variant=variant), games.TOY_FORMS)
+            plots.save(games.toy_figure(results, variant), self.out / f"toy-{variant}.png")
+            plots.save(games.landscape_figure(variant), self.out / f"landscape-{variant}.png")
+            text = games.toy_table(results, variant)
+            replace_file(self.out / f"toy-{variant}.md", text.encode())
+            print(f"\n{text}")
+        print(f"wrote {self.out}")
+
+
+@dataclass(frozen=True)
+class LQRFigure:
+    """Figure 5: the bilevel LQR, with the exact ceiling."""
+
+    out: Path
+    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    leaders: str = "bchg,bchg-paper,naive-pgd-paper,naive-pgd-off-paper"
+    """names, separated by commas: bchg, bchg-terms (batches of 500, a fitted loop), naive-pgd, exact; and the published
+    forms bchg-paper, naive-pgd-paper, naive-pgd-off-paper"""
+    iterations: int = 800
+    """outer iterations; the published forms stop at the paper's 500"""
+    runs: int = 20
+    """seeds"""
+    seed: int = 0
+    """the first seed"""
+    resume: bool = False
+    """go on with the figure in --out: leaders that are done are not run again"""
+    progress: bool = True
+    """show a progress bar"""
+
+    def run(self) -> None:
+        """Writes a picture, a table, and an .npz per leader."""
+        from leaders.experiments import plots
+        from leaders.experiments.reproduce import games as games
+        from leaders.training.history import replace_file
+
+        results = _returns(self, _begin(self, games.LQR_FORMS), "", games.lqr_runs, games.LQR_FORMS)
+        plots.save(games.lqr_figure(results), self.out / "bilevel-lqr.png")
+        text = games.lqr_table(results)
+        replace_file(self.out / "bilevel-lqr.md", text.encode())
+        print(f"\n{text}\nwrote {self.out}")
+
+
+def _begin(command: Any, forms: Any) -> list[str]:
+    """Checks what a game's figure was told and makes its directory; the leaders' names."""
+    import torch
+
+    from leaders.experiments.run_directory import RunDirectory
+
+    torch.set_num_threads(1)
+    check_count(command.iterations, "iterations")
+    check_count(command.runs, "runs", at_least=2)
+    check_count(command.seed, "seed", at_least=0)
+    names = names_in(command.leaders)
+    for name in names:
+        check_choice(name, forms, "leaders")
+    directory = RunDirectory(command.out, told(command))
+    directory.check(command.resume)
+    directory.begin()
+    return names
+
+
+def _returns(
+    command: Any, names: Sequence[str], prefix: str, run: Callable[..., Any], forms: dict[str, Any]
+) -> list[Any]:
+    """The results of a game's leaders, from what is there or run anew."""
+    from leaders.experiments.reproduce import games as games
+
+    results = []
+    for name in names:
+        path = command.out / f"{prefix}{name}.npz"
+        if path.is_file():
+            results.append(games.load_returns(path, name, forms[name].iterations(command.iterations)))
+            continue
+        bar = command.progress and sys.stderr.isatty()
+        how = {"runs": command.runs, "iterations": command.iterations, "seed": command.seed}
+        results.append(run(name, progress_bar=bar, **how))
+        games.save_returns(results[-1], path)
+    return results

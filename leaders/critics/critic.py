@@ -1,0 +1,53 @@
+"""What a leader's critic is asked for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.noise import Noise
+
+
+class Critic(Protocol):
+    """Estimates Q_L, the leader's return after a state and a follower's action.
+
+    Q_L must be a function of (s, b) alone. What one step brought, r_L + γ_L V_L(s'), will not do in its place: it
+    depends on the same next state as the ∇Q_F that it multiplies, and the estimate would be biased.
+
+    In linear-quadratic worlds a critic may also have `leader_gradient(policy)`, ∇V_L as a function of states and steps,
+    and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `knowledge` and `reaction` of `BCHG`.
+
+    Leaders fit copies of a critic to a part of each batch and let them judge the rest (`leaders.critics.cross_fit`):
+    `valid` may have holes, or be False everywhere. A critic that keeps nothing from batch to batch says so by
+    `keeps = False`, one that looks at no batch by `learns = False`. For tables the policy given is g among the pairs
+    that were visited: 0 at all others, and in states where none was.
+    """
+
+    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+        """Learns from a batch; `model` is there for critics that need no samples, None where nobody knows it."""
+
+    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each."""
+
+    def copies(self, count: int) -> Critic:
+        """A critic for `count` times as many runs, copy j of run i at j·R + i, each as this one is now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the critic has learnt, as tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+
+
+def critic_keeps(critic: Any) -> bool:
+    """Whether a critic keeps what earlier batches taught it; unless it says otherwise."""
+    return getattr(critic, "keeps", True)
+
+
+def critic_learns(critic: Any) -> bool:
+    """Whether a critic looks at the batches that it is fitted to; unless it says otherwise."""
+    return getattr(critic, "learns", True)

@@ -1,0 +1,1 @@
+"""How an outer iteration's hypergradient is estimated."""

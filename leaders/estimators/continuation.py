@@ -1,0 +1,106 @@
+r"""How an episode that a batch cuts goes on, in the world as the leader has seen it.
+
+A cut in state s' leaves γ_L^{k+1} of the leader's count and γ_F w_k of the follower's trace unspent. What they would
+collect is the hypergradient of an episode that starts there with those weights, which `leaders.exact.tables` solves for
+known tables; here it is solved for the transitions seen in other episodes (`leaders.critics.empirical_model`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.worlds.tabular.model import TabularModel
+from leaders.critics.cross_fit import Judges
+from leaders.critics.empirical import Empirical
+from leaders.critics.empirical_model import KnownMoves
+from leaders.functional.guiding import Rule
+from leaders.functional.visits import sum_table
+from leaders.functional.weights import Weights
+
+
+def continuation(
+    judges: Judges,
+    model: TabularModel,
+    batch: Rollout,
+    best: BestResponse,
+    counts: Tensor,
+    weights: Weights,
+    preferences: Preferences,
+    *,
+    rule: Rule,
+) -> Tensor:
+    """The surrogate of what lies behind the cuts of a batch, [R].
+
+    Args:
+      judges: with the world as seen outside of each part of the batch.
+      model: the tables at θ, with gradients.
+      batch: the transitions.
+      best: the follower's response.
+      counts: `occupancy` of the leader, [R, N, T].
+      weights: of the batch; that of r_F is the follower's trace.
+      preferences: γ_L, γ_F and β.
+      rule: the estimator; where it `goes_on`, steps behind the cut weigh ∇Q_F by their benefit, and the trace decays as
+        it says.
+    """
+    total = torch.zeros(len(counts), dtype=counts.dtype)
+    decay = preferences.gamma_follower if rule.decay is None else rule.decay
+    for seen, part in zip(judges.seen, judges.parts, strict=True):
+        cut = batch.cut & part
+        if cut.any():
+            leader, follower = (
+                sum_table(torch.where(cut, weight, 0.0), batch.next_state, model.states).numpy()
+                for weight in (preferences.gamma_leader * counts, decay * weights.r_follower * rule.goes_on)
+            )
+            total = total + _from_here(seen, model, best, leader, follower, preferences, rule)
+    return total
+
+
+def _from_here(
+    seen: Empirical,
+    model: TabularModel,
+    best: BestResponse,
+    leader: np.ndarray,
+    follower: np.ndarray,
+    preferences: Preferences,
+    rule: Rule,
+) -> Tensor:
+    """The surrogate of episodes that start with a leader's and a follower's weight on each state, [R, S] each."""
+    moves = seen.moves
+    gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
+    decay = gamma_follower if rule.decay is None else rule.decay
+    q_leader, v_leader = seen.tables
+    visits = moves.resolvent(gamma_leader, leader, transpose=True)[..., None] * moves.policy
+    weight = np.zeros_like(visits)
+    if rule.goes_on:
+        weight = visits * (q_leader - v_leader[..., None]) / preferences.beta
+        onward = moves.sent(weight)
+        inflow = moves.resolvent(decay, follower + decay * onward, transpose=True)
+        weight = weight + inflow[..., None] * moves.policy
+    total = torch.zeros(len(visits), dtype=torch.float64)
+    for table, on_pair in ((model.r_leader, visits), (model.r_follower, weight)):
+        if table.requires_grad:
+            total = total + (torch.from_numpy(on_pair) * table).sum((1, 2))
+    if model.transition.requires_grad:
+        on_move = _arriving(v_leader, q_leader - seen.reward, gamma_leader, visits, moves)
+        if rule.goes_on and not rule.centred:
+            q = best.q.values.detach().numpy() - model.r_follower.detach().numpy()
+            on_move = on_move + _arriving(best.v.values.numpy(), q, gamma_follower, weight, moves)
+        where = torch.from_numpy(on_move != 0.0)
+        run = torch.arange(len(model.transition)).view(-1, 1, 1, 1)
+        state, action = torch.arange(model.states).view(-1, 1, 1), torch.arange(model.actions).view(-1, 1)
+        probability = model.transition[run, state, action, torch.from_numpy(moves.successor)]
+        log = torch.where(where, probability, 1.0).log()
+        total = total + (torch.from_numpy(on_move) * log).sum((1, 2, 3))
+    return total
+
+
+def _arriving(v: np.ndarray, expected: np.ndarray, gamma: float, weight: np.ndarray, moves: KnownMoves) -> np.ndarray:
+    """Weight of each ∇log p(s' | s, b): γ V(s') − `expected`, where the move is likely, [R, S, B, K]."""
+    run = np.arange(len(moves.successor))[:, None, None, None] % len(v)
+    arrives = gamma * moves.going_on * v[run, moves.successor] - moves.probability * expected[..., None]
+    return weight[..., None] * arrives

@@ -1,0 +1,115 @@
+"""∇Q_F − ∇V_F from trajectories that begin where one likes: what an oracle adds to a leader, for HPGD only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.rollout import table_rollout
+from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders.critics.monte_carlo import MonteCarlo
+from leaders.functional.returns import returns_to_go
+from leaders.functional.values import Values, evaluate
+from leaders.functional.visits import mean_table, sum_table
+from leaders.functional.weights import Weights, weights_from_kick
+
+
+def oracle_batch(
+    world: TabularModel,
+    policy: BoltzmannPolicy,
+    noise: Noise,
+    batch: Rollout,
+    kick: Tensor,
+    *,
+    draws: int,
+    horizon: int,
+) -> tuple[Rollout, Tensor]:
+    """Fresh whole episodes from every visited pair and from every visited state, with the kicks they carry.
+
+    Each on-policy step k sends `draws` episodes from (s_k, b_k), which carry kick_k / draws at their first step, and as
+    many from s_k with an action of the follower's own, which carry minus that. Summed they estimate
+    kick_k (∇Q_F(s_k, b_k) − ∇V_F(s_k)) without bias, however few the draws.
+
+    Returns:
+      The episodes [R, 2 · draws · N · T, horizon] and their kicks.
+    """
+    runs = noise.runs
+    state = batch.state.reshape(runs, -1).repeat(1, 2 * draws).numpy()
+    own = batch.action.reshape(runs, -1).repeat(1, draws)
+    action = torch.cat([own, torch.full_like(own, -1)], 1).numpy()
+    rows = state.shape[1]
+    oracle = table_rollout(
+        world, policy, noise, rows=rows, horizon=horizon, whole_episodes=True, first_state=state, first_action=action
+    )
+    carried = kick.reshape(runs, -1).repeat(1, draws) / draws
+    kicks = torch.zeros(oracle.r_leader.shape, dtype=kick.dtype)
+    kicks[..., 0] = torch.cat([carried, -carried], 1)
+    return oracle, kicks
+
+
+def published_oracle_batch(
+    world: TabularModel,
+    policy: BoltzmannPolicy,
+    noise: Noise,
+    batch: Rollout,
+    counts: Tensor,
+    preferences: Preferences,
+    *,
+    steps: int,
+    rows: int,
+    time_limit: int | None,
+) -> tuple[Rollout, Tensor]:
+    """The published oracle: a separate batch with uniform starts, whose means are looked up at the visited pairs.
+
+    Q_L, V_L, ∇Q_F and ∇V_F are means over the oracle batch alone; the on-policy batch says where and how much they
+    count. A pair that the oracle never saw has Q_L = 0 and ∇Q_F = 0, as in the published code.
+
+    Returns:
+      The oracle batch [R, rows, steps / rows] and its kicks.
+    """
+    uniform = np.full(world.states, 1 / world.states)
+    oracle = table_rollout(
+        world, policy, noise, rows=rows, horizon=steps // rows, time_limit=time_limit, initial=uniform
+    )
+    return oracle, published_oracle_kick(oracle, batch, counts, preferences, world.states, world.actions)
+
+
+def published_oracle_kick(
+    oracle: Rollout, batch: Rollout, counts: Tensor, preferences: Preferences, states: int, actions: int
+) -> Tensor:
+    """The kicks on the oracle batch: Σ over on-policy visits of their weight, shared among the oracle's own visits."""
+    runs = len(batch.state)
+    returns = returns_to_go(oracle, preferences.gamma_leader)
+    oracle_pair, pair = (b.state * actions + b.action for b in (oracle, batch))
+    q = mean_table(returns, oracle_pair, oracle.valid, states * actions)
+    v = mean_table(returns, oracle.state, oracle.valid, states)
+    run = torch.arange(runs).view(-1, 1, 1)
+    weight = counts * (q[run, pair] - v[run, batch.state]) / preferences.beta
+    # The mean over visits times their number is the sum over visits.
+    on_pair, on_state = (
+        sum_table(weight, key, size) for key, size in ((pair, states * actions), (batch.state, states))
+    )
+    one = oracle.valid.double()
+    visits = sum_table(one, oracle_pair, states * actions), sum_table(one, oracle.state, states)
+    share = on_pair[run, oracle_pair] / visits[0][run, oracle_pair].clamp(min=1)
+    return (share - on_state[run, oracle.state] / visits[1][run, oracle.state].clamp(min=1)) * oracle.valid
+
+
+def oracle_weights(
+    oracle: Rollout, kick: Tensor, best: BestResponse, preferences: Preferences, *, arrival: str
+) -> Weights:
+    """The weights of an oracle batch: the follower's part alone."""
+    critic = MonteCarlo(preferences.gamma_leader)
+    critic.fit(oracle, best, None, Noise([]))
+    values: Values = evaluate(critic, best, oracle)
+    nothing = torch.zeros_like(kick)
+    weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail="keep", arrival=arrival)
+    return replace(weights, log_start=None)  # the oracle chose where its episodes begin; ρ0 may be 0 there

@@ -1,0 +1,507 @@
+"""Leaders that estimate from trajectories: batch → critic → kick → weights → surrogate."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.autograd import with_gradients
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.follower import BestResponse, NotAvailable, tiled
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Box, Free
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.linear_quadratic.polynomials import products
+from bilevel_envs.wrapper import BilevelWrapper
+from leaders.config import MATRICES, PLAYED, PUBLISHED_STEPS, SIMULATED, TABLES, Common, Sampling, changed
+from leaders.critics.critic import Critic, critic_learns
+from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
+from leaders.critics.empirical import Empirical
+from leaders.critics.least_squares import feature_count
+from leaders.estimators.continuation import continuation
+from leaders.functional.errors import TooFewTransitions
+from leaders.functional.fitted_guiding import fitted_trace
+from leaders.functional.guiding import KICKS, Rule
+from leaders.functional.pathwise import pathwise, reaction_surrogate
+from leaders.functional.per_step import clipped, per_step_gradient
+from leaders.functional.surrogate import surrogate
+from leaders.functional.values import Values, evaluate
+from leaders.functional.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
+from leaders.leader import Estimate, Leader
+from leaders.paper.actor_critic import ActorCritic
+from leaders.paper.games import is_game, published_leader
+from leaders.worlds.checks import check_sampling, fits_reaction, gives_gradient, played_kick, unplanned, world_of
+from leaders.worlds.critics import critic_of
+
+CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
+LITTLE = 0.05  # rows that are continued go on until max(γ_L, γ_F)^T falls below
+CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
+FEW = 10  # numbers that are held of each transition, whatever is fitted to it
+
+TRUSTED = 0.3  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
+EXPECTED = ("bc_hg", "naive_pgd")  # kicks whose estimates may expect what follows the first step
+PATIENCE = 10  # outer iterations before that is said
+
+MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
+
+
+logger = logging.getLogger("leaders")
+
+
+class SampledLeader(Leader):
+    """A leader that looks at trajectories.
+
+    Args:
+      env: the environment with its follower.
+      arguments: what the subclass was constructed with; those that are not None win over the preset's.
+      presets: how the estimate is made, by the name of the preset.
+      linear: the same for linear-quadratic worlds; None for a leader that does not go with them.
+      paper_rate: step size of the published form there.
+      overrides: fields of `Sampling` that the subclass derives from its arguments.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env,
+        arguments: dict[str, Any],
+        presets: dict[str | None, Sampling],
+        linear: dict[str | None, Sampling] | None = None,
+        paper_rate: float = 0.1,
+        **overrides: Any,
+    ) -> None:
+        preset = arguments["preset"]
+        check_choice(preset, presets, "preset")
+        model = model_of(env) if isinstance(env, BilevelWrapper) else None
+        self.world = world_of(model)
+        self.linear = self.world == MATRICES
+        if self.world in (MATRICES, PLAYED) and linear is None:
+            raise ValueError(
+                f"`env` must have countable states for {type(self).__name__}; {type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
+            )
+        if self.world == PLAYED and preset is None:
+            presets = {None: replace(SIMULATED, kick=played_kick(linear, type(self).__name__))}
+        common = Common()
+        if preset == "paper":
+            common = Common(**PUBLISHED_STEPS)
+            if self.linear:
+                common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
+        self.actor_critic: ActorCritic | None = None
+        if preset == "paper" and is_game(env):
+            self.actor_critic = published_leader(self.name, env.problem, bool(arguments.get("replay")))  # type: ignore[attr-defined]
+            common = Common(**self.actor_critic.common)
+            if arguments["policy"] is None:
+                arguments = arguments | {"policy": self.actor_critic.policy}
+            for ignored in sorted({"critic", "features", "tail", "arrival", "knowledge", "sampler"} & set(arguments)):
+                if arguments[ignored] is not None:
+                    raise ValueError(
+                        f"`{ignored}` must be None with the published form of games, which has its own way; got "
+                        f"{arguments[ignored]!r}"
+                    )
+        advised = getattr(getattr(env, "problem", None), "advised", {}) if preset is None else {}
+        if arguments.get("batch_size") is not None:
+            advised = {name: value for name, value in advised.items() if name != "rows"}  # made for another batch
+        super().__init__(env, changed(changed(common, advised), arguments), arguments)
+        usual = linear[preset] if self.linear and linear is not None else presets[preset]
+        usual = changed(usual, advised)
+        if preset is None and self.world != PLAYED and hasattr(getattr(env, "follower", None), "respond"):
+            usual = unplanned(usual, bump=getattr(model, "bump", None) is not None)
+        if arguments.get("reaction") == "fitted" and usual.knowledge == "model":
+            usual = replace(usual, knowledge="terms")  # a closed form leaves nothing to fit
+        if self.actor_critic is not None:
+            usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows)
+            usual = replace(usual, tail="keep", cross_fit=False)
+        sampling = changed(usual, arguments | overrides)
+        if not gives_gradient(sampling.critic) and arguments.get("knowledge") is None:
+            sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
+        if preset is None and arguments.get("reaction") is None:
+            fits = fits_reaction(sampling, self.world, bump=getattr(model, "bump", None) is not None)
+            sampling = replace(sampling, reaction="fitted" if fits else "sampled")
+        unsaid = arguments.get("batch_size") is None and "batch_size" not in advised
+        if self.linear and preset is None and unsaid:
+            sampling = replace(sampling, batch_size=self._usual_batch())
+        self.sampling = sampling
+        if KICKS[sampling.kick].reads_follower and not getattr(env.follower, "gives_values", True):  # type: ignore[attr-defined]
+            raise NotAvailable(env.follower.missing("V_F").reason)  # type: ignore[attr-defined]
+        model = self.env.model(self._theta().detach())
+        self.leader_horizon: int | None = getattr(model, "horizon", None)
+        check_sampling(sampling, self.world, model, self.runs, arrival_told=arguments.get("arrival") is not None)
+        self.env.check_sampler(sampling.sampler)
+        self.rows, self.horizon = self._batch_shape()
+        self.critic = self._make_critic()
+        self.seen = self._seen()
+        self._warned = False
+
+    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+        if self.actor_critic is not None:
+            return self._published_game(self.actor_critic, theta, model, best)
+        fixed = model.detach()
+        drawn = self.env.rollout(
+            theta.detach(),
+            best,
+            self.noise,
+            rows=self.rows,
+            horizon=self.horizon,
+            sampler=self.sampling.sampler,
+            model=fixed,
+        )
+        # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
+        expects = self._expects() and self.progress.iterations > 0
+        batch = drawn.steps(0, 1) if expects else drawn
+        judges = self._judges(self.critic, self.seen, batch, best, fixed, self.noise)
+        total, further_steps = self._surrogate(theta, model, batch, best, judges, self.noise, self.sampling.tail)
+        self._check_seen(judges, batch, drawn)
+        if self.seen is not None and expects:
+            self.seen.seen.add(drawn.steps(1, None), fixed.states, fixed.actions)
+        return Estimate(
+            surrogate=total,
+            leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
+            env_steps=self.sampling.batch_size + further_steps,
+            episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
+            **self._coverage(),
+        )
+
+    def _expects(self) -> bool:
+        """Whether an estimate samples the first step of each row and expects the rest in the world that was seen.
+
+        What lies behind a cut is solved for, in transitions of other episodes, without the noise of a trajectory. With
+        the critic that is made of the same transitions, a cut after the first step costs no knowledge; the steps that
+        follow are counted for the batches to come.
+        """
+        sampling = self.sampling
+        return _named(sampling.critic, "empirical") and sampling.tail == "bootstrap" and sampling.kick in EXPECTED
+
+    def _check_seen(self, judges: Judges, batch: Rollout, drawn: Rollout) -> None:
+        """Says once that too little has been seen."""
+        done = self.progress.iterations + 1
+        if self.seen is None or self._warned or done < PATIENCE:
+            return
+        if batch is not drawn:  # whose other steps are in no world yet
+            judges, batch = replace(judges, part=torch.zeros_like(drawn.step), seen=[self.seen]), drawn
+        self._warned = self._left_out(judges, batch, self.sampling.tail, f"after {done} iterations")
+
+    def _coverage(self) -> dict[str, Any]:
+        """What the history records of it."""
+        if self.seen is None:
+            return {}
+        return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
+
+    def _left_out(self, judges: Judges, batch: Rollout, tail: str, when: str) -> bool:
+        """Says so if an estimate leaves out too much to be trusted."""
+        steps, behind = judges.unseen(batch)
+        steps, behind = steps if judges.learnt else 0.0, behind if tail == "bootstrap" else 0.0
+        if max(steps, behind) <= TRUSTED:
+            return False
+        logger.warning(
+            "%s, %s: too little has been seen for estimates to be trusted. They leave out %.0f %% of a batch's steps, "
+            "at pairs (state, action) that no other episode visited, and %.0f %% of an episode, behind cuts in states "
+            'that were never left. Raise `batch_size`, lower `rows`, or go on until history["coverage"] stops growing.',
+            type(self).__name__,
+            when,
+            100 * steps,
+            100 * behind,
+        )
+        return True
+
+    def _judges(
+        self, critic: Critic, seen: Empirical | None, batch: Rollout, best: BestResponse, model: Any, noise: Noise
+    ) -> Judges:
+        """Who judges the batch; the critic, and what was seen of a table, learn from it."""
+        gamma = self.env.preferences.gamma_leader
+        if not self.sampling.cross_fit or (seen is None and not critic_learns(critic)):
+            return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
+        first = self.progress.iterations == 0
+        return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
+
+    def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+        """One outer iteration of a published leader in a game."""
+        how = (self.env, theta.detach(), model.detach(), best, self.noise, self.progress.iterations)
+        batch, best = actor_critic.play(*how, rows=self.rows, horizon=self.horizon)
+
+        def ascend(surrogate: Tensor) -> None:
+            self._ascent.zero_grad()
+            (-surrogate.sum()).backward()
+            self._ascent.step()
+
+        return Estimate(
+            surrogate=actor_critic.improve(self.policy, batch, best, self.env.preferences, self.noise, ascend),
+            leader_return=mean_return(batch, self.env.preferences.gamma_leader),
+            env_steps=self.sampling.batch_size,
+            episodes=batch.starts.sum((1, 2)),
+        )
+
+    def _surrogate(
+        self,
+        theta: Tensor,
+        model: Any,
+        batch: Rollout,
+        best: BestResponse,
+        judges: Judges,
+        noise: Noise,
+        tail: str,
+    ) -> tuple[Tensor, Tensor | int]:
+        """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
+        rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
+        trace = self._fitted_trace(batch, best, judges, tail) if self.sampling.reaction == "fitted" else None
+        terms = model.terms(batch, best.policy if rule.centred else None)
+        values = evaluate(judges, best, batch, rule.reads_follower, judges.fold)  # once: some critics draw for it
+        if knowledge == "simulate":
+            weights = self._weights(batch, values, tail, trace)
+            total = surrogate(terms, weights)
+            if tail == "bootstrap":
+                counts = self.counts(batch, tail)
+                how: dict[str, Any] = {"preferences": preferences, "rule": self._rule_behind_cuts()}
+                total = total + continuation(judges, model, batch, best, counts, weights, **how)
+            if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
+                total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
+            return total, 0
+        if model.noise.requires_grad:
+            raise ValueError(f'`knowledge` must be "simulate" where θ moves the noise, got {knowledge!r}')
+        counts = self.counts(batch, tail)
+        reaction: Tensor | float = 0.0
+        if knowledge == "model":
+            kick = rule.kick(batch, values, counts, preferences)
+            reaction = reaction_surrogate(kick, batch, model, preferences)
+            weights = self._weights(batch, values, tail, torch.zeros_like(kick))
+        else:
+            weights = self._weights(batch, values, tail, trace)
+        v_leader = judges.leader_gradient(best.policy)
+        v_follower = best.v if rule.reads_follower else None
+        weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
+        return surrogate(terms, weights) + reaction, 0
+
+    def _rule_behind_cuts(self) -> Rule:
+        """The estimator by which cut episodes go on."""
+        return KICKS[self.sampling.kick]
+
+    def counts(self, batch: Rollout, tail: str) -> Tensor:
+        """`occupancy` of the leader, 0 beyond the steps that its objective sums, [R, N, T]."""
+        counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
+        return counts if self.leader_horizon is None else counts * (batch.step < self.leader_horizon)
+
+    def _fitted_trace(self, batch: Rollout, best: BestResponse, judges: Judges, tail: str) -> Tensor:
+        """Weights of what steps add to ∇Q_F, [R, N, T]; each part of the batch fits its own ∇Q_F."""
+        preferences = self.env.preferences
+        weight = self.counts(batch, tail) / preferences.beta
+        total = torch.zeros_like(weight)
+        for critic, part in zip(judges.critics, judges.parts, strict=True):
+            own = replace(batch, valid=batch.valid & part)
+            try:
+                trace = fitted_trace(own, critic.quadratic(), best.policy, weight * part, preferences.gamma_follower)
+            except TooFewTransitions as error:
+                raise error.of_half() if len(judges.critics) > 1 else error from None
+            total = total + trace * part
+        return total
+
+    def _weights(self, batch: Rollout, values: Values, tail: str, trace: Tensor | None = None) -> Weights:
+        """From a batch to the four weights, with the rule's trace or another; the whole estimator on half a screen."""
+        preferences = self.env.preferences
+        counts = self.counts(batch, tail)
+        rule = KICKS[self.sampling.kick]
+        how: dict[str, Any] = {"tail": tail, "arrival": self.sampling.arrival, "centred": rule.centred}
+        if trace is not None:
+            return weights_from_trace(trace, batch, values, counts, preferences, **how)
+        kick = rule.kick(batch, values, counts, preferences)
+        if self.sampling.features != "none":
+            kick = residualised(kick, self._features(batch), batch)
+        return weights_from_kick(kick, batch, values, counts, preferences, decay=rule.decay, **how)
+
+    def _clipped_direct(self, log_arrival: Tensor, theta: Tensor, batch: Rollout, values: Values) -> Tensor:
+        """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
+        counts = self.counts(batch, self.sampling.tail)
+        weight = self.env.preferences.gamma_leader * counts * values.v_leader_next * ~batch.cut
+        blocks = self.common.blocks or {"all": slice(None)}
+        score = clipped(per_step_gradient(log_arrival, theta), self._slope(len(theta)), blocks, MOST_SCORE)
+        return ((weight[..., None] * score).sum((1, 2)) * theta.flatten(1)).sum(1)
+
+    def _slope(self, runs: int) -> Tensor:
+        """dθ_j / draw_j at the present θ, for as many runs as are stacked, [R, dim θ]."""
+        if not isinstance(self.policy, (Box, Free)):
+            raise ValueError(
+                "`policy` must act entry by entry (Box or Free) where gradients are clipped in raw parameters, got "
+                f"{type(self.policy).__name__}"
+            )
+        (slope,) = torch.autograd.grad(self.policy().sum(), self.policy.raw)
+        return slope.reshape(self.runs, -1).repeat(runs // self.runs, 1)
+
+    def _features(self, batch: Rollout) -> Tensor:
+        if callable(self.sampling.features):
+            features = torch.as_tensor(self.sampling.features(batch.state)).to(batch.r_leader.dtype)
+            if features.ndim != 4 or features.shape[:3] != batch.r_leader.shape:
+                wanted = [*batch.r_leader.shape, "F"]
+                raise ValueError(f"`features` must map states to shape {wanted}, got {list(features.shape)}")
+            return features
+        ones = torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
+        if self.sampling.features == "constant":
+            return ones
+        return torch.cat([ones, batch.state, products(batch.state)], -1)
+
+    def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
+        if self.actor_critic is not None:
+            raise ValueError('`gradient_samples` needs another `preset` than "paper" in games, an actor-critic there')
+        rows = max(10, self.rows) if episodes is None else check_count(episodes, "episodes")
+        horizon = self._whole_episode()
+        theta = self._theta().detach()
+        best = self.env.best_response(theta, self.progress.best, learn=False)
+        room = self.runs * self._steps_drawn(rows * horizon, horizon)
+        if self.sampling.reaction == "fitted":
+            world = self.env.model(theta)
+            room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
+        if self.seen is not None:
+            world = self.env.model(theta)
+            room += self.runs * self.seen.seen.numbers(world.states, world.actions) // FEW
+        at_once = max(1, CHUNK // room)
+        gradients = []
+        for first in range(0, count, at_once):
+            copies = min(at_once, count - first)
+            # Sample j of run i is run j·R + i of a larger stack, with a stream of its own.
+            draw = 1 if seed is None else 2 + seed
+            streams = [
+                [self.seeds[run], draw, self.progress.iterations, first + copy]
+                for copy in range(copies)
+                for run in range(self.runs)
+            ]
+            noise = Noise(streams)
+            stacked = theta.repeat(copies, *[1] * (theta.ndim - 1)).requires_grad_()
+            model, response = self.env.model(stacked), tiled(best, copies)
+            fixed = model.detach()
+            batch = self.env.rollout(
+                stacked.detach(),
+                response,
+                noise,
+                rows=rows,
+                horizon=horizon,
+                whole_episodes=True,
+                sampler=self.sampling.sampler,
+                model=fixed,
+            )
+            critic = self.critic.copies(copies)
+            seen = critic if self.seen is self.critic else self.seen and self.seen.copies(copies)
+            judges = self._judges(critic, seen, batch, response, fixed, noise)  # type: ignore[arg-type]
+            if seen is not None and first == 0:
+                self._left_out(judges, batch, "keep", "in gradient_samples")
+            total = self._surrogate(stacked, model, batch, response, judges, noise, tail="keep")[0].sum()
+            (gradient,) = torch.autograd.grad(total, stacked) if total.requires_grad else (torch.zeros_like(stacked),)
+            gradients.append(gradient.view(copies, *theta.shape))
+        return torch.cat(gradients)
+
+    def _long_enough(self) -> int:
+        """Steps after which a twentieth is left of what either player counts."""
+        gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
+        return int(np.ceil(np.log(LITTLE) / np.log(gamma))) if gamma > 0 else 1
+
+    def _whole_episode(self) -> int:
+        """Steps of an episode beyond which nothing matters to an estimate."""
+        if self.leader_horizon is None:
+            return whole_episode_horizon(self.env.preferences)
+        if self.sampling.knowledge == "model":
+            return self.leader_horizon  # ∇Q_F is known, whatever lies behind
+        gamma = self.env.preferences.gamma_follower
+        return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
+
+    def _steps_drawn(self, steps: int, horizon: int) -> int:
+        """At most so many steps are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""
+        return steps
+
+    def _make_critic(self) -> Critic:
+        gamma = self.env.preferences.gamma_leader
+        return critic_of(self.sampling, self.world, gamma, type(self).__name__, self.env.problem, self._theta_moves())
+
+    def _seen(self) -> Empirical | None:
+        """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
+        if self.world != TABLES or not (self.sampling.cross_fit or self.sampling.tail == "bootstrap"):
+            return None
+        if _named(self.sampling.critic, "empirical"):
+            return self.critic  # type: ignore[return-value]
+        return Empirical(self.env.preferences.gamma_leader, self._theta_moves())
+
+    @with_gradients
+    def _theta_moves(self) -> bool:
+        """Whether θ moves the transitions of a table."""
+        return self.world == TABLES and self.env.model(self._theta()).transition.requires_grad
+
+    def _critic_state(self) -> dict[str, Any]:
+        if self.actor_critic is not None:
+            return self.actor_critic.state_dict()
+        critic = {} if self.critic is self.seen else self.critic.state_dict()
+        return {"critic": critic, "seen": None if self.seen is None else self.seen.state_dict()}
+
+    def _load_critic_state(self, state: dict[str, Any]) -> None:
+        if self.actor_critic is not None:
+            self.actor_critic.load_state_dict(state, self.policy)
+        else:
+            if self.critic is not self.seen:
+                self.critic.load_state_dict(state["critic"])
+            if state["seen"] is not None and self.seen is not None:
+                self.seen.load_state_dict(state["seen"])
+
+    def _usual_batch(self) -> int:
+        """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
+        model = self.env.model(self._theta().detach())
+        features = feature_count(model.state_size + model.action_size)
+        return 1_000 * -(-4 * features // 1_000)
+
+    def _batch_shape(self) -> tuple[int, int]:
+        """Rows and steps per row of a batch."""
+        size = check_count(self.sampling.batch_size, "batch_size")
+        limit, rows = self.env.time_limit, self.sampling.rows
+        if rows is None:
+            # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
+            # Where cut episodes go on in the world that was seen, it must not end where rows do: they are as long as
+            # something counts.
+            least = min(10, size) if limit is None else -(-size // limit)
+            if self.sampling.tail == "bootstrap":
+                fewest = 1 if self._expects() or limit is not None else min(2, size)
+                rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
+            else:
+                rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
+            if self.linear and limit is not None and size >= limit > 2 * (size // rows):
+                raise ValueError(
+                    f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
+                    f"would become {rows} rows of {size // rows} steps"
+                )
+        elif size % check_count(rows, "rows"):
+            raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
+        return rows, size // rows
+
+
+def _named(critic: Any, name: str) -> bool:
+    """Whether a critic is given by this name."""
+    return isinstance(critic, str) and critic == name
+
+
+def _divisor(size: int, least: int) -> int:
+    """The smallest divisor from `least` on, unless it is more than twice that: then the largest up to it."""
+    divisors = [rows for rows in range(1, size + 1) if size % rows == 0]
+    above = next((rows for rows in divisors if rows >= least), size)
+    return above if above <= 2 * least else max(rows for rows in divisors if rows <= max(least, 1))
+
+
+def model_of(env: BilevelWrapper) -> Any:
+    """The model at some θ, whose kind says what sort of world it is."""
+    space = env.theta_space
+    return env.model(getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high)))
+
+
+def is_linear(env: BilevelWrapper) -> bool:
+    """Whether the world is linear-quadratic."""
+    return isinstance(model_of(env), LinearQuadraticModel)
+
+
+def whole_episode_horizon(preferences: Preferences) -> int:
+    """The step beyond which nothing of an episode matters: max(γ_L, γ_F)^H ≤ 1e-5."""
+    gamma = max(preferences.gamma_leader, preferences.gamma_follower)
+    return int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
+
+
+def mean_return(batch: Rollout, gamma: float) -> Tensor:
+    """Mean discounted return of the episodes begun, as far as the batch goes, [R]."""
+    discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).sum((1, 2))
+    return discounted / batch.starts.sum((1, 2)).clamp(min=1)

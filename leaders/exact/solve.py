@@ -1,0 +1,216 @@
+"""J_L, its hypergradient and its parts, by the solver of the world's kind."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.autograd import with_gradients
+from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.transparent import check_transparent
+from bilevel_envs.followers import Riccati, SoftValueIteration
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.validation import check_policy
+from leaders.exact import linear_quadratic as exact_linear
+from leaders.exact import tables as exact_tables
+from leaders.exact.raw_parameters import theta_of
+
+TOLERANCE = 1e-12  # of β; where rounding leaves more, `SoftValueIteration` says what it accepts
+
+
+def objective(
+    env: gym.Env,
+    theta: Any,
+    horizon: int | None = None,
+    discount: float | None = None,
+    *,
+    policy: BoltzmannPolicy | GaussianPolicy | None = None,
+) -> Any:
+    """J_L(θ): the leader's expected discounted return under the follower's soft-optimal response.
+
+    Args:
+      env: a configurable environment or a `BilevelWrapper` (whose follower's β then counts).
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
+      horizon: number of steps; None for no end. Time limits of the environment do not count.
+      discount: γ in [0, 1); None for γ_L. With a horizon, 1 is allowed.
+      policy: evaluate this policy of the follower's instead of its best response; a table or a Gaussian, for each run
+        or one for all.
+
+    Returns:
+      J_L, a float, or an array [R].
+
+    Raises:
+      TypeError: if the environment shows neither tables nor matrices, or the policy is of another kind.
+      ValueError: if θ, the horizon or the discount is out of range, or the policy has other states, actions or runs
+        than the world, or is no distribution.
+    """
+    if isinstance(theta, Tensor):
+        theta = theta.detach()
+    model, preferences, single = _problem(env, theta)
+    gamma = preferences.gamma_leader if discount is None else discount
+    if horizon is None:
+        check_number(gamma, "discount", at_least=0, below=1, remedy="a sum without end needs a discount below 1")
+    else:
+        horizon = check_count(horizon, "horizon")
+        check_number(gamma, "discount", at_least=0, at_most=1)
+    if policy is None:
+        policy = best_response(model, preferences).policy
+    elif not evaluates(model, policy):
+        raise TypeError(f"`policy` must be one for a {type(model).__name__}, got {type(policy).__name__}")
+    else:
+        check_policy(policy, 1 if single else len(theta), model)
+    reached = value(model, policy, gamma, horizon)
+    return float(reached[0]) if single else reached.numpy()
+
+
+def parts(env: gym.Env, theta: Any) -> dict[str, Any]:
+    """What the leader's objective is made of, before prices: discounted sums under the soft-optimal response.
+
+    Args:
+      env: an environment whose problem names its `parts`, such as building thermal control.
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
+
+    Returns:
+      By name, a float or an array [R] each.
+
+    Raises:
+      TypeError: if the problem names none.
+    """
+    model, preferences, single = _problem(env, theta)
+    problem = getattr(env.unwrapped, "problem", env.unwrapped)
+    if not hasattr(problem, "parts"):
+        raise TypeError(f"`env` must have a problem that names its `parts`, got {type(problem).__name__}")
+    policy = best_response(model, preferences).policy
+    sums = {
+        name: value(part, policy, preferences.gamma_leader)
+        for name, part in problem.parts(torch.as_tensor(theta)).items()
+    }
+    return {name: float(total[0]) if single else total.numpy() for name, total in sums.items()}
+
+
+def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None) -> np.ndarray:
+    """dJ_L/dθ, or the gradient of J_L in the raw parameters of a parameterisation.
+
+    Args:
+      env: a configurable environment or a `BilevelWrapper`.
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``; with `parameters` it may be left out, else must be what they yield.
+      parameters: a module whose `forward()` is θ.
+
+    Returns:
+      An array shaped like θ; with `parameters` the flat gradient of all their entries, [n] or [R, n].
+    """
+    direct, guiding = hypergradient_parts(env, theta, parameters=parameters)
+    return direct + guiding
+
+
+@with_gradients
+def hypergradient_parts(
+    env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The direct term (the follower held fixed) and the guiding term (its reaction), each as in `hypergradient`."""
+    if parameters is not None:
+        if not isinstance(parameters, torch.nn.Module):
+            raise TypeError(f"`parameters` must be a torch.nn.Module whose forward() is θ, got {parameters!r}")
+        inner = theta_of(parameters, "parameters").detach()
+        if theta is not None and not np.allclose(np.ravel(theta), inner.numpy().ravel()):
+            raise ValueError("`theta` must be what `parameters` yields, or be left out; the two differ")
+        theta = inner
+    elif theta is None:
+        raise ValueError("`theta` must be given unless `parameters` is")
+    if isinstance(theta, Tensor):
+        theta = theta.detach()
+    _problem(env, theta)  # refuses what is no θ
+    leaf = torch.tensor(np.asarray(theta), dtype=torch.float64).requires_grad_()
+    model, preferences, single = _problem(env, leaf)
+    best = best_response(model, preferences)
+    parts = []
+    for surrogate in surrogates(model, best, preferences):
+        loss = surrogate.sum()
+        (gradient,) = (
+            torch.autograd.grad(loss, leaf, retain_graph=True) if loss.requires_grad else (torch.zeros_like(leaf),)
+        )
+        parts.append(gradient)
+    if parameters is not None:
+        runs = 1 if single else len(leaf)
+        parts = [raw_gradient(parameters, gradient, runs) for gradient in parts]
+        if runs == 1:
+            parts = [part[0] for part in parts]
+    return parts[0].numpy(), parts[1].numpy()
+
+
+@with_gradients
+def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Tensor:
+    """Pulls dJ/dθ [R, ...] back to the raw parameters, flat: [R, n]."""
+    theta = theta_of(parameters, "parameters")
+    leaves = [leaf for leaf in parameters.parameters() if leaf.requires_grad]
+    pulled = torch.autograd.grad(theta, leaves, gradient.reshape(theta.shape).to(theta.dtype), allow_unused=True)
+    flat = [
+        (torch.zeros_like(leaf) if pull is None else pull).reshape(runs, -1)
+        for leaf, pull in zip(leaves, pulled, strict=True)
+    ]
+    return torch.cat(flat, -1)
+
+
+def solves(model: Any) -> bool:
+    """Whether exact values are to be had of such a model."""
+    return isinstance(model, (TabularModel, LinearQuadraticModel))
+
+
+def evaluates(model: Any, policy: Any) -> bool:
+    """Whether they are to be had under such a policy."""
+    wanted = BoltzmannPolicy if isinstance(model, TabularModel) else GaussianPolicy
+    return solves(model) and isinstance(policy, wanted)
+
+
+def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
+    """The leader's expected discounted return under a policy of the follower's, [R]."""
+    if horizon is not None:
+        check_count(horizon, "horizon")
+    return _home(model).value(model, policy, gamma, horizon)
+
+
+@with_gradients
+def surrogates(model: Any, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
+    """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
+    return _home(model).surrogates(model, best, preferences)
+
+
+def best_response(model: Any, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    """The soft optimum to the accuracy that exact values need."""
+    solver = SoftValueIteration(tol=TOLERANCE) if isinstance(model, TabularModel) else Riccati()
+    return solver.best_response(model, preferences, start)
+
+
+def _home(model: Any) -> ModuleType:
+    """The module that solves such a model."""
+    return exact_tables if isinstance(model, TabularModel) else exact_linear
+
+
+def _problem(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
+    """The model at θ, whose preferences count, and whether θ came without a runs axis."""
+    if not isinstance(env, gym.Env):
+        raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")
+    check_transparent(env)
+    try:
+        preferences, model = env.get_wrapper_attr("preferences"), env.get_wrapper_attr("model")
+    except AttributeError:
+        raise TypeError(
+            f"`env` must be a configurable environment that shows its `model`, got {type(env.unwrapped).__name__}"
+        ) from None
+    model_at = model(theta)
+    if not solves(model_at):
+        raise TypeError(f"exact values need a TabularModel or a LinearQuadraticModel, got {type(model_at).__name__}")
+    single = np.ndim(theta) == len(env.get_wrapper_attr("theta_space").shape)
+    if not isinstance(theta, Tensor) or not theta.requires_grad:
+        model_at = model_at.detach()
+    return model_at, preferences, single

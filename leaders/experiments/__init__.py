@@ -1,0 +1,1 @@
+"""Comparisons, plots, videos, and the paper's figures."""

@@ -1,0 +1,108 @@
+"""The pictures that a run leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+from leaders import exact
+from leaders.leader import Leader
+from leaders.published import Curve, trailing_mean
+
+OURS, PAPER, BEST = "#1f4e8c", "#c8642c", "#3a3a3a"
+
+
+def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> Figure:
+    """Leader's value over outer iterations: mean and 95 % interval over runs, best known, the paper's curve.
+
+    Where there is a paper's curve, ours goes through the same trailing mean as theirs.
+    """
+    value = leader.history["leader_value"]
+    known = not np.isnan(value).all()
+    if not known:  # nobody knows a model
+        value = leader.history["leader_return"]
+    smoothed = trailing_mean(value) if published is not None else value
+    figure, axes = _figure(7.0, 4.2)
+    iteration = np.arange(1, len(value) + 1)
+    mean = smoothed.mean(1)
+    window = ", trailing mean of 100" if published is not None else ""
+    many = f"mean of {leader.runs} runs, 95 % interval" if leader.runs > 1 else "one run"
+    axes.plot(iteration, mean, color=OURS, label=f"{leader.name}: {many}{window}")
+    if leader.runs > 1:
+        half = stats.t.ppf(0.975, leader.runs - 1) * stats.sem(smoothed, axis=1)
+        axes.fill_between(iteration, mean - half, mean + half, color=OURS, alpha=0.18, linewidth=0)
+    if published is not None:
+        shown = published.iteration <= max(len(value), 1)
+        x, y, sem = (column[shown] for column in published)
+        axes.plot(x, y, color=PAPER, linestyle="--", label="arXiv:2603.14867 (10 seeds, ± s.e.)")
+        axes.fill_between(x, y - sem, y + sem, color=PAPER, alpha=0.2, linewidth=0)
+    best = leader.env.best_known
+    if best is not None:
+        kind = "optimum" if best.exact else "best known"
+        axes.axhline(best, color=BEST, linewidth=1, linestyle=":", label=f"{kind}: {best:.4f}")
+    axes.set_xlabel("outer iterations")
+    axes.set_ylabel(r"leader's value $J_L(\theta)$" if known else "leader's sampled return")
+    axes.set_title(title, fontsize=11)
+    axes.legend(fontsize=8, loc="best", framealpha=0.9)
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def incentives_figure(leader: Leader) -> Figure | None:
+    """The map with the best run's penalties, and where its follower spends its time; None for worlds without a map."""
+    problem = leader.env.problem
+    if not hasattr(problem, "grid"):
+        return None
+    run = best_run(leader)
+    theta = leader.theta.reshape(leader.runs, -1)[run]
+    model = leader.env.model(theta).detach()
+    policy = exact.best_response(model, leader.env.preferences).policy
+    gamma = leader.env.preferences.gamma_leader
+    visits = model.resolvent(policy.probs, gamma, model.initial, transpose=True)[0].numpy()
+    value = float(exact.objective(leader.env, theta))
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    _map(figure, left, problem, -theta, "Reds", f"penalty per cell (spent: {np.abs(theta).sum():.3f} of 0.2)")
+    _map(figure, right, problem, visits, "Blues", r"follower's expected visits, discounted by $\gamma_L$")
+    which = f"run {run} of {leader.runs}, " if leader.runs > 1 else ""
+    figure.suptitle(f"{which}after {leader.progress.iterations:,} iterations: leader's value {value:.4f}", fontsize=11)
+    return figure
+
+
+def best_run(leader: Leader) -> int:
+    """The run with the highest mean value over the last tenth of the iterations."""
+    value = leader.history["leader_value"]
+    value = leader.history["leader_return"] if np.isnan(value).all() else value
+    return int(value[-max(1, len(value) // 10) :].mean(0).argmax()) if len(value) else 0
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure, replacing the file at once."""
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, dpi=130, format="png")
+    partial.replace(path)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # no global state, no window
+    return figure, figure.subplots()
+
+
+def _map(figure: Figure, axes: Axes, problem: object, values: np.ndarray, colours: str, title: str) -> None:
+    picture = problem.grid(values)  # type: ignore[attr-defined]
+    axes.set_facecolor("#5c6270")
+    image = axes.imshow(picture, cmap=colours, vmin=0.0)
+    figure.colorbar(image, ax=axes, shrink=0.85)
+    for letter, (row, column) in problem.landmarks.items():  # type: ignore[attr-defined]
+        dark = picture[row, column] > 0.6 * np.nanmax(picture)
+        axes.text(column, row, letter, ha="center", va="center", color="white" if dark else "black", weight="bold")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=10)

@@ -1,0 +1,1 @@
+"""The figures of arXiv:2603.14867, one to a file."""

@@ -1,0 +1,129 @@
+"""A training run as a folder: what it was told, what it has learnt, what it recorded."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from leaders.leader import Leader
+from leaders.training.history import replace_file
+from leaders.training.task import differences
+from leaders.training.theta import write_csv
+
+CONFIG, LEADER, HISTORY, THETA = "config.json", "leader.zip", "history.csv", "theta.csv"
+PACKAGES = ("bilevel-envs", "gymnasium", "numpy", "scipy", "stable-baselines3", "torch")
+
+
+class RunDirectory:
+    """A folder that holds one run, whole at any moment.
+
+    `leader.zip` is the truth: it holds all that is needed to go on bit for bit, the history included, and is
+    replaced at once. `history.csv`, `theta.csv` and the pictures are made from it.
+
+    Args:
+      path: the folder; it need not exist.
+      config: what the run is told, JSON-able; `iterations` alone may differ when a run is resumed. Under "task" it may
+        hold a `leaders.training.task.Task`.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = Path(path), config
+
+    def check(self, resume: bool) -> None:
+        """Refuses, before anything is written, a folder that holds something else.
+
+        Raises:
+          FileExistsError: if the folder holds a run and `resume` is not asked for, or holds files of another kind.
+          ValueError: if it holds a run with another configuration.
+        """
+        if self.path.is_file():
+            raise FileExistsError(f"`out` must be a folder; {self.path} is a file")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        config = self.path / CONFIG
+        begun = {CONFIG, "tensorboard"}
+        if config.is_file() and {found.name for found in self.path.iterdir()} <= begun:
+            return  # a run that came to nothing
+        if not config.is_file():
+            raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")
+        found = read_config(self.path)
+        different = [
+            f"{key}: {found.get(key)!r} there, {self.config.get(key)!r} here"
+            for key in sorted(found.keys() | self.config.keys())
+            if key not in ("iterations", "task") and found.get(key) != self.config.get(key)
+        ] or differences(found.get("task", {}), self.config.get("task", {}))
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run with another configuration ({'; '.join(different)}); choose another --out"
+            )
+        if not resume:
+            raise FileExistsError(
+                f"{self.path} already holds this run; add --resume to go on with it, or choose another --out"
+            )
+
+    def begin(self) -> None:
+        """Creates the folder and says what the run is told."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(".*.part"):  # of a write that a kill cut short
+            leftover.unlink()
+        described = {"arguments": self.config, "versions": {name: version(name) for name in PACKAGES}}
+        replace_file(self.path / CONFIG, (json.dumps(described, indent=2) + "\n").encode())
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint; None before the first."""
+        path = self.path / LEADER
+        return path if path.is_file() else None
+
+    def save(self, leader: Leader) -> None:
+        """Writes the checkpoint, and the history and θ from it."""
+        leader.save(self.path / LEADER)
+        leader.history.write_csv(self.path / HISTORY)
+        write_csv(leader.theta, leader.runs, self.path / THETA)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What the run in a folder was told.
+
+    Raises:
+      ValueError: if the folder holds no configuration of a run.
+    """
+    config = Path(path) / CONFIG
+    try:
+        found = json.loads(config.read_bytes())["arguments"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{config} is not a run's configuration ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{config} is not a run's configuration (its arguments are no table)")
+    return found
+
+
+class Checkpoint(BaseCallback):
+    """Saves a run now and then, and ends it on Ctrl-C after the iteration under way; changes nothing in the run.
+
+    Args:
+      directory: where.
+      seconds: least time between two saves.
+    """
+
+    def __init__(self, directory: RunDirectory, seconds: float = 15.0) -> None:
+        super().__init__()
+        self._directory, self._seconds, self._last = directory, seconds, time.monotonic()
+        self.interrupted = False
+
+    def interrupt(self, *_: object) -> None:
+        """A signal handler: stop after this iteration."""
+        self.interrupted = True
+
+    def _on_step(self) -> bool:
+        if self.interrupted:
+            return False
+        if time.monotonic() - self._last >= self._seconds:
+            self._directory.save(self.model)  # type: ignore[arg-type]
+            self._last = time.monotonic()
+        return True

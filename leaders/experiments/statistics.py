@@ -1,0 +1,98 @@
+"""Means, interquartile means and intervals over seeds; the seed is the only unit of replication."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bilevel_envs.core.checks import check_count, check_number
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A score with its uncertainty.
+
+    Attributes:
+      mean: mean over tasks of the mean over seeds.
+      mean_interval: its stratified bootstrap interval, (low, high).
+      iqm: interquartile mean over all seeds of all tasks.
+      iqm_interval: its stratified bootstrap interval, (low, high).
+      seeds: number of seeds of each task.
+    """
+
+    mean: float
+    mean_interval: tuple[float, float]
+    iqm: float
+    iqm_interval: tuple[float, float]
+    seeds: dict[str, int]
+
+
+def summary(
+    scores: Mapping[str, Any] | Any, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+) -> Summary:
+    """Mean, interquartile mean and stratified bootstrap intervals.
+
+    Seeds are resampled within their task, never across tasks (Agarwal et al., arXiv:2108.13264, with SciPy). A
+    percentile interval of few seeds is too short: on normal scores 95 % becomes about 89 % with 10 seeds and 85 % with
+    5. Below 4 seeds nothing is trimmed and the interquartile mean is the mean.
+
+    Args:
+      scores: one number per seed, [seeds]; or such an array for each task, by name.
+      confidence: coverage of the intervals.
+      resamples: bootstrap resamples.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: if a task's scores are anything but one finite number for each of at least two seeds. Iterations,
+        episodes and checkpoints of one run are no replications: average over them first.
+    """
+    tasks = scores if isinstance(scores, Mapping) else {"": scores}
+    if not tasks:
+        raise ValueError("`scores` must hold at least one task, got none")
+    check_number(confidence, "confidence", above=0, below=1)
+    resamples, seed = check_count(resamples, "resamples", at_least=100), check_count(seed, "seed", at_least=0)
+    samples = [_per_seed(values, f"scores[{name!r}]" if name else "scores") for name, values in tasks.items()]
+
+    def mean(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([part.mean(axis) for part in parts], axis=0)
+
+    def iqm(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return stats.trim_mean(np.concatenate(parts, axis), 0.25, axis)
+
+    def interval(statistic: Any) -> tuple[float, float]:
+        if all(np.ptp(sample) == 0 for sample in samples):
+            return (float(statistic(*samples)),) * 2  # all seeds agree: nothing to resample
+        rng = np.random.default_rng(seed)
+        found = stats.bootstrap(
+            samples, statistic, n_resamples=resamples, confidence_level=confidence, method="percentile", rng=rng
+        ).confidence_interval
+        return float(found.low), float(found.high)
+
+    return Summary(
+        float(mean(*samples)),
+        interval(mean),
+        float(iqm(*samples)),
+        interval(iqm),
+        {name: len(sample) for name, sample in zip(tasks, samples, strict=True)},
+    )
+
+
+def _per_seed(values: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be one number per seed, got {values!r}") from None
+    if array.ndim != 1:
+        raise ValueError(
+            f"`{name}` must be one number per seed, got shape {list(array.shape)}; iterations and episodes of one "
+            "run are no replications: average over them first"
+        )
+    if len(array) < 2:
+        raise ValueError(f"`{name}` must hold at least 2 seeds, got {len(array)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"`{name}` must be finite; seed {int(np.argmax(~np.isfinite(array)))} is not")
+    return array

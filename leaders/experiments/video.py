@@ -1,0 +1,100 @@
+"""A film of the follower before and after the leader has learnt, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from bilevel_envs.rendering.drawing import INK, PAPER
+from bilevel_envs.wrapper import BilevelWrapper
+
+HEADER = 56  # pixels above each picture; even, as video codecs want
+GAP = 16
+
+
+def follower_film(
+    env: BilevelWrapper,
+    before: np.ndarray,
+    after: np.ndarray,
+    path: Path,
+    *,
+    steps: int = 200,
+    fps: int = 10,
+    seed: int = 0,
+    run: int = 0,
+) -> int:
+    """Films one episode at each of two configurations, with the same seed.
+
+    A follower that learns does not learn for the film: both pictures show it as it is now.
+
+    Args:
+      env: an environment that can be drawn.
+      before: θ of the left picture, or one per run, ``[R, *θ.shape]``: as many as a follower that learns has met.
+      after: θ of the right picture, likewise.
+      path: where the film goes; its ending says the format (".mp4").
+      steps: longest episode shown.
+      fps: steps per second.
+      seed: of the world and of the follower's draws.
+      run: which of the runs is shown.
+
+    Returns:
+      The number of frames.
+    """
+    try:
+        from moviepy import ImageSequenceClip
+    except ImportError as error:
+        raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
+    learnt = ", the agent as it is now" if hasattr(env.follower, "respond") else ""
+    left, right = (
+        _episode(env, theta, caption, steps, seed, run)
+        for theta, caption in ((before, f"before{learnt}"), (after, "after"))
+    )
+    length = max(len(left), len(right))
+    frames = [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
+    frames += frames[-1:] * fps  # hold the last picture for a second
+    partial = path.with_name(f".part-{path.name}")
+    ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)
+    partial.replace(path)
+    return len(frames)
+
+
+def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int, run: int) -> list[np.ndarray]:
+    assert env.spec is not None
+    limit = env.time_limit
+    world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps if limit is None else min(steps, limit))
+    as_state = getattr(env.problem, "index", np.asarray)  # what policies take, where the follower sees more than that
+    best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
+    theta = np.reshape(theta, (-1, *env.theta_space.shape))
+    runs = len(theta)
+    state, _ = world.reset(seed=seed, options={"theta": theta[run]})
+    frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
+    while not over:
+        uniform = np.tile(rng.random((1, *best.acting.action_shape)), (runs, *[1] * len(best.acting.action_shape)))
+        action = best.acting.sample(np.stack([as_state(state)] * runs), uniform)[run].numpy()
+        state, _, terminated, truncated, info = world.step(action)
+        collected += info["leader_reward"]
+        k, over = k + 1, terminated or truncated
+        ending = "  arrived" if terminated else "  time is up" if truncated else ""
+        frames.append(_titled(world.render(), caption, k, collected, ending))
+    world.close()
+    return frames
+
+
+def _titled(picture: Any, caption: str, step: int, collected: float, ending: str) -> np.ndarray:
+    height, width = picture.shape[:2]
+    image = Image.new("RGB", (width, height + HEADER), PAPER)
+    image.paste(Image.fromarray(picture), (0, HEADER))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
+    draw.text((8, 6), caption, fill=INK, font=ImageFont.load_default(19))
+    draw.text((8, 32), f"step {step}   leader has collected {collected:.2f}{ending}", fill=INK, font=font)
+    return np.asarray(image)
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    gap = np.full((left.shape[0], GAP, 3), PAPER, np.uint8)
+    frame = np.concatenate([left, gap, right], 1)
+    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]

@@ -1,0 +1,1 @@
+"""The estimators' mathematics, as functions of tensors."""

@@ -1,0 +1,503 @@
+"""The outer loop: what every leader does, whatever its estimator."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.autograd import with_gradients
+from bilevel_envs.core.checks import check_count, check_shape
+from bilevel_envs.core.follower import BestResponse, FollowerError, Unsuited
+from bilevel_envs.core.mdp import Parameterization
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.responses import check_response, response_from, response_state
+from bilevel_envs.wrapper import BilevelWrapper
+from leaders import exact
+from leaders.config import Common, described
+from leaders.exact.raw_parameters import theta_of
+from leaders.training.callbacks import ProgressBar, as_callback
+from leaders.training.checkpoint import read, write
+from leaders.training.history import History
+from leaders.training.optimizer import Ascent
+from leaders.training.task import Task, differences, task_of
+from leaders.training.theta import one_line
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.logger import Logger
+
+LOGGED = 10  # entries of θ in the logger
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One outer iteration's estimate, before any step is taken.
+
+    Attributes:
+      surrogate: its gradient in θ is the hypergradient estimate of each run, [R].
+      leader_return: mean sampled discounted return of the leader, [R]; NaN without samples.
+      env_steps: steps of the environment spent, per run or [R].
+      episodes: episodes that came to an end, [R].
+      follower_solves: best responses asked for beside the iteration's own, per run.
+      follower_steps: what those cost in steps, per run.
+      coverage: share of a table's pairs (s, b) visited so far, [R]; NaN where they are not counted.
+      visits_per_pair: transitions for each of those, [R].
+    """
+
+    surrogate: Tensor
+    leader_return: Tensor | float = float("nan")
+    env_steps: Tensor | int = 0
+    episodes: Tensor | float = 0
+    follower_solves: int = 0
+    follower_steps: int = 0
+    coverage: np.ndarray | float = float("nan")
+    visits_per_pair: np.ndarray | float = float("nan")
+
+
+def check_wrapped(env: Any) -> BilevelWrapper:
+    """Returns `env`; refuses all but a BilevelWrapper."""
+    if not isinstance(env, BilevelWrapper):
+        raise TypeError(
+            f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
+            "wrap it, BilevelWrapper(env), outside of all other wrappers"
+        )
+    return env
+
+
+@dataclass
+class Progress:
+    """How far a leader has come.
+
+    Attributes:
+      iterations: outer iterations done.
+      best: the follower's last response, where the next one begins.
+      optimum: the soft optimum at the last θ, where the follower itself is not optimal.
+    """
+
+    iterations: int = 0
+    best: BestResponse | None = None
+    optimum: BestResponse | None = None
+
+
+class Leader:
+    """A trainer for one player's decision θ while another player answers; subclasses say how they estimate.
+
+    Args:
+      env: the environment with its follower.
+      common: settings that all leaders share.
+      arguments: what the subclass was constructed with, for `save`.
+    """
+
+    name: ClassVar[str] = "leader"
+    differentiates: ClassVar[bool] = True  # whether θ must carry gradients back to the parameters
+
+    def __init__(self, env: gym.Env, common: Common, arguments: dict[str, Any]) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                f"{type(self).__name__} must be made outside of torch.inference_mode(), whose tensors cannot be trained"
+            )
+        self.env, self.common, self._arguments = check_wrapped(env), common, arguments
+        self._stacked = common.runs is not None
+        self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
+        self.seeds = self._run_seeds(common.seed)
+        check_count(common.verbose, "verbose", at_least=0)
+        if not isinstance(common.tensorboard_log, (str, Path, NoneType)):
+            raise TypeError(f"`tensorboard_log` must be a folder's path, got {common.tensorboard_log!r}")
+        self.noise = Noise(self.seeds)
+        self.policy = self._parameterization()
+        self._ascent = Ascent(
+            self.policy, self.runs, common.optimizer, common.learning_rate, common.max_grad_norm, common.blocks
+        )
+        self.history = History(self.runs)
+        self.progress = Progress()
+        self._logger: Logger | None = None
+
+    # What a subclass provides ---------------------------------------------------------------------------------
+
+    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+        """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""
+        raise NotImplementedError
+
+    def _critic_state(self) -> dict[str, Any]:
+        """What the subclass learns beside θ."""
+        return {}
+
+    def _load_critic_state(self, state: dict[str, Any]) -> None:
+        """Puts it back."""
+
+    # What a user calls ----------------------------------------------------------------------------------------
+
+    @property
+    def theta(self) -> np.ndarray:
+        """What the leader commits to, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs.
+
+        `learn` leaves the environment's own θ as it was: `env.unwrapped.configure(θ)` puts one in force.
+        """
+        theta = self._theta().detach().numpy().copy()
+        return theta if self._stacked else theta[0]
+
+    def __repr__(self) -> str:
+        """The task, how far the leader has come, the last leader value recorded, and θ; of stacked runs, run 0's.
+
+        `last_leader_value`, left out where it is unknown, is `history["leader_value"][-1]`: the value at the θ before
+        the last update, not at the θ shown, whose value `exact.objective(env, leader.theta)` computes.
+        """
+        spec = self.env.unwrapped.spec
+        value = float(self.history.last("leader_value", float("nan"))[0])
+        run = "[0]" if self._stacked else ""
+        parts = {
+            "env": type(self.env.problem).__name__ if spec is None else spec.id,
+            "runs": self.runs,
+            "iterations": self.progress.iterations,
+            f"last_leader_value{run}": None if np.isnan(value) else f"{value:.5g}",
+            f"theta{run}": one_line(self._theta().detach().numpy()[0]),
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in parts.items() if v is not None)})"
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps spent by each run, under the name that SB3's callbacks look for."""
+        return int(self.history.last("env_steps")[0])
+
+    @property
+    def logger(self) -> Logger:
+        """The SB3 logger in use."""
+        if self._logger is None:
+            from stable_baselines3.common.logger import Logger, configure
+
+            formats = ["stdout"] * bool(self.common.verbose) + ["tensorboard"] * bool(self.common.tensorboard_log)
+            if formats:
+                self._logger = configure(str(self.common.tensorboard_log or "") or None, formats)
+            else:
+                self._logger = Logger(folder=None, output_formats=[])
+        return self._logger
+
+    def set_logger(self, logger: Logger) -> None:
+        """Uses another SB3 logger."""
+        self._logger = logger
+
+    def get_env(self) -> None:
+        """None: a leader has no SB3 VecEnv; here for SB3's callbacks."""
+        return None
+
+    @with_gradients
+    def learn(
+        self,
+        total_iterations: int,
+        callback: BaseCallback | Callable | list | None = None,
+        log_interval: int = 100,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Takes so many more outer iterations.
+
+        Args:
+          total_iterations: how many.
+          callback: SB3's `BaseCallback`s, functions `(locals, globals)`, or a list of them, called after each
+            iteration; one that returns False ends the training. Callbacks that evaluate an SB3 model find none here.
+          log_interval: outer iterations between two dumps of the logger: means over runs under `rollout/` and `train/`;
+            of run 0, ten entries of θ at most and its ℓ2 norm under `theta/`, after the update.
+          progress_bar: shows how far it is.
+
+        Returns:
+          The leader itself.
+        """
+        total_iterations = check_count(total_iterations, "total_iterations", at_least=0)
+        log_interval = check_count(log_interval, "log_interval")
+        callbacks = as_callback(callback)
+        callbacks.init_callback(self)  # type: ignore[arg-type]
+        callbacks.on_training_start(locals(), globals())
+        started, steps = time.perf_counter(), self.num_timesteps
+        with ProgressBar(progress_bar, total_iterations) as advance:
+            for _ in range(total_iterations):
+                self._iterate()
+                callbacks.update_locals(locals())
+                advance(float(self.history.last("leader_value").mean()))
+                if self.progress.iterations % log_interval == 0:
+                    self._log(time.perf_counter() - started, self.num_timesteps - steps)
+                if callbacks.on_step() is False:
+                    break
+        callbacks.on_training_end()
+        return self
+
+    @with_gradients
+    def gradient_samples(
+        self, count: int, *, raw: bool = False, episodes: int | None = None, seed: int | None = None
+    ) -> np.ndarray:
+        """Independent hypergradient estimates at the current θ, before clipping; changes nothing.
+
+        They have the bias of the critic that makes them; `critic="exact"` has none. Each averages whole episodes, run
+        to their end or until max(γ_L, γ_F)^H ≤ 1e-5: what is cut off counts for nothing, unless rewards grow along an
+        episode nearly as fast as they are discounted (a building near θ = 0).
+
+        Args:
+          count: how many.
+          raw: gradients in the raw parameters, flat, instead of in θ.
+          episodes: how many episodes an estimate averages; None for 10, or the batch's rows if those are more.
+          seed: another seed draws other samples; None for the leader's own at this iteration.
+
+        Returns:
+          ``[count, *θ.shape]``, or ``[count, R, *θ.shape]`` for stacked runs; with `raw` the last axes are flat.
+        """
+        count = check_count(count, "count")
+        seed = None if seed is None else check_count(seed, "seed", at_least=0)
+        episodes = None if episodes is None else check_count(episodes, "episodes")
+        gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
+        if raw:
+            gradients = torch.stack([exact.raw_gradient(self.policy, gradient, self.runs) for gradient in gradients])
+        return (gradients if self._stacked else gradients[:, 0]).numpy()
+
+    def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
+        raise NotImplementedError(f"`gradient_samples` is not offered by {type(self).__name__}")
+
+    def save(self, path: str | Path) -> None:
+        """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
+        told = {
+            "leader": type(self).__name__,
+            "arguments": described(self._arguments),
+            "task": self._task,
+            "noise": self.noise.state_dict(),
+            "iterations": self.progress.iterations,
+        }
+        state = {
+            "policy": self.policy.state_dict(),
+            "optimizer": self._ascent.state_dict(),
+            "critic": self._critic_state(),
+            "best": response_state(self.progress.best),
+            "follower": self._follower_state(),
+            "optimum": response_state(self.progress.optimum),
+        }
+        write(path, told, state, self.history.state())
+
+    @classmethod
+    def load(cls, path: str | Path, env: gym.Env, **changed: Any) -> Self:
+        """A leader as it was saved.
+
+        Args:
+          path: what `save` wrote.
+          env: the environment to go on in.
+          changed: arguments that are to differ, such as `learning_rate` or `verbose`; objects that cannot be written to
+            a file (`policy`, a critic of your own) must be given again here. `runs`, `seed`, `optimizer`, `preset` and
+            the kind of critic are what the saved state is made of and stay.
+
+        Raises:
+          FileNotFoundError: if there is no such file.
+          ValueError: if the file is none of ours, is another leader's, or was saved in another task than `env`.
+        """
+        fixed = sorted({"runs", "seed", "optimizer", "preset"} & set(changed))
+        if fixed:
+            raise ValueError(f"`{fixed[0]}` cannot be changed on loading: the saved state depends on it")
+        told, state, history = read(path)
+        if told["leader"] != cls.__name__:
+            raise ValueError(f"{path} holds a {told['leader']}; load it with {told['leader']}.load")
+        arguments = {**told["arguments"], **changed}
+        lost = [name for name, value in arguments.items() if isinstance(value, dict) and "object" in value]
+        if lost:
+            raise ValueError(
+                f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)"
+            )
+        leader = cls(env, **arguments)
+        different = differences(told["task"], leader._task)
+        if different:
+            raise ValueError(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
+        leader.policy.load_state_dict(state["policy"])
+        leader._ascent.load_state_dict(state["optimizer"])
+        try:
+            leader._load_critic_state(state["critic"])
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"`critic` and `baseline` must be of the kind that {path} was saved with; what is there does not fit "
+                f"({error!r})"
+            ) from error
+        if state["follower"] is not None:
+            leader.env.follower.load_state_dict(state["follower"])
+        leader.noise.load_state_dict(told["noise"])
+        leader.history.load_state(history)
+        leader.progress = Progress(
+            told["iterations"], *(leader._saved_response(path, state[name]) for name in ("best", "optimum"))
+        )
+        return leader
+
+    def _saved_response(self, path: str | Path, state: dict[str, Any] | None) -> BestResponse | None:
+        """A response out of a file; refused with a ValueError unless it is one to this world."""
+        try:
+            best = response_from(state)
+            if best is not None:
+                check_response(best, self.runs, self.env.model(self._theta().detach()))
+        except (FollowerError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"`path` must hold a response of the follower's in `env`; that of {path} is none: {error}"
+            ) from error
+        return best
+
+    def _follower_state(self) -> dict[str, Any] | None:
+        """What the follower has learnt; None for one that learns nothing."""
+        follower = self.env.follower
+        if not hasattr(follower, "state_dict"):
+            return None
+        if not hasattr(follower, "load_state_dict"):
+            raise TypeError(f"`follower` must have `load_state_dict` beside `state_dict`, got {follower!r}")
+        return follower.state_dict()
+
+    # The iteration --------------------------------------------------------------------------------------------
+
+    def _iterate(self) -> None:
+        theta = self._theta(differentiable=self.differentiates)  # [R, ...]
+        model = self.env.model(theta)  # differentiable in θ
+        self._check_depends(theta, model)
+        fixed = model.detach()
+        best = self._response(theta.detach(), fixed)
+        estimate = self._estimate(theta, model, best)
+        loss = -(estimate.surrogate + self._regulariser())
+        self._ascent.zero_grad()
+        if loss.requires_grad:
+            loss.sum().backward()
+        value, followed = self._exact_values(fixed, best)
+        try:
+            grad_norm = self._ascent.step()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
+        self.history.append(
+            env_steps=self.history.last("env_steps") + np.asarray(estimate.env_steps),
+            follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
+            leader_value=value,
+            followed_value=followed,
+            leader_return=estimate.leader_return,
+            grad_norm=grad_norm,
+            residual=best.residual,
+            episodes=estimate.episodes,
+            follower_steps=self.history.last("follower_steps") + best.steps + estimate.follower_steps,
+            coverage=estimate.coverage,
+            visits_per_pair=estimate.visits_per_pair,
+        )
+        self.progress.best = best
+        self.progress.iterations += 1
+
+    def _check_depends(self, theta: Tensor, model: Any) -> None:
+        """Refuses a model none of whose tensors carries gradients to θ."""
+        parts = [getattr(model, field.name) for field in fields(model)] if is_dataclass(model) else []
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        if self.differentiates and theta.requires_grad and tensors and not any(part.requires_grad for part in tensors):
+            raise ValueError(
+                f"`model(theta)` of {type(self.env.problem).__name__} must depend on θ through torch operations, got a "
+                f"{type(model).__name__} without gradients: was it detached, or made from NumPy arrays?"
+            )
+
+    def _response(self, theta: Tensor, model: Any = None, start: BestResponse | None = None) -> BestResponse:
+        """The follower's response; its failures say at which iteration."""
+        try:
+            return self.env.best_response(theta, self.progress.best if start is None else start, model=model)
+        except Unsuited:
+            raise
+        except Exception as error:
+            now = self.progress.iterations
+            raise FollowerError(
+                f"outer iteration {now}: the follower failed ({type(error).__name__}: {error}); θ and the history are "
+                f"as they were after {now} iterations"
+            ) from error
+
+    def _exact_values(self, model: Any, best: BestResponse) -> tuple[Tensor, Tensor]:
+        """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN where nobody knows."""
+        gamma = self.env.preferences.gamma_leader
+        unknown = torch.full((self.runs,), float("nan"), dtype=torch.float64)
+        if not exact.solves(model):
+            return unknown, unknown
+        followed = exact.value(model, best.acting, gamma) if exact.evaluates(model, best.acting) else unknown
+        if best.optimal:
+            return followed, followed
+        self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
+        return exact.value(model, self.progress.optimum.policy, gamma), followed
+
+    @cached_property
+    def _task(self) -> Task:
+        """What a saved leader must find again."""
+        return task_of(self.env)
+
+    def _theta(self, *, differentiable: bool = False) -> Tensor:
+        theta = theta_of(self.policy, "policy", differentiable=differentiable).double()
+        return theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
+
+    def _regulariser(self) -> Tensor:
+        return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
+
+    def _parameterization(self) -> torch.nn.Module:
+        policy: Any = self.common.policy
+        make: Any = getattr(self.env.problem, "parameterization", None)
+        if isinstance(policy, str):
+            if make is None or "name" not in inspect.signature(make).parameters:
+                raise ValueError(
+                    f"`policy` must be None or a module: {type(self.env.problem).__name__} names no other "
+                    f"parameterization, got {policy!r}"
+                )
+            policy = make(self.runs, self.noise, name=policy)
+        elif policy is None:
+            policy = None if make is None else make(self.runs, self.noise)
+            if policy is None:
+                raise ValueError(self._unparameterised())
+        if not isinstance(policy, torch.nn.Module):
+            raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
+        self._check_trainable(policy)
+        theta = policy()
+        wanted = self.env.theta_space.shape
+        check_shape(theta, wanted, "policy()")
+        leading = tuple(theta.shape[: theta.ndim - len(wanted)])
+        if leading not in ((self.runs,), ()) or (leading == () and self.runs > 1):
+            raise ValueError(
+                f"`policy` must yield θ of shape {[self.runs, *wanted]} for {self.runs} runs, got {list(theta.shape)}"
+            )
+        self.env.model(theta.detach())  # refuses θ outside its space
+        return policy
+
+    def _unparameterised(self) -> str:
+        """What to do about a problem that names no module for θ."""
+        name, space = type(self.env.problem).__name__, self.env.theta_space
+        start = f"np.zeros({(self.runs, *space.shape)})"
+        made = f"Box({start}, env.theta_space.low, env.theta_space.high)" if space.is_bounded() else f"Free({start})"
+        return (
+            f"`policy` must be given, since {name} has no `parameterization(runs, noise)` that returns one: pass "
+            f"policy={made} from bilevel_envs.parameterizations, or any torch.nn.Module whose forward() is θ, "
+            f"{[self.runs, *space.shape]}; or write that method in {name}, for all leaders"
+        )
+
+    @with_gradients
+    def _check_trainable(self, policy: torch.nn.Module) -> None:
+        """Refuses a module that yields no θ, or one that cannot be trained."""
+        if any(leaf.is_inference() for leaf in policy.parameters()):
+            raise ValueError("`policy` must be made outside of torch.inference_mode(), whose tensors cannot be trained")
+        theta_of(policy, "policy", differentiable=self.differentiates)
+
+    def _run_seeds(self, seed: Any) -> list[int]:
+        if np.ndim(seed) == 0:
+            return [check_count(seed, "seed", at_least=0) + run for run in range(self.runs)]
+        if len(seed) != self.runs:
+            raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")
+        return [check_count(one, "seed", at_least=0) for one in seed]
+
+    def _log(self, seconds: float, steps: int) -> None:
+        for column, key in (
+            ("leader_value", "rollout/leader_value"),
+            ("leader_return", "rollout/leader_return"),
+            ("episodes", "rollout/episodes"),
+            ("grad_norm", "train/grad_norm"),
+            ("residual", "train/follower_residual"),
+        ):
+            self.logger.record(key, float(self.history.last(column).mean()))
+        first = self._theta().detach().numpy()[0].ravel()
+        for index, entry in enumerate(first[:LOGGED]):
+            self.logger.record(f"theta/{index}", float(entry))
+        self.logger.record("theta/norm", float(np.linalg.norm(first)))
+        self.logger.record("time/iterations", self.progress.iterations)
+        self.logger.record("time/env_steps", self.num_timesteps)
+        self.logger.record("time/follower_solves", int(self.history.last("follower_solves")[0]))
+        self.logger.record("time/fps", int(self.runs * steps / max(seconds, 1e-9)))
+        self.logger.dump(self.progress.iterations)

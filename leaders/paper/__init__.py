@@ -1,0 +1,1 @@
+"""The published actor-critics of arXiv:2603.14867 for games."""

@@ -1,0 +1,1 @@
+"""What surrounds the estimate in training: optimiser, history, checkpoints, callbacks."""

@@ -1,0 +1,1 @@
+"""What leaders add to each kind of world: critics, defaults, checks."""
