@@ -26,10 +26,10 @@ from leaders import BCHG
 from leaders.critics import Empirical, Sarsa
 from leaders.estimators.continuation import continuation
 from leaders.experiments.reproduce.four_rooms import settings_of
-from leaders.functional.guiding import KICKS
+from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.values import Values, evaluate
 from leaders.functional.visits import number
-from leaders.functional.weights import Weights, occupancy
+from leaders.functional.weights import Weights, discount_weights
 
 # What is mended, one at a time and all together (four-rooms pitfalls 1, 2, 3, 4, 6, 8).
 MENDED: dict[str, set[str]] = {
@@ -75,7 +75,7 @@ class Mended(BCHG):
             follower = follower * number(ended) / number(batch.starts)
         weights = replace(weights, r_follower=follower)
         if "direct" in self.mended:
-            weights = replace(weights, r_leader=occupancy(batch, self.env.preferences.gamma_leader, "drop"))
+            weights = replace(weights, r_leader=discount_weights(batch, self.env.preferences.gamma_leader, "drop"))
         return weights
 
     def _surrogate(self, theta, model, batch, best, judges, noise, tail):  # type: ignore[no-untyped-def]
@@ -86,7 +86,7 @@ class Mended(BCHG):
             seen.fit(batch, best, model.detach(), noise)
             weights = self._weights(batch, evaluate(judges, best, batch), tail)
             where = replace(judges, seen=[seen])
-            nothing, rule = torch.zeros_like(weights.r_leader), KICKS[self.sampling.kick]
+            nothing, rule = torch.zeros_like(weights.r_leader), ESTIMATORS[self.sampling.estimator]
             total = total + continuation(where, model, batch, best, nothing, weights, preferences, rule=rule)
         return total, steps
 

@@ -68,7 +68,7 @@ def main() -> None:
     def hypergradient() -> None:
         network.zero_grad()
         theta = leader._theta()
-        total, _ = leader._surrogate(theta, env.model(theta), batch, best, judges, leader.noise, "bootstrap")
+        total, _ = leader._surrogate(theta, env.model(theta), batch, best, judges, leader.noise, "continue")
         (-total).sum().backward()
 
     pairs = [(timed(plain), timed(hypergradient)) for _ in range(ROUNDS)]

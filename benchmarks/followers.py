@@ -83,8 +83,8 @@ class Told:
 def guiding_of(best: Any, theta: np.ndarray, critic: str, reaction: str = "fitted", samples: int = 20) -> np.ndarray:
     """Estimates of the guiding term, 50 episodes each, as BC-HG less Naive-PGD on the same trajectories."""
     found = []
-    for make, how in ((BCHG, {"reaction": reaction}), (NaivePGD, {})):
-        leader = make(BilevelWrapper(gym.make(BUILDING), Told(best)), critic=critic, knowledge="terms", **how)
+    for make, how in ((BCHG, {"guiding": reaction}), (NaivePGD, {})):
+        leader = make(BilevelWrapper(gym.make(BUILDING), Told(best)), critic=critic, gradient="pathwise", **how)
         leader.policy.raw.data[:] = torch.from_numpy(np.log(theta / (1 - theta)))
         found.append(leader.gradient_samples(samples, episodes=50))
     return found[0] - found[1]
@@ -252,7 +252,7 @@ def measure_observed() -> None:
         ("observed", ObservedFollower(None, 1_000, forget=0.1)),
     ):
         env = BilevelWrapper(gym.make(ROOMS), follower)
-        noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "features": "none"}
+        noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "control_variate": "none"}
         how = {"learning_rate": 0.02, **noisy}
         value = BCHG(env, runs=10, seed=0, **how).learn(3_000).history["leader_value"]
         print(f"{name}: J_L {value[-300:].mean():.4f} over the last 300 of 3,000 iterations, ten runs")
@@ -302,7 +302,7 @@ def measure_tax() -> None:
         history = leader.history
         print(
             f"{leader.progress.iterations}: F {history['leader_value'][-1, 0]:.2f}, under its own policy "
-            f"{history['followed_value'][-1, 0]:.2f}, short by {history['residual'][-1, 0]:.2f}, "
+            f"{history['leader_value_actual'][-1, 0]:.2f}, short by {history['residual'][-1, 0]:.2f}, "
             f"θ {leader.theta.round(2)}, {time.perf_counter() - started:.0f} s",
             flush=True,
         )

@@ -63,7 +63,7 @@ def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], Co
         known = ", ".join([*allowed, "theta", *face, "render_mode"])
         raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
     made = cls(**{key: value for key, value in kwargs.items() if key in allowed})
-    shown = {"observation": cls.usual_observation} if hasattr(cls, "usual_observation") else {}
+    shown = {"observation": cls.default_observation} if hasattr(cls, "default_observation") else {}
     given = {key: value for key, value in kwargs.items() if key in face}
     if getattr(made, "network", None) is not None:
         return SimulatedEnv, made, {}

@@ -57,7 +57,7 @@ class LeaderEnv(gym.Env):
         if wrapped is not None and follower is not None and follower is not wrapped:
             raise ValueError("`follower` must be None, or the one inside the BilevelWrapper that was given")
         if follower is None:
-            follower = self.game.usual_follower() if wrapped is None else wrapped
+            follower = self.game.default_follower() if wrapped is None else wrapped
         if isinstance(follower, (str, type)):
             raise TypeError(f"`follower` must be a follower, not its name or class, got {follower!r}")
         check_given(follower, type(self.game).__name__)
@@ -110,7 +110,7 @@ class LeaderEnv(gym.Env):
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
         action = self._checked(action)
         seen = self.game.policy_state(self._state, action)
-        acting = self.best.acting
+        acting = self.best.behavior_policy
         uniform = torch.from_numpy(self.np_random.random((1, *getattr(acting, "action_shape", ()))))
         answer = acting.sample(torch.as_tensor(seen)[None], uniform)[0].numpy()
         following, r_leader, r_follower = self.game.advance(self._state, action, answer)

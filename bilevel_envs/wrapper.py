@@ -64,7 +64,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         check_theta_space(self.theta_space, type(env.unwrapped).__name__)
         check_transparent(env)
         if follower is None:
-            follower = getattr(env.unwrapped, "usual_follower", "soft_value_iteration")
+            follower = getattr(env.unwrapped, "default_follower", "soft_value_iteration")
             check_given(follower, env.spec.id if env.spec else type(env.unwrapped).__name__)
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
@@ -223,13 +223,15 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             world = model if same else self.unwrapped.simulator(theta).detach()
             how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
             if isinstance(world, LinearQuadraticModel):
-                return linear_rollout(world, best.acting, noise, **how)
+                return linear_rollout(world, best.behavior_policy, noise, **how)
             if not isinstance(world, SimulatedModel):  # which nobody can draw from but by steps
-                return table_rollout(world, best.acting, noise, whole_episodes=whole_episodes, **how)
+                return table_rollout(world, best.behavior_policy, noise, whole_episodes=whole_episodes, **how)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
         _configure(envs, theta)
         model = self.model(theta).detach() if model is None else model
-        return vector_rollout(envs, best.acting, noise, horizon=horizon, whole_episodes=whole_episodes, model=model)
+        return vector_rollout(
+            envs, best.behavior_policy, noise, horizon=horizon, whole_episodes=whole_episodes, model=model
+        )
 
     def copies(self, count: int, theta: Any, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
         """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.

@@ -36,16 +36,16 @@ print("direct term: ", np.round(direct, 1))
 print("guiding term:", np.round(guiding, 1))
 
 # 3. The same gradient from 100 episodes, by what the leader knows of the model. The spread is what decides.
-for knowledge in ("simulate", "terms", "model"):
-    samples = BCHG(env, knowledge=knowledge, batch_size=10_000).gradient_samples(20, raw=True, episodes=100)
-    print(f'knowledge="{knowledge}": standard deviation of one estimate, first vent: {samples.std(0, ddof=1)[4]:9.1f}')
+for gradient in ("score", "pathwise", "analytic"):
+    samples = BCHG(env, gradient=gradient, batch_size=10_000).gradient_samples(20, raw=True, episodes=100)
+    print(f'gradient="{gradient}": standard deviation of one estimate, first vent: {samples.std(0, ddof=1)[4]:9.1f}')
 
 # 4. Learning. Without the guiding term a leader ends near θ = 1; with it, at the optimum.
 shared = {"runs": arguments.runs, "batch_size": arguments.batch, "seed": 0}
 trained = {
     "BC-HG": BCHG(env, **shared),
-    'BC-HG, knowledge="terms"': BCHG(env, knowledge="terms", **shared),
-    'BC-HG, knowledge="simulate"': BCHG(env, knowledge="simulate", **shared),
+    'BC-HG, gradient="pathwise"': BCHG(env, gradient="pathwise", **shared),
+    'BC-HG, gradient="score"': BCHG(env, gradient="score", **shared),
     "Naive-PGD": NaivePGD(env, **shared),
 }
 figure = Figure(figsize=(7, 4.2), layout="constrained")

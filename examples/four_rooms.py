@@ -48,7 +48,7 @@ print(f"200 estimates against the truth: largest |z| over 104 coordinates {np.ab
 
 # 5. Learning. From here the exact gradient leads past a plateau around J_L = 0, where a leader may stop. A critic that
 #    judges its own batch makes noise that leads across; the docs' page on the plateau says what is known.
-noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "features": "none"}
+noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "control_variate": "none"}
 leader = BCHG(env, learning_rate=0.02, runs=arguments.runs, seed=0, **noisy)
 leader.learn(arguments.iterations, progress_bar=True)
 value = leader.history["leader_value"]

@@ -52,7 +52,7 @@ for name, follower in (
 ):
     env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), follower)
     # These settings leave the plateau of the four rooms; see the page on it.
-    noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "features": "none"}
+    noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "control_variate": "none"}
     how = {"learning_rate": 0.02, **noisy}
     value = BCHG(env, runs=arguments.runs, seed=0, **how).learn(arguments.iterations).history["leader_value"]
     axes.plot(value.mean(1), label=name)

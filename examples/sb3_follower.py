@@ -77,7 +77,7 @@ for name, own, true in (
         f"  {name}: median error {float((own - true).abs().median()):.1f}; the truth varies by {float(true.std()):.1f}"
     )
 
-# 2. Leading it. With agents BC-HG fits Q_L and ∇Q_F (critic="state_values", reaction="fitted"): along trajectories what
+# 2. Leading it. With agents BC-HG fits Q_L and ∇Q_F (critic="state_values", guiding="fitted"): along trajectories what
 #    an agent does wrong would drown the covariance of the two. The agent is watched, 5,000 transitions per iteration: a
 #    Gaussian around a straight line and a quadratic V_F leave out what its networks do far from home. Whoever ignores
 #    the follower's reaction gets on as fast for thirty iterations, and no further than −197.5.

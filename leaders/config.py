@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT, USUAL_FIT, Fit
+from bilevel_envs.networks.temporal_differences import DEFAULT_FIT, PUBLISHED_FIT, Fit
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Common:
     blocks: Mapping[str, slice] | None = None
 
 
-FEATURES = ("constant", "quadratic", "none")
+CONTROL_VARIATES = ("constant", "quadratic", "none")
 
 
 PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
@@ -54,39 +54,39 @@ class Sampling:
     """How a leader turns trajectories into a hypergradient.
 
     Attributes:
-      kick: name of the estimator, a key of `KICKS`.
+      estimator: its name, a key of `ESTIMATORS`.
       batch_size: transitions per outer iteration and run.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without);
-        with the tail "bootstrap", for the fewest that go on until discounting has left a twentieth.
+        with the tail "continue", for the fewest that go on until discounting has left a twentieth.
       critic: "empirical", "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an
         object of your own.
       critic_learning_rate: η, a number or one per run.
       critic_start: first critic table, "zeros" or "normal".
-      features: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
-      tail: what becomes of episodes that the batch cuts, "drop", "keep", "bootstrap" or "reference".
-      arrival: weight of ∇log p, "td_error", "value" or "clipped".
+      control_variate: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
+      tail: what becomes of episodes that the batch cuts, "drop", "keep", "continue" or "reference".
+      score_weight: weight of ∇log p, "td_error", "value" or "clipped".
       sampler: "fused" or "steps".
-      knowledge: what the leader uses beside trajectories, "simulate", "terms" or "model" (see `functional.pathwise`).
-      reaction: ∇Q_F as trajectories collect it, "sampled", or a polynomial, "fitted" (see `functional.fitted_guiding`).
+      gradient: what the leader uses beside trajectories, "score", "pathwise" or "analytic" (see `functional.pathwise`).
+      guiding: ∇Q_F as trajectories collect it, "sampled", or a polynomial, "fitted" (see `functional.fitted_guiding`).
       network: how networks are fitted.
       network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
         each.
       cross_fit: critics judge transitions that they were not fitted to (see `leaders.critics.cross_fit`).
     """
 
-    kick: str
+    estimator: str
     batch_size: int = 100
     rows: int | None = None
     critic: Any = "empirical"
     critic_learning_rate: Any = 0.5
     critic_start: str = "zeros"
-    features: str | Callable[[Tensor], Tensor] = "constant"
-    tail: str = "bootstrap"
-    arrival: str = "td_error"
+    control_variate: str | Callable[[Tensor], Tensor] = "constant"
+    tail: str = "continue"
+    score_weight: str = "td_error"
     sampler: str = "fused"
-    knowledge: str = "simulate"
-    reaction: str = "sampled"
-    network: Fit = USUAL_FIT
+    gradient: str = "score"
+    guiding: str = "sampled"
+    network: Fit = DEFAULT_FIT
     network_of: str = "action"
     cross_fit: bool = True
 
@@ -97,15 +97,17 @@ PUBLISHED_TABLES = Sampling(
     critic="sarsa",
     critic_learning_rate=0.5,
     critic_start="normal",
-    features="none",
+    control_variate="none",
     tail="reference",
-    arrival="value",
+    score_weight="value",
     cross_fit=False,
 )
 
 
 # For linear-quadratic worlds: the recommended form, and the published one (arXiv:2603.14867; values from the code).
-LINEAR = Sampling("bc_hg", batch_size=1_000, critic="lstd", features="quadratic", tail="keep", knowledge="model")
+LINEAR = Sampling(
+    "bc_hg", batch_size=1_000, critic="lstd", control_variate="quadratic", tail="keep", gradient="analytic"
+)
 
 
 PUBLISHED_LINEAR = Sampling(
@@ -113,9 +115,9 @@ PUBLISHED_LINEAR = Sampling(
     batch_size=10_000,
     rows=10,
     critic="td",
-    features="none",
+    control_variate="none",
     tail="keep",
-    arrival="clipped",
+    score_weight="clipped",
     network=PUBLISHED_FIT,
     cross_fit=False,
 )
@@ -123,14 +125,14 @@ PUBLISHED_LINEAR = Sampling(
 
 # For worlds that can only be stepped, with followers that learn.
 SIMULATED = Sampling(
-    "bc_hg", batch_size=2_000, critic="td", features="constant", tail="keep", sampler="steps", network_of="both"
+    "bc_hg", batch_size=2_000, critic="td", control_variate="constant", tail="keep", sampler="steps", network_of="both"
 )
 
 
 QUADRATICS = ("lstd", "state_values", "exact")  # critics whose Q_L is a quadratic of (s, b)
 
 
-TABLES, MATRICES, PLAYED = "tables", "matrices", "played"  # kinds of worlds, by what is known of them
+TABLES, MATRICES, DECLARED = "tables", "matrices", "declared"  # kinds of worlds, by what is known of them
 
 
 def given(scope: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_count, check_shape
-from bilevel_envs.core.follower import BestResponse, FollowerError, Unsuited
+from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.responses import check_response, response_from, response_state
@@ -371,7 +371,7 @@ class Leader:
             env_steps=self.history.last("env_steps") + np.asarray(estimate.env_steps),
             follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
             leader_value=value,
-            followed_value=followed,
+            leader_value_actual=followed,
             leader_return=estimate.leader_return,
             grad_norm=grad_norm,
             residual=best.residual,
@@ -397,7 +397,7 @@ class Leader:
         """The follower's response; its failures say at which iteration."""
         try:
             return self.env.best_response(theta, self.progress.best if start is None else start, model=model)
-        except Unsuited:
+        except UnsupportedModelError:
             raise
         except Exception as error:
             now = self.progress.iterations
@@ -412,7 +412,9 @@ class Leader:
         unknown = torch.full((self.runs,), float("nan"), dtype=torch.float64)
         if not exact.solves(model):
             return unknown, unknown
-        followed = exact.value(model, best.acting, gamma) if exact.evaluates(model, best.acting) else unknown
+        followed = (
+            exact.value(model, best.behavior_policy, gamma) if exact.evaluates(model, best.behavior_policy) else unknown
+        )
         if best.optimal:
             return followed, followed
         self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)

@@ -13,11 +13,11 @@ from bilevel_envs.core.mdp import Model, Preferences
 M = TypeVar("M")
 
 
-class NotAvailable(RuntimeError):
+class NotAvailableError(RuntimeError):
     """A leader asked its follower for what it cannot give."""
 
 
-class Unsuited(TypeError):
+class UnsupportedModelError(TypeError):
     """A follower cannot live in this kind of world, whatever θ is."""
 
 
@@ -27,7 +27,7 @@ class FollowerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Missing:
-    """Stands for a part of a response that its follower cannot give: asking raises `NotAvailable`.
+    """Stands for a part of a response that its follower cannot give: asking raises `NotAvailableError`.
 
     Attributes:
       reason: what is missing, why, and what to do instead.
@@ -36,16 +36,16 @@ class Missing:
     reason: str
 
     def __call__(self, *_: Any) -> NoReturn:
-        raise NotAvailable(self.reason)
+        raise NotAvailableError(self.reason)
 
     @property
     def values(self) -> NoReturn:
         """Raises."""
-        raise NotAvailable(self.reason)
+        raise NotAvailableError(self.reason)
 
     def gradient(self, *_: Any) -> NoReturn:
         """Raises."""
-        raise NotAvailable(self.reason)
+        raise NotAvailableError(self.reason)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,9 @@ class BestResponse:
         violation of the optimality equation for planners; see each learning follower for what it reports.
       optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum; leaders
         believe it, and take the value under `policy` for the `leader_value` of the history.
-      memory: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
-      acts: how the follower really acts, where `policy` is only what the leader believes; None where they agree.
+      solver_state: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
+      actual_policy: how the follower really acts, where `policy` is only what the leader believes; None where they
+        agree.
       steps: environment steps that the response took, per run.
     """
 
@@ -71,14 +72,14 @@ class BestResponse:
     v: Any
     residual: Tensor
     optimal: bool
-    memory: dict[str, Tensor] | None = None
-    acts: Any = None
+    solver_state: dict[str, Tensor] | None = None
+    actual_policy: Any = None
     steps: int = 0
 
     @property
-    def acting(self) -> Any:
+    def behavior_policy(self) -> Any:
         """The policy that makes the trajectories."""
-        return self.policy if self.acts is None else self.acts
+        return self.policy if self.actual_policy is None else self.actual_policy
 
 
 class Follower(Protocol):
@@ -147,12 +148,12 @@ def check_model(model: Any, kind: type[M], planner: str) -> M:
       planner: the planner's class.
 
     Raises:
-      Unsuited: if it is of another kind.
+      UnsupportedModelError: if it is of another kind.
     """
     if not isinstance(model, kind):
         suited = {"TabularModel": "SoftValueIteration()", "LinearQuadraticModel": "Riccati()"}
         remedy = suited.get(type(model).__name__, 'one that learns, such as SB3Follower("SAC")')
-        raise Unsuited(
+        raise UnsupportedModelError(
             f"`model` must be a {kind.__name__} for {planner} to plan in, got {type(model).__name__}; "
             f"`follower` must be one that suits it: {remedy}"
         )
@@ -183,5 +184,5 @@ def tiled(best: BestResponse, copies: int) -> BestResponse:
         }
         return replace(part, **tiled)
 
-    parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "acts")}
-    return replace(best, **parts, memory=None)
+    parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "actual_policy")}
+    return replace(best, **parts, solver_state=None)

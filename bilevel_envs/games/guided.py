@@ -172,7 +172,7 @@ class GuidedGame(ConfigurableMDP):
         low = np.append(self.low, -np.inf)
         return gym.spaces.Box(low, np.append(self.high, np.inf), dtype=np.float64)
 
-    def usual_follower(self) -> None:
+    def default_follower(self) -> None:
         """None: no follower solves this game; one has to learn."""
 
     def first_state(self, rng: np.random.Generator) -> np.ndarray:

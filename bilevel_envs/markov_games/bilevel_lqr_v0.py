@@ -206,7 +206,7 @@ class BilevelLQR(ConfigurableMDP):
 
     # The game itself, for two players -------------------------------------------------------------------------
 
-    def usual_follower(self) -> Riccati | None:
+    def default_follower(self) -> Riccati | None:
         """The exact one; None where the leader is a network: one has to learn."""
         return Riccati() if self.network is None else None
 

@@ -133,7 +133,7 @@ class ToyMarkovGame(ConfigurableMDP):
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(0.0, 1.0, (3, LEADER_ACTIONS), np.float64)
     default_theta: ClassVar[np.ndarray] = np.full((3, LEADER_ACTIONS), 0.5)
     advised: ClassVar[dict[str, Any]] = {"batch_size": 450, "critic_learning_rate": 0.2, "learning_rate": 0.02}
-    usual_observation: ClassVar[str] = "vector"
+    default_observation: ClassVar[str] = "vector"
     leader_actions: ClassVar[gym.Space] = gym.spaces.Discrete(LEADER_ACTIONS)
     follower_actions: ClassVar[gym.Space] = gym.spaces.Discrete(len(ACTIONS))
     game_states: ClassVar[gym.Space] = gym.spaces.Discrete(len(STATES))
@@ -235,7 +235,7 @@ class ToyMarkovGame(ConfigurableMDP):
         t = self.tables
         return int(t.transition[at].argmax()), float(t.r_leader[at]), float(t.r_follower[at])
 
-    def usual_follower(self) -> SoftValueIteration:
+    def default_follower(self) -> SoftValueIteration:
         """The exact one."""
         return SoftValueIteration()
 

@@ -66,7 +66,7 @@ class Fit:
             check_number(getattr(self, name), name, above=0)
 
 
-USUAL_FIT = Fit()
+DEFAULT_FIT = Fit()
 # As the published code for building thermal control fits all of its networks (arXiv:2603.14867; values from the code).
 PUBLISHED_FIT = Fit(
     steps=5_000,

@@ -21,9 +21,9 @@ def check_response(best: BestResponse, runs: int, model: Any) -> None:
     """Refuses with a FollowerError what is no response of so many runs to a model, or is not finite."""
     if not isinstance(best, BestResponse):
         raise FollowerError(f"it answered with {type(best).__name__}, not with a BestResponse")
-    for name in ("policy", "acts"):
+    for name in ("policy", "actual_policy"):
         part = getattr(best, name)
-        if not hasattr(part, "sample") and not (part is None and name == "acts"):
+        if not hasattr(part, "sample") and not (part is None and name == "actual_policy"):
             raise FollowerError(f"its {name} must have `sample`, as a BoltzmannPolicy has; got {type(part).__name__}")
     for name in ("q", "v"):
         if not callable(getattr(best, name)):
@@ -33,7 +33,7 @@ def check_response(best: BestResponse, runs: int, model: Any) -> None:
     if not isinstance(residual, Tensor) or residual.shape not in ((1,), (runs,)):
         got = list(residual.shape) if isinstance(residual, Tensor) else repr(residual)
         raise FollowerError(f"its residual must be a tensor of shape [{runs}], got {got}")
-    for name in ("policy", "q", "v", "acts"):
+    for name in ("policy", "q", "v", "actual_policy"):
         part = getattr(best, name)
         for field in fields(part) if is_dataclass(part) else ():
             entry = getattr(part, field.name)
@@ -56,18 +56,18 @@ def _check_tables(best: BestResponse, runs: int, model: TabularModel) -> None:
     size = (model.states, model.actions)
     for name, part, wanted in (
         ("policy", best.policy, size),
-        ("acts", best.acts, size),
+        ("actual_policy", best.actual_policy, size),
         ("q", best.q, size),
         ("v", best.v, size[:1]),
     ):
         if isinstance(part, Missing):
             continue
-        table = getattr(part, "log_probs" if name in ("policy", "acts") else "values", None)
+        table = getattr(part, "log_probs" if name in ("policy", "actual_policy") else "values", None)
         if not isinstance(table, Tensor):
             continue
         if tuple(table.shape) not in ((1, *wanted), (runs, *wanted)):
             raise FollowerError(f"its {name} must be a table of shape {[runs, *wanted]}, got {list(table.shape)}")
-        if name in ("policy", "acts"):
+        if name in ("policy", "actual_policy"):
             missed = no_distribution(table.exp())
             if missed is not None:
                 raise FollowerError(f"its {name} must be a distribution in every state; {missed}")
@@ -80,7 +80,7 @@ def response_state(best: BestResponse | None) -> dict[str, Any] | None:
     ):
         return None
     parts = {name: _tensors(getattr(best, name)) for name in ("policy", "q", "v")}
-    return {**parts, "residual": best.residual, "optimal": best.optimal, "memory": best.memory}
+    return {**parts, "residual": best.residual, "optimal": best.optimal, "solver_state": best.solver_state}
 
 
 def response_from(state: dict[str, Any] | None) -> BestResponse | None:
@@ -89,7 +89,7 @@ def response_from(state: dict[str, Any] | None) -> BestResponse | None:
         return None
     policy_kind, value_kind = KINDS["log_probs" in state["policy"]]
     policy, q, v = policy_kind(**state["policy"]), value_kind(**state["q"]), value_kind(**state["v"])
-    return BestResponse(policy, q, v, state["residual"], state["optimal"], state["memory"])
+    return BestResponse(policy, q, v, state["residual"], state["optimal"], state["solver_state"])
 
 
 def _tensors(part: Any) -> dict[str, Tensor]:

@@ -32,18 +32,18 @@ class BCHG(SampledLeader):
         each outer iteration:
             g ← follower's response to θ;   draw a batch with g
             fit Q_L;   B ← Q_L − E_b[Q_L]
-            c_k ← γ_L^k B_k / β             the kick of each step
+            c_k ← γ_L^k B_k / β             the guiding weight of each step
             w_k ← γ_F w_{k−1} + c_k         its eligibility trace
             θ ← θ + α ∇ Σ_k [γ_L^k r_L + w_k (r_F + δ_F log p)]
 
     The default is the recommended form with reduced variance: critics judge only what they were not fitted to, the
-    weight of a ∇log p is a temporal-difference error, the kick is centred on features of the state that were fitted on
-    other episodes, and cut episodes go on in the world as it was seen. ``preset="paper"`` is the
+    weight of a ∇log p is a temporal-difference error, the guiding weight is centred on features of the state that were
+    fitted on other episodes, and cut episodes go on in the world as it was seen. ``preset="paper"`` is the
     published code, choice by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut
     episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 
     In linear-quadratic worlds (building thermal control) the defaults are a least-squares critic on quadratic features
-    and the closed form of ∇Q_F − ∇V_F (``knowledge="model"``). ``preset="paper"`` there is the published code for
+    and the closed form of ∇Q_F − ∇V_F (``gradient="analytic"``). ``preset="paper"`` there is the published code for
     continuous worlds: batches of 10,000, a network fitted anew by 5,000 full-batch steps (minutes per iteration;
     ``critic="lstd"`` instead takes a tenth of a second), ∇log p clipped one by one in the direct term, blocks of θ
     clipped apart.
@@ -65,28 +65,28 @@ class BCHG(SampledLeader):
         critic_learning_rate: η of learnt tables, a number or one per run.
         critic_start: their first entries, ``"zeros"`` or ``"normal"``.
         shared: average ∇Q_F over repeat visits of (s, b), as Algorithm 1 does; slightly biased.
-        features: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or a
-            function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
-            ``knowledge="model"``, whose closed form is centred already, and for ``reaction="fitted"``.
+        control_variate: state control variate, ``"constant"``, ``"quadratic"`` (linear-quadratic worlds), ``"none"`` or
+            a function state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect
+            for ``gradient="analytic"``, whose closed form is centred already, and for ``guiding="fitted"``.
         cross_fit: judge each half of a batch's episodes by a critic that was fitted to the other half and to earlier
             batches (the default), or, with False, all of it by one that was fitted to it as well, which is biased. It
             fits a critic three times: with ``critic="td"`` an iteration takes three times as long.
-        tail: episodes that the batch cuts: ``"bootstrap"`` continues them in the world as other episodes show it,
+        tail: episodes that the batch cuts: ``"continue"`` continues them in the world as other episodes show it,
             ``"keep"`` counts them as far as they go, ``"drop"`` leaves them out (a batch in which none ends then moves
             nothing), ``"reference"`` is the published form.
-        arrival: weight of ∇log p: ``"td_error"`` or ``"value"``; ``"clipped"`` is the published form for continuous
-            worlds.
+        score_weight: weight of ∇log p: ``"td_error"`` or ``"value"``; ``"clipped"`` is the published form for
+            continuous worlds.
         batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
             quadratic critic of a larger one needs.
         rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
-            one); with ``tail="bootstrap"`` for the fewest that go on until discounting has left a twentieth.
+            one); with ``tail="continue"`` for the fewest that go on until discounting has left a twentieth.
         sampler: ``"fused"`` draws from the model itself, ``"steps"`` drives ``reset`` and ``step``.
-        knowledge: what is used beside trajectories in a linear-quadratic world: ``"simulate"`` nothing but the score
-            ∇log p, ``"terms"`` the derivative of the mean of the next state, ``"model"`` (the default there) all
-            matrices, with ∇Q_F − ∇V_F in closed form. Tables take ``"simulate"``.
-        reaction: ∇Q_F as trajectories collect it, ``"sampled"``, or fitted as a polynomial of (s, b), ``"fitted"``: the
-            default in linear-quadratic worlds with a quadratic critic unless ``knowledge="model"``. It has a tenth to a
-            fiftieth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
+        gradient: what is used beside trajectories in a linear-quadratic world: ``"score"`` nothing but the score
+            ∇log p, ``"pathwise"`` the derivative of the mean of the next state, ``"analytic"`` (the default there) all
+            matrices, with ∇Q_F − ∇V_F in closed form. Tables take ``"score"``.
+        guiding: ∇Q_F as trajectories collect it, ``"sampled"``, or fitted as a polynomial of (s, b), ``"fitted"``: the
+            default in linear-quadratic worlds with a quadratic critic unless ``gradient="analytic"``. It has a tenth to
+            a fiftieth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
@@ -111,15 +111,15 @@ class BCHG(SampledLeader):
         critic_learning_rate: Any = None,
         critic_start: str | None = None,
         shared: bool | None = None,
-        features: str | Callable[[Tensor], Tensor] | None = None,
+        control_variate: str | Callable[[Tensor], Tensor] | None = None,
         cross_fit: bool | None = None,
         tail: str | None = None,
-        arrival: str | None = None,
+        score_weight: str | None = None,
         batch_size: int | None = None,
         rows: int | None = None,
         sampler: str | None = None,
-        knowledge: str | None = None,
-        reaction: str | None = None,
+        gradient: str | None = None,
+        guiding: str | None = None,
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
@@ -131,6 +131,6 @@ class BCHG(SampledLeader):
     ) -> None:
         arguments = given(locals())
         check_choice(shared, (None, True, False), "shared")
-        overrides: dict[str, Any] = {} if shared is None else {"kick": "bc_hg_shared" if shared else "bc_hg"}
+        overrides: dict[str, Any] = {} if shared is None else {"estimator": "bc_hg_shared" if shared else "bc_hg"}
         presets = {None: Sampling("bc_hg"), "paper": PUBLISHED_TABLES}
         super().__init__(env, arguments, presets, {None: LINEAR, "paper": PUBLISHED_LINEAR}, **overrides)

@@ -21,7 +21,8 @@ class BiAC(SampledLeader):
         Q_L(s, a, b) = r_L + \gamma_L \max_{a'} Q_L(s', a', b^*(s', a')),
         \qquad b^*(s, a) = \arg\max_b g(b | s, a)
 
-    The kick is 0 as in ``NaivePGD``. The critic supposes a leader that commits anew in every state, while the follower
+    The guiding weight is 0 as in ``NaivePGD``. The critic supposes a leader that commits anew in every state, while the
+    follower
     replies to the policy that the leader has: where only a mixed policy keeps the follower interested, as in the toy
     Markov game, it promises what will not come.
 
@@ -33,7 +34,7 @@ class BiAC(SampledLeader):
         critic_learning_rate: as in ``BCHG``.
         critic_start: as in ``BCHG``.
         tail: as in ``BCHG``.
-        arrival: as in ``BCHG``.
+        score_weight: as in ``BCHG``.
         batch_size: transitions per outer iteration and run; None for the environment's advice, or 100.
         rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
@@ -62,7 +63,7 @@ class BiAC(SampledLeader):
         critic_start: str | None = None,
         cross_fit: bool | None = None,
         tail: str | None = None,
-        arrival: str | None = None,
+        score_weight: str | None = None,
         batch_size: int | None = None,
         rows: int | None = None,
         sampler: str | None = None,
@@ -78,5 +79,5 @@ class BiAC(SampledLeader):
         arguments = given(locals())
         check_replay(replay, preset)
         replay = True if replay is None and preset == "paper" else replay
-        default = Sampling("naive_pgd", critic="stage_game", features="none")
+        default = Sampling("naive_pgd", critic="stage_game", control_variate="none")
         super().__init__(env, arguments | {"replay": replay}, {None: default, "paper": default})

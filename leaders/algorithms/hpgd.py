@@ -21,11 +21,11 @@ from leaders.critics.critic import Critic
 from leaders.critics.cross_fit import Judges
 from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_batch
 from leaders.estimators.trajectory import SampledLeader, is_linear, whole_episode_horizon
-from leaders.functional.guiding import KICKS, Rule, kick_bc_hg
+from leaders.functional.guiding import ESTIMATORS, Rule, guiding_bc_hg
 from leaders.functional.per_step import per_step_gradient
 from leaders.functional.surrogate import surrogate
 from leaders.functional.values import evaluate
-from leaders.functional.weights import weights_from_kick
+from leaders.functional.weights import weights_from_guiding
 from leaders.leader import check_wrapped
 
 VARIANTS = ("mc", "sa", "oracle")
@@ -55,8 +55,8 @@ class HPGD(SampledLeader):
             c_k ← γ_L^k Q_L / β;   fit Û(s) ≈ ∇V_F(s) to what each step adds to ∇Q_F
             θ ← θ + α (∇ Σ_k [γ_L^k r_L + w_k (r_F + δ_F log p)] − Σ_k c_k Û(s_k))
 
-    Where no state repeats with different actions the kick of "mc" and "sa" is identically 0 and HPGD silently becomes
-    Naive-PGD; with few repeats the means contain the very sample that they centre, which shrinks them.
+    Where no state repeats with different actions the guiding weight of "mc" and "sa" is identically 0 and HPGD silently
+    becomes Naive-PGD; with few repeats the means contain the very sample that they centre, which shrinks them.
 
     Args:
         env: a ``BilevelWrapper``.
@@ -78,7 +78,7 @@ class HPGD(SampledLeader):
         critic_start: as in ``BCHG``.
         cross_fit: as in ``BCHG``; a fitted ∇V_F is not cross-fitted.
         tail: as in ``BCHG``.
-        arrival: as in ``BCHG``.
+        score_weight: as in ``BCHG``.
         batch_size: on-policy transitions per outer iteration and run, as in ``BCHG``; an oracle's come on top and are
             counted.
         rows: as in ``BCHG``.
@@ -113,7 +113,7 @@ class HPGD(SampledLeader):
         baseline: str | Baseline | None = None,
         cross_fit: bool | None = None,
         tail: str | None = None,
-        arrival: str | None = None,
+        score_weight: str | None = None,
         batch_size: int | None = None,
         rows: int | None = None,
         sampler: str | None = None,
@@ -135,16 +135,18 @@ class HPGD(SampledLeader):
         self.oracle_draws = check_count(oracle_draws, "oracle_draws")
         self.oracle_size = check_count(oracle_size, "oracle_size")
         self._baseline = ("td" if preset == "paper" else "lstd") if baseline is None else baseline
-        kick = "naive_pgd" if variant == "oracle" else "hpgd"  # the oracle's batch carries its kicks itself
+        guiding = (
+            "naive_pgd" if variant == "oracle" else "hpgd"
+        )  # the oracle's batch carries its guiding weights itself
         usual = {"mc": "monte_carlo", "sa": "sarsa"}.get(variant, "expected_sarsa")
-        paper = replace(PUBLISHED_TABLES, kick=kick, critic="sarsa" if variant == "sa" else "monte_carlo")
-        presets = {None: Sampling(kick, critic=usual, features="none"), "paper": paper}
+        paper = replace(PUBLISHED_TABLES, estimator=guiding, critic="sarsa" if variant == "sa" else "monte_carlo")
+        presets = {None: Sampling(guiding, critic=usual, control_variate="none"), "paper": paper}
         realised = variant == "mc"
         fit = replace(PUBLISHED_FIT, normalised=realised)
         learned, of = ("hpgd_realised", "state") if realised else ("hpgd_learned", "action")
         linear = {
-            None: replace(LINEAR, kick=learned, features="none", knowledge="simulate"),
-            "paper": replace(PUBLISHED_LINEAR, kick=learned, network=fit, network_of=of),
+            None: replace(LINEAR, estimator=learned, control_variate="none", gradient="score"),
+            "paper": replace(PUBLISHED_LINEAR, estimator=learned, network=fit, network_of=of),
         }
         super().__init__(env, arguments, presets, linear, paper_rate=0.001 if realised else 0.01)
         if variant == "oracle" and self.published and self.oracle_size % self.rows:
@@ -168,24 +170,24 @@ class HPGD(SampledLeader):
             return total - self._centre(theta, model, batch, best, judges, noise, tail), steps
         if self.variant != "oracle":
             return total, steps
-        preferences, policy = self.env.preferences, best.acting
+        preferences, policy = self.env.preferences, best.behavior_policy
         world = self.env.unwrapped.simulator(theta.detach()).detach()  # type: ignore[attr-defined]
-        counts = self.counts(batch, tail)
+        discounts = self.discount_weights(batch, tail)
         if self.published:
             how = {"steps": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
-            oracle, kick = published_oracle_batch(world, policy, noise, batch, counts, preferences, **how)  # type: ignore[arg-type]
+            oracle, guiding = published_oracle_batch(world, policy, noise, batch, discounts, preferences, **how)  # type: ignore[arg-type]
         else:
-            own = kick_bc_hg(batch, evaluate(judges, best, batch), counts, preferences)
+            own = guiding_bc_hg(batch, evaluate(judges, best, batch), discounts, preferences)
             horizon = whole_episode_horizon(preferences)
-            oracle, kick = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
-        weights = oracle_weights(oracle, kick, best, preferences, arrival=self.sampling.arrival)
+            oracle, guiding = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
+        weights = oracle_weights(oracle, guiding, best, preferences, score_weight=self.sampling.score_weight)
         return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
 
     def _expects(self) -> bool:
         return False  # it centres by visits, or by an oracle
 
     def _rule_behind_cuts(self) -> Rule:
-        return KICKS["hpgd"]  # what an oracle's episodes carry, too, where they are none
+        return ESTIMATORS["hpgd"]  # what an oracle's episodes carry, too, where they are none
 
     def _centre(
         self,
@@ -200,17 +202,18 @@ class HPGD(SampledLeader):
         """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the batch."""
         preferences = self.env.preferences
         values = evaluate(judges, best, batch)
-        counts = self.counts(batch, tail)
-        kick = KICKS[self.sampling.kick].kick(batch, values, counts, preferences)
-        # With a kick of 1 at every step and no decay the follower's weights are what that step alone adds to ∇Q_F.
-        alone = weights_from_kick(
-            batch.valid.to(kick.dtype),
+        discounts = self.discount_weights(batch, tail)
+        guiding = ESTIMATORS[self.sampling.estimator].guiding(batch, values, discounts, preferences)
+        # With a guiding weight of 1 at every step and no decay the follower's weights are what that step alone adds to
+        # ∇Q_F.
+        alone = weights_from_guiding(
+            batch.valid.to(guiding.dtype),
             batch,
             values,
-            torch.zeros_like(kick),
+            torch.zeros_like(guiding),
             preferences,
             tail="keep",
-            arrival=self.sampling.arrival,
+            score_weight=self.sampling.score_weight,
             decay=0.0,
         )
         terms = model.terms(batch)
@@ -219,10 +222,10 @@ class HPGD(SampledLeader):
         if not added:
             return torch.zeros(len(theta), dtype=theta.dtype)
         # The published form adds nothing at the last step of an episode, which is no step of the process then.
-        used = batch.valid & ~batch.cut if self.sampling.arrival == "clipped" else batch.valid
+        used = batch.valid & ~batch.cut if self.sampling.score_weight == "clipped" else batch.valid
         baseline = judges.whole.baseline  # fitted to half a batch it would be some ten times noisier
         baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), used, noise)
-        return ((kick[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
+        return ((guiding[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
 
     def _make_critic(self) -> Critic:
         critic = super()._make_critic()

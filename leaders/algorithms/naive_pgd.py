@@ -24,8 +24,8 @@ class NaivePGD(SampledLeader):
         \nabla J_L \approx \mathbb{E}\Big[
         \sum_t \gamma_L^t \big(\nabla r_L + V_L(s_t) \nabla \log p(s_t | s_{t-1}, b_{t-1})\big)\Big]
 
-    The kick is 0, so nothing ever weighs ∇r_F. It is the floor that every other leader is measured against; in
-    ``TollBridge`` it is exactly 0.
+    The guiding weight is 0, so nothing ever weighs ∇r_F. It is the floor that every other leader is measured against;
+    in ``TollBridge`` it is exactly 0.
 
     Args:
         env: a ``BilevelWrapper``.
@@ -36,12 +36,12 @@ class NaivePGD(SampledLeader):
         critic_learning_rate: as in ``BCHG``.
         cross_fit: as in ``BCHG``.
         tail: as in ``BCHG``.
-        arrival: as in ``BCHG``.
+        score_weight: as in ``BCHG``.
         batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
             quadratic critic of a larger one needs.
         rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
-        knowledge: as in ``BCHG``.
+        gradient: as in ``BCHG``.
         learning_rate: step size, a number or one per run.
         optimizer: ``"sgd"`` or ``"adam"``.
         max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
@@ -67,11 +67,11 @@ class NaivePGD(SampledLeader):
         critic_learning_rate: Any = None,
         cross_fit: bool | None = None,
         tail: str | None = None,
-        arrival: str | None = None,
+        score_weight: str | None = None,
         batch_size: int | None = None,
         rows: int | None = None,
         sampler: str | None = None,
-        knowledge: str | None = None,
+        gradient: str | None = None,
         learning_rate: Any = None,
         optimizer: str | None = None,
         max_grad_norm: float | None = None,
@@ -83,11 +83,11 @@ class NaivePGD(SampledLeader):
     ) -> None:
         arguments = given(locals())
         check_replay(replay, preset)
-        default = Sampling("naive_pgd", features="none")
+        default = Sampling("naive_pgd", control_variate="none")
         paper = replace(default, tail="reference", critic="monte_carlo")
         fit = replace(PUBLISHED_FIT, normalised=True)
         linear = {
-            None: replace(LINEAR, kick="naive_pgd", features="none"),
-            "paper": replace(PUBLISHED_LINEAR, kick="naive_pgd", network=fit, network_of="state"),
+            None: replace(LINEAR, estimator="naive_pgd", control_variate="none"),
+            "paper": replace(PUBLISHED_LINEAR, estimator="naive_pgd", network=fit, network_of="state"),
         }
         super().__init__(env, arguments, {None: default, "paper": paper}, linear)

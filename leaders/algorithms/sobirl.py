@@ -42,7 +42,7 @@ class SoBiRL(SampledLeader):
         critic_learning_rate: as in ``BCHG``.
         cross_fit: as in ``BCHG``.
         tail: as in ``BCHG``.
-        arrival: as in ``BCHG``, for the leader's part.
+        score_weight: as in ``BCHG``, for the leader's part.
         batch_size: transitions per outer iteration and run.
         rows: as in ``BCHG``.
         sampler: ``"fused"`` or ``"steps"``.
@@ -71,7 +71,7 @@ class SoBiRL(SampledLeader):
         critic_learning_rate: Any = None,
         cross_fit: bool | None = None,
         tail: str | None = None,
-        arrival: str | None = None,
+        score_weight: str | None = None,
         batch_size: int = 100,
         rows: int | None = None,
         sampler: str | None = None,
@@ -86,7 +86,7 @@ class SoBiRL(SampledLeader):
     ) -> None:
         arguments = given(locals())
         check_choice(modified, (True, False), "modified")
-        default = Sampling("sobirl", features="none")
+        default = Sampling("sobirl", control_variate="none")
         paper = replace(default, critic="monte_carlo", tail="reference")
-        kick = "sobirl_modified" if modified else "sobirl"
-        super().__init__(env, arguments, {None: default, "paper": paper}, kick=kick)
+        guiding = "sobirl_modified" if modified else "sobirl"
+        super().__init__(env, arguments, {None: default, "paper": paper}, estimator=guiding)

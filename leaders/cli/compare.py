@@ -28,7 +28,7 @@ class Compare:
     follower_args: KeyValues = ()
     """its arguments"""
     value: str = "leader_value"
-    """what is compared: leader_value, under the optimal follower; followed_value, under the one that answers; or
+    """what is compared: leader_value, under the optimal follower; leader_value_actual, under the one that answers; or
     leader_return, as sampled, where nobody can compute either"""
     grid: KeyValues = ()
     """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""

@@ -93,11 +93,11 @@ class Train:
     """whether critics judge only what they were not fitted to; the leader's own choice if not given"""
     critic_learning_rate: float | None = None
     """step size of the critic"""
-    features: Text = None
+    control_variate: Text = None
     """state control variate: constant, quadratic or none"""
     tail: Text = None
     """drop, keep, bootstrap or reference"""
-    knowledge: Text = None
+    gradient: Text = None
     """in linear-quadratic worlds: simulate, terms or model"""
     env_args: KeyValues = ()
     """further arguments of the environment; values are JSON, or text"""
@@ -215,7 +215,7 @@ class Train:
         tail = value[-max(1, len(value) // 10) :].mean(0)
         spread = f" ± {tail.std(ddof=1) / len(tail) ** 0.5:.4f} s.e." if len(tail) > 1 else ""
         best = leader.env.best_known
-        followed = leader.history["followed_value"][-max(1, len(value) // 10) :].mean(0)
+        followed = leader.history["leader_value_actual"][-max(1, len(value) // 10) :].mean(0)
         print(f"\nwrote to {self.out}:")
         for path in sorted(self.out.iterdir()):
             if not path.name.startswith("."):

@@ -92,8 +92,8 @@ class BuildingFigure:
 
     out: Path
     """a directory; must not exist, be empty, or hold this figure (with --resume)"""
-    leaders: str = "bchg,bchg-terms,bchg-simulate,naive-pgd"
-    """names, separated by commas: bchg, bchg-terms, bchg-simulate, naive-pgd, exact; the published forms with quadratic
+    leaders: str = "bchg,bchg-pathwise,bchg-score,naive-pgd"
+    """names, separated by commas: bchg, bchg-pathwise, bchg-score, naive-pgd, exact; the published forms with quadratic
     critics bchg-paper, naive-pgd-paper, hpgd-mc-paper, hpgd-td-paper; and with the published networks, minutes per
     iteration and run, bchg-networks, naive-pgd-networks, hpgd-mc-networks, hpgd-td-networks"""
     batch: int = 10_000
@@ -211,8 +211,8 @@ class LQRFigure:
     out: Path
     """a directory; must not exist, be empty, or hold this figure (with --resume)"""
     leaders: str = "bchg,bchg-paper,naive-pgd-paper,naive-pgd-off-paper"
-    """names, separated by commas: bchg, bchg-terms (batches of 500, a fitted loop), naive-pgd, exact; and the published
-    forms bchg-paper, naive-pgd-paper, naive-pgd-off-paper"""
+    """names, separated by commas: bchg, bchg-pathwise (batches of 500, a fitted loop), naive-pgd, exact; and the
+    published forms bchg-paper, naive-pgd-paper, naive-pgd-off-paper"""
     iterations: int = 800
     """outer iterations; the published forms stop at the paper's 500"""
     runs: int = 20

@@ -19,7 +19,7 @@ class Critic(Protocol):
     depends on the same next state as the ∇Q_F that it multiplies, and the estimate would be biased.
 
     In linear-quadratic worlds a critic may also have `leader_gradient(policy)`, ∇V_L as a function of states and steps,
-    and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `knowledge` and `reaction` of `BCHG`.
+    and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `gradient` and `guiding` of `BCHG`.
 
     Leaders fit copies of a critic to a part of each batch and let them judge the rest (`leaders.critics.cross_fit`):
     `valid` may have holes, or be False everywhere. A critic that keeps nothing from batch to batch says so by

@@ -28,7 +28,7 @@ def continuation(
     model: TabularModel,
     batch: Rollout,
     best: BestResponse,
-    counts: Tensor,
+    discounts: Tensor,
     weights: Weights,
     preferences: Preferences,
     *,
@@ -41,20 +41,20 @@ def continuation(
       model: the tables at θ, with gradients.
       batch: the transitions.
       best: the follower's response.
-      counts: `occupancy` of the leader, [R, N, T].
+      discounts: `discount_weights` of the leader, [R, N, T].
       weights: of the batch; that of r_F is the follower's trace.
       preferences: γ_L, γ_F and β.
       rule: the estimator; where it `goes_on`, steps behind the cut weigh ∇Q_F by their benefit, and the trace decays as
         it says.
     """
-    total = torch.zeros(len(counts), dtype=counts.dtype)
+    total = torch.zeros(len(discounts), dtype=discounts.dtype)
     decay = preferences.gamma_follower if rule.decay is None else rule.decay
     for seen, part in zip(judges.seen, judges.parts, strict=True):
         cut = batch.cut & part
         if cut.any():
             leader, follower = (
                 sum_table(torch.where(cut, weight, 0.0), batch.next_state, model.states).numpy()
-                for weight in (preferences.gamma_leader * counts, decay * weights.r_follower * rule.goes_on)
+                for weight in (preferences.gamma_leader * discounts, decay * weights.r_follower * rule.goes_on)
             )
             total = total + _from_here(seen, model, best, leader, follower, preferences, rule)
     return total

@@ -19,7 +19,7 @@ from leaders.critics.monte_carlo import MonteCarlo
 from leaders.functional.returns import returns_to_go
 from leaders.functional.values import Values, evaluate
 from leaders.functional.visits import mean_table, sum_table
-from leaders.functional.weights import Weights, weights_from_kick
+from leaders.functional.weights import Weights, weights_from_guiding
 
 
 def oracle_batch(
@@ -27,19 +27,19 @@ def oracle_batch(
     policy: BoltzmannPolicy,
     noise: Noise,
     batch: Rollout,
-    kick: Tensor,
+    guiding: Tensor,
     *,
     draws: int,
     horizon: int,
 ) -> tuple[Rollout, Tensor]:
-    """Fresh whole episodes from every visited pair and from every visited state, with the kicks they carry.
+    """Fresh whole episodes from every visited pair and from every visited state, with the guiding weights they carry.
 
-    Each on-policy step k sends `draws` episodes from (s_k, b_k), which carry kick_k / draws at their first step, and as
-    many from s_k with an action of the follower's own, which carry minus that. Summed they estimate
-    kick_k (∇Q_F(s_k, b_k) − ∇V_F(s_k)) without bias, however few the draws.
+    Each on-policy step k sends `draws` episodes from (s_k, b_k), which carry guiding_k / draws at their first step, and
+    as many from s_k with an action of the follower's own, which carry minus that. Summed they estimate
+    guiding_k (∇Q_F(s_k, b_k) − ∇V_F(s_k)) without bias, however few the draws.
 
     Returns:
-      The episodes [R, 2 · draws · N · T, horizon] and their kicks.
+      The episodes [R, 2 · draws · N · T, horizon] and their guiding weights.
     """
     runs = noise.runs
     state = batch.state.reshape(runs, -1).repeat(1, 2 * draws).numpy()
@@ -49,10 +49,10 @@ def oracle_batch(
     oracle = table_rollout(
         world, policy, noise, rows=rows, horizon=horizon, whole_episodes=True, first_state=state, first_action=action
     )
-    carried = kick.reshape(runs, -1).repeat(1, draws) / draws
-    kicks = torch.zeros(oracle.r_leader.shape, dtype=kick.dtype)
-    kicks[..., 0] = torch.cat([carried, -carried], 1)
-    return oracle, kicks
+    carried = guiding.reshape(runs, -1).repeat(1, draws) / draws
+    first = torch.zeros(oracle.r_leader.shape, dtype=guiding.dtype)
+    first[..., 0] = torch.cat([carried, -carried], 1)
+    return oracle, first
 
 
 def published_oracle_batch(
@@ -60,7 +60,7 @@ def published_oracle_batch(
     policy: BoltzmannPolicy,
     noise: Noise,
     batch: Rollout,
-    counts: Tensor,
+    discounts: Tensor,
     preferences: Preferences,
     *,
     steps: int,
@@ -73,26 +73,26 @@ def published_oracle_batch(
     count. A pair that the oracle never saw has Q_L = 0 and ∇Q_F = 0, as in the published code.
 
     Returns:
-      The oracle batch [R, rows, steps / rows] and its kicks.
+      The oracle batch [R, rows, steps / rows] and its guiding weights.
     """
     uniform = np.full(world.states, 1 / world.states)
     oracle = table_rollout(
         world, policy, noise, rows=rows, horizon=steps // rows, time_limit=time_limit, initial=uniform
     )
-    return oracle, published_oracle_kick(oracle, batch, counts, preferences, world.states, world.actions)
+    return oracle, published_oracle_guiding(oracle, batch, discounts, preferences, world.states, world.actions)
 
 
-def published_oracle_kick(
-    oracle: Rollout, batch: Rollout, counts: Tensor, preferences: Preferences, states: int, actions: int
+def published_oracle_guiding(
+    oracle: Rollout, batch: Rollout, discounts: Tensor, preferences: Preferences, states: int, actions: int
 ) -> Tensor:
-    """The kicks on the oracle batch: Σ over on-policy visits of their weight, shared among the oracle's own visits."""
+    """Guiding weights on the oracle batch: Σ over on-policy visits of their weight, shared among its visits."""
     runs = len(batch.state)
     returns = returns_to_go(oracle, preferences.gamma_leader)
     oracle_pair, pair = (b.state * actions + b.action for b in (oracle, batch))
     q = mean_table(returns, oracle_pair, oracle.valid, states * actions)
     v = mean_table(returns, oracle.state, oracle.valid, states)
     run = torch.arange(runs).view(-1, 1, 1)
-    weight = counts * (q[run, pair] - v[run, batch.state]) / preferences.beta
+    weight = discounts * (q[run, pair] - v[run, batch.state]) / preferences.beta
     # The mean over visits times their number is the sum over visits.
     on_pair, on_state = (
         sum_table(weight, key, size) for key, size in ((pair, states * actions), (batch.state, states))
@@ -104,12 +104,14 @@ def published_oracle_kick(
 
 
 def oracle_weights(
-    oracle: Rollout, kick: Tensor, best: BestResponse, preferences: Preferences, *, arrival: str
+    oracle: Rollout, guiding: Tensor, best: BestResponse, preferences: Preferences, *, score_weight: str
 ) -> Weights:
     """The weights of an oracle batch: the follower's part alone."""
     critic = MonteCarlo(preferences.gamma_leader)
     critic.fit(oracle, best, None, Noise([]))
     values: Values = evaluate(critic, best, oracle)
-    nothing = torch.zeros_like(kick)
-    weights = weights_from_kick(kick, oracle, values, nothing, preferences, tail="keep", arrival=arrival)
+    nothing = torch.zeros_like(guiding)
+    weights = weights_from_guiding(
+        guiding, oracle, values, nothing, preferences, tail="keep", score_weight=score_weight
+    )
     return replace(weights, log_start=None)  # the oracle chose where its episodes begin; ρ0 may be 0 there

@@ -1,4 +1,4 @@
-"""Leaders that estimate from trajectories: batch → critic → kick → weights → surrogate."""
+"""Leaders that estimate from trajectories: batch → critic → guiding → weights → surrogate."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.core.follower import BestResponse, NotAvailable, tiled
+from bilevel_envs.core.follower import BestResponse, NotAvailableError, tiled
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.linear_quadratic.polynomials import products
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.config import MATRICES, PLAYED, PUBLISHED_STEPS, SIMULATED, TABLES, Common, Sampling, changed
+from leaders.config import DECLARED, MATRICES, PUBLISHED_STEPS, SIMULATED, TABLES, Common, Sampling, changed
 from leaders.critics.critic import Critic, critic_learns
 from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
@@ -29,16 +29,16 @@ from leaders.critics.least_squares import feature_count
 from leaders.estimators.continuation import continuation
 from leaders.functional.errors import TooFewTransitions
 from leaders.functional.fitted_guiding import fitted_trace
-from leaders.functional.guiding import KICKS, Rule
-from leaders.functional.pathwise import pathwise, reaction_surrogate
+from leaders.functional.guiding import ESTIMATORS, Rule
+from leaders.functional.pathwise import analytic_guiding, pathwise
 from leaders.functional.per_step import clipped, per_step_gradient
 from leaders.functional.surrogate import surrogate
 from leaders.functional.values import Values, evaluate
-from leaders.functional.weights import Weights, occupancy, residualised, weights_from_kick, weights_from_trace
+from leaders.functional.weights import Weights, discount_weights, residualised, weights_from_guiding, weights_from_trace
 from leaders.leader import Estimate, Leader
 from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.games import is_game, published_leader
-from leaders.worlds.checks import check_sampling, fits_reaction, gives_gradient, played_kick, unplanned, world_of
+from leaders.worlds.checks import check_sampling, declared_estimator, fits_guiding, gives_gradient, unplanned, world_of
 from leaders.worlds.critics import critic_of
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
@@ -47,10 +47,10 @@ CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
 TRUSTED = 0.3  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
-EXPECTED = ("bc_hg", "naive_pgd")  # kicks whose estimates may expect what follows the first step
+EXPECTED = ("bc_hg", "naive_pgd")  # guiding weights whose estimates may expect what follows the first step
 PATIENCE = 10  # outer iterations before that is said
 
-MOST_SCORE = 1.0  # ℓ2 norm to which arrival="clipped" clips each ∇log p of the direct term, in raw parameters
+MOST_SCORE = 1.0  # ℓ2 norm to which score_weight="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
 logger = logging.getLogger("leaders")
@@ -82,12 +82,12 @@ class SampledLeader(Leader):
         model = model_of(env) if isinstance(env, BilevelWrapper) else None
         self.world = world_of(model)
         self.linear = self.world == MATRICES
-        if self.world in (MATRICES, PLAYED) and linear is None:
+        if self.world in (MATRICES, DECLARED) and linear is None:
             raise ValueError(
                 f"`env` must have countable states for {type(self).__name__}; {type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
             )
-        if self.world == PLAYED and preset is None:
-            presets = {None: replace(SIMULATED, kick=played_kick(linear, type(self).__name__))}
+        if self.world == DECLARED and preset is None:
+            presets = {None: replace(SIMULATED, estimator=declared_estimator(linear, type(self).__name__))}
         common = Common()
         if preset == "paper":
             common = Common(**PUBLISHED_STEPS)
@@ -99,7 +99,9 @@ class SampledLeader(Leader):
             common = Common(**self.actor_critic.common)
             if arguments["policy"] is None:
                 arguments = arguments | {"policy": self.actor_critic.policy}
-            for ignored in sorted({"critic", "features", "tail", "arrival", "knowledge", "sampler"} & set(arguments)):
+            for ignored in sorted(
+                {"critic", "control_variate", "tail", "score_weight", "gradient", "sampler"} & set(arguments)
+            ):
                 if arguments[ignored] is not None:
                     raise ValueError(
                         f"`{ignored}` must be None with the published form of games, which has its own way; got "
@@ -109,30 +111,32 @@ class SampledLeader(Leader):
         if arguments.get("batch_size") is not None:
             advised = {name: value for name, value in advised.items() if name != "rows"}  # made for another batch
         super().__init__(env, changed(changed(common, advised), arguments), arguments)
-        usual = linear[preset] if self.linear and linear is not None else presets[preset]
-        usual = changed(usual, advised)
-        if preset is None and self.world != PLAYED and hasattr(getattr(env, "follower", None), "respond"):
-            usual = unplanned(usual, bump=getattr(model, "bump", None) is not None)
-        if arguments.get("reaction") == "fitted" and usual.knowledge == "model":
-            usual = replace(usual, knowledge="terms")  # a closed form leaves nothing to fit
+        default = linear[preset] if self.linear and linear is not None else presets[preset]
+        default = changed(default, advised)
+        if preset is None and self.world != DECLARED and hasattr(getattr(env, "follower", None), "respond"):
+            default = unplanned(default, bump=getattr(model, "bump", None) is not None)
+        if arguments.get("guiding") == "fitted" and default.gradient == "analytic":
+            default = replace(default, gradient="pathwise")  # a closed form leaves nothing to fit
         if self.actor_critic is not None:
-            usual = replace(usual, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows)
-            usual = replace(usual, tail="keep", cross_fit=False)
-        sampling = changed(usual, arguments | overrides)
-        if not gives_gradient(sampling.critic) and arguments.get("knowledge") is None:
-            sampling = replace(sampling, knowledge="simulate")  # more takes the derivatives of a quadratic V_L
-        if preset is None and arguments.get("reaction") is None:
-            fits = fits_reaction(sampling, self.world, bump=getattr(model, "bump", None) is not None)
-            sampling = replace(sampling, reaction="fitted" if fits else "sampled")
+            default = replace(default, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows)
+            default = replace(default, tail="keep", cross_fit=False)
+        sampling = changed(default, arguments | overrides)
+        if not gives_gradient(sampling.critic) and arguments.get("gradient") is None:
+            sampling = replace(sampling, gradient="score")  # more takes the derivatives of a quadratic V_L
+        if preset is None and arguments.get("guiding") is None:
+            fits = fits_guiding(sampling, self.world, bump=getattr(model, "bump", None) is not None)
+            sampling = replace(sampling, guiding="fitted" if fits else "sampled")
         unsaid = arguments.get("batch_size") is None and "batch_size" not in advised
         if self.linear and preset is None and unsaid:
-            sampling = replace(sampling, batch_size=self._usual_batch())
+            sampling = replace(sampling, batch_size=self._default_batch())
         self.sampling = sampling
-        if KICKS[sampling.kick].reads_follower and not getattr(env.follower, "gives_values", True):  # type: ignore[attr-defined]
-            raise NotAvailable(env.follower.missing("V_F").reason)  # type: ignore[attr-defined]
+        if ESTIMATORS[sampling.estimator].reads_follower and not getattr(env.follower, "gives_values", True):  # type: ignore[attr-defined]
+            raise NotAvailableError(env.follower.missing("V_F").reason)  # type: ignore[attr-defined]
         model = self.env.model(self._theta().detach())
         self.leader_horizon: int | None = getattr(model, "horizon", None)
-        check_sampling(sampling, self.world, model, self.runs, arrival_told=arguments.get("arrival") is not None)
+        check_sampling(
+            sampling, self.world, model, self.runs, score_weight_given=arguments.get("score_weight") is not None
+        )
         self.env.check_sampler(sampling.sampler)
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
@@ -176,7 +180,7 @@ class SampledLeader(Leader):
         follow are counted for the batches to come.
         """
         sampling = self.sampling
-        return _named(sampling.critic, "empirical") and sampling.tail == "bootstrap" and sampling.kick in EXPECTED
+        return _named(sampling.critic, "empirical") and sampling.tail == "continue" and sampling.estimator in EXPECTED
 
     def _check_seen(self, judges: Judges, batch: Rollout, drawn: Rollout) -> None:
         """Says once that too little has been seen."""
@@ -196,7 +200,7 @@ class SampledLeader(Leader):
     def _left_out(self, judges: Judges, batch: Rollout, tail: str, when: str) -> bool:
         """Says so if an estimate leaves out too much to be trusted."""
         steps, behind = judges.unseen(batch)
-        steps, behind = steps if judges.learnt else 0.0, behind if tail == "bootstrap" else 0.0
+        steps, behind = steps if judges.learnt else 0.0, behind if tail == "continue" else 0.0
         if max(steps, behind) <= TRUSTED:
             return False
         logger.warning(
@@ -248,48 +252,48 @@ class SampledLeader(Leader):
         tail: str,
     ) -> tuple[Tensor, Tensor | int]:
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
-        rule, knowledge, preferences = KICKS[self.sampling.kick], self.sampling.knowledge, self.env.preferences
-        trace = self._fitted_trace(batch, best, judges, tail) if self.sampling.reaction == "fitted" else None
+        rule, gradient, preferences = ESTIMATORS[self.sampling.estimator], self.sampling.gradient, self.env.preferences
+        trace = self._fitted_trace(batch, best, judges, tail) if self.sampling.guiding == "fitted" else None
         terms = model.terms(batch, best.policy if rule.centred else None)
         values = evaluate(judges, best, batch, rule.reads_follower, judges.fold)  # once: some critics draw for it
-        if knowledge == "simulate":
+        if gradient == "score":
             weights = self._weights(batch, values, tail, trace)
             total = surrogate(terms, weights)
-            if tail == "bootstrap":
-                counts = self.counts(batch, tail)
+            if tail == "continue":
+                discounts = self.discount_weights(batch, tail)
                 how: dict[str, Any] = {"preferences": preferences, "rule": self._rule_behind_cuts()}
-                total = total + continuation(judges, model, batch, best, counts, weights, **how)
-            if self.sampling.arrival == "clipped" and terms.log_arrival is not None:
+                total = total + continuation(judges, model, batch, best, discounts, weights, **how)
+            if self.sampling.score_weight == "clipped" and terms.log_arrival is not None:
                 total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
             return total, 0
         if model.noise.requires_grad:
-            raise ValueError(f'`knowledge` must be "simulate" where θ moves the noise, got {knowledge!r}')
-        counts = self.counts(batch, tail)
+            raise ValueError(f'`gradient` must be "score" where θ moves the noise, got {gradient!r}')
+        discounts = self.discount_weights(batch, tail)
         reaction: Tensor | float = 0.0
-        if knowledge == "model":
-            kick = rule.kick(batch, values, counts, preferences)
-            reaction = reaction_surrogate(kick, batch, model, preferences)
-            weights = self._weights(batch, values, tail, torch.zeros_like(kick))
+        if gradient == "analytic":
+            guiding = rule.guiding(batch, values, discounts, preferences)
+            reaction = analytic_guiding(guiding, batch, model, preferences)
+            weights = self._weights(batch, values, tail, torch.zeros_like(guiding))
         else:
             weights = self._weights(batch, values, tail, trace)
         v_leader = judges.leader_gradient(best.policy)
         v_follower = best.v if rule.reads_follower else None
-        weights = pathwise(weights, counts, batch, model.detach(), v_leader, v_follower, preferences)
+        weights = pathwise(weights, discounts, batch, model.detach(), v_leader, v_follower, preferences)
         return surrogate(terms, weights) + reaction, 0
 
     def _rule_behind_cuts(self) -> Rule:
         """The estimator by which cut episodes go on."""
-        return KICKS[self.sampling.kick]
+        return ESTIMATORS[self.sampling.estimator]
 
-    def counts(self, batch: Rollout, tail: str) -> Tensor:
-        """`occupancy` of the leader, 0 beyond the steps that its objective sums, [R, N, T]."""
-        counts = occupancy(batch, self.env.preferences.gamma_leader, tail)
-        return counts if self.leader_horizon is None else counts * (batch.step < self.leader_horizon)
+    def discount_weights(self, batch: Rollout, tail: str) -> Tensor:
+        """`discount_weights` of the leader, 0 beyond the steps that its objective sums, [R, N, T]."""
+        discounts = discount_weights(batch, self.env.preferences.gamma_leader, tail)
+        return discounts if self.leader_horizon is None else discounts * (batch.step < self.leader_horizon)
 
     def _fitted_trace(self, batch: Rollout, best: BestResponse, judges: Judges, tail: str) -> Tensor:
         """Weights of what steps add to ∇Q_F, [R, N, T]; each part of the batch fits its own ∇Q_F."""
         preferences = self.env.preferences
-        weight = self.counts(batch, tail) / preferences.beta
+        weight = self.discount_weights(batch, tail) / preferences.beta
         total = torch.zeros_like(weight)
         for critic, part in zip(judges.critics, judges.parts, strict=True):
             own = replace(batch, valid=batch.valid & part)
@@ -303,20 +307,20 @@ class SampledLeader(Leader):
     def _weights(self, batch: Rollout, values: Values, tail: str, trace: Tensor | None = None) -> Weights:
         """From a batch to the four weights, with the rule's trace or another; the whole estimator on half a screen."""
         preferences = self.env.preferences
-        counts = self.counts(batch, tail)
-        rule = KICKS[self.sampling.kick]
-        how: dict[str, Any] = {"tail": tail, "arrival": self.sampling.arrival, "centred": rule.centred}
+        discounts = self.discount_weights(batch, tail)
+        rule = ESTIMATORS[self.sampling.estimator]
+        how: dict[str, Any] = {"tail": tail, "score_weight": self.sampling.score_weight, "centred": rule.centred}
         if trace is not None:
-            return weights_from_trace(trace, batch, values, counts, preferences, **how)
-        kick = rule.kick(batch, values, counts, preferences)
-        if self.sampling.features != "none":
-            kick = residualised(kick, self._features(batch), batch)
-        return weights_from_kick(kick, batch, values, counts, preferences, decay=rule.decay, **how)
+            return weights_from_trace(trace, batch, values, discounts, preferences, **how)
+        guiding = rule.guiding(batch, values, discounts, preferences)
+        if self.sampling.control_variate != "none":
+            guiding = residualised(guiding, self._features(batch), batch)
+        return weights_from_guiding(guiding, batch, values, discounts, preferences, decay=rule.decay, **how)
 
     def _clipped_direct(self, log_arrival: Tensor, theta: Tensor, batch: Rollout, values: Values) -> Tensor:
         """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
-        counts = self.counts(batch, self.sampling.tail)
-        weight = self.env.preferences.gamma_leader * counts * values.v_leader_next * ~batch.cut
+        discounts = self.discount_weights(batch, self.sampling.tail)
+        weight = self.env.preferences.gamma_leader * discounts * values.v_leader_next * ~batch.cut
         blocks = self.common.blocks or {"all": slice(None)}
         score = clipped(per_step_gradient(log_arrival, theta), self._slope(len(theta)), blocks, MOST_SCORE)
         return ((weight[..., None] * score).sum((1, 2)) * theta.flatten(1)).sum(1)
@@ -332,14 +336,14 @@ class SampledLeader(Leader):
         return slope.reshape(self.runs, -1).repeat(runs // self.runs, 1)
 
     def _features(self, batch: Rollout) -> Tensor:
-        if callable(self.sampling.features):
-            features = torch.as_tensor(self.sampling.features(batch.state)).to(batch.r_leader.dtype)
+        if callable(self.sampling.control_variate):
+            features = torch.as_tensor(self.sampling.control_variate(batch.state)).to(batch.r_leader.dtype)
             if features.ndim != 4 or features.shape[:3] != batch.r_leader.shape:
                 wanted = [*batch.r_leader.shape, "F"]
-                raise ValueError(f"`features` must map states to shape {wanted}, got {list(features.shape)}")
+                raise ValueError(f"`control_variate` must map states to shape {wanted}, got {list(features.shape)}")
             return features
         ones = torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
-        if self.sampling.features == "constant":
+        if self.sampling.control_variate == "constant":
             return ones
         return torch.cat([ones, batch.state, products(batch.state)], -1)
 
@@ -351,7 +355,7 @@ class SampledLeader(Leader):
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
         room = self.runs * self._steps_drawn(rows * horizon, horizon)
-        if self.sampling.reaction == "fitted":
+        if self.sampling.guiding == "fitted":
             world = self.env.model(theta)
             room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
         if self.seen is not None:
@@ -401,7 +405,7 @@ class SampledLeader(Leader):
         """Steps of an episode beyond which nothing matters to an estimate."""
         if self.leader_horizon is None:
             return whole_episode_horizon(self.env.preferences)
-        if self.sampling.knowledge == "model":
+        if self.sampling.gradient == "analytic":
             return self.leader_horizon  # ∇Q_F is known, whatever lies behind
         gamma = self.env.preferences.gamma_follower
         return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
@@ -416,7 +420,7 @@ class SampledLeader(Leader):
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
-        if self.world != TABLES or not (self.sampling.cross_fit or self.sampling.tail == "bootstrap"):
+        if self.world != TABLES or not (self.sampling.cross_fit or self.sampling.tail == "continue"):
             return None
         if _named(self.sampling.critic, "empirical"):
             return self.critic  # type: ignore[return-value]
@@ -442,7 +446,7 @@ class SampledLeader(Leader):
             if state["seen"] is not None and self.seen is not None:
                 self.seen.load_state_dict(state["seen"])
 
-    def _usual_batch(self) -> int:
+    def _default_batch(self) -> int:
         """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
         model = self.env.model(self._theta().detach())
         features = feature_count(model.state_size + model.action_size)
@@ -457,7 +461,7 @@ class SampledLeader(Leader):
             # Where cut episodes go on in the world that was seen, it must not end where rows do: they are as long as
             # something counts.
             least = min(10, size) if limit is None else -(-size // limit)
-            if self.sampling.tail == "bootstrap":
+            if self.sampling.tail == "continue":
                 fewest = 1 if self._expects() or limit is not None else min(2, size)
                 rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
             else:

@@ -53,7 +53,7 @@ SHARED = ("batch_size", "preset")
 STACKABLE = ("learning_rate", "critic_learning_rate")
 VALUES = {
     "leader_value": r"leader's value $J_L(\theta)$",
-    "followed_value": r"leader's value $J_L(\theta)$ under its follower",
+    "leader_value_actual": r"leader's value $J_L(\theta)$ under its follower",
     "leader_return": "leader's return, as sampled",
 }
 BUDGETS = ("env_steps", "follower_solves", "follower_steps")
@@ -132,8 +132,8 @@ def run_grid(
         for each stacked run.)
       iterations: outer iterations.
       seed: the first seed.
-      value: what is compared: "leader_value", "followed_value" (under the follower that acts), or "leader_return" (as
-        sampled, where nobody can compute either).
+      value: what is compared: "leader_value", "leader_value_actual" (under the follower that acts), or "leader_return"
+        (as sampled, where nobody can compute either).
       progress_bar: shows how far it is.
       arguments: further arguments of the leader, such as `batch_size` and `preset`.
 

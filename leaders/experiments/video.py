@@ -73,8 +73,10 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
     state, _ = world.reset(seed=seed, options={"theta": theta[run]})
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:
-        uniform = np.tile(rng.random((1, *best.acting.action_shape)), (runs, *[1] * len(best.acting.action_shape)))
-        action = best.acting.sample(np.stack([as_state(state)] * runs), uniform)[run].numpy()
+        uniform = np.tile(
+            rng.random((1, *best.behavior_policy.action_shape)), (runs, *[1] * len(best.behavior_policy.action_shape))
+        )
+        action = best.behavior_policy.sample(np.stack([as_state(state)] * runs), uniform)[run].numpy()
         state, _, terminated, truncated, info = world.step(action)
         collected += info["leader_reward"]
         k, over = k + 1, terminated or truncated

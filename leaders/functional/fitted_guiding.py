@@ -25,7 +25,7 @@ from bilevel_envs.worlds.linear_quadratic.model import Quadratic, linear
 from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd_adjoint, with_one
 from leaders.functional.monomials import Monomials
 
-REACTIONS = ("sampled", "fitted")
+GUIDINGS = ("sampled", "fitted")
 
 
 def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, weight: Tensor, gamma: float) -> Tensor:
@@ -46,11 +46,11 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
     """
     if not hasattr(policy, "moments"):
         raise TypeError(
-            '`reaction` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
+            '`guiding` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
             f'action), such as {type(policy).__name__}; got "fitted"'
         )
     q_leader = _polynomial(q_leader, 1 + batch.state.shape[-1] + batch.action.shape[-1])
-    seen = Monomials.of(batch, 'reaction="fitted"')
+    seen = Monomials.of(batch, 'guiding="fitted"')
     mean, covariance = policy.moments(batch.state.double())
     wanted = _covariances(seen.state, (mean.double(), covariance.double()), q_leader, weight)
     on_step = lstd_adjoint(seen.z, None, wanted, 0.0) * seen.share[..., 0]
@@ -74,7 +74,8 @@ def _polynomial(q: Polynomial | Quadratic, size: int) -> Polynomial:
 def _covariances(state: Tensor, moments: tuple[Tensor, Tensor], q: Polynomial, weight: Tensor) -> Tensor:
     """Σ weight Cov_b(Q_L, z) over a batch, for every monomial z of (s, b) of degree at most 2, [R, F].
 
-    Cov_b(Q_L, x xᵀ) = x̄ vᵀ + v x̄ᵀ + 2 Σ H Σ with x = (1, s, b), x̄ its mean, v = Σ ∇_b Q_L(s, E b), H half the Hessian.
+    Cov_b(Q_L, x xᵀ) = x̄ vᵀ + v x̄ᵀ + 2 Σ H Σ with x = (1, s, b), x̄ its mean, v = Σ ∇_b Q_L(s, E b), H half the
+    Hessian.
     """
     mean, covariance = (part.flatten(1, 2) for part in (moments[0], moments[1].expand(*moments[0].shape[:3], -1, -1)))
     m = mean.shape[-1]

@@ -21,7 +21,7 @@ class Monomials:
       goes_on: whether something follows, [R, K, 1].
       phi: monomials of s, [R, K, F].
       later: those of the next state, 0 where nothing follows, [R, K, F].
-      share: what a step counts in a regression, [R, K, 1].
+      share: what a step discounts in a regression, [R, K, 1].
       z: monomials of (s, b) times `share`, [R, K, D].
     """
 

@@ -1,11 +1,11 @@
 r"""What a leader may use beside trajectories where the model is linear-quadratic, by how much it knows of it.
 
-"simulate": nothing but the score ∇log p of the moves that were drawn. "terms": how θ moves the mean of the next state,
+"score": nothing but the score ∇log p of the moves that were drawn. "pathwise": how θ moves the mean of the next state,
 and both players' values as functions of the state, so that
 
     ∇E[V(s')|s, b] = ∇μ_θ(s, b)ᵀ ∇V(μ),
 
-which needs no noise at all; the weight of ∇log p becomes one of ∇μ. "model": all matrices, so that ∇Q_F − ∇V_F is a
+which needs no noise at all; the weight of ∇log p becomes one of ∇μ. "analytic": all matrices, so that ∇Q_F − ∇V_F is a
 closed form, in which the state control variate is ∇V_F itself.
 """
 
@@ -23,12 +23,12 @@ from bilevel_envs.followers import Riccati
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic
 from leaders.functional.weights import Weights
 
-KNOWLEDGE = ("simulate", "terms", "model")
+GRADIENTS = ("score", "pathwise", "analytic")
 
 
 def pathwise(
     weights: Weights,
-    counts: Tensor,
+    discounts: Tensor,
     batch: Rollout,
     model: LinearQuadraticModel,
     v_leader: Callable[[Tensor, Tensor], Tensor],
@@ -39,7 +39,7 @@ def pathwise(
 
     Args:
       weights: with the follower's trace as weight of r_F.
-      counts: `occupancy` of the leader, [R, N, T].
+      discounts: `discount_weights` of the leader, [R, N, T].
       batch: the transitions.
       model: the world, without gradients.
       v_leader: ∇V_L at states and the steps at which they are reached.
@@ -49,16 +49,16 @@ def pathwise(
     # A quadratic's mean gradient is that at the mean; of other values the gradient is taken where the noise led.
     mean = model.mean_next(batch.state, batch.action)
     reached = mean if model.bump is None else batch.next_state
-    leader = (preferences.gamma_leader * counts)[..., None] * v_leader(reached, batch.step + 1)
+    leader = (preferences.gamma_leader * discounts)[..., None] * v_leader(reached, batch.step + 1)
     follower: Tensor | float = 0.0
     if v_follower is not None:
         slope = v_follower.gradient(mean if isinstance(v_follower, Quadratic) else batch.next_state)
         follower = (preferences.gamma_follower * weights.r_follower)[..., None] * slope
-    first = (counts * batch.starts)[..., None] * v_leader(batch.state, batch.step)
+    first = (discounts * batch.starts)[..., None] * v_leader(batch.state, batch.step)
     return replace(weights, log_arrival=None, log_start=None, mean_next=leader + follower, mean_start=first)
 
 
-def reaction_surrogate(kick: Tensor, batch: Rollout, model: LinearQuadraticModel, preferences: Preferences) -> Tensor:
+def analytic_guiding(guiding: Tensor, batch: Rollout, model: LinearQuadraticModel, preferences: Preferences) -> Tensor:
     """Σ_k c_k [Q_F(s_k, b_k; θ) − V_F(s_k; θ)] of each run, [R]; its gradient is the guiding term."""
     best = Riccati().reaction(model, preferences)
-    return (kick * (best.q(batch.state, batch.action) - best.v(batch.state))).sum((1, 2))
+    return (guiding * (best.q(batch.state, batch.action) - best.v(batch.state))).sum((1, 2))

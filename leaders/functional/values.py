@@ -1,4 +1,4 @@
-"""The constants that a kick reads: both players' values at the visited steps."""
+"""The constants that a guiding weight reads: both players' values at the visited steps."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 r"""Weights on the differentiable terms of a batch: the whole hypergradient in four arrays of scalars.
 
 Exchanging the sums over the leader's steps t and the follower's later steps k turns Theorem 1 of arXiv:2603.14867
-into one pass forward in time: each step kicks a trace by c_t = γ_L^t B_L / β, the trace decays by γ_F, and at step k
+into one pass forward in time: each step adds to a trace c_t = γ_L^t B_L / β, the trace decays by γ_F, and at step k
 it is the weight of everything that ∇Q_F collects there,
 
     Σ_t c_t ∇Q_F(s_t, b_t) = Σ_k w_k [∇r_F(s_k, b_k) + γ_F V_F(s_{k+1}) ∇log p(s_{k+1} | s_k, b_k)],
@@ -26,8 +26,8 @@ from bilevel_envs.worlds.tabular.kernels import decaying_sum, moments_by_group
 from leaders.functional.values import Values
 from leaders.functional.visits import number, start_share, visit_mean
 
-TAILS = ("drop", "keep", "bootstrap", "reference")
-ARRIVALS = ("td_error", "value", "clipped")
+TAILS = ("drop", "keep", "continue", "reference")
+SCORE_WEIGHTS = ("td_error", "value", "clipped")
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class Weights:
     mean_start: Tensor | None = None
 
 
-def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
-    r"""Accumulates kicks forward in time: w_k = decay · w_{k−1} + kick_k, from 0 where an episode starts.
+def eligibility_trace(guiding: Tensor, decay: float, starts: Tensor) -> Tensor:
+    r"""Accumulates guiding weights forward in time: w_k = decay · w_{k−1} + guiding_k, from 0 where an episode starts.
 
     Args:
-      kick: what each step adds, [..., T].
-      decay: factor per step, in [0, 1]; 0 keeps each step's own kick only.
+      guiding: what each step adds, [..., T].
+      decay: factor per step, in [0, 1]; 0 keeps each step's own guiding weight only.
       starts: where an episode starts, bool [..., T].
 
     Returns:
-      The trace w, [..., T], in the units of `kick`.
+      The trace w, [..., T], in the units of `guiding`.
 
     Raises:
       ValueError: if `decay` is outside [0, 1].
@@ -71,20 +71,20 @@ def eligibility_trace(kick: Tensor, decay: float, starts: Tensor) -> Tensor:
     """
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"`decay` must lie in [0, 1], got {decay}")
-    steps = kick.shape[-1]
-    starts = starts.expand_as(kick)
-    rows = decaying_sum(kick.reshape(-1, steps).numpy(), decay, starts.reshape(-1, steps).numpy())
-    return torch.from_numpy(rows).view(kick.shape)
+    steps = guiding.shape[-1]
+    starts = starts.expand_as(guiding)
+    rows = decaying_sum(guiding.reshape(-1, steps).numpy(), decay, starts.reshape(-1, steps).numpy())
+    return torch.from_numpy(rows).view(guiding.shape)
 
 
-def occupancy(batch: Rollout, gamma: float, tail: str) -> Tensor:
+def discount_weights(batch: Rollout, gamma: float, tail: str) -> Tensor:
     """How much each step counts for the leader: γ_L^k over the number of episodes, [R, N, T].
 
     Args:
       batch: the transitions.
       gamma: γ_L.
       tail: what becomes of episodes that the batch cuts. "keep": they count as far as they go, among the episodes
-        started. "drop": they are left out. "bootstrap": as "keep", and what lies behind the cut is added by
+        started. "drop": they are left out. "continue": as "keep", and what lies behind the cut is added by
         `leaders.estimators.continuation`. "reference": they count, but not as episodes (published code).
     """
     discount = gamma ** batch.step.double() * batch.valid
@@ -95,21 +95,22 @@ def occupancy(batch: Rollout, gamma: float, tail: str) -> Tensor:
     return discount / number(batch.starts)
 
 
-def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
+def residualised(guiding: Tensor, features: Tensor, batch: Rollout) -> Tensor:
     r"""Subtracts from every episode's ∇Q_F the least-squares fit on φ(s) made on the other episodes of its run.
 
     E_b[B_L | s] = 0, so a function of s that was not made from the same episode leaves the estimate's mean as it is. In
-    terms of kicks: c ← c − Mᵀ c with the rows M_e = Φ_e (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ₋ₑᵀ. With a single episode nothing is subtracted.
+    terms of guiding weights: c ← c − Mᵀ c with the rows M_e = Φ_e (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ₋ₑᵀ. With a single episode nothing is
+      subtracted.
 
     Args:
-      kick: [R, N, T].
+      guiding: [R, N, T].
       features: φ(s_k), [R, N, T, F].
       batch: the transitions.
 
     Returns:
-      The residualised kicks, [R, N, T].
+      The residualised guiding weights, [R, N, T].
     """
-    runs, rows, horizon = kick.shape
+    runs, rows, horizon = guiding.shape
     steps, size = rows * horizon, features.shape[-1]
     phi = (features * batch.valid[..., None]).reshape(runs, steps, size)
     # An episode is named by its first step; what is not valid belongs to the last one of its row.
@@ -118,99 +119,101 @@ def residualised(kick: Tensor, features: Tensor, batch: Rollout) -> Tensor:
     names, episode = torch.unique(first + steps * torch.arange(runs)[:, None], return_inverse=True)
     run = names // steps
     sums = moments_by_group(
-        phi.reshape(-1, size).numpy(), kick.reshape(-1).numpy(), episode.flatten().numpy(), len(names)
+        phi.reshape(-1, size).numpy(), guiding.reshape(-1).numpy(), episode.flatten().numpy(), len(names)
     )
     gram, moment = (torch.from_numpy(table) for table in sums)
-    total = torch.zeros(runs, size, size, dtype=kick.dtype).index_add_(0, run, gram)
+    total = torch.zeros(runs, size, size, dtype=guiding.dtype).index_add_(0, run, gram)
     # φ_jᵀ Σ_{e ≠ e(j)} (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ_eᵀ c_e; the pseudo-inverse is 0 where there is no other episode.
     # What an episode holds is subtracted from the total, so directions below the total's rounding are none.
     noise_floor = 1e-10 * total.diagonal(dim1=-2, dim2=-1).sum(-1)[run]
     share = (torch.linalg.pinv(total[run] - gram, atol=noise_floor, hermitian=True) @ moment[..., None])[..., 0]
-    everyone = torch.zeros(runs, size, dtype=kick.dtype).index_add_(0, run, share)
+    everyone = torch.zeros(runs, size, dtype=guiding.dtype).index_add_(0, run, share)
     others = everyone[:, None, :] - share[episode].view(runs, steps, size)
-    return (kick - (phi * others).sum(-1).view_as(kick)) * batch.valid
+    return (guiding - (phi * others).sum(-1).view_as(guiding)) * batch.valid
 
 
-def weights_from_kick(
-    kick: Tensor,
+def weights_from_guiding(
+    guiding: Tensor,
     batch: Rollout,
     values: Values,
-    counts: Tensor,
+    discounts: Tensor,
     preferences: Preferences,
     *,
     tail: str,
-    arrival: str = "td_error",
+    score_weight: str = "td_error",
     decay: float | None = None,
     centred: bool = False,
 ) -> Weights:
-    """The weights of an estimator, from its kick.
+    """The weights of an estimator, from its guiding weight.
 
     Args:
-      kick: what each step adds to the follower's trace, [R, N, T].
+      guiding: what each step adds to the follower's trace, [R, N, T].
       batch: the transitions.
       values: both players' values at the visited steps.
-      counts: `occupancy(batch, γ_L, tail)`.
+      discounts: `discount_weights(batch, γ_L, tail)`.
       preferences: γ_L and γ_F.
-      tail: as in `occupancy`.
-      arrival: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives;
+      tail: as in `discount_weights`.
+      score_weight: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives;
         "clipped" is the published form for continuous worlds: by the value, the last step of an episode left out, and
         the leader's part, whose ∇log p are clipped one by one, left to the caller.
       decay: the trace's factor per step; None for γ_F.
       centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
     """
     decay = preferences.gamma_follower if decay is None else decay
-    trace = eligibility_trace(kick, decay, batch.starts) * batch.valid
-    return weights_from_trace(trace, batch, values, counts, preferences, tail=tail, arrival=arrival, centred=centred)
+    trace = eligibility_trace(guiding, decay, batch.starts) * batch.valid
+    return weights_from_trace(
+        trace, batch, values, discounts, preferences, tail=tail, score_weight=score_weight, centred=centred
+    )
 
 
 def weights_from_trace(
     trace: Tensor,
     batch: Rollout,
     values: Values,
-    counts: Tensor,
+    discounts: Tensor,
     preferences: Preferences,
     *,
     tail: str,
-    arrival: str = "td_error",
+    score_weight: str = "td_error",
     centred: bool = False,
 ) -> Weights:
-    """The weights of an estimator, from what takes the place of the kicks' trace.
+    """The weights of an estimator, from what takes the place of the guiding weights' trace.
 
     Args:
       trace: the weight of what each step adds to ∇Q_F, 0 where a step is not valid, [R, N, T].
       batch: the transitions.
       values: both players' values at the visited steps.
-      counts: `occupancy(batch, γ_L, tail)`.
+      discounts: `discount_weights(batch, γ_L, tail)`.
       preferences: γ_L and γ_F.
-      tail: as in `occupancy`.
-      arrival: as in `weights_from_kick`.
-      centred: as in `weights_from_kick`.
+      tail: as in `discount_weights`.
+      score_weight: as in `weights_from_guiding`.
+      centred: as in `weights_from_guiding`.
     """
-    check_choice(arrival, ARRIVALS, "arrival")
+    check_choice(score_weight, SCORE_WEIGHTS, "score_weight")
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
-    leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else counts
+    leader = _first_visit_shared(batch, gamma_leader) if tail == "reference" else discounts
     arriving_leader = gamma_leader * values.v_leader_next
     arriving_follower = gamma_follower * values.v_follower_next
-    if arrival == "td_error":
+    if score_weight == "td_error":
         arriving_leader = arriving_leader - (values.q_leader - batch.r_leader)
         arriving_follower = arriving_follower - (values.q_follower - batch.r_follower)
-    if arrival == "clipped":
+    if score_weight == "clipped":
         arriving_leader, arriving_follower = torch.zeros_like(arriving_leader), arriving_follower * ~batch.cut
     return Weights(
         r_leader=leader,
         r_follower=trace,
-        log_start=_start_weight(values.v_leader, batch, arrival),
-        log_arrival=counts * arriving_leader + (0.0 if centred else trace * arriving_follower),
+        log_start=_start_weight(values.v_leader, batch, score_weight),
+        log_arrival=discounts * arriving_leader + (0.0 if centred else trace * arriving_follower),
         expected_r_follower=-trace if centred else None,
     )
 
 
-def _start_weight(v_leader: Tensor, batch: Rollout, arrival: str) -> Tensor:
+def _start_weight(v_leader: Tensor, batch: Rollout, score_weight: str) -> Tensor:
     """V_L(s_0) over the number of episodes; less the mean over the other episodes where variance is to be reduced."""
     starts = batch.starts
     episodes = number(starts)
     value = v_leader * starts
-    if arrival == "td_error":
+    if score_weight == "td_error":
         others = (value.sum((1, 2), keepdim=True) - value) / (episodes - 1).clamp(min=1)
         value = torch.where(episodes > 1, value - others, value) * starts
     return value / episodes

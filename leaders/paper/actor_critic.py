@@ -217,7 +217,7 @@ class ActorCritic:
             self._adam.load_state_dict(state["adam"])
 
 
-def kicked_trace(share: Tensor, index: Tensor, starts: Tensor, gamma: float) -> Tensor:
+def replayed_trace(share: Tensor, index: Tensor, starts: Tensor, gamma: float) -> Tensor:
     """Σ_j share_j γ^(k − j) over the drawn steps j of the episode of step k, j itself included, [R, K].
 
     Args:
@@ -226,9 +226,9 @@ def kicked_trace(share: Tensor, index: Tensor, starts: Tensor, gamma: float) -> 
       starts: where episodes begin, [R, N, T] with N · T = K.
       gamma: γ_F.
     """
-    kick = torch.zeros(starts.shape, dtype=share.dtype).flatten(1)
+    guiding = torch.zeros(starts.shape, dtype=share.dtype).flatten(1)
     alone = index == 0  # the code's walk through its buffer stops at once where it begins
-    kick.scatter_add_(1, index, torch.where(alone, 0.0, share))
-    trace = eligibility_trace(kick.view(starts.shape), gamma, starts).flatten(1)
+    guiding.scatter_add_(1, index, torch.where(alone, 0.0, share))
+    trace = eligibility_trace(guiding.view(starts.shape), gamma, starts).flatten(1)
     trace[:, 0] += torch.where(alone, share, 0.0).sum(1)
     return trace

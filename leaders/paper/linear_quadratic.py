@@ -15,7 +15,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import through
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, kicked_trace
+from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, replayed_trace
 
 AT_RANDOM = 11  # outer iterations whose leader draws its moves from N(0, 1) instead of its policy
 OWN_DRAWS = 32  # of the leader's move, for the advantage
@@ -113,7 +113,7 @@ class LinearActorCritic(ActorCritic):
                 here, move = (x[:, :, None].expand(-1, -1, DRAWS, -1) for x in (s, a))
                 others = best.policy.sample(torch.cat([here, move], -1), noise.uniform(SAMPLE, DRAWS, 1))
                 benefit = taken - self._q(self.layers, here, others, move).mean(-1)
-                trace = kicked_trace(benefit / preferences.beta / SAMPLE, index, starts, preferences.gamma_follower)
+                trace = replayed_trace(benefit / preferences.beta / SAMPLE, index, starts, preferences.gamma_follower)
                 v_follower = best.v(self.stored.state, self.stored.leader_action)
             total = total + (trace * v_follower * log_f(self.stored.state, self.stored.leader_action)).sum(-1)
         return total

@@ -16,7 +16,7 @@ from bilevel_envs.networks.temporal_differences import through
 from bilevel_envs.worlds.tabular.model import Table
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, kicked_trace
+from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, replayed_trace
 
 UPDATES = {  # steps of actor and critic per outer iteration, by leader, variant and whether all transitions are kept
     ("bchg", "R2", False): (1, 1),
@@ -133,7 +133,7 @@ class TableActorCritic(ActorCritic):
             others = _sampled(g[run, s, a], noise.uniform(SAMPLE, DRAWS))
             mean = q[run[..., None], s[..., None], others, a[..., None]].mean(-1)
             share = (taken - mean) / preferences.beta / SAMPLE
-            trace = kicked_trace(share, index, starts, preferences.gamma_follower)
+            trace = replayed_trace(share, index, starts, preferences.gamma_follower)
             centred = v_follower - (f * v_follower).sum(-1, keepdim=True)
             at = (run.expand_as(data.state), data.state, data.leader_action)
             weight.index_put_(at, trace * centred[at], accumulate=True)

@@ -19,7 +19,7 @@ COLUMNS = (
     "grad_norm",
     "residual",
     "episodes",
-    "followed_value",
+    "leader_value_actual",
     "follower_steps",
     "coverage",
     "visits_per_pair",
@@ -30,7 +30,7 @@ COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 class History:
     """Columns [iterations, R]; grows by one row per outer iteration.
 
-    `leader_value` is exact, under the follower's soft optimum; `followed_value` is exact under the policy that the
+    `leader_value` is exact, under the follower's soft optimum; `leader_value_actual` is exact under the policy that the
     follower used, another one where it is not optimal. `leader_return` is what the batch brought.
 
     `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often

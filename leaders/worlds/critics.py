@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bilevel_envs.core.checks import check_choice
-from leaders.config import MATRICES, PLAYED, TABLES, Sampling
+from leaders.config import DECLARED, MATRICES, TABLES, Sampling
 from leaders.critics import (
     Empirical,
     ExactCritic,
@@ -26,10 +26,10 @@ from leaders.critics.critic import Critic
 KNOWN = {
     TABLES: ("empirical", "expected_sarsa", "sarsa", "monte_carlo", "state_values", "td", "stage_game", "exact"),
     MATRICES: ("lstd", "state_values", "td", "fitted_linear", "exact"),
-    PLAYED: ("td", "state_values"),
+    DECLARED: ("td", "state_values"),
 }
 CRITIC_METHODS = ("fit", "values", "copies", "state_dict", "load_state_dict")
-WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # kicks that do not read Q_L
+WITHOUT_Q = ("naive_pgd", "hpgd_realised")  # guiding weights that do not read Q_L
 
 
 def critic_of(sampling: Sampling, world: str, gamma: float, leader: str, problem: Any, theta_moves: bool) -> Critic:
@@ -53,9 +53,9 @@ def critic_of(sampling: Sampling, world: str, gamma: float, leader: str, problem
         if lacking or isinstance(sampling.critic, type):
             wanted = f"one of {', '.join(known)}, or an object with {', '.join(CRITIC_METHODS)}"
             raise TypeError(f"`critic` must be {wanted}; got {sampling.critic!r}")
-        if getattr(sampling.critic, "of", "action") == "state" and sampling.kick not in WITHOUT_Q:
+        if getattr(sampling.critic, "of", "action") == "state" and sampling.estimator not in WITHOUT_Q:
             raise ValueError(
-                f'`critic` must read actions, of="action" or "both", for {leader}, whose kick is made '
+                f'`critic` must read actions, of="action" or "both", for {leader}, whose guiding is made '
                 'of Q_L; got of="state"'
             )
         return sampling.critic

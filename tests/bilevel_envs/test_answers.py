@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.core.follower import FollowerError, Missing, Unsuited
+from bilevel_envs.core.follower import FollowerError, Missing, UnsupportedModelError
 from bilevel_envs.followers import Mixture, ObservedFollower, Quantal, Riccati, SoftValueIteration, Truncated
 from bilevel_envs.worlds.responses import check_response
 from bilevel_envs.worlds.tabular.model import Table
@@ -41,7 +41,10 @@ def louder(best):
 SPOILT = [
     (lambda best: (best,), "it answered with tuple, not with a BestResponse"),
     (louder, "its policy must be a distribution in every state; in state 0 of run 0 its probabilities sum to 20.0855"),
-    (lambda best: replace(best, acts=louder(best).policy), "its acts must be a distribution in every state"),
+    (
+        lambda best: replace(best, actual_policy=louder(best).policy),
+        "its actual_policy must be a distribution in every state",
+    ),
     (lambda best: replace(best, policy=best.policy.probs), "its policy must have `sample`, .* got Tensor"),
     (
         lambda best: replace(best, q=None),
@@ -111,7 +114,7 @@ def test_mistakes_in_a_followers_own_code_name_the_iteration():
 )
 def test_followers_say_which_world_they_are_for(world, follower, message):
     env = BilevelWrapper(gym.make(f"BiLevel/{world}-v0"), follower)
-    with pytest.raises(Unsuited, match=message):
+    with pytest.raises(UnsupportedModelError, match=message):
         NaivePGD(env).learn(1)
 
 

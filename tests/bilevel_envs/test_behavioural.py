@@ -86,7 +86,7 @@ def test_of_a_quantal_follower_the_guiding_term_is_estimated_times_its_beta_over
     direct, guiding = exact.hypergradient_parts(own, theta)
     env = mdp(Quantal(0.5))
     assert env.preferences.beta == 0.2
-    leader = BCHG(env, critic="exact", features="none")
+    leader = BCHG(env, critic="exact", control_variate="none")
     leader.policy.raw.data[:] = torch.from_numpy(theta)
     np.testing.assert_allclose(leader.theta, theta)
     samples = leader.gradient_samples(400)

@@ -88,7 +88,7 @@ def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
         truth = mdp(hidden).best_response(theta)
         values = soft_evaluation(env.model(theta).detach(), truth.policy, 0.9, 0.2)
         errors.append((best.policy.probs - truth.policy.probs).abs().max() + (best.v.values - values).abs().max())
-        assert best.acting.log_probs.shape == truth.policy.log_probs.shape
+        assert best.behavior_policy.log_probs.shape == truth.policy.log_probs.shape
         assert best.steps == 100 * -(-count // 100)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1
@@ -138,10 +138,12 @@ def test_vectors_are_cloned_by_networks():
 def test_bc_hg_leads_whom_it_only_watches():
     env = building(ObservedFollower(Riccati(), 2_000))
     leader = BCHG(env, batch_size=10_000, learning_rate=0.1, seed=0)
-    assert (leader.sampling.critic, leader.sampling.knowledge) == ("state_values", "terms")
+    assert (leader.sampling.critic, leader.sampling.gradient) == ("state_values", "pathwise")
     leader.learn(40)
     assert float(leader.history["leader_value"][-1][0]) > -205
-    assert float(leader.history["followed_value"][-1][0]) == pytest.approx(float(leader.history["leader_value"][-1][0]))
+    assert float(leader.history["leader_value_actual"][-1][0]) == pytest.approx(
+        float(leader.history["leader_value"][-1][0])
+    )
     assert float(leader.history["follower_steps"][-1][0]) == 40 * 2_000
 
 
@@ -150,7 +152,7 @@ def test_state_values_are_unbiased_where_they_are_right():
     from leaders.critics import StateTable
 
     env = mdp()
-    leader = BCHG(env, critic=StateTable(0.9, 1e-12), features="none")
+    leader = BCHG(env, critic=StateTable(0.9, 1e-12), control_variate="none")
     theta = leader.theta
     best, model = env.best_response(theta), env.model(theta).detach()
     v = model.resolvent(best.policy.probs, 0.9, (best.policy.probs * model.r_leader).sum(-1))
@@ -181,7 +183,7 @@ def test_state_values_end_where_episodes_do():
 def test_state_values_come_to_the_exact_ones(world):
     env = world()
     theta = env.unwrapped.theta
-    size = {"critic_learning_rate": 0.05} if world is mdp else {"knowledge": "terms"}
+    size = {"critic_learning_rate": 0.05} if world is mdp else {"gradient": "pathwise"}
     leader = BCHG(env, critic="state_values", batch_size=20_000, learning_rate=1e-9, **size).learn(60)
     theta = leader.theta
     best, model = env.best_response(theta), env.model(theta).detach()
@@ -240,9 +242,9 @@ def test_whoever_is_watched_keeps_its_memory(hidden, tmp_path):
     before = bare.best_response(one)
     watched.best_response(one)
     wanted = bare.best_response(two, before).policy.log_probs
-    sampled = watched.best_response(two, learn=False).acting.log_probs
+    sampled = watched.best_response(two, learn=False).behavior_policy.log_probs
     np.testing.assert_array_equal(sampled, wanted)
-    np.testing.assert_array_equal(watched.best_response(two).acting.log_probs, wanted)
+    np.testing.assert_array_equal(watched.best_response(two).behavior_policy.log_probs, wanted)
     straight = BCHG(mdp(ObservedFollower(hidden, 200))).learn(3)
     first = BCHG(mdp(ObservedFollower(hidden, 200))).learn(2)
     first.save(tmp_path / "leader.zip")
@@ -284,7 +286,7 @@ def test_a_follower_watched_in_the_leaders_chair_acts_as_it_does():
     actions = env.best.policy.log_probs.shape[-1]
     certain = torch.full_like(env.best.policy.log_probs, -1e9)
     certain[..., actions - 1] = 0.0
-    env._best = replace(env.best, acts=BoltzmannPolicy(certain))
+    env._best = replace(env.best, actual_policy=BoltzmannPolicy(certain))
     env.reset(seed=0)
     assert {int(env.step(0)[4]["follower_action"]) for _ in range(40)} == {actions - 1}
     wrapped = BilevelWrapper(game, Mixture(0.1))
@@ -305,7 +307,7 @@ def test_leaders_keep_what_makes_them_what_they_are():
     assert BCHG(rooms).sampling.critic == "state_values"
     assert np.isfinite(HPGD(building(ObservedFollower())).learn(1).history["grad_norm"]).all()
     lqr = BCHG(BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"), ObservedFollower()))
-    assert (lqr.sampling.critic, lqr.sampling.knowledge) == ("td", "simulate")
+    assert (lqr.sampling.critic, lqr.sampling.gradient) == ("td", "score")
     with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
         BCHG(lqr.env, critic="state_values")
 
@@ -344,4 +346,4 @@ def test_the_hidden_beta_stays_hidden():
     assert env.preferences.beta == 0.3
     best = env.best_response(theta_of(env))
     truth = mdp(SoftValueIteration(beta=1.0)).best_response(theta_of(env))
-    np.testing.assert_allclose(best.acting.log_probs, truth.policy.log_probs, atol=1e-9)
+    np.testing.assert_allclose(best.behavior_policy.log_probs, truth.policy.log_probs, atol=1e-9)

@@ -11,7 +11,7 @@ from stable_baselines3.common.logger import Logger
 
 import bilevel_envs  # noqa: F401
 from bilevel_envs import BilevelWrapper, Preferences, TabularModel
-from bilevel_envs.core.follower import BestResponse, FollowerError, NotAvailable
+from bilevel_envs.core.follower import BestResponse, FollowerError, NotAvailableError
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftValueIteration
 from bilevel_envs.followers.sb3.answers import functions
@@ -199,7 +199,7 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
     nearly = NetworkGaussian((actor,), -scale, scale, squashed=False)
     best = BestResponse(nearly, None, None, torch.zeros(1), optimal=False)
     shortfall = env.follower._shortfall(env, theta[None], env.model(theta).detach(), nearly)
-    assert best.acting is nearly
+    assert best.behavior_policy is nearly
     assert abs(float(shortfall[0])) < 10  # the optimum is −2,018
 
     def lazy(x):  # half the gain costs much
@@ -428,10 +428,10 @@ def test_what_is_not_soft_says_so(algorithm):
     env = toll(SB3Follower(algorithm, 128, **how))
     best = env.best_response(np.array([0.5]))
     np.testing.assert_allclose(best.policy.probs.sum(-1), 1)
-    with pytest.raises(NotAvailable, match=f"Q_F is not available from {algorithm}, whose values are not soft"):
+    with pytest.raises(NotAvailableError, match=f"Q_F is not available from {algorithm}, whose values are not soft"):
         best.q(torch.zeros(1, 1, dtype=int), torch.zeros(1, 1, dtype=int))
     NaivePGD(env).learn(2)  # it asks for g alone
-    with pytest.raises(NotAvailable, match=r"V_F is not available from .*ObservedFollower\(SB3Follower"):
+    with pytest.raises(NotAvailableError, match=r"V_F is not available from .*ObservedFollower\(SB3Follower"):
         BCHG(env).learn(1)
     leader = BCHG(toll(ObservedFollower(SB3Follower(algorithm, 128, **how), 500))).learn(2)
     assert np.isfinite(leader.history["grad_norm"]).all()

@@ -55,7 +55,7 @@ def test_a_leader_leads_it():
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant="R2"), SoftQLearning(rounds=20))
     leader = BCHG(env, runs=2, seed=0).learn(5)
     assert np.isfinite(leader.history["leader_value"]).all()
-    assert not np.array_equal(leader.history["leader_value"], leader.history["followed_value"])
+    assert not np.array_equal(leader.history["leader_value"], leader.history["leader_value_actual"])
     assert leader.history["leader_value"][0, 0] == pytest.approx(exact.objective(env, _first(env)), rel=1e-9)
 
 

@@ -272,7 +272,7 @@ def test_the_checks_cost_next_to_nothing(make, sampler):
         began = time.perf_counter()
         leader.learn(1)
         between = time.perf_counter()
-        check_policy(best.acting, 1, model)
+        check_policy(best.behavior_policy, 1, model)
         if sampler == "steps":  # tables lead nowhere else
             check_batch(batch, model)
         iterations.append(between - began)

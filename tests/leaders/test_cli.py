@@ -274,7 +274,7 @@ def test_other_worlds_and_leaders_train_too(tmp_path):
 def test_env_arguments_reach_the_environment(tmp_path):
     out = tmp_path / "out"
     mdp = ["train", "--env", "BiLevel/RandomMDP-v0", "--iterations", "2", "--runs", "1", "--out", str(out)]
-    main([*mdp, "--env-args", "states=6", "seed=3", "--leader-args", "arrival=value", "rows=2"])
+    main([*mdp, "--env-args", "states=6", "seed=3", "--leader-args", "score_weight=value", "rows=2"])
     told = json.loads((out / "config.json").read_text())["arguments"]
     assert told["env_args"] == ["states=6", "seed=3"]
     assert np.isfinite(float((out / "history.csv").read_text().splitlines()[1].split(",")[4]))

@@ -94,14 +94,14 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
 def test_leaders_are_compared_with_the_follower_that_is_there(tmp_path, make):
     """On the toll bridge half of what a follower does at random crosses the bridge, whatever the toll."""
     found = {}
-    for value in ("leader_value", "followed_value"):
+    for value in ("leader_value", "leader_value_actual"):
         told = ["--follower", "mixture", "--follower-args", "share=0.5", "--value", value]
         main([*COMMAND, "--leaders", "naive-pgd", *told, "--out", str(tmp_path / value)])
         found[value] = compare.load_result(tmp_path / value / "naive-pgd.npz").value
     leader = NaivePGD(BilevelWrapper(make("TollBridge").env, Mixture(0.5)), runs=3, seed=[0, 1, 2]).learn(40)
     for value, curves in found.items():
         np.testing.assert_array_equal(curves[:, 0], leader.history[value])
-    assert np.abs(found["leader_value"] - found["followed_value"]).max() > 0.01
+    assert np.abs(found["leader_value"] - found["leader_value_actual"]).max() > 0.01
 
 
 def test_what_nobody_knows_is_not_compared():
@@ -116,13 +116,13 @@ def test_each_leader_has_a_follower_of_its_own(tmp_path):
     told = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=40", "learning_starts=10"]
     for leaders in ("naive-pgd,bchg", "bchg"):
         out = ["--out", str(tmp_path / leaders)]
-        main([*COMMAND, *told, "--iterations", "3", "--value", "followed_value", "--leaders", leaders, *out])
+        main([*COMMAND, *told, "--iterations", "3", "--value", "leader_value_actual", "--leaders", leaders, *out])
     second, alone = (compare.load_result(tmp_path / leaders / "bchg.npz") for leaders in ("naive-pgd,bchg", "bchg"))
     np.testing.assert_array_equal(second.value, alone.value)
     assert second.follower_steps[-1, 0] == 3 * 40
     table = (tmp_path / "bchg" / "results.csv").read_text().splitlines()
     assert table[0].endswith("env_steps,follower_solves,follower_steps,value")
-    assert table[1].endswith(",300,3,120,followed_value")
+    assert table[1].endswith(",300,3,120,leader_value_actual")
 
 
 def test_the_figure_says_what_it_shows():
@@ -152,7 +152,7 @@ def test_the_figure_says_what_it_shows():
         (["--grid", "learning_rate=0.1", "learning_rate=0.2"], "`grid` must give each key once"),
         (["--follower", "sb4"], "`follower` must be one of"),
         (["--follower-args", "share=0.1"], "`follower_args` need a --follower, got share"),
-        (["--value", "reward"], "`value` must be one of 'leader_value', 'followed_value', 'leader_return'"),
+        (["--value", "reward"], "`value` must be one of 'leader_value', 'leader_value_actual', 'leader_return'"),
         (
             ["--follower", "sb3", "--follower-args", "algorithm=PPO"],
             "bchg cannot take part: V_F is not available",

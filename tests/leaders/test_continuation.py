@@ -13,7 +13,7 @@ from bilevel_envs.followers import SoftValueIteration
 from leaders.critics import Empirical
 from leaders.critics.cross_fit import Judges
 from leaders.estimators.continuation import continuation
-from leaders.functional.guiding import KICKS
+from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.weights import Weights
 
 RUNS, STATES, ACTIONS, BRANCHES, DIM = 3, 6, 2, 3, 4
@@ -103,7 +103,7 @@ def test_behind_cuts_of_stacked_runs_lie_the_hypergradients_of_their_own_worlds(
     part = torch.zeros_like(batch.state)
     judges = Judges([critic], part, critic, PREFERENCES.gamma_leader, [critic])
     total = continuation(
-        judges, model, batch, best, counts, Weights(counts, trace, None, None), PREFERENCES, rule=KICKS["bc_hg"]
+        judges, model, batch, best, counts, Weights(counts, trace, None, None), PREFERENCES, rule=ESTIMATORS["bc_hg"]
     )
     (ours,) = torch.autograd.grad(total.sum(), theta, retain_graph=True)
     truth = 0.0
@@ -181,7 +181,7 @@ def dense_surrogate(model, best, visits, endings, leader, follower, rule, theta_
 def test_behind_cuts_lies_the_hypergradient_of_what_was_seen_by_the_other_part(theta_moves, rule):
     """Each part of the batch goes on in its own world, each run in its own, with probabilistic endings and gaps."""
     rng = np.random.default_rng(2)
-    world, rule = tables(2, moves=theta_moves, ends=0.0), KICKS[rule]
+    world, rule = tables(2, moves=theta_moves, ends=0.0), ESTIMATORS[rule]
     theta = torch.from_numpy(rng.normal(size=(RUNS, DIM))).requires_grad_()
     model = world(theta)
     best = SoftValueIteration(tol=1e-13).best_response(model.detach(), PREFERENCES)
@@ -219,5 +219,5 @@ def test_nothing_goes_on_where_every_episode_of_a_part_has_ended():
     batch = replace(batch, terminated=batch.step == 1)
     judges = Judges([critic], torch.zeros_like(batch.state), critic, PREFERENCES.gamma_leader, [critic])
     weights = Weights(counts, trace, None, None)
-    total = continuation(judges, model, batch, best, counts, weights, PREFERENCES, rule=KICKS["bc_hg"])
+    total = continuation(judges, model, batch, best, counts, weights, PREFERENCES, rule=ESTIMATORS["bc_hg"])
     assert total.tolist() == [0.0] * RUNS

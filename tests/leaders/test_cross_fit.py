@@ -185,8 +185,8 @@ def test_values_are_those_of_the_last_fit_though_they_were_read_before():
 # What moves whose weights -------------------------------------------------------------------------------------
 
 LEADERS_OF_HALVES = {
-    "bc_hg": lambda env, **how: BCHG(env, features="none", **how),
-    "bc_hg_shared": lambda env, **how: BCHG(env, shared=True, features="none", **how),
+    "bc_hg": lambda env, **how: BCHG(env, control_variate="none", **how),
+    "bc_hg_shared": lambda env, **how: BCHG(env, shared=True, control_variate="none", **how),
     "hpgd mc": lambda env, **how: HPGD(env, "mc", **how),
     "hpgd sa": lambda env, **how: HPGD(env, "sa", **how),
 }
@@ -206,7 +206,7 @@ def test_weights_of_a_half_do_not_move_with_its_own_outcomes(make, kind, critic)
         leader = LEADERS_OF_HALVES[kind](env, critic=critic, runs=2, rows=8, batch_size=96)
         judges = leader._judges(leader.critic, leader.seen, of, best, model, Noise([2, 3]))
         values = evaluate(judges, best, of, fold=judges.fold)
-        found = leader._weights(of, values, "bootstrap")
+        found = leader._weights(of, values, "continue")
         return found.r_follower, found.r_leader
 
     before = weights(batch)

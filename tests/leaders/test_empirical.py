@@ -16,7 +16,7 @@ from leaders import BCHG, exact
 from leaders.critics import Empirical, ExactCritic, ExpectedSarsa, MonteCarlo, NetworkCritic, Sarsa, StateTable
 from leaders.critics.cross_fit import Judges, cross_fitted, halves
 from leaders.estimators.continuation import continuation
-from leaders.functional.guiding import KICKS
+from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.weights import Weights
 
 NOISE = Noise([0])
@@ -155,7 +155,7 @@ def test_behind_a_cut_lies_the_hypergradient_of_the_world_begun_there(make, gamm
     counts, nothing = torch.full((1, 1, 1), 1 / 0.9, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
     judges = Judges([seen], torch.zeros(1, 1, 1, dtype=torch.long), seen, 0.9, [seen])
     weights = Weights(counts, nothing, None, None)
-    total = continuation(judges, model, cut, best, counts, weights, env.preferences, rule=KICKS["bc_hg"])
+    total = continuation(judges, model, cut, best, counts, weights, env.preferences, rule=ESTIMATORS["bc_hg"])
     (ours,) = torch.autograd.grad(total.sum(), theta, retain_graph=True)
     there = replace(model.detach(), initial=torch.eye(10, dtype=torch.float64)[4:5], structure=None)
     begun = replace(model, initial=there.initial, structure=None)
@@ -181,8 +181,8 @@ def test_a_trace_that_is_cut_goes_on_as_the_follower_s_own_return():
     nothing, trace = torch.zeros(1, 1, 1).double(), torch.full((1, 1, 1), 1 / 0.8, dtype=torch.float64)
     cut = rollout([[[0]]], next_state=[[[2]]])
     how = (judges, scaled, cut, best, nothing, Weights(nothing, trace, None, None), preferences)
-    (ours,) = torch.autograd.grad(continuation(*how, rule=KICKS["bc_hg"]).sum(), size)
-    assert continuation(*how, rule=KICKS["naive_pgd"]).abs().max() == 0
+    (ours,) = torch.autograd.grad(continuation(*how, rule=ESTIMATORS["bc_hg"]).sum(), size)
+    assert continuation(*how, rule=ESTIMATORS["naive_pgd"]).abs().max() == 0
     step = 1e-5
     above, below = (
         solver.best_response(model.with_rewards(model.r_leader, (1 + d) * model.r_follower), preferences).v.values[0, 2]

@@ -13,7 +13,7 @@ from bilevel_envs.parameterizations import Free, Softmax
 from leaders import BCHG, HPGD, BiAC, NaivePGD, SoBiRL, exact
 from leaders.critics import ExactCritic, FittedLinear, StageGame
 from leaders.experiments.video import follower_film
-from leaders.functional.guiding import kick_bc_hg
+from leaders.functional.guiding import guiding_bc_hg
 from leaders.functional.values import evaluate
 from leaders.paper.games import published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
@@ -50,10 +50,10 @@ def test_estimates_in_the_toy_game_are_unbiased(variant, p):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("knowledge", ["model", "terms"])
-def test_estimates_in_the_lqr_are_unbiased(knowledge):
+@pytest.mark.parametrize("gradient", ["analytic", "pathwise"])
+def test_estimates_in_the_lqr_are_unbiased(gradient):
     env, gain = lqr(), np.array([[[-9.5, -9.0]]])
-    leader = BCHG(env, critic="exact", policy=Free(gain), knowledge=knowledge)
+    leader = BCHG(env, critic="exact", policy=Free(gain), gradient=gradient)
     direct, guiding = exact.hypergradient_parts(env, gain[0])
     samples = leader.gradient_samples(400, episodes=2)[:, 0]
     error = samples.std(0, ddof=1) / 400**0.5
@@ -70,10 +70,12 @@ def test_the_sum_from_zero_has_the_same_mean_and_more_variance():
     leader = BCHG(env, critic="exact", policy=Softmax(np.log(policy_at(p, 200))), runs=200)
     batch = env.rollout(theta, best, Noise(range(200)), rows=10, horizon=600)
     leader.critic.fit(batch, best, env.model(theta), Noise([0]))
-    kick = kick_bc_hg(batch, evaluate(leader.critic, best, batch), leader.counts(batch, "keep"), env.preferences)
+    guiding = guiding_bc_hg(
+        batch, evaluate(leader.critic, best, batch), leader.discount_weights(batch, "keep"), env.preferences
+    )
     at_a = batch.state // 2 == 1
     score = torch.where(at_a, torch.where(batch.state % 2 == 0, 1 / p, -1 / (1 - p)), 0.0)
-    early = (kick * best.v(batch.state) * score).sum((1, 2)).numpy()  # one number per run
+    early = (guiding * best.v(batch.state) * score).sum((1, 2)).numpy()  # one number per run
     later = leader.gradient_samples(1, episodes=10)[0][:, 1, 0]
     assert abs(early.mean()) < 4 * early.std(ddof=1) / 200**0.5
     assert early.std() > later.std()
@@ -299,7 +301,7 @@ def test_a_fitted_loop_has_the_exact_values(gain):
 
 @pytest.mark.slow
 def test_the_ridge_is_climbed_without_the_matrices():
-    leader = BCHG(lqr(), critic="fitted_linear", knowledge="terms", runs=2, seed=0).learn(100)
+    leader = BCHG(lqr(), critic="fitted_linear", gradient="pathwise", runs=2, seed=0).learn(100)
     value = leader.history["leader_value"]
     assert (value[-1] > 10 * value[0]).all()
 

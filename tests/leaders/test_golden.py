@@ -11,11 +11,11 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.four_rooms import GOAL_STATE
 from bilevel_envs.parameterizations import Budget
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL
-from leaders.estimators.oracle import oracle_weights, published_oracle_kick
-from leaders.functional.guiding import KICKS
+from leaders.estimators.oracle import oracle_weights, published_oracle_guiding
+from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.surrogate import surrogate
 from leaders.functional.values import evaluate
-from leaders.functional.weights import occupancy
+from leaders.functional.weights import discount_weights
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -60,7 +60,7 @@ class Record:
 
     def own(self):
         """The leader's surrogate on the recorded batch."""
-        rule = KICKS[self.leader.sampling.kick]
+        rule = ESTIMATORS[self.leader.sampling.estimator]
         terms = self.model.terms(self.batch, self.best.policy if rule.centred else None)
         values = evaluate(self.leader.critic, self.best, self.batch)
         return surrogate(terms, self.leader._weights(self.batch, values, "reference"))
@@ -99,8 +99,8 @@ def test_hpgd_oracle(make):
     record.fit()
     oracle = recorded_batch(record.data, record.model.detach(), "oracle_")
     preferences = record.env.preferences
-    counts = occupancy(record.batch, preferences.gamma_leader, "reference")
-    kick = published_oracle_kick(oracle, record.batch, counts, preferences, 104, 4)
-    weights = oracle_weights(oracle, kick, record.best, preferences, arrival="value")
+    discounts = discount_weights(record.batch, preferences.gamma_leader, "reference")
+    guiding = published_oracle_guiding(oracle, record.batch, discounts, preferences, 104, 4)
+    weights = oracle_weights(oracle, guiding, record.best, preferences, score_weight="value")
     total = record.own() + surrogate(record.model.terms(oracle), weights)
     assert record.error(record.gradient(total)) <= 1e-5

@@ -28,17 +28,23 @@ def test_random_mdp(make, seed):
 
 
 def test_random_mdp_without_the_td_error(make):
-    check_unbiased(BCHG(make("RandomMDP", seed=0), critic="exact", arrival="value"))
+    check_unbiased(BCHG(make("RandomMDP", seed=0), critic="exact", score_weight="value"))
 
 
-@pytest.mark.parametrize("features", ["constant", "none", "one-hot"])
-def test_random_mdp_with_each_control_variate(make, features):
+@pytest.mark.parametrize("control_variate", ["constant", "none", "one-hot"])
+def test_random_mdp_with_each_control_variate(make, control_variate):
     import torch
 
     def one_hot(state):
         return torch.nn.functional.one_hot(state, 10)
 
-    check_unbiased(BCHG(make("RandomMDP"), critic="exact", features=one_hot if features == "one-hot" else features))
+    check_unbiased(
+        BCHG(
+            make("RandomMDP"),
+            critic="exact",
+            control_variate=one_hot if control_variate == "one-hot" else control_variate,
+        )
+    )
 
 
 def test_random_mdp_with_two_different_discounts(make):
@@ -82,7 +88,8 @@ def test_stepping_an_environment_gives_the_same_law(make):
 def test_the_soft_td_error_pays_in_the_transitions(make, seed):
     env = make("RandomMDP", seed=seed, reward_share=0.0, start_share=0.0)
     plain, reduced = (
-        BCHG(env, critic="exact", arrival=arrival).gradient_samples(SAMPLES).var(0) for arrival in ("value", "td_error")
+        BCHG(env, critic="exact", score_weight=score_weight).gradient_samples(SAMPLES).var(0)
+        for score_weight in ("value", "td_error")
     )
     assert np.median(plain / reduced) >= 10
 
@@ -91,7 +98,8 @@ def test_the_soft_td_error_pays_in_the_transitions(make, seed):
 def test_the_soft_td_error_pays_with_theta_everywhere(make, seed):
     env = make("RandomMDP", seed=seed)
     plain, reduced = (
-        BCHG(env, critic="exact", arrival=arrival).gradient_samples(SAMPLES).var(0) for arrival in ("value", "td_error")
+        BCHG(env, critic="exact", score_weight=score_weight).gradient_samples(SAMPLES).var(0)
+        for score_weight in ("value", "td_error")
     )
     assert np.median(plain / reduced) >= 5
 
@@ -99,8 +107,8 @@ def test_the_soft_td_error_pays_with_theta_everywhere(make, seed):
 def test_a_constant_feature_pays_too(make):
     env = make("RandomMDP", seed=1)
     without, with_constant = (
-        BCHG(env, critic="exact", features=features).gradient_samples(SAMPLES).var(0)
-        for features in ("none", "constant")
+        BCHG(env, critic="exact", control_variate=control_variate).gradient_samples(SAMPLES).var(0)
+        for control_variate in ("none", "constant")
     )
     assert np.median(without / with_constant) > 1.2
 
@@ -152,11 +160,11 @@ def test_an_oracle_takes_as_much_from_the_state_as_it_gives_to_the_pair(make):
     env = make("RandomMDP")
     best, model = env.best_response(np.zeros(5)), env.model(np.zeros(5)).detach()
     batch = env.rollout(np.zeros(5), best, Noise([0]), rows=2, horizon=3)
-    kick = torch.arange(1.0, 7.0, dtype=torch.float64).view(1, 2, 3)
-    oracle, kicks = oracle_batch(model, best.policy, Noise([1]), batch, kick, draws=2, horizon=4)
+    guiding = torch.arange(1.0, 7.0, dtype=torch.float64).view(1, 2, 3)
+    oracle, carried = oracle_batch(model, best.policy, Noise([1]), batch, guiding, draws=2, horizon=4)
     halves = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
-    assert kicks[0, :, 0].tolist() == [*halves, *halves, *(-c for c in halves), *(-c for c in halves)]
-    assert (kicks[..., 1:] == 0).all()
+    assert carried[0, :, 0].tolist() == [*halves, *halves, *(-c for c in halves), *(-c for c in halves)]
+    assert (carried[..., 1:] == 0).all()
     assert oracle.state[0, :, 0].tolist() == 4 * batch.state.flatten().tolist()
     assert oracle.action[0, :12, 0].tolist() == 2 * batch.action.flatten().tolist()
     assert oracle.action[0, 12:, 0].tolist() != 2 * batch.action.flatten().tolist()  # the follower's own draws
@@ -187,17 +195,17 @@ def test_hpgd_is_naive_when_no_state_repeats(make):
     import torch
     from test_weights import PREFS, rollout, values_like
 
-    from leaders.functional.guiding import kick_hpgd
-    from leaders.functional.weights import occupancy
+    from leaders.functional.guiding import guiding_hpgd
+    from leaders.functional.weights import discount_weights
 
     order = torch.randperm(36, generator=torch.Generator().manual_seed(0)).view(1, 6, 6)
     batch = rollout(order.tolist(), action=(order % 3).tolist())
-    assert (kick_hpgd(batch, values_like(batch), occupancy(batch, 0.9, None), PREFS) == 0).all()
+    assert (guiding_hpgd(batch, values_like(batch), discount_weights(batch, 0.9, None), PREFS) == 0).all()
     same = rollout((order // 6).tolist(), action=(order // 6 % 3).tolist())  # states repeat, each with one action
-    counts = occupancy(same, 0.9, None)
-    assert kick_hpgd(same, values_like(same), counts, PREFS).abs().max() < 1e-15
+    counts = discount_weights(same, 0.9, None)
+    assert guiding_hpgd(same, values_like(same), counts, PREFS).abs().max() < 1e-15
     mixed = rollout((order // 6).tolist(), action=(order % 3).tolist())
-    assert kick_hpgd(mixed, values_like(mixed), occupancy(mixed, 0.9, None), PREFS).abs().max() > 0.01
+    assert guiding_hpgd(mixed, values_like(mixed), discount_weights(mixed, 0.9, None), PREFS).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("modified", [False, True])

@@ -19,7 +19,7 @@ from leaders.critics import ExactCritic, NetworkCritic
 from leaders.critics.baseline import QuadraticBaseline
 from leaders.critics.cross_fit import fitted_to_all
 from leaders.functional.per_step import clipped, per_step_gradient
-from leaders.functional.weights import occupancy
+from leaders.functional.weights import discount_weights
 from tests.leaders.test_linear_leaders import Pendulums, make
 
 SHORT = replace(PUBLISHED_FIT, steps=5)
@@ -453,7 +453,7 @@ def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
     def new():
         how = Fit(steps=20)
         if kind == "bchg":
-            return BCHG, {"critic": NetworkCritic(0.9, how), "knowledge": "simulate"}
+            return BCHG, {"critic": NetworkCritic(0.9, how), "gradient": "score"}
         return HPGD, {"variant": kind, "critic": "td", "baseline": "td"}
 
     cls, arguments = new()
@@ -492,8 +492,8 @@ def test_bad_settings_are_refused_by_name():
         BCHG(env, critic=np.zeros(3))
     with pytest.raises(TypeError, match="`env` must be a BilevelWrapper"):
         HPGD(gym.make("BiLevel/BuildingThermalControl-v0"), "td")
-    with pytest.raises(ValueError, match='`arrival` weighs ∇log p, which only `knowledge="simulate"` uses'):
-        BCHG(env, arrival="value")
+    with pytest.raises(ValueError, match='`score_weight` weighs ∇log p, which only `gradient="score"` uses'):
+        BCHG(env, score_weight="value")
     with pytest.raises(ValueError, match="`of` must be one of 'action', 'state', 'both'"):
         NetworkCritic(0.9, of="states")
     with pytest.raises(ValueError, match="`variant` must be one of 'mc', 'td', got 'sa'"):
@@ -502,18 +502,18 @@ def test_bad_settings_are_refused_by_name():
         HPGD(env, baseline="mlp")
     with pytest.raises(TypeError, match='`baseline` must be "lstd", "td" or an object with fit'):
         HPGD(env, baseline=QuadraticBaseline)
-    with pytest.raises(ValueError, match='`knowledge` must be "simulate" with a critic that gives no ∇V_L, here .td.'):
-        BCHG(env, critic="td", knowledge="terms")
+    with pytest.raises(ValueError, match='`gradient` must be "score" with a critic that gives no ∇V_L, here .td.'):
+        BCHG(env, critic="td", gradient="pathwise")
     with pytest.raises(ValueError, match="`shared` must be False where states are vectors"):
         BCHG(env, shared=True)
     rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"))
     with pytest.raises(ValueError, match="`baseline` must be None where states are countable"):
         HPGD(rooms, baseline="lstd")
-    with pytest.raises(ValueError, match='`arrival` must be "td_error" or "value" for tables'):
-        BCHG(rooms, arrival="clipped")
+    with pytest.raises(ValueError, match='`score_weight` must be "td_error" or "value" for tables'):
+        BCHG(rooms, score_weight="clipped")
 
 
-def test_occupancy_of_whole_episodes_is_the_discount_over_their_number(building):
+def test_discount_weights_of_whole_episodes_is_the_discount_over_their_number(building):
     _, _, _, batch = building
-    counts = occupancy(batch, 0.9, "keep")
+    counts = discount_weights(batch, 0.9, "keep")
     np.testing.assert_allclose(counts[0, 0, :3], [0.1, 0.09, 0.081])

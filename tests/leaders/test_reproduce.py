@@ -138,7 +138,7 @@ def test_the_building_is_redrawn(tmp_path, capsys):
 def test_the_building_refuses_bad_arguments(tmp_path, capsys):
     for arguments, message in (
         (["--batch", "1500"], "`batch` must be a multiple of 1000"),
-        (["--leaders", "sobirl"], "`leaders` must be one of 'bchg', 'bchg-terms'"),
+        (["--leaders", "sobirl"], "`leaders` must be one of 'bchg', 'bchg-pathwise'"),
         (["--leaders", "bchg,bchg"], "`leaders` must name each leader once"),
         (["--search", "-1"], "`search` must be at least 0"),
         (["--iterations", "0"], "`iterations` must be at least 1"),
@@ -166,7 +166,7 @@ def test_games_refuse_bad_arguments(tmp_path, capsys):
         ("toy-markov-game", ["--variants", "R3"], "`variants` must be one of 'R1', 'R2', got 'R3'"),
         ("toy-markov-game", ["--leaders", "hpgd"], "`leaders` must be one of 'bchg', 'naive-pgd', 'bi-ac'"),
         ("toy-markov-game", ["--iterations", "0"], "`iterations` must be at least 1"),
-        ("bilevel-lqr", ["--leaders", "bi-ac"], "`leaders` must be one of 'bchg', 'bchg-terms', 'naive-pgd'"),
+        ("bilevel-lqr", ["--leaders", "bi-ac"], "`leaders` must be one of 'bchg', 'bchg-pathwise', 'naive-pgd'"),
         ("bilevel-lqr", ["--runs", "1"], "`runs` must be at least 2"),
     ):
         with pytest.raises(SystemExit):

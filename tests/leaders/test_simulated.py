@@ -123,11 +123,11 @@ def test_the_played_estimate_is_the_one_made_from_matrices():
     weights = np.concatenate([first.reshape(-1), hidden, second.reshape(-1), hidden, third.reshape(-1), [0.0]])
     gradients = []
     for theta, how, extra in (
-        (gain[None, None], {}, {"knowledge": "simulate"}),
+        (gain[None, None], {}, {"gradient": "score"}),
         (weights[None], {"policy": "mlp"}, {}),
     ):
         env = BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0", deviation=0.5, **how), Fixed())
-        leader = BCHG(env, critic=Known(), features="constant", batch_size=200, **extra)
+        leader = BCHG(env, critic=Known(), control_variate="constant", batch_size=200, **extra)
         if not gradients:
             best = env.best_response(theta)
             batch = env.rollout(theta, best, Noise([0]), rows=4, horizon=50)
@@ -167,7 +167,7 @@ def test_both_networks_together_know_what_an_action_is_worth():
         (lambda: HPGD(played()), "`env` must have a model for HPGD"),
         (lambda: SoBiRL(played()), "`env` must have countable states for SoBiRL"),
         (lambda: BCHG(played(), critic="exact"), "`critic` must be one of 'td', 'state_values'"),
-        (lambda: BCHG(played(), knowledge="terms"), '`knowledge` must be "simulate" where nobody knows the model'),
+        (lambda: BCHG(played(), gradient="pathwise"), '`gradient` must be "score" where nobody knows the model'),
         (lambda: BCHG(played(), tail="drop"), '`tail` must be "keep" where nobody knows the model'),
         (lambda: BCHG(played(), shared=True), "`shared` must be False where states are vectors"),
         (lambda: BCHG(played(), preset="paper"), "`preset` must be None for bchg in GuidedPendulum"),

@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_numbers(make):
         (BCHG, {"preset": "paper"}),
         (BCHG, {}),
         (BCHG, {"sampler": "steps", "critic": "monte_carlo"}),
-        (BCHG, {"critic": "exact", "features": "none", "tail": "drop"}),
+        (BCHG, {"critic": "exact", "control_variate": "none", "tail": "drop"}),
         (NaivePGD, {}),
         (HPGD, {"variant": "sa", "preset": "paper"}),
         (HPGD, {"variant": "oracle", "batch_size": 20}),
@@ -265,10 +265,10 @@ def test_a_bare_environment_is_refused(leader):
     [
         ({"preset": "papers"}, "`preset` must be one of None, 'paper', got 'papers'"),
         ({"critic": "exacct"}, "`critic` must be one of"),
-        ({"tail": "cut"}, "`tail` must be one of 'drop', 'keep', 'bootstrap', 'reference'"),
-        ({"arrival": "x"}, "`arrival` must be one of"),
+        ({"tail": "cut"}, "`tail` must be one of 'drop', 'keep', 'continue', 'reference'"),
+        ({"score_weight": "x"}, "`score_weight` must be one of"),
         ({"sampler": "x"}, "`sampler` must be one of 'fused', 'steps'"),
-        ({"features": "linear"}, "`features` must be one of"),
+        ({"control_variate": "linear"}, "`control_variate` must be one of"),
         ({"optimizer": "rmsprop"}, "`optimizer` must be one of 'sgd', 'adam'"),
         ({"learning_rate": -0.1}, "`learning_rate` must be above 0, got -0.1"),
         ({"learning_rate": [0.1, 0.2]}, r"`learning_rate` must be a number or one per run \(1\)"),
@@ -334,8 +334,8 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         BCHG(make("FourRooms")).learn(1, callback="stop")
     with pytest.raises(ValueError, match="`seed` must be at least 0"):
         BCHG(make("FourRooms")).gradient_samples(2, seed=-1)
-    with pytest.raises(ValueError, match=r"`features` must map states to shape \[1, 1, 100, 'F'\]"):
-        BCHG(make("FourRooms"), features=lambda state: state.double()).learn(1)
+    with pytest.raises(ValueError, match=r"`control_variate` must map states to shape \[1, 1, 100, 'F'\]"):
+        BCHG(make("FourRooms"), control_variate=lambda state: state.double()).learn(1)
     assert dict(BCHG(make("FourRooms")).history).keys() >= {"leader_value", "residual"}
     with pytest.raises(KeyError, match="a history has the columns env_steps"):
         _ = BCHG(make("FourRooms")).history["value"]

@@ -33,7 +33,7 @@ def world(theta_moves, gamma=0.8):
 
 
 THETA = np.array([0.4, -0.3, 0.2])
-KNOWLEDGE = [("empirical", True), ("empirical", False), ("exact", False)]  # critic, whether θ moves the transitions
+GRADIENTS = [("empirical", True), ("empirical", False), ("exact", False)]  # critic, whether θ moves the transitions
 
 
 def estimates(leader_class, env, rows=ROWS, **settings):
@@ -49,7 +49,7 @@ def estimates(leader_class, env, rows=ROWS, **settings):
         max_grad_norm=float("inf"),
         **settings,
     ).learn(WARM_UP)
-    assert leader.sampling.tail == "bootstrap"
+    assert leader.sampling.tail == "continue"
     assert leader.sampling.cross_fit
     found = []
     leader.learn(ITERATIONS, callback=lambda *_: found.append(-leader.policy.raw.grad.numpy().copy()))
@@ -64,13 +64,13 @@ def check(found, truth, wrong):
 
 
 # HPGD's own critic, mean returns, sums a return as far as its row goes: right only where rows are long.
-@pytest.mark.parametrize(("critic", "theta_moves"), KNOWLEDGE)
+@pytest.mark.parametrize(("critic", "theta_moves"), GRADIENTS)
 @pytest.mark.parametrize(
     ("leader", "how"),
     [
         (BCHG, {}),
-        (BCHG, {"features": "none"}),
-        (BCHG, {"shared": True, "features": "none"}),
+        (BCHG, {"control_variate": "none"}),
+        (BCHG, {"shared": True, "control_variate": "none"}),
         (HPGD, {"variant": "mc"}),
     ],
 )
@@ -89,14 +89,14 @@ def test_estimates_with_a_table_that_learns_average_to_the_hypergradient(leader,
     check(estimates(leader, env, **how), direct + guiding, [direct, direct - guiding])
 
 
-@pytest.mark.parametrize(("critic", "theta_moves"), KNOWLEDGE)
+@pytest.mark.parametrize(("critic", "theta_moves"), GRADIENTS)
 def test_estimates_of_an_oracle_average_to_the_hypergradient(critic, theta_moves):
     env = world(theta_moves, gamma=0.6)
     direct, guiding = exact.hypergradient_parts(env, THETA)
     check(estimates(HPGD, env, rows=20, variant="oracle", critic=critic), direct + guiding, [direct, direct - guiding])
 
 
-@pytest.mark.parametrize(("critic", "theta_moves"), KNOWLEDGE)
+@pytest.mark.parametrize(("critic", "theta_moves"), GRADIENTS)
 def test_estimates_of_naive_pgd_average_to_the_direct_term(critic, theta_moves):
     env = world(theta_moves)
     direct, guiding = exact.hypergradient_parts(env, THETA)

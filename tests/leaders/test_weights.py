@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilevel_envs import Preferences, Rollout
-from leaders.functional.guiding import kick_bc_hg, kick_bc_hg_shared, kick_naive_pgd
+from leaders.functional.guiding import guiding_bc_hg, guiding_bc_hg_shared, guiding_naive_pgd
 from leaders.functional.values import Values
 from leaders.functional.visits import visit_mean
-from leaders.functional.weights import eligibility_trace, occupancy, residualised, weights_from_kick
+from leaders.functional.weights import discount_weights, eligibility_trace, residualised, weights_from_guiding
 
 PREFS = Preferences(0.9, 0.8, 0.5)
 
@@ -43,15 +43,15 @@ def values_like(batch, seed=0):
 
 
 def test_trace_by_hand():
-    kick = torch.tensor([1.0, -2.0, 0.0, 4.0], dtype=torch.float64)
+    guiding = torch.tensor([1.0, -2.0, 0.0, 4.0], dtype=torch.float64)
     never = torch.tensor([True, False, False, False])
     # decay 1/2:  1,  1/2 - 2,  -3/4 + 0,  -3/8 + 4
     expected = torch.tensor([1.0, -1.5, -0.75, 3.625], dtype=torch.float64)
-    torch.testing.assert_close(eligibility_trace(kick, 0.5, never), expected, rtol=0, atol=0)
+    torch.testing.assert_close(eligibility_trace(guiding, 0.5, never), expected, rtol=0, atol=0)
     again = torch.tensor([True, False, True, False])
     # a new episode at step 2 forgets: 1, -1.5, 0, 4
     torch.testing.assert_close(
-        eligibility_trace(kick, 0.5, again),
+        eligibility_trace(guiding, 0.5, again),
         torch.tensor([1.0, -1.5, 0.0, 4.0], dtype=torch.float64),
         rtol=0,
         atol=0,
@@ -69,14 +69,14 @@ def test_trace_is_the_double_sum_of_the_theorem(seed):
     rng = np.random.default_rng(seed)
     ends = rng.random((2, 3, 12)) < 0.2
     batch = rollout(rng.integers(5, size=(2, 3, 12)).tolist(), terminated=ends.tolist())
-    kick, reward = torch.from_numpy(rng.normal(size=(2, 2, 3, 12)))
-    single = (eligibility_trace(kick, 0.8, batch.starts) * reward).sum()
+    guiding, reward = torch.from_numpy(rng.normal(size=(2, 2, 3, 12)))
+    single = (eligibility_trace(guiding, 0.8, batch.starts) * reward).sum()
     double = 0.0  # Σ_t c_t Σ_{k ≥ t, same episode} γ^{k−t} r_k
     for r in range(2):
         for n in range(3):
             for t in range(12):
                 for k in range(t, 12):
-                    double += float(kick[r, n, t]) * 0.8 ** (k - t) * float(reward[r, n, k])
+                    double += float(guiding[r, n, t]) * 0.8 ** (k - t) * float(reward[r, n, k])
                     if ends[r, n, k]:
                         break
     assert float(single) == pytest.approx(double, abs=1e-12)
@@ -89,18 +89,18 @@ def test_the_kick_by_hand():
         torch.tensor([[[1.0, 2.0, 2.5]]], dtype=torch.float64),
     )
     values = Values(q, v, v, v, v)
-    counts = occupancy(batch, 0.9, None)
+    discounts = discount_weights(batch, 0.9, None)
     # two episodes, steps 0 and 1, then 0: γ^k / 2 = .5, .45, .5; benefits 2, −1, −.5; β = 1/2
     expected = torch.tensor([[[0.5 * 2, 0.45 * -1, 0.5 * -0.5]]], dtype=torch.float64) / 0.5
-    torch.testing.assert_close(kick_bc_hg(batch, values, counts, PREFS), expected, rtol=0, atol=1e-15)
-    assert (kick_naive_pgd(batch, values, counts, PREFS) == 0).all()
+    torch.testing.assert_close(guiding_bc_hg(batch, values, discounts, PREFS), expected, rtol=0, atol=1e-15)
+    assert (guiding_naive_pgd(batch, values, discounts, PREFS) == 0).all()
 
 
 def test_sharing_averages_over_visits_of_a_pair_within_a_run():
     batch = rollout([[[0, 1, 0, 0]], [[0, 1, 0, 0]]], action=[[[1, 0, 1, 0]], [[1, 0, 1, 0]]])
     values = values_like(batch)
-    counts = occupancy(batch, 0.9, None)
-    plain, shared = (kick(batch, values, counts, PREFS) for kick in (kick_bc_hg, kick_bc_hg_shared))
+    discounts = discount_weights(batch, 0.9, None)
+    plain, shared = (guiding(batch, values, discounts, PREFS) for guiding in (guiding_bc_hg, guiding_bc_hg_shared))
     for run in range(2):
         p, s = plain[run, 0], shared[run, 0]
         mean = (p[0] + p[2]) / 2
@@ -125,10 +125,10 @@ TWO_EPISODES = {"state": [[[0, 1, 2, 0, 1]]], "terminated": [[[0, 0, 1, 0, 0]]]}
         ("reference", [1.0, 0.9, 0.81, 1.0, 0.9]),  # both counted, the finished one divided by
     ],
 )
-def test_occupancy_of_a_batch_that_cuts_an_episode(tail, expected):
+def test_discount_weights_of_a_batch_that_cuts_an_episode(tail, expected):
     batch = rollout(**TWO_EPISODES)
     torch.testing.assert_close(
-        occupancy(batch, 0.9, tail)[0, 0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
+        discount_weights(batch, 0.9, tail)[0, 0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
     )
 
 
@@ -136,10 +136,10 @@ def test_residualised_kick_is_the_leave_one_episode_out_projection():
     rng = np.random.default_rng(0)
     ends = [[[0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0]]]
     batch = rollout(rng.integers(4, size=(1, 2, 6)).tolist(), terminated=ends)
-    kick = torch.from_numpy(rng.normal(size=(1, 2, 6)))
+    guiding = torch.from_numpy(rng.normal(size=(1, 2, 6)))
     phi = torch.from_numpy(rng.normal(size=(1, 2, 6, 2)))
     episode = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3])
-    flat_phi, c = phi.reshape(12, 2).numpy(), kick.reshape(12).numpy()
+    flat_phi, c = phi.reshape(12, 2).numpy(), guiding.reshape(12).numpy()
     follower = rng.normal(size=12)  # what ∇Q_F might be
     # plainly: subtract from each step the prediction of a regression on the other episodes
     corrected = follower.copy()
@@ -147,14 +147,14 @@ def test_residualised_kick_is_the_leave_one_episode_out_projection():
         others, own = episode != e, episode == e
         fit, *_ = np.linalg.lstsq(flat_phi[others], follower[others], rcond=None)
         corrected[own] -= flat_phi[own] @ fit
-    actual = residualised(kick, phi, batch).reshape(12).numpy()
+    actual = residualised(guiding, phi, batch).reshape(12).numpy()
     assert actual @ follower == pytest.approx(c @ corrected, abs=1e-12)
 
 
 def test_a_single_episode_has_no_control_variate():
     batch = rollout([[[0, 1, 2]]])
-    kick = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64)
-    torch.testing.assert_close(residualised(kick, torch.ones(1, 1, 3, 1).double(), batch), kick)
+    guiding = torch.tensor([[[1.0, 2.0, 3.0]]], dtype=torch.float64)
+    torch.testing.assert_close(residualised(guiding, torch.ones(1, 1, 3, 1).double(), batch), guiding)
 
 
 def test_arrival_weights_by_hand():
@@ -163,10 +163,10 @@ def test_arrival_weights_by_hand():
     values = Values(
         q_leader=5 * one, v_leader=2 * one, v_leader_next=3 * one, q_follower=7 * one, v_follower_next=4 * one
     )
-    counts = occupancy(batch, PREFS.gamma_leader, None)
-    kick = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
-    plain = weights_from_kick(kick, batch, values, counts, PREFS, tail="keep", arrival="value")
-    reduced = weights_from_kick(kick, batch, values, counts, PREFS, tail="keep", arrival="td_error")
+    discounts = discount_weights(batch, PREFS.gamma_leader, None)
+    guiding = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+    plain = weights_from_guiding(guiding, batch, values, discounts, PREFS, tail="keep", score_weight="value")
+    reduced = weights_from_guiding(guiding, batch, values, discounts, PREFS, tail="keep", score_weight="td_error")
     trace = torch.tensor([[[1.0, 0.8]]], dtype=torch.float64)
     discount = torch.tensor([[[1.0, 0.9]]], dtype=torch.float64)
     torch.testing.assert_close(plain.log_arrival, discount * 0.9 * 3 + trace * 0.8 * 4)

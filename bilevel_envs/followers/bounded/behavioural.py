@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_number, keep_counts
-from bilevel_envs.core.follower import BestResponse, Unsuited, check_planner
+from bilevel_envs.core.follower import BestResponse, UnsupportedModelError, check_planner
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
@@ -188,7 +188,7 @@ def _logarithm(probs: Tensor) -> Tensor:
 
 def _table_of(best: BestResponse, follower: Any) -> BoltzmannPolicy:
     if not isinstance(best.policy, BoltzmannPolicy):
-        raise Unsuited(
+        raise UnsupportedModelError(
             f"`follower` must answer with a table for {type(follower).__name__}, got {type(best.policy).__name__}"
         )
     return best.policy

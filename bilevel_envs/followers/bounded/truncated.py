@@ -33,7 +33,7 @@ class Truncated:
     `SoftQLearning`, a step of value iteration of `Riccati`. "Scratch" is V = 0, but for `SoftValueIteration` a table of
     N(0, 1) as in the published study, which is huge beside a small β: with `start="reset"` and few rounds that follower
     is close to a random deterministic policy. The leader's value against this follower and against the optimal one at
-    the same θ are both recorded (`followed_value` and `leader_value` of the history).
+    the same θ are both recorded (`leader_value_actual` and `leader_value` of the history).
 
     Gives what the planner inside gives, as far as it came. Costs `rounds`. Residual: the planner's.
 
@@ -89,14 +89,14 @@ class Truncated:
         model = check_model(model, TabularModel, "Truncated(SoftValueIteration())")
         model = model.detach()
         beta = preferences.beta if self.beta is None else self.beta
-        memory = start.memory if start is not None else None
+        memory = start.solver_state if start is not None else None
         usable = memory is not None and memory["table"].shape == (model.runs, model.states, model.actions)
         calls = int(memory["calls"]) if memory is not None and "calls" in memory else 0
         carried = memory["table"] if memory is not None and usable and self.start == "carry" else None
         table = self._noise(model, calls) if carried is None else carried
         best = scheduled_response(model, preferences.gamma_follower, beta, self.rounds, self.sweeps, table)
-        assert best.memory is not None
-        best.memory["calls"] = torch.tensor(calls + 1)
+        assert best.solver_state is not None
+        best.solver_state["calls"] = torch.tensor(calls + 1)
         return best
 
     def _looking_ahead(self, model: Model, preferences: Preferences, start: BestResponse | None) -> BestResponse:
@@ -104,12 +104,12 @@ class Truncated:
         fixed, n = model.detach(), model.state_size
         p = torch.zeros(fixed.runs, n, n, dtype=torch.float64)
         v = torch.zeros(fixed.runs, dtype=torch.float64)
-        memory = start.memory if start is not None and self.start == "carry" else None
+        memory = start.solver_state if start is not None and self.start == "carry" else None
         if memory is not None and memory["matrix"].shape == p.shape:
             p, v = memory["matrix"], memory["constant"]
         beta = preferences.beta if self.beta is None else self.beta
         best, p, v = planned_ahead(fixed, preferences.gamma_follower, beta, self.rounds, p, v)
-        return replace(best, memory={"matrix": p, "constant": v})
+        return replace(best, solver_state={"matrix": p, "constant": v})
 
     def _noise(self, model: TabularModel, calls: int) -> Tensor:
         shape = (model.states, model.actions)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count, check_number
-from bilevel_envs.core.follower import BestResponse, Unsuited, response_of
+from bilevel_envs.core.follower import BestResponse, UnsupportedModelError, response_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers.planners.riccati import Riccati
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
@@ -124,7 +124,9 @@ class ObservedFollower:
         inside = self.follower
         if inside is None:
             if not isinstance(model, TabularModel | LinearQuadraticModel):
-                raise Unsuited("`follower` must be given where nobody can plan: one that learns is watched; got None")
+                raise UnsupportedModelError(
+                    "`follower` must be given where nobody can plan: one that learns is watched; got None"
+                )
             inside = SoftValueIteration() if isinstance(model, TabularModel) else Riccati()
         hidden = response_of(inside, env, theta, model, self._hidden, learn)
         self._hidden = hidden
@@ -135,7 +137,7 @@ class ObservedFollower:
         self.responses += 1
         policy, q, v = self._estimated(env, model, seen, noise)
         steps = hidden.steps + rows * horizon
-        return BestResponse(policy, q, v, hidden.residual, False, acts=hidden.acting, steps=steps)
+        return BestResponse(policy, q, v, hidden.residual, False, actual_policy=hidden.behavior_policy, steps=steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, networks, and what the follower inside has learnt."""

@@ -72,8 +72,8 @@ class SoftQLearning:
         beta = preferences.beta if self.beta is None else self.beta
         shape = (world.runs, world.states, world.actions)
         table, before = np.zeros(shape), 0
-        if start is not None and start.memory is not None and tuple(start.memory["table"].shape) == shape:
-            table, before = start.memory["table"].numpy().copy(), int(start.memory["responses"])
+        if start is not None and start.solver_state is not None and tuple(start.solver_state["table"].shape) == shape:
+            table, before = start.solver_state["table"].numpy().copy(), int(start.solver_state["responses"])
         noise = Noise([[self.seed, run, before] for run in range(world.runs)])
         largest = np.zeros(world.runs)
         for done in range(self.rounds):
@@ -92,6 +92,6 @@ class SoftQLearning:
             v=Table(beta * torch.logsumexp(q / beta, -1)),
             residual=torch.from_numpy(largest),
             optimal=False,
-            memory={"table": q, "responses": torch.tensor(before + 1)},
+            solver_state={"table": q, "responses": torch.tensor(before + 1)},
             steps=self.rounds * self.rows * self.horizon,
         )

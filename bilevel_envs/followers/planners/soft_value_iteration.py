@@ -135,4 +135,4 @@ def scheduled_response(
     soft_v = beta * torch.logsumexp(q / beta, -1)
     residual = (model.r_follower + gamma * model.expected_next(soft_v) - q).abs().amax((-2, -1))
     policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))
-    return BestResponse(policy, Table(q), Table(soft_v), residual, optimal=False, memory={"table": table})
+    return BestResponse(policy, Table(q), Table(soft_v), residual, optimal=False, solver_state={"table": table})

@@ -108,7 +108,7 @@ class SimulatedEnv(ConfigurableEnv):
 
     vector_class = SimulatedVectorEnv
     model_kind = SimulatedModel
-    usual_follower = None  # one has to learn
+    default_follower = None  # one has to learn
 
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
         check_problem(problem, *PARTS)

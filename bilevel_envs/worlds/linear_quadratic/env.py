@@ -102,7 +102,7 @@ class LinearEnv(ConfigurableEnv):
 
     vector_class = LinearVectorEnv
     model_kind = LinearQuadraticModel
-    usual_follower = "riccati"
+    default_follower = "riccati"
 
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
         check_problem(problem, *SPACES)

@@ -63,8 +63,8 @@ class Form:
 
 FORMS = {
     "bchg": Form(BCHG, {}, "BC-HG", "bchg"),
-    "bchg-terms": Form(BCHG, {"knowledge": "terms"}, 'BC-HG, knowledge="terms"', "bchg"),
-    "bchg-simulate": Form(BCHG, {"knowledge": "simulate"}, 'BC-HG, knowledge="simulate"', "bchg"),
+    "bchg-pathwise": Form(BCHG, {"gradient": "pathwise"}, 'BC-HG, gradient="pathwise"', "bchg"),
+    "bchg-score": Form(BCHG, {"gradient": "score"}, 'BC-HG, gradient="score"', "bchg"),
     "naive-pgd": Form(NaivePGD, {}, "Naive-PGD", "naive-pgd"),
     "exact": Form(ExactGradient, {}, "exact hypergradient", None),
     "bchg-paper": Form(BCHG, QUADRATIC, "BC-HG, published form", "bchg"),

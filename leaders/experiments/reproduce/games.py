@@ -68,10 +68,10 @@ TOY_FORMS = {
     "bi-ac-paper": Form(BiAC, "Bi-AC, published form", PAPER, "bi-ac", True),
 }
 PUBLISHED = 500  # outer iterations of the paper's runs of the LQR
-FITTED = {"critic": "fitted_linear", "knowledge": "terms", "batch_size": 500}
+FITTED = {"critic": "fitted_linear", "gradient": "pathwise", "batch_size": 500}
 LQR_FORMS = {
     "bchg": Form(BCHG, "BC-HG"),
-    "bchg-terms": Form(BCHG, "BC-HG, fitted loop", FITTED),
+    "bchg-pathwise": Form(BCHG, "BC-HG, fitted loop", FITTED),
     "naive-pgd": Form(NaivePGD, "Naive-PGD"),
     "bchg-paper": Form(BCHG, "BC-HG, published form", PAPER, "bchg", most=PUBLISHED),
     "naive-pgd-paper": Form(NaivePGD, "Naive-PGD, published form", PAPER, "naive-pgd", most=PUBLISHED),

@@ -112,8 +112,8 @@ def test_the_trace_is_the_covariance_of_two_fits_done_by_hand():
                 for m, another in enumerate(nodes):
                     elsewhere = np.concatenate([s, mean + root @ np.array([other, another])], 1)
                     average += node_weights[k] * node_weights[m] * q(torch.from_numpy(elsewhere)[None])[0].numpy()
-            kick = weight[0].flatten().numpy() * (value - average)
-            total += node_weights[i] * node_weights[j] * kick @ (monomials(at_move) @ x)
+            guiding = weight[0].flatten().numpy() * (value - average)
+            total += node_weights[i] * node_weights[j] * guiding @ (monomials(at_move) @ x)
     np.testing.assert_allclose(found, total, rtol=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_values_of_states_tell_their_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["exact", "lstd", "state_values"])
 def test_the_estimate_averages_to_the_exact_hypergradient(critic):
-    leader = at_half(BCHG(building(), critic=critic, knowledge="terms", reaction="fitted", batch_size=10_000))
+    leader = at_half(BCHG(building(), critic=critic, gradient="pathwise", guiding="fitted", batch_size=10_000))
     samples = leader.gradient_samples(400, episodes=100)
     direct, guiding = exact.hypergradient_parts(building(), np.full(8, 0.5))
     error = samples.std(0, ddof=1) / 400**0.5
@@ -223,8 +223,8 @@ def test_the_estimate_averages_to_the_exact_hypergradient(critic):
 
 def test_it_has_less_noise_than_trajectories():
     deviations = []
-    for reaction in ("sampled", "fitted"):
-        leader = at_half(BCHG(building(), critic="exact", knowledge="terms", reaction=reaction, batch_size=10_000))
+    for guiding in ("sampled", "fitted"):
+        leader = at_half(BCHG(building(), critic="exact", gradient="pathwise", guiding=guiding, batch_size=10_000))
         deviations.append(np.linalg.norm(leader.gradient_samples(40, episodes=50).std(0)))
     assert deviations[0] > 2 * deviations[1]
 
@@ -289,7 +289,7 @@ def test_a_world_that_runs_away_does_not_turn_values_around():
 def test_networks_are_led_with_it(tmp_path):
     agent = SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)
     leader = BCHG(building(agent), batch_size=1_000, seed=0)
-    assert (leader.sampling.critic, leader.sampling.reaction) == ("state_values", "fitted")
+    assert (leader.sampling.critic, leader.sampling.guiding) == ("state_values", "fitted")
     leader.learn(2).save(tmp_path / "leader")
     resumed = BCHG.load(
         tmp_path / "leader",
@@ -301,31 +301,31 @@ def test_networks_are_led_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("world", "settings", "message"),
     [
-        ("FourRooms", {}, '`reaction` must be "sampled" for tables'),
-        ("BuildingThermalControl", {"knowledge": "model"}, 'with `knowledge="model"`'),
-        ("BuildingThermalControl", {"knowledge": "simulate", "arrival": "value"}, '`arrival` must be "td_error"'),
+        ("FourRooms", {}, '`guiding` must be "sampled" for tables'),
+        ("BuildingThermalControl", {"gradient": "analytic"}, 'with `gradient="analytic"`'),
+        ("BuildingThermalControl", {"gradient": "score", "score_weight": "value"}, '`score_weight` must be "td_error"'),
         ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., here 'td'"),
-        ("BilevelLQR", {"knowledge": "terms"}, "where the leader's reward is a bump"),
+        ("BilevelLQR", {"gradient": "pathwise"}, "where the leader's reward is a bump"),
         ("BilevelLQR", {"critic": QuadraticState(0.99)}, "`critic` must be no quadratic where the leader's reward"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(world, settings, message):
     with pytest.raises(ValueError, match=message):
-        BCHG(BilevelWrapper(gym.make(f"BiLevel/{world}-v0")), reaction="fitted", **settings)
+        BCHG(BilevelWrapper(gym.make(f"BiLevel/{world}-v0")), guiding="fitted", **settings)
 
 
 @pytest.mark.parametrize("batch_size", [20, 40])
 @pytest.mark.parametrize(
-    ("critic", "knowledge", "fitted", "needed"),
+    ("critic", "gradient", "fitted", "needed"),
     [
         # Of z = (1, s, b) with four temperatures and two heaters: 28 products, 21 + 1 of them of even degree.
-        ("lstd", "model", 'critic="lstd"', 22),
-        ("state_values", "terms", 'critic="state_values"', 28),
-        ("exact", "terms", 'reaction="fitted"', 28),
+        ("lstd", "analytic", 'critic="lstd"', 22),
+        ("state_values", "pathwise", 'critic="state_values"', 28),
+        ("exact", "pathwise", 'guiding="fitted"', 28),
     ],
 )
-def test_a_batch_too_small_for_a_fit_is_named_as_it_was_dealt(batch_size, critic, knowledge, fitted, needed):
-    how = {"critic": critic, "knowledge": knowledge, "batch_size": batch_size, "rows": 1}
+def test_a_batch_too_small_for_a_fit_is_named_as_it_was_dealt(batch_size, critic, gradient, fitted, needed):
+    how = {"critic": critic, "gradient": gradient, "batch_size": batch_size, "rows": 1}
     halved, whole = (BCHG(building(), cross_fit=cross_fit, **how) for cross_fit in (True, False))
     learns = critic != "exact"  # only what is learnt is fitted to halves
     half = " in each half of a batch" if learns else ""
@@ -343,9 +343,9 @@ def test_a_batch_too_small_for_a_fit_is_named_as_it_was_dealt(batch_size, critic
 
 def test_a_half_too_small_for_the_reaction_is_named():
     # 25 transitions of each half are enough for the 22 numbers of the critic and too few for the 28 of the reaction.
-    leader = BCHG(building(), critic="lstd", knowledge="terms", batch_size=50, rows=1)
+    leader = BCHG(building(), critic="lstd", gradient="pathwise", batch_size=50, rows=1)
     with pytest.raises(
-        ValueError, match='^reaction="fitted" fits 28 .* in each half of a batch, got 25: .*`cross_fit=F'
+        ValueError, match='^guiding="fitted" fits 28 .* in each half of a batch, got 25: .*`cross_fit=F'
     ):
         leader.learn(1)
 
@@ -381,25 +381,25 @@ def test_a_policy_must_tell_its_moments():
 
 
 @pytest.mark.parametrize(
-    ("settings", "reaction"),
+    ("settings", "guiding"),
     [
         ({}, "sampled"),
-        ({"knowledge": "terms"}, "fitted"),
-        ({"knowledge": "terms", "critic": "exact"}, "fitted"),
-        ({"knowledge": "simulate"}, "fitted"),
-        ({"knowledge": "simulate", "arrival": "value"}, "sampled"),
+        ({"gradient": "pathwise"}, "fitted"),
+        ({"gradient": "pathwise", "critic": "exact"}, "fitted"),
+        ({"gradient": "score"}, "fitted"),
+        ({"gradient": "score", "score_weight": "value"}, "sampled"),
         ({"critic": "td"}, "sampled"),
-        ({"critic": QuadraticState(0.9), "knowledge": "terms"}, "fitted"),
+        ({"critic": QuadraticState(0.9), "gradient": "pathwise"}, "fitted"),
         ({"critic": NetworkCritic(0.9)}, "sampled"),
         ({"preset": "paper"}, "sampled"),
     ],
 )
-def test_what_is_fitted_unless_told_otherwise(settings, reaction):
-    assert BCHG(building(), **settings).sampling.reaction == reaction
+def test_what_is_fitted_unless_told_otherwise(settings, guiding):
+    assert BCHG(building(), **settings).sampling.guiding == guiding
 
 
 def test_other_leaders_have_no_such_choice():
-    with pytest.raises(TypeError, match="reaction"):
-        HPGD(building(), reaction="fitted")
-    with pytest.raises(ValueError, match="`reaction` must be one of 'sampled', 'fitted', got 'fit'"):
-        BCHG(building(), reaction="fit")
+    with pytest.raises(TypeError, match="guiding"):
+        HPGD(building(), guiding="fitted")
+    with pytest.raises(ValueError, match="`guiding` must be one of 'sampled', 'fitted', got 'fit'"):
+        BCHG(building(), guiding="fit")
