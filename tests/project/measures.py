@@ -1,0 +1,208 @@
+"""Measures of the packages' structure, with the limits that hold for them: `python -m tests.project.measures`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path for package in ("bilevel_envs", "leaders") for path in (ROOT / package).rglob("*.py"))
+
+# Classes that tell one kind of world, policy, value function, follower or critic from another.
+KINDS = re.compile(r"(Model|Policy|Follower|Critic|Wrapper|Env|Gaussian|Table|Quadratic|Polynomial|Missing)$|^PLANNERS$")
+NOT_OURS = ("gym.", "BaseCallback")
+WINDOW = 6  # lines of a duplicated stretch
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number with its limit.
+
+    Attributes:
+      name: what is counted.
+      value: the number.
+      limit: the largest that is accepted.
+      where: the places that make it up, "file:line".
+    """
+
+    name: str
+    value: float
+    limit: float
+    where: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the limit is kept."""
+        return self.value <= self.limit
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    """Every file of both packages with its syntax tree."""
+    for path in FILES:
+        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+
+
+def kind_tests() -> Measure:
+    """isinstance of models, policies, values, followers and critics; hasattr; getattr with a default; rank as type."""
+    found = []
+    for name, tree in trees():
+        found += [f"{name}:{node.lineno}" for node in ast.walk(tree) if _tests_kind(node)]
+    return Measure("tests on kind", len(found), 25, tuple(found))
+
+
+def _tests_kind(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "isinstance":
+            asked = ast.unparse(node.args[1])
+            names = re.findall(r"[\w.]+", asked)
+            return any(KINDS.search(one) and not one.startswith(NOT_OURS) for one in names)
+        return node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)
+    if isinstance(node, (ast.If, ast.IfExp)):
+        return any(
+            isinstance(part, ast.Compare)
+            and isinstance(part.left, ast.Attribute)
+            and part.left.attr == "ndim"
+            and isinstance(part.comparators[0], ast.Constant)
+            for part in ast.walk(node.test)
+        )
+    return False
+
+
+def any_annotations() -> Measure:
+    """Uses of `Any`, for every thousand lines."""
+    lines = sum(len(path.read_text().splitlines()) for path in FILES)
+    uses = Counter[str]()
+    for name, tree in trees():
+        uses[name] += sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(tree))
+    where = tuple(f"{name} ({count})" for name, count in uses.most_common(10) if count)
+    return Measure("uses of Any per 1,000 lines", round(1_000 * sum(uses.values()) / lines, 1), 6, where)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every function with its place."""
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield f"{name}:{node.lineno} {node.name}", node
+
+
+def complexity(function: ast.AST) -> int:
+    """McCabe's cyclomatic complexity: one more than the number of decisions."""
+    decisions = 0
+    for node in ast.walk(function):
+        if isinstance(node, (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.Assert)):
+            decisions += 1
+        elif isinstance(node, ast.BoolOp):
+            decisions += len(node.values) - 1
+        elif isinstance(node, ast.comprehension):
+            decisions += 1 + len(node.ifs)
+    return 1 + decisions
+
+
+def complex_functions(most: int = 15) -> Measure:
+    """Functions with more decisions than that; kernels, which Numba compiles as one, are left out."""
+    found = [
+        f"{place} ({complexity(node)})"
+        for place, node in functions()
+        if complexity(node) > most and not any("njit" in ast.unparse(one) for one in node.decorator_list)
+    ]
+    return Measure(f"functions of complexity above {most}", len(found), 0, tuple(found))
+
+
+def long_signatures(most: int = 8) -> Measure:
+    """Functions with more parameters than that."""
+    found = []
+    for place, node in functions():
+        arguments = node.args
+        names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+        count = len([name for name in names if name not in ("self", "cls")])
+        compiled = any("njit" in ast.unparse(one) for one in node.decorator_list)
+        if count > most and not compiled:
+            found.append(f"{place} ({count})")
+    return Measure(f"functions with more than {most} parameters", len(found), 0, tuple(found))
+
+
+def private_accesses() -> Measure:
+    """Private attributes of objects other than `self` and `cls`."""
+    found = []
+    for name, tree in trees():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr):
+                continue
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")) and not _of_super(node):
+                found.append(f"{name}:{node.lineno} {ast.unparse(node)[:60]}")
+    return Measure("private attributes of others", len(found), 0, tuple(found))
+
+
+def _of_super(node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "super"
+
+
+def type_ignores() -> Measure:
+    """Comments that silence the type checker."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in FILES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "# type: ignore" in line
+    ]
+    return Measure("type-ignores", len(found), 14, tuple(found))
+
+
+def duplicates() -> Measure:
+    """Pairs of places that share six lines of code or more, docstrings, imports and comments left out."""
+    seen = defaultdict(list)
+    for name, tree in trees():
+        lines = _code_lines(name, tree)
+        for first in range(len(lines) - WINDOW + 1):
+            block = tuple(text for _, text in lines[first : first + WINDOW])
+            if sum(len(text) for text in block) >= 100:
+                seen[block].append((name, lines[first][0], first))
+    pairs: dict[tuple[str, str, int], tuple[int, int]] = {}
+    for places in seen.values():
+        for a in range(len(places)):
+            for b in range(a + 1, len(places)):
+                (one, line, i), (other, second, j) = places[a], places[b]
+                key = (one, other, i - j)  # windows of one longer stretch share it
+                if one != other or abs(i - j) >= WINDOW:
+                    pairs.setdefault(key, (line, second))
+    where = tuple(f"{one}:{at} = {other}:{there}" for (one, other, _), (at, there) in sorted(pairs.items()))
+    return Measure(f"duplicated stretches of {WINDOW} lines", len(pairs), 10, where)
+
+
+def _code_lines(name: str, tree: ast.Module) -> list[tuple[int, str]]:
+    skipped = set()
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if documented or isinstance(node, (ast.Import, ast.ImportFrom)):
+            skipped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate((ROOT / name).read_text().splitlines(), 1)
+    kept = [(number, " ".join(text.split())) for number, text in lines if number not in skipped]
+    return [(number, text) for number, text in kept if text and not text.startswith("#")]
+
+
+MEASURES = (
+    kind_tests,
+    any_annotations,
+    complex_functions,
+    long_signatures,
+    private_accesses,
+    type_ignores,
+    duplicates,
+)
+
+
+def main() -> None:
+    """Prints every measure, its limit, and where a limit is passed the places."""
+    for measure in (made() for made in MEASURES):
+        print(f"{measure.name}: {measure.value:g} (at most {measure.limit:g})")
+        if not measure.holds:
+            print("".join(f"    {place}\n" for place in measure.where), end="")
+
+
+if __name__ == "__main__":
+    main()
