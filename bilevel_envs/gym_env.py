@@ -6,13 +6,13 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+import torch
+
 from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.core.mdp import ConfigurableMDP
-from bilevel_envs.envs.tax_design import TaxDesign
-from bilevel_envs.envs.tax_env import TaxEnv
-from bilevel_envs.worlds.declared.env import SimulatedEnv
-from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
-from bilevel_envs.worlds.tabular.env import TabularEnv
+from bilevel_envs.core.problems import check_model, check_problem, completed
+from bilevel_envs.worlds.world import world_of
 
 
 def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **kwargs: Any) -> ConfigurableEnv:
@@ -21,7 +21,7 @@ def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **
     return env_class(made, theta=theta, render_mode=render_mode, **face)
 
 
-make_env.metadata = ConfigurableEnv.metadata  # type: ignore[attr-defined]  # for Gymnasium, which adds "rgb_array_list"
+vars(make_env)["metadata"] = ConfigurableEnv.metadata  # for Gymnasium, which adds "rgb_array_list"
 
 
 def make_vector_env(
@@ -49,29 +49,34 @@ def make_vector_env(
 
 
 def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, Any]]:
-    """The environment that fits the problem, the problem, and the arguments that the environment takes itself."""
-    module, _, name = path.partition(":")
-    try:
-        cls = getattr(import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise ValueError(f"`problem` must be MODULE:CLASS that can be imported, got {path!r} ({error})") from error
-    allowed = [f.name for f in fields(cls) if f.init]
-    env_class = _env_class(cls)
+    """The environment that steps the problem, the problem, and the arguments that the environment takes itself."""
+    cls = _named(path, "problem")
+    allowed = [field.name for field in fields(cls) if field.init]
+    problem = completed(cls(**{key: value for key, value in kwargs.items() if key in allowed}))
+    env_class = _environment_of(problem)
     face = list(env_class.face)
     unknown = sorted(set(kwargs) - set(allowed) - set(face))
     if unknown:
         known = ", ".join([*allowed, "theta", *face, "render_mode"])
-        raise TypeError(f"{name} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
-    made = cls(**{key: value for key, value in kwargs.items() if key in allowed})
-    shown = {"observation": cls.default_observation} if hasattr(cls, "default_observation") else {}
-    given = {key: value for key, value in kwargs.items() if key in face}
-    if getattr(made, "network", None) is not None:
-        return SimulatedEnv, made, {}
-    return env_class, made, shown | given
+        raise TypeError(f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
+    default = {"observation": problem.default_observation} if "observation" in face else {}
+    return env_class, problem, default | {key: value for key, value in kwargs.items() if key in face}
 
 
-def _env_class(problem: type) -> type[ConfigurableEnv]:
-    """The environment that steps problems of this class."""
-    if issubclass(problem, TaxDesign):
-        return TaxEnv
-    return LinearEnv if hasattr(problem, "state_space") else TabularEnv
+def _environment_of(problem: ConfigurableMDP) -> type[ConfigurableEnv]:
+    """The environment that a problem declares; without one, that of its model's kind."""
+    if problem.environment is not None:
+        return _named(problem.environment, "environment")
+    check_problem(problem)
+    model = problem.simulator(torch.tensor(np.asarray(problem.default_theta), dtype=torch.float64)[None])
+    check_model(model, problem, "simulator")
+    return _named(world_of(model).environment, "environment")
+
+
+def _named(path: str, name: str) -> Any:
+    """The class at MODULE:CLASS."""
+    module, _, cls = path.partition(":")
+    try:
+        return getattr(import_module(module), cls)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise ValueError(f"`{name}` must be MODULE:CLASS that can be imported, got {path!r} ({error})") from error

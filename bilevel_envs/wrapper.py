@@ -10,24 +10,21 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import AutoresetMode
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count, check_instance
-from bilevel_envs.core.env_base import ConfigurableEnv
 from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, check_given, response_of
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.foreign import configurable, configure_all
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.problems import check_model, check_theta_space
+from bilevel_envs.core.problems import check_model
 from bilevel_envs.core.transparent import check_transparent
+from bilevel_envs.core.vector_rollout import vector_rollout
 from bilevel_envs.followers import FOLLOWERS
-from bilevel_envs.worlds.declared.model import SimulatedModel
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.responses import check_response
-from bilevel_envs.worlds.rollout import linear_rollout, table_rollout, vector_rollout
+from bilevel_envs.worlds.world import world_of
 
 SAMPLERS = ("fused", "steps")
-NEEDED = ("theta_space", "preferences", "configure", "model")
 
 
 class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
@@ -56,15 +53,10 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         check_instance(env, "env")
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)
-        missing = [name for name in NEEDED if not hasattr(env.unwrapped, name)]
-        if missing:
-            raise TypeError(
-                f"`env` must be configurable by a leader; {type(env.unwrapped).__name__} lacks {', '.join(missing)}"
-            )
-        check_theta_space(self.theta_space, type(env.unwrapped).__name__)
+        self._inside = configurable(env.unwrapped)
         check_transparent(env)
         if follower is None:
-            follower = getattr(env.unwrapped, "default_follower", "soft_value_iteration")
+            follower = self._inside.default_follower
             check_given(follower, env.spec.id if env.spec else type(env.unwrapped).__name__)
         if isinstance(follower, str):
             check_choice(follower, FOLLOWERS, "follower")
@@ -82,11 +74,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             )
         self.follower = cast(Any, follower)
         own_beta = self.follower.beta
-        if (
-            own_beta is not None
-            and getattr(self.problem, "on_grid", False)
-            and own_beta != self.problem.preferences.beta
-        ):
+        if own_beta is not None and self.problem.on_grid and own_beta != self.problem.preferences.beta:
             raise ValueError(
                 f"`beta` must be given to {type(self.problem).__name__} and not to its follower: the actions of its "
                 f"table are lumped at its own β = {self.problem.preferences.beta:g}, got {own_beta:g}"
@@ -97,21 +85,21 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def problem(self) -> ConfigurableMDP:
         """The configurable MDP behind the environment."""
-        return getattr(self.unwrapped, "problem", cast(ConfigurableMDP, self.unwrapped))
+        return self._inside.problem
 
     @property
     def theta_space(self) -> gym.spaces.Box:
         """What θ may be."""
-        return self.unwrapped.theta_space  # type: ignore[attr-defined]
+        return self._inside.theta_space
 
     @property
     def theta(self) -> np.ndarray:
         """The θ that was set last, a copy; `configure` changes it."""
-        return self.unwrapped.theta  # type: ignore[attr-defined]
+        return self._inside.theta
 
     def configure(self, theta: Any) -> None:
         """Sets θ, ``[*θ.shape]``, in force from the next reset on; the environment's own `configure`."""
-        self.unwrapped.configure(theta)  # type: ignore[attr-defined]
+        self._inside.configure(theta)
 
     @property
     def preferences(self) -> Preferences:
@@ -122,8 +110,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def best_known(self) -> BestKnown | None:
         """The best leader value known under `preferences`."""
-        known = getattr(self.problem, "best_known", None)
-        return known(self.preferences) if callable(known) else known
+        return self.problem.best_known(self.preferences)
 
     @property
     def time_limit(self) -> int | None:
@@ -137,7 +124,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
     def model(self, theta: Any) -> Any:
         """The follower's MDP at θ."""
-        model = self.unwrapped.model(theta)  # type: ignore[attr-defined]
+        model = self._inside.model(theta)
         check_model(model, self.problem)
         return model
 
@@ -168,7 +155,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def check_sampler(self, sampler: Any) -> None:
         """Refuses a sampler that does not exist, or that cannot draw from this environment."""
         check_choice(sampler, SAMPLERS, "sampler")
-        if sampler == "steps" and getattr(self.problem, "on_grid", False):
+        if sampler == "steps" and self.problem.on_grid:
             raise ValueError(
                 f'`sampler` must be "fused" for {type(self.problem).__name__}, got "steps": the follower\'s '
                 "response is a table on a grid, while the environment steps states of any size"
@@ -216,22 +203,41 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else len(theta)
         if runs not in (1, noise.runs):
             raise ValueError(f"`noise` must have one stream per run of `theta` ({runs}), got {noise.runs}")
-        time_limit = self.time_limit
-        limit = None if whole_episodes else time_limit
-        if sampler == "fused" and hasattr(self.unwrapped, "simulator"):
-            same = model is not None and getattr(self.problem, "simulates_its_model", False)
-            world = model if same else self.unwrapped.simulator(theta).detach()
-            how: dict[str, Any] = {"rows": rows, "horizon": horizon, "time_limit": limit}
-            if isinstance(world, LinearQuadraticModel):
-                return linear_rollout(world, best.behavior_policy, noise, **how)
-            if not isinstance(world, SimulatedModel):  # which nobody can draw from but by steps
-                return table_rollout(world, best.behavior_policy, noise, whole_episodes=whole_episodes, **how)
-        envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else time_limit)
-        _configure(envs, theta)
+        if sampler == "fused":
+            limit = None if whole_episodes else self.time_limit
+            how: dict[str, Any] = {
+                "rows": rows,
+                "horizon": horizon,
+                "time_limit": limit,
+                "whole_episodes": whole_episodes,
+            }
+            simulated = self._simulated(theta, model)
+            batch = (
+                None
+                if simulated is None
+                else world_of(simulated).rollout(simulated, best.behavior_policy, noise, **how)
+            )
+            if batch is not None:
+                return batch
+        envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else self.time_limit)
+        configure_all(envs, theta)
         model = self.model(theta).detach() if model is None else model
         return vector_rollout(
-            envs, best.behavior_policy, noise, horizon=horizon, whole_episodes=whole_episodes, model=model
+            envs,
+            best.behavior_policy,
+            noise,
+            horizon=horizon,
+            whole_episodes=whole_episodes,
+            model=model,
+            world=world_of(model),
         )
+
+    def _simulated(self, theta: Any, model: Model | None) -> Model | None:
+        """The world that `step` simulates at θ, without gradients; None where only steps tell."""
+        if model is not None and self._inside.simulates_its_model:
+            return model
+        world = self._inside.simulator(theta)
+        return None if world is None else world.detach()
 
     def copies(self, count: int, theta: Any, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
         """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.
@@ -241,22 +247,20 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
           theta: ``[*θ.shape]``.
           max_episode_steps: time limit of the copies; None for the environment's own.
         """
-        mine = getattr(self.unwrapped, "copies", None)
-        limit = self.time_limit if max_episode_steps is None else max_episode_steps
-        envs = self._made_again(count, limit) if mine is None else mine(count, limit)
-        _configure(envs, theta)
+        envs = self._inside.copies(count, self.time_limit if max_episode_steps is None else max_episode_steps)
+        configure_all(envs, theta)
         return envs
 
     def observations(self, states: int) -> np.ndarray:
         """What the follower sees in each of the states of a table, [S] or [S, ...]."""
-        mine = getattr(self.unwrapped, "observations", None)
-        return np.arange(states) if mine is None else mine()
+        seen = self._inside.observations()
+        return np.arange(states) if seen is None else seen
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""
         observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         if options and "theta" in options:
-            info = {**info, "best_response": self.best_response(self.unwrapped.theta)}  # type: ignore[attr-defined]
+            info = {**info, "best_response": self.best_response(self.theta)}
         return observation, info
 
     def _vector_env(self, count: int, time_limit: int | None) -> gym.vector.VectorEnv:
@@ -266,24 +270,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             return kept
         self._close_copies()
         self._vector_limit = time_limit
-        if isinstance(self.unwrapped, ConfigurableEnv):
-            self._vector = self.unwrapped.vector_class(self.unwrapped.problem, count, max_episode_steps=time_limit)
-        else:
-            self._vector = self._made_again(count, time_limit)
+        self._vector = self._inside.stepped_copies(count, time_limit)
         return self._vector
-
-    def _made_again(self, count: int, time_limit: int | None) -> gym.vector.VectorEnv:
-        """Copies of an environment that is none of ours."""
-        spec = self.unwrapped.spec
-        if spec is None:
-            raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
-        kwargs: dict[str, Any] = {"max_episode_steps": time_limit} if time_limit is not None else {}
-        if spec.vector_entry_point is None:
-            kwargs |= {
-                "vectorization_mode": "sync",
-                "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
-            }
-        return gym.make_vec(spec, num_envs=count, **kwargs)
 
     def _close_copies(self) -> None:
         """Closes the copies that the sampler "steps" keeps."""
@@ -295,15 +283,3 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """Closes the environment and its copies."""
         self._close_copies()
         super().close()
-
-
-def _configure(envs: Any, theta: Any) -> None:
-    """Hands θ to an array-stepped vector environment, or to each copy of a stack of scalar ones."""
-    if hasattr(envs, "configure"):
-        envs.configure(theta)
-        return
-    theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta)
-    extra = theta.ndim - len(envs.get_attr("theta_space")[0].shape)
-    each = np.repeat(theta, envs.num_envs // len(theta), axis=0) if extra else [theta] * envs.num_envs
-    for env, own in zip(envs.envs, each, strict=True):
-        env.unwrapped.configure(own)

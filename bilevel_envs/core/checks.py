@@ -108,6 +108,15 @@ def check_instance(value: Any, name: str) -> None:
         raise TypeError(f"`{name}` must be an object, got the class {value.__name__}: make one, {value.__name__}(...)")
 
 
+def check_table_size(table: Tensor, runs: int, size: tuple[int, ...], name: str, axes: str) -> None:
+    """Refuses a table or a matrix of another size than the world's, for each run or one for all."""
+    if tuple(table.shape) not in ((1, *size), (runs, *size)):
+        raise ValueError(
+            f"`{name}` must have shape {[runs, *size]}, [run, {axes}] of this world, or lead with 1 where all runs "
+            f"share it; got {list(table.shape)}"
+        )
+
+
 def finite_numbers(value: Any, shape: Sequence[int] | None, name: str) -> np.ndarray:
     """Returns `value` as a float64 array; refuses anything but finite numbers of that shape."""
     array = np.asarray(value)

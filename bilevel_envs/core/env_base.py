@@ -19,7 +19,7 @@ from bilevel_envs.core.autograd import with_ordinary_tensors
 from bilevel_envs.core.checks import check_choice, check_count
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.problems import check_model
+from bilevel_envs.core.problems import check_model, completed
 
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
 
@@ -50,6 +50,11 @@ class Face:
     problem: ConfigurableMDP
     model_kind: ClassVar[type]  # what the problem's models must be
     _theta: np.ndarray
+
+    @property
+    def simulates_its_model(self) -> bool:
+        """Whether `step` simulates `model(θ)`; otherwise it simulates `simulator(θ)`."""
+        return self.problem.simulates_its_model
 
     @cached_property
     def theta_space(self) -> gym.spaces.Box:
@@ -103,6 +108,11 @@ class Face:
         """What the follower sees of a state."""
         return state
 
+    def _picture(self, state: Any, theta: np.ndarray) -> np.ndarray:
+        """The problem's picture of a state."""
+        assert self.problem.draw is not None, "a render_mode is refused for problems without `draw`"
+        return self.problem.draw(state, theta)
+
 
 class ConfigurableEnv(Face, gym.Env):
     """The follower's side of a configurable MDP: observations are states, actions are the follower's.
@@ -119,8 +129,10 @@ class ConfigurableEnv(Face, gym.Env):
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
     vector_class: Any = None  # the same environment, stepped as arrays
     face: ClassVar[tuple[str, ...]] = ()  # arguments that are the environment's own, not the problem's
+    default_follower: ClassVar[str | None] = "soft_value_iteration"  # the exact one; None where one has to learn
 
     def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+        problem = completed(problem)
         check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.problem, self.render_mode = problem, render_mode
         self.observation_space, self.action_space = map(deepcopy, (self.observation_space, self.action_space))
@@ -152,6 +164,14 @@ class ConfigurableEnv(Face, gym.Env):
     def copies(self, count: int, max_episode_steps: int | None = None) -> ConfigurableVectorEnv:
         """So many copies in which a follower may learn, stepped as arrays."""
         return self.vector_class(self.problem, count, max_episode_steps=max_episode_steps)
+
+    def stepped_copies(self, count: int, max_episode_steps: int | None) -> ConfigurableVectorEnv:
+        """So many copies that show states as models number them, from which leaders draw by steps."""
+        return self.vector_class(self.problem, count, max_episode_steps=max_episode_steps)
+
+    def observations(self) -> np.ndarray | None:
+        """What the follower sees in each state of a table, [S] or [S, ...]; None for the state's number."""
+        return None
 
     def configure(self, theta: Any) -> None:
         """Sets θ, in force from the next reset on.
@@ -209,7 +229,7 @@ class ConfigurableEnv(Face, gym.Env):
     def _frame(self) -> np.ndarray:
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
-        return self.problem.draw(self._state, self._theta)  # type: ignore[attr-defined]
+        return self._picture(self._state, self._theta)
 
     def _show(self) -> None:
         if self.render_mode == "human":
@@ -248,6 +268,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         observation_space: gym.Space,
         action_space: gym.Space,
     ) -> None:
+        problem = completed(problem)
         check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.problem, self.render_mode = problem, render_mode
         self.num_envs = check_count(num_envs, "num_envs")
@@ -256,6 +277,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators: list[np.random.Generator] = []
+        self._state: Any = None
         self.configure(problem.default_theta if theta is None else theta)
 
     # What a subclass provides ---------------------------------------------------------------------------------
@@ -319,7 +341,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
             seeds = [int(one) if isinstance(one, np.integer) else one for one in seed]
             if len(seeds) != self.num_envs:
                 raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
-        if not mask.all() and not hasattr(self, "_state"):
+        if not mask.all() and self._state is None:
             raise gym.error.ResetNeeded("reset all environments once before resetting some by `reset_mask`")
         self._seed(seeds, mask)
         if self._pending is not None and mask.all():
@@ -333,7 +355,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment; those that end start anew in the same call."""
-        if not hasattr(self, "_state"):
+        if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `step`")
         arrived, reward, terminated, told = self._advance(self._checked(actions))
         told["step"] = self._step
@@ -358,12 +380,11 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         if self.render_mode is None:
             gym.logger.warn('no picture: make the environments with render_mode="rgb_array"')
             return None
-        if not hasattr(self, "_state"):
+        if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
         thetas = self._theta.reshape(-1, *self.theta_space.shape)
         share = self.num_envs // len(thetas)
-        draw = self.problem.draw  # type: ignore[attr-defined]
-        return tuple(draw(state, thetas[index // share]) for index, state in enumerate(self._state))
+        return tuple(self._picture(state, thetas[index // share]) for index, state in enumerate(self._state))
 
     def _begin(self, index: np.ndarray) -> None:
         """Puts the environments `index` at the start of an episode."""
@@ -408,5 +429,5 @@ def check_options(options: Mapping[str, Any] | None, vector: bool = False) -> No
 def check_render_mode(render_mode: str | None, modes: list[str], problem: ConfigurableMDP) -> None:
     """Refuses a mode that does not exist, and any mode for a problem without `draw`."""
     check_choice(render_mode, [None, *modes], "render_mode")
-    if render_mode is not None and not hasattr(problem, "draw"):
+    if render_mode is not None and problem.draw is None:
         raise ValueError(f"`render_mode` must be None: {type(problem).__name__} has no `draw`, got {render_mode!r}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.mdp import Model, Preferences
+from bilevel_envs.core.mdp import Model, Preferences, kind_of
 
 M = TypeVar("M")
 
@@ -33,6 +33,8 @@ class Missing:
       reason: what is missing, why, and what to do instead.
     """
 
+    kind: ClassVar[str] = "missing"
+
     reason: str
 
     def __call__(self, *_: Any) -> NoReturn:
@@ -46,6 +48,26 @@ class Missing:
     def gradient(self, *_: Any) -> NoReturn:
         """Raises."""
         raise NotAvailableError(self.reason)
+
+
+class Policy(Protocol):
+    """How a follower acts; see `action_shape_of` for the shape of its actions."""
+
+    def sample(self, state: Any, uniform: Any) -> Tensor:
+        """Actions at states [R, ...] from `uniform` in [0, 1), shaped like the actions."""
+
+    def log_prob(self, state: Any, action: Any) -> Tensor:
+        """log g(b | s), [R, ...]."""
+
+
+def can_sample(policy: object) -> bool:
+    """Whether an object is a policy, which is whether it has `sample`."""
+    return hasattr(policy, "sample")
+
+
+def action_shape_of(policy: Policy) -> tuple[int, ...]:
+    """The shape of a policy's actions; () for those that are numbers, and where it declares none."""
+    return getattr(policy, "action_shape", ())
 
 
 @dataclass(frozen=True)
@@ -169,20 +191,26 @@ def check_given(follower: Any, world: str) -> None:
         )
 
 
-def tiled(best: BestResponse, copies: int) -> BestResponse:
-    """The response of `copies` times as many runs, copy j of run i at j·R + i."""
+def tiled_part(part: Any, copies: int) -> Any:
+    """A policy or a value function for `copies` times as many runs, copy j of run i at j·R + i.
 
-    def repeat(part: Any) -> Any:
-        if part is None or isinstance(part, Missing):
-            return part
-        if hasattr(part, "tiled"):
-            return part.tiled(copies)
-        tensors = {field.name: getattr(part, field.name) for field in fields(part)}
-        tiled = {
+    By its own `tiled(copies)`; without one it is taken for a dataclass of tensors that lead with runs.
+    """
+    if part is None or kind_of(part) == "missing":
+        return part
+    if hasattr(part, "tiled"):
+        return part.tiled(copies)
+    tensors = {field.name: getattr(part, field.name) for field in fields(part)}
+    return replace(
+        part,
+        **{
             name: table if table.shape[0] == 1 else table.repeat(copies, *[1] * (table.ndim - 1))
             for name, table in tensors.items()
-        }
-        return replace(part, **tiled)
+        },
+    )
 
-    parts = {name: repeat(getattr(best, name)) for name in ("policy", "q", "v", "actual_policy")}
+
+def tiled(best: BestResponse, copies: int) -> BestResponse:
+    """The response of `copies` times as many runs, copy j of run i at j·R + i."""
+    parts = {name: tiled_part(getattr(best, name), copies) for name in ("policy", "q", "v", "actual_policy")}
     return replace(best, **parts, solver_state=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,8 +36,20 @@ class Preferences:
         check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
 
 
+def kind_of(thing: object) -> str | None:
+    """The kind of world that the class of a model, a policy or a value function declares; None where it declares none.
+
+    Kinds are names of `bilevel_envs.worlds`; networks, which may be policies in several, declare none.
+    """
+    return getattr(type(thing), "kind", None)
+
+
 class Model(Protocol):
     """The follower's MDP at one θ; differentiable in θ through `terms` alone."""
+
+    @property
+    def kind(self) -> str:
+        """The name of its kind of world; an attribute of the class."""
 
     @property
     def runs(self) -> int:
@@ -90,7 +103,11 @@ class BestKnown(float):
 
 
 class ConfigurableMDP(Protocol):
-    """What an environment's author writes: a space for θ, a default, preferences, and `model(theta)`."""
+    """What an environment's author writes: a space for θ, a default, preferences, and `model(theta)`.
+
+    All else are hooks with defaults, listed here: environments and leaders ask for no others. Worlds of vectors, and
+    games without a model, also need the spaces and functions that their environment lists.
+    """
 
     @property
     def theta_space(self) -> gym.spaces.Box:
@@ -136,9 +153,72 @@ class ConfigurableMDP(Protocol):
                 f"outside [{space.low[inner]:.6g}, {space.high[inner]:.6g}]"
             )
 
+    # The leader's side ----------------------------------------------------------------------------------------
+
     def parameterization(self, runs: int, noise: Noise) -> Parameterization:
         """The task's default parameterisation of θ, freshly initialised for `runs` runs."""
 
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """The best leader value known under `preferences`; None where nobody has looked."""
+        return None
+
+    @property
+    def advised(self) -> Mapping[str, Any]:
+        """Arguments that leaders take here unless told otherwise, by name."""
+        return {}
+
+    @property
+    def blocks(self) -> Mapping[str, slice] | None:
+        """Named parts of θ with a learning rate of their own in the published settings; None for one rate."""
+        return None
+
+    @property
+    def parts(self) -> Callable[[Tensor], Mapping[str, Model]] | None:
+        """`parts(theta)`: models whose values add up to the model's, by name; None where the return has no parts."""
+        return None
+
+    @property
+    def leader_actions(self) -> gym.Space | None:
+        """The leader's actions in a game of two players; None elsewhere."""
+        return None
+
+    # The environment ------------------------------------------------------------------------------------------
+
+    @property
+    def environment(self) -> str | None:
+        """The environment that steps it, "MODULE:CLASS"; None for the one that goes with its model's kind."""
+        return None
+
+    @property
+    def vector_space(self) -> gym.Space | None:
+        """The space of `observe`, for `observation="vector"`; None where a state of a table is its number alone."""
+        return None
+
+    @property
+    def default_observation(self) -> str:
+        """What `make` shows of a table's state unless told otherwise: "index" or "vector"."""
+        return "index"
+
+    def observe(self, state: Any) -> Any:
+        """The vectors that stand for a table's states, in `vector_space`."""
+        return state
+
+    def index(self, observation: Any) -> Any:
+        """The numbers of the states that `observe` shows: what policies and values of a table take."""
+        return np.asarray(observation)
+
+    def told(self, state: np.ndarray, action: np.ndarray, theta: np.ndarray) -> Mapping[str, np.ndarray]:
+        """What else a linear-quadratic environment puts into `info`, from states, actions and each one's θ, by name."""
+        return {}
+
+    # Pictures -------------------------------------------------------------------------------------------------
+
+    @property
+    def draw(self) -> Callable[..., np.ndarray] | None:
+        """`draw(state, theta)`: a picture, uint8 [height, width, 3]; None for a problem without one."""
+        return None
+
+    @property
+    def grid(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """`grid(values)`: a number per state laid out on a map, NaN where no state is; None without a map."""
         return None

@@ -56,6 +56,32 @@ def check_problem(problem: Any, *further: str) -> None:
         ) from error
 
 
+def completed(problem: Any) -> ConfigurableMDP:
+    """A problem with the defaults of `ConfigurableMDP` for every hook that it lacks.
+
+    What derives from `ConfigurableMDP` is returned as it is. Of another object, such as a foreign environment that is
+    its own problem, a second view is returned: of a class derived from its own, with the same attributes.
+    """
+    kind = type(problem)
+    if ConfigurableMDP in kind.__mro__:
+        return problem
+    hooks = {name for name in vars(ConfigurableMDP) if not name.startswith("_")}
+    own: dict[str, Any] = {name: _attribute(name) for name in hooks & set(vars(problem))}
+    if not hasattr(problem, "default_theta"):
+        own["default_theta"] = property(lambda self: np.clip(0.0, self.theta_space.low, self.theta_space.high))
+    known = None if not hasattr(problem, "best_known") else problem.best_known
+    if not callable(known):  # a value, as environments tell it
+        own["best_known"] = lambda self, preferences: known
+    view: Any = object.__new__(type(kind.__name__, (kind, ConfigurableMDP), own | {"__module__": kind.__module__}))
+    view.__dict__ = problem.__dict__
+    return view
+
+
+def _attribute(name: str) -> property:
+    """A property that reads an object's own attribute of that name."""
+    return property(lambda self: vars(self)[name])
+
+
 def check_theta_space(space: Any, name: str) -> None:
     """Refuses what is no box, with a TypeError; `name` is whose `theta_space` it is."""
     if not isinstance(space, gym.spaces.Box):

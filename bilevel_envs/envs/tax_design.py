@@ -149,6 +149,7 @@ class TaxDesign(ConfigurableMDP):
     gamma_leader: float = 0.9
     gamma_follower: float = 0.9
 
+    environment: ClassVar[str] = "bilevel_envs.envs.tax_env:TaxEnv"
     on_grid: ClassVar[bool] = True
     advised: ClassVar[dict[str, Any]] = {
         "batch_size": 100_000,

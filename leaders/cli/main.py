@@ -280,9 +280,9 @@ class Video:
         train = Train(**{**told, "out": self.directory})  # type: ignore[arg-type]
         env, leader_class, arguments = train._resolved()
         wrapped = BilevelWrapper(env, follower_of(train.follower, train.follower_args))
-        if not hasattr(wrapped.problem, "draw"):
+        if wrapped.problem.draw is None:
             raise ValueError(f"{train.env} cannot be drawn")
-        if getattr(wrapped.problem, "on_grid", False):
+        if wrapped.problem.on_grid:
             raise ValueError(f"{train.env} cannot be filmed: its follower answers on a grid, its world is continuous")
         leader = leader_class.load(self.directory / LEADER, wrapped)
         run = plots.best_run(leader)

@@ -12,9 +12,9 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.rollout import table_rollout
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.rollout import First, table_rollout
 from leaders.critics.monte_carlo import MonteCarlo
 from leaders.functional.returns import returns_to_go
 from leaders.functional.values import Values, evaluate
@@ -47,7 +47,7 @@ def oracle_batch(
     action = torch.cat([own, torch.full_like(own, -1)], 1).numpy()
     rows = state.shape[1]
     oracle = table_rollout(
-        world, policy, noise, rows=rows, horizon=horizon, whole_episodes=True, first_state=state, first_action=action
+        world, policy, noise, rows=rows, horizon=horizon, whole_episodes=True, first=First(state=state, action=action)
     )
     carried = guiding.reshape(runs, -1).repeat(1, draws) / draws
     first = torch.zeros(oracle.r_leader.shape, dtype=guiding.dtype)
@@ -77,7 +77,7 @@ def published_oracle_batch(
     """
     uniform = np.full(world.states, 1 / world.states)
     oracle = table_rollout(
-        world, policy, noise, rows=rows, horizon=steps // rows, time_limit=time_limit, initial=uniform
+        world, policy, noise, rows=rows, horizon=steps // rows, time_limit=time_limit, first=First(uniform)
     )
     return oracle, published_oracle_guiding(oracle, batch, discounts, preferences, world.states, world.actions)
 

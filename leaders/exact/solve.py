@@ -20,7 +20,7 @@ from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
-from bilevel_envs.worlds.validation import check_policy
+from bilevel_envs.worlds.world import world_of
 from leaders.exact import linear_quadratic as exact_linear
 from leaders.exact import tables as exact_tables
 from leaders.exact.raw_parameters import theta_of
@@ -68,7 +68,7 @@ def objective(
     elif not evaluates(model, policy):
         raise TypeError(f"`policy` must be one for a {type(model).__name__}, got {type(policy).__name__}")
     else:
-        check_policy(policy, 1 if single else len(theta), model)
+        world_of(model).check_policy(policy, 1 if single else len(theta), model)
     reached = value(model, policy, gamma, horizon)
     return float(reached[0]) if single else reached.numpy()
 
@@ -88,7 +88,7 @@ def parts(env: gym.Env, theta: Any) -> dict[str, Any]:
     """
     model, preferences, single = _problem(env, theta)
     problem = getattr(env.unwrapped, "problem", env.unwrapped)
-    if not hasattr(problem, "parts"):
+    if getattr(problem, "parts", None) is None:
         raise TypeError(f"`env` must have a problem that names its `parts`, got {type(problem).__name__}")
     policy = best_response(model, preferences).policy
     sums = {

@@ -56,7 +56,7 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> 
 def incentives_figure(leader: Leader) -> Figure | None:
     """The map with the best run's penalties, and where its follower spends its time; None for worlds without a map."""
     problem = leader.env.problem
-    if not hasattr(problem, "grid"):
+    if problem.grid is None:
         return None
     run = best_run(leader)
     theta = leader.theta.reshape(leader.runs, -1)[run]

@@ -11,7 +11,7 @@ from leaders.paper.tables import UPDATES, USUAL_UPDATES, TableActorCritic
 
 def is_game(env: Any) -> bool:
     """Whether an environment is a Markov game, whose leader moves."""
-    return hasattr(getattr(env, "problem", None), "leader_actions")
+    return getattr(getattr(env, "problem", None), "leader_actions", None) is not None
 
 
 def published_leader(name: str, problem: Any, replay: bool) -> ActorCritic:

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, LeaderEnv, Preferences, TabularEnv, TabularModel
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.problems import completed
 from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
 from bilevel_envs.envs.tax_design import TaxDesign
 from bilevel_envs.envs.tax_env import TaxEnv
 from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.gym_env import make_env
+from bilevel_envs.markov_games.bilevel_lqr_v0 import BilevelLQR
 from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
 from bilevel_envs.markov_games.toy_markov_game_v0 import ToyMarkovGame
 from bilevel_envs.parameterizations import Box, Free
@@ -194,3 +198,82 @@ def test_the_policy_that_a_problem_without_one_is_told_to_pass_works(env, runs, 
     made = eval(policy, {"Box": Box, "Free": Free, "np": np, "env": env})
     leader = BCHG(env, runs=runs, policy=made, batch_size=20).learn(1)
     assert leader.theta.shape == ((2,) if runs is None else (runs, 2))
+
+
+@dataclass(frozen=True)
+class Routers(Switch):
+    """A tabular problem whose fields are called like what only games and worlds of vectors have."""
+
+    network: str = "ring"
+    state_space: int = 2
+    action_space: int = 2
+
+
+def test_fields_of_a_tabular_problem_may_have_any_name():
+    gym.register(
+        "Test/Routers-v0",
+        entry_point="bilevel_envs.gym_env:make_env",
+        vector_entry_point="bilevel_envs.gym_env:make_vector_env",
+        kwargs={"problem": f"{__name__}:Routers"},
+        max_episode_steps=5,
+    )
+    try:
+        env = gym.make("Test/Routers-v0", network="star", state_space=7)
+        assert (type(env.unwrapped), env.unwrapped.problem) == (TabularEnv, Routers("star", 7))
+        assert isinstance(gym.make_vec("Test/Routers-v0", num_envs=2), TabularEnv.vector_class)
+        # θ_s is paid for going over from s; with θ_0 = θ_1 = θ both states are worth the same: p(go) = σ(θ / β)
+        best = BilevelWrapper(env).best_response(np.array([0.5, 0.5]))
+        np.testing.assert_allclose(best.policy.probs[0, :, 1], 1 / (1 + np.exp(-0.5)), rtol=1e-9)
+    finally:
+        del gym.registry["Test/Routers-v0"]
+
+
+@dataclass(frozen=True)
+class Stepped(Switch):
+    """Names the environment that steps it."""
+
+    environment = "bilevel_envs.worlds.linear_quadratic.env:LinearEnv"
+
+
+def test_the_environment_that_a_problem_declares_is_taken():
+    with pytest.raises(TypeError, match="got Stepped, which lacks state_space, action_space"):
+        make_env(f"{__name__}:Stepped")
+    assert type(make_env(f"{TaxDesign.__module__}:TaxDesignSmall")) is TaxEnv
+    assert type(make_env(f"{BilevelLQR.__module__}:BilevelLQR")) is LinearEnv
+    assert type(make_env(f"{BilevelLQR.__module__}:BilevelLQR", policy="mlp")) is SimulatedEnv
+
+
+class Plain:
+    """Derives from nothing of ours."""
+
+    theta_space, preferences = Switch.theta_space, Switch.preferences
+
+    def __init__(self):
+        self.default_theta = np.array([0.25, 0.5])
+
+    def model(self, theta):
+        return Switch().model(theta)
+
+    simulator = model
+
+    def check_theta(self, theta):
+        """Any."""
+
+
+def test_a_problem_of_no_base_class_has_the_hooks_of_one():
+    plain = Plain()
+    problem = completed(plain)
+    assert problem.default_theta is plain.default_theta  # not hidden by the property of that name
+    assert (problem.draw, problem.advised, problem.environment, problem.on_grid) == (None, {}, None, False)
+    assert problem.best_known(problem.preferences) is None
+    assert type(problem).__name__ == "Plain"
+    assert isinstance(problem, Plain)
+    assert completed(problem) is problem
+    plain.default_theta = np.zeros(2)
+    assert problem.default_theta is plain.default_theta
+    env = BilevelWrapper(TabularEnv(plain))
+    assert env.rollout(np.zeros(2), env.best_response(np.zeros(2)), Noise([0]), rows=2, horizon=3).state.shape == (
+        1,
+        2,
+        3,
+    )

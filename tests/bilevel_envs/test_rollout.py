@@ -11,10 +11,11 @@ from scipy import stats
 from bilevel_envs import BilevelWrapper, TabularEnv, TabularModel
 from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.vector_rollout import vector_rollout
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.parameterizations import Free
-from bilevel_envs.worlds.rollout import table_rollout, vector_rollout
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.rollout import First, table_rollout
 from leaders import BCHG
 
 STEPS = 1_000_000
@@ -252,5 +253,5 @@ def test_episodes_may_end_in_some_runs_only(sampler):
 def test_first_states_out_of_range_are_refused():
     env = BilevelWrapper(TabularEnv(Trapdoor()))
     model, best = env.model([0.0]).detach(), env.best_response([0.0])
-    with pytest.raises(ValueError, match="`first_state` must lie in 0 … 2"):
-        table_rollout(model, best.policy, Noise([0]), rows=1, horizon=3, first_state=np.array([[5]]))
+    with pytest.raises(ValueError, match="`first.state` must lie in 0 … 2"):
+        table_rollout(model, best.policy, Noise([0]), rows=1, horizon=3, first=First(state=np.array([[5]])))

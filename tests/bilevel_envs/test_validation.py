@@ -15,9 +15,9 @@ from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.markov_games import toy_markov_game_v0
 from bilevel_envs.parameterizations import Free
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
-from bilevel_envs.worlds.rollout import table_rollout
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
-from bilevel_envs.worlds.validation import check_batch, check_policy
+from bilevel_envs.worlds.tabular.rollout import table_rollout
+from bilevel_envs.worlds.world import world_of
 from leaders import BCHG, CMAES, RandomSearch, ZerothOrder, exact
 from leaders.training.checkpoint import read, write
 
@@ -182,9 +182,9 @@ def test_actions_beyond_the_table_are_named(foreign):
     best = env.best_response([0.5])
     batch = env.rollout([0.5], best, Noise([0]), rows=2, horizon=20, sampler="steps")
     model = env.model([0.5])
-    check_batch(batch, model)
+    world_of(model).check_batch(batch, model)
     with pytest.raises(ValueError, match="`actions` must lie in 0 … 1, the actions of .* got 0 … 2"):
-        check_batch(replace(batch, action=batch.action + (batch.step == 3)), model)
+        world_of(model).check_batch(replace(batch, action=batch.action + (batch.step == 3)), model)
 
 
 def test_a_simulator_of_another_size_than_the_model_is_refused():
@@ -272,9 +272,9 @@ def test_the_checks_cost_next_to_nothing(make, sampler):
         began = time.perf_counter()
         leader.learn(1)
         between = time.perf_counter()
-        check_policy(best.behavior_policy, 1, model)
+        world_of(model).check_policy(best.behavior_policy, 1, model)
         if sampler == "steps":  # tables lead nowhere else
-            check_batch(batch, model)
+            world_of(model).check_batch(batch, model)
         iterations.append(between - began)
         checks.append(time.perf_counter() - between)
     assert np.median(checks) < 0.02 * np.median(iterations)

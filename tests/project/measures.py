@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(path for package in ("bilevel_envs", "leaders") for path in (ROOT / package).rglob("*.py"))
 
 # Classes that tell one kind of world, policy, value function, follower or critic from another.
-KINDS = re.compile(r"(Model|Policy|Follower|Critic|Wrapper|Env|Gaussian|Table|Quadratic|Polynomial|Missing)$|^PLANNERS$")
+KINDS = re.compile(
+    r"(Model|Policy|Follower|Critic|Wrapper|Env|Gaussian|Table|Quadratic|Polynomial|Missing)$|^PLANNERS$"
+)
 NOT_OURS = ("gym.", "BaseCallback")
 WINDOW = 6  # lines of a duplicated stretch
 

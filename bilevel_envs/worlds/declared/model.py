@@ -7,7 +7,7 @@ a leader needs to differentiate is log f_θ.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -50,6 +50,7 @@ class SimulatedModel:
       ValueError: if `theta` does not fit the network or is not finite.
     """
 
+    kind: ClassVar[str] = "declared"
     network: LeaderNetwork
     theta: Tensor
 

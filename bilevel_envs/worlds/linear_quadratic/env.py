@@ -21,7 +21,7 @@ class _Stepper:
     """R models side by side, each for as many environments, in NumPy."""
 
     def __init__(self, problem: Any, model: LinearQuadraticModel, theta: np.ndarray, count: int) -> None:
-        self.model, self.told = model, getattr(problem, "told", None)
+        self.model, self.told = model, problem.told
         self.theta = np.repeat(theta.reshape(-1, *problem.theta_space.shape), count // model.runs, axis=0)
         self.runs, self.bound = model.runs, model.bound
         self.share = count // model.runs
@@ -41,8 +41,7 @@ class _Stepper:
         noise = uniform.reshape(self.runs, self.share, -1)
         arrived = truncated_normal(self.model.mean_next(s, b).numpy(), self.deviation, self.bound, noise)
         told = {"leader_reward": self.model.r_leader(s, b).numpy().reshape(-1)}
-        if self.told is not None:
-            told |= self.told(state, action, self.theta)
+        told |= self.told(state, action, self.theta)
         return arrived.reshape(state.shape), self.model.r_follower(s, b).numpy().reshape(-1), told
 
 
@@ -136,4 +135,4 @@ class LinearEnv(ConfigurableEnv):
     def _frame(self) -> np.ndarray:
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
-        return self.problem.draw(np.stack(self._path), self._theta)  # type: ignore[attr-defined]
+        return self._picture(np.stack(self._path), self._theta)

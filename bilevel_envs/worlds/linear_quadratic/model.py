@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ class Quadratic:
       constant: c, [R|1].
     """
 
+    kind: ClassVar[str] = "linear_quadratic"
     matrix: Tensor
     constant: Tensor
 
@@ -146,6 +147,7 @@ class LinearQuadraticModel:
       ValueError: if one has the wrong shape, is not finite, or is not symmetric, diagonal or positive where it must be.
     """
 
+    kind: ClassVar[str] = "linear_quadratic"
     A: Tensor
     B: Tensor
     noise: Tensor

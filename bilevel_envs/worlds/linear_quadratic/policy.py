@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ class GaussianPolicy:
       covariance: Σ, [R|1, m, m].
     """
 
+    kind: ClassVar[str] = "linear_quadratic"
     gain: Tensor
     covariance: Tensor
 

@@ -12,8 +12,8 @@ import torch
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
 from bilevel_envs.core.mdp import ConfigurableMDP
-from bilevel_envs.core.problems import check_model, check_problem
-from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.core.problems import check_model, check_problem, completed
+from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
 OBSERVATIONS = ("index", "vector")
 
@@ -26,21 +26,23 @@ class _TabularFace(Face):
     def _look_at(self, problem: ConfigurableMDP, observation: str) -> gym.Space:
         """Sets the sizes; returns the space of observations."""
         check_problem(problem)
+        problem = completed(problem)
         check_choice(observation, OBSERVATIONS, "observation")
-        if observation == "vector" and not hasattr(problem, "observe"):
+        vectors = problem.vector_space
+        if observation == "vector" and vectors is None:
             raise ValueError(f'`observation` must be "index" for {type(problem).__name__}, got "vector"')
         self.observation = observation
         model = cast(TabularModel, problem.simulator(torch.tensor(problem.default_theta, dtype=torch.float64)[None]))
         check_model(model, problem, "simulator", TabularModel)
         self.states, self.actions = model.states, model.actions
-        return problem.vector_space if observation == "vector" else gym.spaces.Discrete(self.states)  # type: ignore[attr-defined]
+        return gym.spaces.Discrete(self.states) if observation == "index" or vectors is None else vectors
 
     def observations(self) -> np.ndarray:
         """What the follower sees in each state, [S] or [S, ...]."""
         return self._observe(np.arange(self.states))
 
     def _observe(self, state: Any) -> Any:
-        return self.problem.observe(state) if self.observation == "vector" else state  # type: ignore[attr-defined]
+        return self.problem.observe(state) if self.observation == "vector" else state
 
 
 class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
@@ -132,6 +134,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
     ) -> None:
         self.observation_space = self._look_at(problem, observation)
         self.action_space = gym.spaces.Discrete(self.actions)
+        self._loaded: Stepping | None = None
         super().__init__(problem, theta, render_mode)
 
     # Both tables are those of the θ set last, which is in force from the next reset on.
@@ -167,7 +170,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
         """Stepping tables as Python lists: several times faster than array look-ups, one state at a time."""
         tables = model.structure.stepping
         self._start_cdf = tables.start_cdf[0].tolist()
-        if getattr(self, "_loaded", None) is not tables:
+        if self._loaded is not tables:
             self._successor, self._cdf, self._loaded = (
                 tables.successor[0].tolist(),
                 tables.cdf[0].tolist(),

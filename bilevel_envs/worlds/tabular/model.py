@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -109,6 +109,7 @@ class Table:
       values: [R|1, S] or [R|1, S, B].
     """
 
+    kind: ClassVar[str] = "tabular"
     values: Tensor
 
     def __call__(self, state: Tensor | np.ndarray | int, action: Tensor | np.ndarray | int | None = None) -> Tensor:
@@ -137,6 +138,7 @@ class TabularModel:
       ValueError: if a table has the wrong shape, is not finite, or is no distribution.
     """
 
+    kind: ClassVar[str] = "tabular"
     transition: Tensor
     initial: Tensor
     r_leader: Tensor

@@ -22,6 +22,7 @@ class BoltzmannPolicy:
       log_probs: log g, [R|1, S, B].
     """
 
+    kind: ClassVar[str] = "tabular"
     log_probs: Tensor
     action_shape: ClassVar[tuple[int, ...]] = ()
 

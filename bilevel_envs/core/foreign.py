@@ -1,0 +1,150 @@
+"""An environment that is none of ours, with the defaults of ours for what it does not offer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+
+from bilevel_envs.core.env_base import ConfigurableEnv
+from bilevel_envs.core.mdp import ConfigurableMDP, Model
+from bilevel_envs.core.problems import check_theta_space, completed
+
+NEEDED = ("theta_space", "preferences", "configure", "model")
+
+
+class Configurable(Protocol):
+    """What a wrapper asks of the environment inside: a `ConfigurableEnv`, or what `configurable` makes of another."""
+
+    @property
+    def problem(self) -> ConfigurableMDP:
+        """The configurable MDP."""
+
+    @property
+    def theta_space(self) -> gym.spaces.Box:
+        """What θ may be."""
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The θ that was set last."""
+
+    @property
+    def default_follower(self) -> str | None:
+        """The exact follower's name; None where one has to learn."""
+
+    @property
+    def simulates_its_model(self) -> bool:
+        """Whether `step` simulates `model(θ)`."""
+
+    def configure(self, theta: Any) -> None:
+        """Sets θ."""
+
+    def model(self, theta: Any) -> Model:
+        """The follower's MDP at θ."""
+
+    def simulator(self, theta: Any) -> Model | None:
+        """The world that `step` simulates; None where only steps tell."""
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
+        """Copies in which a follower may learn."""
+
+    def stepped_copies(self, count: int, max_episode_steps: int | None) -> gym.vector.VectorEnv:
+        """Copies from which leaders draw by steps."""
+
+    def observations(self) -> np.ndarray | None:
+        """What the follower sees in each state of a table; None for the state's number."""
+
+
+class ForeignEnv:
+    """What an environment that is none of ours offers by attributes of its own, and defaults for the rest.
+
+    Attributes:
+      env: the environment, unwrapped.
+      problem: its `problem`, or the environment itself, with every hook of `ConfigurableMDP`.
+      default_follower: its own, or the planner of tables.
+    """
+
+    def __init__(self, env: Any) -> None:
+        missing = [name for name in NEEDED if not hasattr(env, name)]
+        if missing:
+            raise TypeError(f"`env` must be configurable by a leader; {type(env).__name__} lacks {', '.join(missing)}")
+        check_theta_space(env.theta_space, type(env).__name__)
+        self.env = env
+        self.problem = completed(getattr(env, "problem", env))
+        self.default_follower: str | None = getattr(env, "default_follower", "soft_value_iteration")
+
+    @property
+    def theta_space(self) -> gym.spaces.Box:
+        """The environment's own."""
+        return self.env.theta_space
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The environment's own."""
+        return self.env.theta
+
+    @property
+    def simulates_its_model(self) -> bool:
+        """False unless it has a `simulator`, and its problem says so."""
+        return self._own("simulator") is not None and self.problem.simulates_its_model
+
+    def configure(self, theta: Any) -> None:
+        """The environment's own."""
+        self.env.configure(theta)
+
+    def model(self, theta: Any) -> Model:
+        """The environment's own."""
+        return self.env.model(theta)
+
+    def simulator(self, theta: Any) -> Model | None:
+        """The environment's own, if it has one."""
+        own = self._own("simulator")
+        return None if own is None else own(theta)
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
+        """The environment's own, or copies that Gymnasium makes."""
+        own = self._own("copies")
+        return self.stepped_copies(count, max_episode_steps) if own is None else own(count, max_episode_steps)
+
+    def stepped_copies(self, count: int, max_episode_steps: int | None) -> gym.vector.VectorEnv:
+        """Copies that Gymnasium makes."""
+        spec = self.env.spec
+        if spec is None:
+            raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
+        kwargs: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        if spec.vector_entry_point is None:
+            kwargs |= {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
+        return gym.make_vec(spec, num_envs=count, **kwargs)
+
+    def observations(self) -> np.ndarray | None:
+        """The environment's own, if it has them."""
+        own = self._own("observations")
+        return None if own is None else own()
+
+    def _own(self, name: str) -> Callable[..., Any] | None:
+        return getattr(self.env, name, None)
+
+
+def configurable(env: gym.Env) -> Configurable:
+    """An unwrapped environment as a wrapper asks it; see `ForeignEnv` for those that are none of ours.
+
+    Raises:
+      TypeError: if it lacks what a leader needs, or its `theta_space` is no box.
+    """
+    return env if isinstance(env, ConfigurableEnv) else ForeignEnv(env)
+
+
+def configure_all(envs: Any, theta: Any) -> None:
+    """Hands θ to an array-stepped vector environment, or to each copy of a stack of scalar ones."""
+    if hasattr(envs, "configure"):
+        envs.configure(theta)
+        return
+    theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta)
+    extra = theta.ndim - len(envs.get_attr("theta_space")[0].shape)
+    each = np.repeat(theta, envs.num_envs // len(theta), axis=0) if extra else [theta] * envs.num_envs
+    for env, own in zip(envs.envs, each, strict=True):
+        env.unwrapped.configure(own)
