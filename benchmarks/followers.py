@@ -125,7 +125,7 @@ def measure_sac() -> None:
     slope, steep = best.v.gradient(s), truth.v.gradient(s)
     print(f"  grad V_F: relative error {float((slope - steep).norm() / steep.norm()):.2f}")
     guiding = exact.hypergradient_parts(env, theta)[1]
-    watched = ObservedFollower(Told(best), 20_000).respond(env, theta[None], model)
+    watched = ObservedFollower(Told(best), 20_000).respond(env.task(theta, model), theta[None], model)
     print(f"  the guiding term is {np.linalg.norm(guiding):.0f} long")
     for name, response in (("exact", truth), ("its own values", best), ("watched, 20,000 transitions", watched)):
         for reaction in ("sampled", "fitted"):

@@ -12,7 +12,7 @@ import torch
 
 from bilevel_envs.core.checks import check_choice, check_instance
 from bilevel_envs.core.env_base import as_theta, check_options, check_render_mode
-from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, check_given
+from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, capabilities_of, check_given
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.worlds.responses import check_response
 from bilevel_envs.wrapper import BilevelWrapper
@@ -62,7 +62,7 @@ class LeaderEnv(gym.Env):
             raise TypeError(f"`follower` must be a follower, not its name or class, got {follower!r}")
         check_given(follower, type(self.game).__name__)
         self.follower: Any = follower
-        self._chair = _chair(game, follower) if hasattr(follower, "respond") else None
+        self._chair = _chair(game, follower) if capabilities_of(follower).learns else None
         self.observation_space, self.action_space = map(deepcopy, (self.game.game_states, self.game.leader_actions))
         self._state: Any = None
         self._over = True

@@ -13,7 +13,16 @@ from gymnasium.utils import RecordConstructorArgs
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count, check_instance
-from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, check_given, response_of
+from bilevel_envs.core.follower import (
+    BestResponse,
+    Follower,
+    FollowerTask,
+    LearningFollower,
+    check_compatible,
+    check_given,
+    is_follower,
+    response_of,
+)
 from bilevel_envs.core.foreign import configurable, configure_all
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Preferences
 from bilevel_envs.core.noise import Noise
@@ -66,10 +75,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 raise TypeError(f"`follower_kwargs` must be what {follower!r} takes: {error}") from error
         elif follower_kwargs:
             raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
-        answers = hasattr(follower, "best_response") or hasattr(follower, "respond")
-        if isinstance(follower, type) or not answers or not hasattr(follower, "beta"):
+        if not is_follower(follower) or not hasattr(follower, "beta"):
             raise TypeError(
-                f"`follower` must be an object with `best_response(model, ...)` (or `respond(env, ...)`) and `beta`, "
+                f"`follower` must be an object with `best_response(model, ...)` (or `respond(task, ...)`) and `beta`, "
                 f"got {follower!r}"
             )
         self.follower = cast(Any, follower)
@@ -129,13 +137,13 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         return model
 
     def best_response(
-        self, theta: Any, start: BestResponse | None = None, *, model: Any = None, learn: bool = True
+        self, theta: Any, init: BestResponse | None = None, *, model: Any = None, learn: bool = True
     ) -> BestResponse:
         """How the follower lives at θ.
 
         Args:
           theta: ``[*θ.shape]``, or ``[R, *θ.shape]`` for R runs at once.
-          start: an earlier response to begin from.
+          init: an earlier response to begin from.
           model: `model(theta)` where the caller has it already.
           learn: False lets a learning follower answer with what it has learnt, without learning more.
 
@@ -143,14 +151,36 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
           The response, its tables with a leading runs axis (1 for a single θ).
 
         Raises:
+          UnsupportedModelError: if the follower cannot answer in this kind of world.
           FollowerError: if what the follower answers is no response to the model.
+        """
+        task = self.task(theta, model)
+        check_compatible(self.follower, task.model)
+        best = response_of(self.follower, task, init, learn)
+        check_response(best, len(task.theta), task.model)
+        return best
+
+    def task(self, theta: Any, model: Any = None) -> FollowerTask:
+        """What a follower that learns is given at θ.
+
+        Args:
+          theta: ``[*θ.shape]``, or ``[R, *θ.shape]`` for R runs at once.
+          model: `model(theta)` without gradients, where the caller has it already.
         """
         model = self.model(theta).detach() if model is None else model
         theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta, dtype=np.float64)
-        theta = theta[None] if theta.ndim == len(self.theta_space.shape) else theta
-        best = response_of(self.follower, self, theta, model, start, learn)
-        check_response(best, len(theta), model)
-        return best
+        return FollowerTask(
+            theta=theta[None] if theta.ndim == len(self.theta_space.shape) else theta,
+            model=model,
+            problem=self.problem,
+            preferences=self.preferences,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            time_limit=self.time_limit,
+            copies=self.copies,
+            rollout=self.rollout,
+            observations=self.observations,
+        )
 
     def check_sampler(self, sampler: Any) -> None:
         """Refuses a sampler that does not exist, or that cannot draw from this environment."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
+import gymnasium as gym
+import numpy as np
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.mdp import Model, Preferences, kind_of
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.mdp import ConfigurableMDP, Model, Preferences, kind_of
 
 M = TypeVar("M")
+MODELS = {"tabular": "TabularModel", "linear_quadratic": "LinearQuadraticModel", "declared": "SimulatedModel"}
 
 
 class NotAvailableError(RuntimeError):
@@ -60,6 +65,13 @@ class Policy(Protocol):
         """log g(b | s), [R, ...]."""
 
 
+class ValueFunction(Protocol):
+    """Q_F or V_F as a function: of states and actions, or of states."""
+
+    def __call__(self, *at: Any) -> Tensor:
+        """Values, [R, ...]."""
+
+
 def can_sample(policy: object) -> bool:
     """Whether an object is a policy, which is whether it has `sample`."""
     return hasattr(policy, "sample")
@@ -83,7 +95,7 @@ class BestResponse:
         violation of the optimality equation for planners; see each learning follower for what it reports.
       optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum; leaders
         believe it, and take the value under `policy` for the `leader_value` of the history.
-      solver_state: what the follower wants to find again in `start` next time, tensors by name; None for nothing.
+      solver_state: what the follower wants to find again in `init` next time, tensors by name; None for nothing.
       actual_policy: how the follower really acts, where `policy` is only what the leader believes; None where they
         agree.
       steps: environment steps that the response took, per run.
@@ -104,6 +116,47 @@ class BestResponse:
         return self.policy if self.actual_policy is None else self.actual_policy
 
 
+@dataclass(frozen=True)
+class Capabilities:
+    """What a follower declares of itself, as its `capabilities`; see `capabilities_of` for those that declare nothing.
+
+    Attributes:
+      kinds: names of the kinds of world in which it can answer; None for all.
+      gives_values: whether Q_F and V_F are to be had.
+      learns: whether it has `respond`, for it needs the environment itself; otherwise it has `best_response`.
+      optimal: whether it solves its problem to tolerance.
+      saves: whether it has `state_dict` and `load_state_dict`.
+      checks: whether it has `check(task)`, which refuses worlds before anything is spent on them.
+      cuts_short: whether it has `cut_short`, the response after so many rounds; see `Truncated`.
+    """
+
+    kinds: tuple[str, ...] | None = None
+    gives_values: bool = True
+    learns: bool = False
+    optimal: bool = False
+    saves: bool = False
+    checks: bool = False
+    cuts_short: bool = False
+
+
+@dataclass(frozen=True)
+class CutShort:
+    """How a planner is cut short; see `Truncated`.
+
+    Attributes:
+      rounds: of planning.
+      carries: whether it goes on from where the last response ended.
+      sweeps: backups per round, where a round has several.
+      first: `first(runs, shape, calls)`: the tables [R, *shape] in which the response number `calls` begins, where it
+        does not begin at 0.
+    """
+
+    rounds: int
+    carries: bool
+    sweeps: int
+    first: Callable[[int, tuple[int, ...], int], Tensor]
+
+
 class Follower(Protocol):
     """Answers a model with its way of living in it."""
 
@@ -111,8 +164,41 @@ class Follower(Protocol):
     def beta(self) -> float | None:
         """Entropy coefficient that overrides the problem's own; None keeps the problem's."""
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
-        """The response to `model`; `start` is an earlier response to begin from."""
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; optional."""
+
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+        """The response to `model`; `init` is an earlier response to begin from."""
+
+
+@dataclass(frozen=True)
+class FollowerTask:
+    """What a follower that learns is given: its world at θ, as far as it may look into it.
+
+    Attributes:
+      theta: ``[R, *θ.shape]``.
+      model: the environment's model at θ, without gradients.
+      problem: the configurable MDP, whose `preferences` are the problem's own.
+      preferences: γ_L, γ_F, and the follower's β.
+      observation_space, action_space: the follower's.
+      time_limit: steps after which an episode is truncated; None for no limit.
+      copies: `copies(count, theta, max_episode_steps=None)`: so many copies of the environment at one θ,
+        ``[*θ.shape]``, as a vector environment with autoreset mode SAME_STEP.
+      rollout: `rollout(theta, best, noise, rows=, horizon=, whole_episodes=False)`: trajectories of a response.
+      observations: `observations(states)`: what the follower sees in each state of a table, [S] or [S, ...].
+    """
+
+    theta: np.ndarray
+    model: Model
+    problem: ConfigurableMDP
+    preferences: Preferences
+    observation_space: gym.Space
+    action_space: gym.Space
+    time_limit: int | None
+    copies: Callable[..., gym.vector.VectorEnv]
+    rollout: Callable[..., Rollout]
+    observations: Callable[[int], np.ndarray]
 
 
 class LearningFollower(Protocol):
@@ -122,40 +208,99 @@ class LearningFollower(Protocol):
     def beta(self) -> float | None:
         """Entropy coefficient that overrides the problem's own; None keeps the problem's."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; optional."""
+
     def respond(
-        self, env: Any, theta: Any, model: Model, start: BestResponse | None, learn: bool = True
+        self, task: FollowerTask, theta: np.ndarray, model: Model, init: BestResponse | None, learn: bool = True
     ) -> BestResponse:
         """The response at θ.
 
         Args:
-          env: the `BilevelWrapper`, from whose environment copies may be made.
+          task: copies of the environment to learn in, and what goes with them.
           theta: ``[R, *θ.shape]``.
           model: the environment's model at θ, without gradients.
-          start: the last response.
+          init: the last response.
           learn: False to answer with what has been learnt so far.
         """
 
+    def check(self, task: FollowerTask) -> None:
+        """Refuses with a ValueError a world that it cannot learn in, before anything is spent; optional."""
+
     def state_dict(self) -> dict[str, Any]:
-        """What has been learnt: tensors and numbers in dicts and lists."""
+        """What has been learnt: tensors and numbers in dicts and lists; optional."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts it back."""
+        """Puts it back; optional."""
+
+
+def capabilities_of(follower: Any) -> Capabilities:
+    """What a follower can do: what it declares, or what its methods say where it declares nothing."""
+    declared = getattr(follower, "capabilities", None)
+    if isinstance(declared, Capabilities):
+        return declared
+    return Capabilities(
+        gives_values=bool(getattr(follower, "gives_values", True)),
+        learns=hasattr(follower, "respond"),
+        saves=hasattr(follower, "state_dict"),
+        checks=hasattr(follower, "check"),
+    )
+
+
+def own_beta(follower: Any) -> float | None:
+    """The β that a follower has of its own; None where it has none, or says nothing of it."""
+    return getattr(follower, "beta", None)
+
+
+def is_follower(thing: Any) -> bool:
+    """Whether an object can answer, by `best_response` or by `respond`; classes cannot."""
+    return not isinstance(thing, type) and (hasattr(thing, "best_response") or capabilities_of(thing).learns)
+
+
+def check_compatible(follower: Any, model: Model) -> None:
+    """Refuses a follower that cannot answer in a model's kind of world.
+
+    Raises:
+      UnsupportedModelError: if it declares that it cannot.
+    """
+    kinds = capabilities_of(follower).kinds
+    if kinds is not None and model.kind not in kinds:
+        raise UnsupportedModelError(_unsuited([MODELS[kind] for kind in kinds], type(follower).__name__, model))
+
+
+def check_worth(follower: Any, task: FollowerTask) -> None:
+    """Lets a follower that learns, or the one that is watched, refuse a world before anything is spent on it."""
+    if capabilities_of(follower).checks:
+        follower.check(task)
 
 
 @with_gradients
 def response_of(
-    follower: Any, env: Any, theta: Any, model: Model, start: BestResponse | None, learn: bool = True
+    follower: Any, task: FollowerTask, init: BestResponse | None = None, learn: bool = True
 ) -> BestResponse:
-    """The response of a planning or a learning follower; arguments as in `LearningFollower.respond`."""
-    if hasattr(follower, "respond"):
-        return follower.respond(env, theta, model, start, learn)
-    preferences = env.preferences if follower is env.follower else env.problem.preferences
-    return follower.best_response(model, preferences, start)
+    """The response of a planning or a learning follower.
+
+    Args:
+      follower: who answers.
+      task: its world at θ; `preferences` with the problem's β are replaced by those with its own.
+      init: an earlier response.
+      learn: False to answer with what has been learnt so far.
+    """
+    if capabilities_of(follower).learns:
+        return follower.respond(task, task.theta, task.model, init, learn)
+    return follower.best_response(task.model, task.preferences, init)
+
+
+def task_of_another(task: FollowerTask, follower: Any) -> FollowerTask:
+    """The same task for a follower inside another: with its own β, or the problem's, not with the outer one's."""
+    preferences, beta = task.problem.preferences, own_beta(follower)
+    return replace(task, preferences=preferences if beta is None else replace(preferences, beta=beta))
 
 
 def check_planner(follower: Any, name: str = "follower") -> None:
     """Refuses what cannot plan: classes, names, and followers that learn."""
-    if isinstance(follower, type) or not hasattr(follower, "best_response"):
+    if not is_follower(follower) or capabilities_of(follower).learns:
         raise TypeError(
             f"`{name}` must be a planner, an object with `best_response` such as SoftValueIteration(), got {follower!r}"
         )
@@ -173,13 +318,18 @@ def check_model(model: Any, kind: type[M], planner: str) -> M:
       UnsupportedModelError: if it is of another kind.
     """
     if not isinstance(model, kind):
-        suited = {"TabularModel": "SoftValueIteration()", "LinearQuadraticModel": "Riccati()"}
-        remedy = suited.get(type(model).__name__, 'one that learns, such as SB3Follower("SAC")')
-        raise UnsupportedModelError(
-            f"`model` must be a {kind.__name__} for {planner} to plan in, got {type(model).__name__}; "
-            f"`follower` must be one that suits it: {remedy}"
-        )
+        raise UnsupportedModelError(_unsuited([kind.__name__], planner, model))
     return model
+
+
+def _unsuited(wanted: Sequence[str], follower: str, model: object) -> str:
+    """The message for a world of another kind than a follower answers in."""
+    suited = {"tabular": "SoftValueIteration()", "linear_quadratic": "Riccati()"}
+    remedy = suited.get(kind_of(model) or "", 'one that learns, such as SB3Follower("SAC")')
+    return (
+        f"`model` must be a {' or a '.join(wanted)} for {follower} to plan in, got {type(model).__name__}; `follower` "
+        f"must be one that suits it: {remedy}"
+    )
 
 
 def check_given(follower: Any, world: str) -> None:

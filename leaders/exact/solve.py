@@ -87,7 +87,7 @@ def parts(env: gym.Env, theta: Any) -> dict[str, Any]:
       TypeError: if the problem names none.
     """
     model, preferences, single = _problem(env, theta)
-    problem = getattr(env.unwrapped, "problem", env.unwrapped)
+    problem: Any = getattr(env.unwrapped, "problem", env.unwrapped)
     if getattr(problem, "parts", None) is None:
         raise TypeError(f"`env` must have a problem that names its `parts`, got {type(problem).__name__}")
     policy = best_response(model, preferences).policy

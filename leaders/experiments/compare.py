@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.follower import capabilities_of, check_worth
 from bilevel_envs.followers import ObservedFollower, Truncated
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
@@ -172,14 +173,12 @@ def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> No
     check_choice(value, VALUES, "value")
     follower = env.follower
     planned = getattr(follower, "follower", None) if isinstance(follower, ObservedFollower) else follower
-    if not hasattr(planned, "respond"):
+    if not capabilities_of(planned).learns:
         run_grid(env, name, runs=2, iterations=1, value=value, **arguments)
         return
     leader, _ = stacked_leader(env, name, runs=2, **arguments)
     model = env.model(np.asarray(leader.theta))
-    check = getattr(planned, "check", None)
-    if check is not None:
-        check(env, model)
+    check_worth(follower, env.task(np.asarray(leader.theta), model.detach()))
     if value == "leader_value" and not exact.solves(model):
         raise ValueError(f'`value` must be "leader_return" where nobody can solve the world, got {value!r}')
 

@@ -105,10 +105,14 @@ def test_mistakes_in_a_followers_own_code_name_the_iteration():
             SoftValueIteration(),
             r"got SimulatedModel; `follower` must be one that suits it: one that learns",
         ),
-        ("GuidedPendulum", ObservedFollower(), "`follower` must be given where nobody can plan: .* got None"),
+        (
+            "GuidedPendulum",
+            ObservedFollower(),
+            r"for ObservedFollower to plan in, .*: one that learns",
+        ),
         ("BuildingThermalControl", Quantal(0.3), r"got LinearQuadraticModel; .* suits it: Riccati\(\)"),
-        ("BuildingThermalControl", Truncated(), r"for Truncated\(SoftValueIteration\(\)\) to plan in, .*: Riccati\(\)"),
-        ("BuildingThermalControl", Mixture(0.1, Riccati()), "`follower` must answer with a table for Mixture"),
+        ("BuildingThermalControl", Truncated(), r"for Truncated to plan in, .*: Riccati\(\)"),
+        ("BuildingThermalControl", Mixture(0.1, Riccati()), r"must be a TabularModel for Mixture .*: Riccati\(\)"),
         ("TollBridge", Riccati(), r"got TabularModel; .*: SoftValueIteration\(\)"),
     ],
 )

@@ -158,5 +158,7 @@ def test_bad_settings_are_refused(make, message):
 
 def test_vectors_cannot_be_mixed():
     env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), Mixture(0.1, Riccati()))
-    with pytest.raises(TypeError, match="`follower` must answer with a table for Mixture, got GaussianPolicy"):
+    with pytest.raises(TypeError, match=r"must be a TabularModel for Mixture to plan in, .* suits it: Riccati\(\)"):
         env.best_response(np.full(8, 0.5))
+    with pytest.raises(TypeError, match="`follower` must answer with a table for Mixture, got GaussianPolicy"):
+        env.follower.best_response(env.model(np.full(8, 0.5)), env.preferences)

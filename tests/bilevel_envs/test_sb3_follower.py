@@ -198,7 +198,7 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
 
     nearly = NetworkGaussian((actor,), -scale, scale, squashed=False)
     best = BestResponse(nearly, None, None, torch.zeros(1), optimal=False)
-    shortfall = env.follower._shortfall(env, theta[None], env.model(theta).detach(), nearly)
+    shortfall = env.follower._shortfall(env.task(theta), nearly)
     assert best.behavior_policy is nearly
     assert abs(float(shortfall[0])) < 10  # the optimum is −2,018
 
@@ -206,7 +206,7 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
         return torch.cat([actor(x)[:, :2] / 2, actor(x)[:, 2:]], -1)
 
     worse = NetworkGaussian((lazy,), -scale, scale, squashed=False)
-    shortfall = env.follower._shortfall(env, theta[None], env.model(theta).detach(), worse)
+    shortfall = env.follower._shortfall(env.task(theta), worse)
     assert float(shortfall[0]) > 30
 
 

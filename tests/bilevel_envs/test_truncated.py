@@ -96,6 +96,6 @@ def test_runs_may_have_seeds_of_their_own():
 
 
 def test_its_noise_is_not_the_leaders():
-    first = Truncated(seed=0)._noise(MODEL, 0).flatten()[:105]
+    first = Truncated(seed=0).first_tables(1, (MODEL.states, MODEL.actions), 0).flatten()[:105]
     leader = np.random.default_rng(0).standard_normal(105)
     assert abs(np.corrcoef(first.numpy(), leader)[0, 1]) < 0.5

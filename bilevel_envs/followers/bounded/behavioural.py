@@ -8,15 +8,22 @@ what a leader estimates then.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_number, keep_counts
-from bilevel_envs.core.follower import BestResponse, UnsupportedModelError, check_planner
-from bilevel_envs.core.mdp import Model, Preferences
+from bilevel_envs.core.follower import (
+    BestResponse,
+    Capabilities,
+    Follower,
+    UnsupportedModelError,
+    capabilities_of,
+    check_planner,
+    own_beta,
+)
+from bilevel_envs.core.mdp import Model, Preferences, kind_of
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
@@ -37,23 +44,28 @@ class Quantal:
     """
 
     precision_beta: float
-    follower: Any = field(default_factory=SoftValueIteration)
+    follower: Follower = field(default_factory=SoftValueIteration)
 
     def __post_init__(self) -> None:
         check_number(self.precision_beta, "precision_beta", above=0)
         check_planner(self.follower)
-        if getattr(self.follower, "beta", None) is not None:
+        if own_beta(self.follower) is not None:
             raise ValueError(f"`follower` must leave its β to Quantal, beta=None; got {self.follower!r}")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The planner's worlds; not optimal."""
+        return replace(capabilities_of(self.follower), optimal=False, cuts_short=False)
 
     @property
     def beta(self) -> None:
         """None: the leader goes on with the problem's β."""
         return
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response with the follower's own β; arguments as the planner's."""
         own = replace(preferences, beta=self.precision_beta)
-        return replace(self.follower.best_response(model, own, start), optimal=False)
+        return replace(self.follower.best_response(model, own, init), optimal=False)
 
 
 @dataclass(frozen=True)
@@ -72,24 +84,29 @@ class Mixture:
     """
 
     share: float
-    follower: Any = field(default_factory=SoftValueIteration)
+    follower: Follower = field(default_factory=SoftValueIteration)
 
     def __post_init__(self) -> None:
         check_number(self.share, "share", at_least=0, at_most=1)
         check_planner(self.follower)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """Tables; not optimal."""
+        return _of_tables(self.follower)
+
+    @property
     def beta(self) -> float | None:
         """The planner's."""
         return self.follower.beta
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response, mixed; arguments as the planner's.
 
         Raises:
           TypeError: if actions are not countable.
         """
-        best = self.follower.best_response(model, preferences, start)
+        best = self.follower.best_response(model, preferences, init)
         probs = _table_of(best, self).probs
         mixed = (1 - self.share) * probs + self.share / probs.shape[-1]
         return replace(best, policy=BoltzmannPolicy(mixed.log()), optimal=False)
@@ -112,7 +129,7 @@ class Suboptimal:
     """
 
     delta: float
-    follower: Any = field(default_factory=SoftValueIteration)
+    follower: Follower = field(default_factory=SoftValueIteration)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -121,17 +138,22 @@ class Suboptimal:
         keep_counts(self, "seed", at_least=0)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """Tables; not optimal."""
+        return _of_tables(self.follower)
+
+    @property
     def beta(self) -> float | None:
         """The planner's."""
         return self.follower.beta
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response with noise in its values; arguments as the planner's.
 
         Raises:
           TypeError: if actions are not countable.
         """
-        best = self.follower.best_response(model, preferences, start)
+        best = self.follower.best_response(model, preferences, init)
         table = _table_of(best, self).log_probs
         beta = preferences.beta if self.beta is None else self.beta
         most = self.delta * (1 - preferences.gamma_follower) / 2
@@ -157,27 +179,32 @@ class Sticky:
     """
 
     share: float
-    follower: Any = field(default_factory=SoftValueIteration)
+    follower: Follower = field(default_factory=SoftValueIteration)
 
     def __post_init__(self) -> None:
         check_number(self.share, "share", at_least=0, below=1)
         check_planner(self.follower)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """Tables; not optimal."""
+        return _of_tables(self.follower)
+
+    @property
     def beta(self) -> float | None:
         """The planner's."""
         return self.follower.beta
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
-        """The planner's response, mixed with `start`'s policy; arguments as the planner's.
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+        """The planner's response, mixed with `init`'s policy; arguments as the planner's.
 
         Raises:
           TypeError: if actions are not countable.
         """
-        best = self.follower.best_response(model, preferences, start)
+        best = self.follower.best_response(model, preferences, init)
         probs = _table_of(best, self).probs
-        if start is not None and start.policy.probs.shape == probs.shape:
-            mixed = (1 - self.share) * probs + self.share * start.policy.probs
+        if init is not None and init.policy.probs.shape == probs.shape:
+            mixed = (1 - self.share) * probs + self.share * init.policy.probs
             best = replace(best, policy=BoltzmannPolicy(_logarithm(mixed)))
         return replace(best, optimal=False)
 
@@ -186,8 +213,13 @@ def _logarithm(probs: Tensor) -> Tensor:
     return probs.clamp(min=np.finfo(float).tiny).log()
 
 
-def _table_of(best: BestResponse, follower: Any) -> BoltzmannPolicy:
-    if not isinstance(best.policy, BoltzmannPolicy):
+def _of_tables(follower: Follower) -> Capabilities:
+    """What whoever changes a planner's table can do."""
+    return replace(capabilities_of(follower), kinds=("tabular",), optimal=False, cuts_short=False)
+
+
+def _table_of(best: BestResponse, follower: object) -> BoltzmannPolicy:
+    if kind_of(best.policy) != "tabular":
         raise UnsupportedModelError(
             f"`follower` must answer with a table for {type(follower).__name__}, got {type(best.policy).__name__}"
         )

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_count, keep_counts
-from bilevel_envs.core.follower import BestResponse, check_model
+from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, capabilities_of
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.followers.learners.soft_q_learning import SoftQLearning
 from bilevel_envs.followers.planners.committed import Committed
-from bilevel_envs.followers.planners.riccati import Riccati, planned_ahead
-from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration, scheduled_response
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
-from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.followers.planners.riccati import Riccati
+from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 
 STARTS = ("carry", "reset")
 STREAM = 7
-PLANNERS = (SoftValueIteration, Committed, SoftQLearning, Riccati)
+PLANNERS = "SoftValueIteration, Committed, SoftQLearning, Riccati"
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,8 @@ class Truncated:
     seed: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.follower, PLANNERS):
-            names = ", ".join(kind.__name__ for kind in PLANNERS)
-            raise TypeError(f"`follower` must be one of the planners {names}, got {self.follower!r}")
+        if isinstance(self.follower, type) or not capabilities_of(self.follower).cuts_short:
+            raise TypeError(f"`follower` must be one of the planners {PLANNERS}, got {self.follower!r}")
         keep_counts(self, "rounds", "sweeps")
         check_choice(self.start, STARTS, "start")
         seeds = tuple(check_count(seed, "seed", at_least=0) for seed in np.atleast_1d(self.seed).tolist())
@@ -67,56 +63,30 @@ class Truncated:
         """The planner's own β; None keeps the problem's."""
         return self.follower.beta
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    @property
+    def capabilities(self) -> Capabilities:
+        """The planner's worlds; not optimal."""
+        return replace(self.follower.capabilities, optimal=False, cuts_short=False)
+
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The response after `rounds` rounds.
 
         Args:
-          model: a `TabularModel`, or a `LinearQuadraticModel` for `Riccati`.
+          model: one of the planner's kind.
           preferences: γ_F, and β unless the planner has its own.
-          start: the previous response; its memory holds the table to go on from, and how many tables were drawn.
+          init: the previous response; its memory holds the table to go on from, and how many tables were drawn.
 
         Raises:
           TypeError: if `model` is of another kind than the planner's.
         """
-        if isinstance(self.follower, (Committed, SoftQLearning)):
-            name = "sweeps" if isinstance(self.follower, Committed) else "rounds"
-            before = start if self.start == "carry" else None
-            planner: Any = self.follower
-            shortened = replace(planner, **{name: self.rounds})
-            return shortened.best_response(model, preferences, before)
-        if isinstance(self.follower, Riccati):
-            return self._looking_ahead(model, preferences, start)
-        model = check_model(model, TabularModel, "Truncated(SoftValueIteration())")
-        model = model.detach()
-        beta = preferences.beta if self.beta is None else self.beta
-        memory = start.solver_state if start is not None else None
-        usable = memory is not None and memory["table"].shape == (model.runs, model.states, model.actions)
-        calls = int(memory["calls"]) if memory is not None and "calls" in memory else 0
-        carried = memory["table"] if memory is not None and usable and self.start == "carry" else None
-        table = self._noise(model, calls) if carried is None else carried
-        best = scheduled_response(model, preferences.gamma_follower, beta, self.rounds, self.sweeps, table)
-        assert best.solver_state is not None
-        best.solver_state["calls"] = torch.tensor(calls + 1)
-        return best
+        how = CutShort(self.rounds, self.start == "carry", self.sweeps, self.first_tables)
+        return self.follower.cut_short(model, preferences, init, how)
 
-    def _looking_ahead(self, model: Model, preferences: Preferences, start: BestResponse | None) -> BestResponse:
-        model = check_model(model, LinearQuadraticModel, "Truncated(Riccati())")
-        fixed, n = model.detach(), model.state_size
-        p = torch.zeros(fixed.runs, n, n, dtype=torch.float64)
-        v = torch.zeros(fixed.runs, dtype=torch.float64)
-        memory = start.solver_state if start is not None and self.start == "carry" else None
-        if memory is not None and memory["matrix"].shape == p.shape:
-            p, v = memory["matrix"], memory["constant"]
-        beta = preferences.beta if self.beta is None else self.beta
-        best, p, v = planned_ahead(fixed, preferences.gamma_follower, beta, self.rounds, p, v)
-        return replace(best, solver_state={"matrix": p, "constant": v})
-
-    def _noise(self, model: TabularModel, calls: int) -> Tensor:
-        shape = (model.states, model.actions)
-        one = np.ndim(self.seed) == 0
-        seeds = [self.seed + run for run in range(model.runs)] if one else list(self.seed)  # type: ignore[operator, arg-type]
-        if len(seeds) != model.runs:
-            raise ValueError(f"`seed` must be a number or one per run ({model.runs}), got {len(seeds)} of them")
+    def first_tables(self, runs: int, shape: tuple[int, ...], calls: int) -> Tensor:
+        """First tables of N(0, 1), [R, *shape]."""
+        seeds = [self.seed + run for run in range(runs)] if isinstance(self.seed, int) else list(self.seed)
+        if len(seeds) != runs:
+            raise ValueError(f"`seed` must be a number or one per run ({runs}), got {len(seeds)} of them")
         # STREAM keeps apart what leaders draw from the same seeds; a trailing 0 would not.
         tables = [np.random.default_rng([seed, STREAM, calls]).standard_normal(shape) for seed in seeds]
         return torch.from_numpy(np.stack(tables))

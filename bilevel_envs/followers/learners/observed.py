@@ -4,30 +4,49 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count, check_number
-from bilevel_envs.core.follower import BestResponse, UnsupportedModelError, response_of
+from bilevel_envs.core.follower import (
+    BestResponse,
+    Capabilities,
+    Follower,
+    FollowerTask,
+    LearningFollower,
+    Policy,
+    ValueFunction,
+    capabilities_of,
+    check_worth,
+    is_follower,
+    response_of,
+    task_of_another,
+    tiled_part,
+)
+from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers.planners.riccati import Riccati
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 from bilevel_envs.networks.policies import NetworkCategorical, NetworkGaussian
 from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference, through, xavier
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic
+from bilevel_envs.worlds.linear_quadratic.model import Quadratic
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
 from bilevel_envs.worlds.linear_quadratic.polynomials import lstd, products, relative, symmetric
 from bilevel_envs.worlds.responses import response_from, response_state
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.world import world_of
 
 METHODS = ("counts", "linear", "network")
 USUAL_HORIZON = 100
+PLANNERS = {"tabular": SoftValueIteration, "linear_quadratic": Riccati}  # who is watched where nobody is given
+Estimate = tuple[Policy, ValueFunction, ValueFunction]  # g, Q_F, V_F
 WIDE = 1e6  # within which a cloned policy's actions stay
 
 
@@ -67,7 +86,7 @@ class ObservedFollower:
 
     def __init__(
         self,
-        follower: Any = None,
+        follower: Follower | LearningFollower | None = None,
         observations: int = 1_000,
         *,
         method: str | None = None,
@@ -77,11 +96,10 @@ class ObservedFollower:
         beta: float | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(follower, type) or not (
-            follower is None or hasattr(follower, "respond") or hasattr(follower, "best_response")
-        ):
+        if not (follower is None or is_follower(follower)):
             raise TypeError(f"`follower` must be a follower or None, got {follower!r}")
-        self.follower, self.observations = follower, check_count(observations, "observations")
+        self.follower: Any = follower
+        self.observations = check_count(observations, "observations")
         check_choice(method, (None, *METHODS), "method")
         self.method, self.steps = method, check_count(steps, "steps")
         self.forget = check_number(forget, "forget", above=0, at_most=1)
@@ -101,41 +119,56 @@ class ObservedFollower:
         told = {name: getattr(self, name) for name in names}
         return f"ObservedFollower({self.follower!r}, {', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """Estimates of everything, in the worlds of the follower inside."""
+        kinds = tuple(PLANNERS) if self.follower is None else capabilities_of(self.follower).kinds
+        return Capabilities(kinds, learns=True, saves=True, checks=True)
+
+    def check(self, task: FollowerTask) -> None:
+        """Lets the follower inside refuse a world."""
+        if self.follower is not None:
+            check_worth(self.follower, task_of_another(task, self.follower))
+
     def respond(
-        self, env: Any, theta: np.ndarray, model: Any, start: BestResponse | None = None, learn: bool = True
+        self,
+        task: FollowerTask,
+        theta: np.ndarray,
+        model: Model,
+        init: BestResponse | None = None,
+        learn: bool = True,
     ) -> BestResponse:
         """Lets the follower inside respond, watches it, and says what can be made of that.
 
         Args:
-          env: the `BilevelWrapper`.
+          task: its world at θ.
           theta: ``[R, *θ.shape]``.
           model: its model at θ; its rewards and moves are not read.
-          start: the last response.
+          init: the last response.
           learn: False to watch without remembering.
         """
-        watcher = self
-        if not learn:
-            watcher = copy.copy(self)
-            watcher._values = copy.deepcopy(self._values)
-        return watcher._watched(env, theta, model, learn)
+        if learn:
+            return self._watched(task, learn)
+        known = dict(vars(self))
+        self._values = copy.deepcopy(self._values)  # which fitting changes; all else is replaced
+        try:
+            return self._watched(task, learn)
+        finally:
+            vars(self).update(known)
 
-    def _watched(self, env: Any, theta: np.ndarray, model: Any, learn: bool) -> BestResponse:
+    def _watched(self, task: FollowerTask, learn: bool) -> BestResponse:
         """A response of the follower inside, as it looks from outside."""
-        inside = self.follower
+        theta, inside = task.theta, self.follower
         if inside is None:
-            if not isinstance(model, TabularModel | LinearQuadraticModel):
-                raise UnsupportedModelError(
-                    "`follower` must be given where nobody can plan: one that learns is watched; got None"
-                )
-            inside = SoftValueIteration() if isinstance(model, TabularModel) else Riccati()
-        hidden = response_of(inside, env, theta, model, self._hidden, learn)
+            inside = PLANNERS[task.model.kind]()
+        hidden = response_of(inside, task_of_another(task, inside), self._hidden, learn)
         self._hidden = hidden
         noise = Noise([[self.seed + run, self.responses] for run in range(len(theta))])
-        horizon = min(env.time_limit or USUAL_HORIZON, self.observations)
+        horizon = min(task.time_limit or USUAL_HORIZON, self.observations)
         rows = -(-self.observations // horizon)
-        seen = env.rollout(theta, hidden, noise, rows=rows, horizon=horizon, model=model)
+        seen = task.rollout(theta, hidden, noise, rows=rows, horizon=horizon, model=task.model)
         self.responses += 1
-        policy, q, v = self._estimated(env, model, seen, noise)
+        policy, q, v = self._estimated(task, seen, noise)
         steps = hidden.steps + rows * horizon
         return BestResponse(policy, q, v, hidden.residual, False, actual_policy=hidden.behavior_policy, steps=steps)
 
@@ -147,7 +180,7 @@ class ObservedFollower:
             "cloned": self._cloned,
             "values": self._saved_values if self._values is None else self._values.state_dict(),
             "hidden": response_state(self._hidden),
-            "follower": self.follower.state_dict() if hasattr(self.follower, "state_dict") else None,
+            "follower": self.follower.state_dict() if capabilities_of(self.follower).saves else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,9 +192,9 @@ class ObservedFollower:
         if state["follower"] is not None:
             self.follower.load_state_dict(state["follower"])
 
-    def _estimated(self, env: Any, model: Any, seen: Rollout, noise: Noise) -> tuple[Any, Any, Any]:
+    def _estimated(self, task: FollowerTask, seen: Rollout, noise: Noise) -> Estimate:
         """g, Q_F and V_F from a batch."""
-        table, beta, gamma = isinstance(model, TabularModel), env.preferences.beta, env.preferences.gamma_follower
+        table, beta, gamma = world_of(task.model).countable, task.preferences.beta, task.preferences.gamma_follower
         discrete = seen.action.ndim == 3
         usual = "counts" if table else "network" if discrete else "linear"
         method = self.method or usual
@@ -170,10 +203,11 @@ class ObservedFollower:
         if method == "linear" and discrete:
             raise ValueError('`method` must be "network" for discrete actions at states that are vectors, got "linear"')
         if method == "counts":
+            model = cast(TabularModel, task.model)
             return self._from_counts(model.states, model.actions, seen, beta, gamma)
         if method == "linear":
             return _linear(seen, beta, gamma)
-        return self._from_networks(env, model, seen, beta, gamma, noise)
+        return self._from_networks(task, seen, beta, gamma, noise)
 
     def _from_counts(
         self, states: int, actions: int, seen: Rollout, beta: float, gamma: float
@@ -198,20 +232,17 @@ class ObservedFollower:
         kept = {n: (1 - self.forget) * old for n, old in self._counts.items() if old.shape == new[n].shape}
         self._counts = {name: kept.get(name, 0.0) + part for name, part in new.items()}
 
-    def _from_networks(
-        self, env: Any, model: Any, seen: Rollout, beta: float, gamma: float, noise: Noise
-    ) -> tuple[Any, Any, Any]:
-        inputs = _inputs(env, model)
+    def _from_networks(self, task: FollowerTask, seen: Rollout, beta: float, gamma: float, noise: Noise) -> Estimate:
+        inputs = world_of(task.model).inputs(task.observations, task.model)
         x, used = inputs(seen.state).flatten(1, 2), seen.valid.flatten(1)
-        discrete = seen.action.ndim == 3
-        count = (model.actions if isinstance(model, TabularModel) else env.action_space.n) if discrete else 0
-        size = count if discrete else 2 * seen.action.shape[-1]
-        layers = self._clone(x, seen.action.flatten(1, 2), used, size, discrete, noise)
-        policy = _cloned_policy(layers, seen.action, discrete)
-        if discrete:
-            log_g = policy_log_probs(layers, x).gather(-1, seen.action.flatten(1)[..., None])[..., 0]
-        else:
+        count = _action_count(task, discrete=seen.action.ndim == 3)
+        size = 2 * seen.action.shape[-1] if count is None else count
+        layers = self._clone(x, seen.action.flatten(1, 2), used, size, count is not None, noise)
+        policy = _cloned_policy(layers, seen.action, count is not None)
+        if count is None:
             log_g = policy.log_prob(x, seen.action.flatten(1, 2))
+        else:
+            log_g = policy_log_probs(layers, x).gather(-1, seen.action.flatten(1)[..., None])[..., 0]
         if self._values is None:  # its discount is known now
             self._values = TemporalDifference(gamma, Fit(steps=self.steps))
             if self._saved_values is not None:
@@ -219,10 +250,11 @@ class ObservedFollower:
         reward = seen.r_follower.flatten(1) - beta * log_g
         goes_on = (seen.valid & ~seen.terminated).flatten(1)[..., None]
         later = inputs(seen.next_state).flatten(1, 2)
-        self._values.fit(x, reward[..., None], used, lambda f: f(later) * goes_on, noise)
         v = self._values
-        if isinstance(model, TabularModel):
-            every = inputs(torch.arange(model.states).expand(noise.runs, -1))
+        v.fit(x, reward[..., None], used, lambda f: f(later) * goes_on, noise)
+        if world_of(task.model).countable:
+            states = torch.arange(cast(TabularModel, task.model).states)
+            every = inputs(states.expand(noise.runs, -1))
             table, values = policy_log_probs(layers, every), v(every)[..., 0]
             return BoltzmannPolicy(table), Table(values[..., None] + beta * table), Table(values)
         value = OneByOne(v)
@@ -262,7 +294,7 @@ class FromDensity:
     """
 
     v: Callable[[Tensor], Tensor]
-    policy: Any
+    policy: Policy
     beta: float
 
     def __call__(self, state: Tensor, action: Tensor) -> Tensor:
@@ -271,7 +303,7 @@ class FromDensity:
 
     def tiled(self, copies: int) -> Self:
         """For so many times as many runs."""
-        return replace(self, v=_tiled(self.v, copies), policy=_tiled(self.policy, copies))
+        return replace(self, v=tiled_part(self.v, copies), policy=tiled_part(self.policy, copies))
 
 
 @dataclass(frozen=True)
@@ -310,13 +342,6 @@ def policy_log_probs(layers: list[Tensor], x: Tensor) -> Tensor:
     return torch.log_softmax(through(layers, x), -1)
 
 
-def _tiled(part: Any, copies: int) -> Any:
-    if hasattr(part, "tiled"):
-        return part.tiled(copies)
-    parts = {field.name: getattr(part, field.name) for field in fields(part)}
-    return replace(part, **{name: tensor.repeat(copies, *[1] * (tensor.ndim - 1)) for name, tensor in parts.items()})
-
-
 def _counts(seen: Rollout, states: int, actions: int) -> dict[str, Tensor]:
     """Visits of (s, b), moves from s to s' that go on, and rewards paid in s, of each run."""
     names: dict[str, list[Tensor]] = {"pairs": [], "moves": [], "rewards": []}
@@ -331,7 +356,7 @@ def _counts(seen: Rollout, states: int, actions: int) -> dict[str, Tensor]:
     return {name: torch.stack(parts).double() for name, parts in names.items()}
 
 
-def _linear(seen: Rollout, beta: float, gamma: float) -> tuple[GaussianPolicy, FromDensity, Quadratic]:
+def _linear(seen: Rollout, beta: float, gamma: float) -> Estimate:
     """A Gaussian around a linear mean, and a quadratic V_F."""
     s, b, following = (part.flatten(1, 2) for part in (seen.state, seen.action, seen.next_state))
     used = seen.valid.flatten(1)[..., None].double()
@@ -351,21 +376,21 @@ def _linear(seen: Rollout, beta: float, gamma: float) -> tuple[GaussianPolicy, F
     return policy, FromDensity(v, policy, beta), v
 
 
-def _inputs(env: Any, model: Any) -> Callable[[Tensor], Tensor]:
-    """What networks read of a state: one-hot numbers or observations of a table's state, vectors as they are."""
-    if not isinstance(model, TabularModel):
-        return lambda state: state.double()
-    table = torch.from_numpy(np.asarray(env.observations(model.states))).double()
-    table = torch.eye(model.states, dtype=torch.float64) if table.ndim == 1 else table
-    return lambda state: table[state]
+def _action_count(task: FollowerTask, discrete: bool) -> int | None:
+    """How many actions there are to choose from; None where they are vectors."""
+    if not discrete:
+        return None
+    if world_of(task.model).countable:
+        return cast(TabularModel, task.model).actions
+    return int(cast(gym.spaces.Discrete, task.action_space).n)
 
 
-def _cloned_policy(layers: list[Tensor], action: Tensor, discrete: bool) -> Any:
-    def network(run: int) -> Any:
+def _cloned_policy(layers: list[Tensor], action: Tensor, discrete: bool) -> NetworkCategorical | NetworkGaussian:
+    def network(run: int) -> Callable[[Tensor], Tensor]:
         own = [layer[run : run + 1] for layer in layers]
         return lambda x: through(own, x.double()[None])[0]
 
-    def chances(run: int) -> Any:
+    def chances(run: int) -> Callable[[Tensor], Tensor]:
         own = network(run)
         return lambda x: torch.log_softmax(own(x), -1)
 
@@ -374,7 +399,7 @@ def _cloned_policy(layers: list[Tensor], action: Tensor, discrete: bool) -> Any:
         return NetworkCategorical(tuple(chances(run) for run in runs))
     reach = torch.full((action.shape[-1],), WIDE, dtype=torch.float64)
 
-    def scaled(run: int) -> Any:
+    def scaled(run: int) -> Callable[[Tensor], Tensor]:
         own = network(run)
 
         def parameters(x: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from bilevel_envs.core.checks import check_number, keep_counts
-from bilevel_envs.core.follower import BestResponse, check_model
+from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.kernels import soft_q_pass
@@ -40,6 +41,8 @@ class SoftQLearning:
     Source: Haarnoja, Tang, Abbeel, Levine, Reinforcement learning with deep energy-based policies (2017), as a table.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(("tabular",), cuts_short=True)
+
     beta: float | None = None
     rounds: int = 50
     rows: int = 10
@@ -56,13 +59,13 @@ class SoftQLearning:
         check_number(self.exploration, "exploration", at_least=0, at_most=1)
         keep_counts(self, "seed", at_least=0)
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """What the follower has learnt after `rounds` more rounds; the residual is its largest error in the last one.
 
         Args:
           model: a `TabularModel`, from which transitions are drawn.
           preferences: γ_F, and β unless this follower has its own.
-          start: an earlier response, whose table it goes on with.
+          init: an earlier response, whose table it goes on with.
 
         Raises:
           TypeError: if `model` is not a table.
@@ -72,8 +75,8 @@ class SoftQLearning:
         beta = preferences.beta if self.beta is None else self.beta
         shape = (world.runs, world.states, world.actions)
         table, before = np.zeros(shape), 0
-        if start is not None and start.solver_state is not None and tuple(start.solver_state["table"].shape) == shape:
-            table, before = start.solver_state["table"].numpy().copy(), int(start.solver_state["responses"])
+        if init is not None and init.solver_state is not None and tuple(init.solver_state["table"].shape) == shape:
+            table, before = init.solver_state["table"].numpy().copy(), int(init.solver_state["responses"])
         noise = Noise([[self.seed, run, before] for run in range(world.runs)])
         largest = np.zeros(world.runs)
         for done in range(self.rounds):
@@ -95,3 +98,9 @@ class SoftQLearning:
             solver_state={"table": q, "responses": torch.tensor(before + 1)},
             steps=self.rounds * self.rows * self.horizon,
         )
+
+    def cut_short(
+        self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
+    ) -> BestResponse:
+        """The response after so many rounds of acting and learning, from Q = 0 or from `init`'s."""
+        return replace(self, rounds=how.rounds).best_response(model, preferences, init if how.carries else None)

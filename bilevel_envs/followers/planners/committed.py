@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from bilevel_envs.core.checks import check_number, keep_counts
-from bilevel_envs.core.follower import BestResponse, check_model
+from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
@@ -34,6 +35,8 @@ class Committed:
     Source: the follower of arXiv:2603.14867's toy Markov game, as published.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(("tabular",), cuts_short=True)
+
     beta: float | None = None
     sweeps: int = 1_000
     tol: float = 2e-5
@@ -44,13 +47,13 @@ class Committed:
         keep_counts(self, "sweeps")
         check_number(self.tol, "tol", above=0)
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The response to a game's table.
 
         Args:
           model: a `TabularModel` over (s, a); its gradients are not followed.
           preferences: γ_F, and β unless this follower has its own.
-          start: an earlier response, at whose Q_F it begins; at 0 without one.
+          init: an earlier response, at whose Q_F it begins; at 0 without one.
 
         Raises:
           TypeError: if `model` is not a table.
@@ -60,8 +63,8 @@ class Committed:
         beta = preferences.beta if self.beta is None else self.beta
         kernel = model.structure.kernel.expand(model.runs, -1, -1, -1)
         q = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
-        if start is not None and start.q.values.shape == q.shape:
-            q = start.q.values
+        if init is not None and init.q.values.shape == q.shape:
+            q = init.q.values
         change = torch.full((model.runs,), np.inf, dtype=torch.float64)
         for _ in range(self.sweeps):
             expected = torch.einsum("rsbt,rtc->rsbc", kernel, q)
@@ -73,3 +76,9 @@ class Committed:
         v = beta * torch.logsumexp(q / beta, -1)
         policy = BoltzmannPolicy(torch.log_softmax(q / beta, -1))
         return BestResponse(policy, Table(q), Table(v), change, optimal=False)
+
+    def cut_short(
+        self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
+    ) -> BestResponse:
+        """The response after so many sweeps at most, from Q_F = 0 or from `init`'s."""
+        return replace(self, sweeps=how.rounds).best_response(model, preferences, init if how.carries else None)

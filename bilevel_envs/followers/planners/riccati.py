@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_count, check_number
-from bilevel_envs.core.follower import BestResponse, check_model
+from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic, block, discounted_sum
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
@@ -40,6 +41,8 @@ class Riccati:
     (2004), structure-preserving algorithms for discrete-time algebraic Riccati equations.
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(("linear_quadratic",), optimal=True, cuts_short=True)
+
     beta: float | None = None
     tol: float = 1e-12
 
@@ -48,13 +51,13 @@ class Riccati:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         check_number(self.tol, "tol", above=0)
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The soft-optimal response to a linear-quadratic world.
 
         Args:
           model: a `LinearQuadraticModel`; its gradients are not followed.
           preferences: γ_F, and β unless this follower has its own.
-          start: has no influence: the solution does not depend on where one begins.
+          init: has no influence: the solution does not depend on where one begins.
 
         Raises:
           TypeError: if `model` is not linear-quadratic.
@@ -63,6 +66,21 @@ class Riccati:
         """
         model = check_model(model, LinearQuadraticModel, "Riccati")
         return self.reaction(model.detach(), preferences)
+
+    def cut_short(
+        self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
+    ) -> BestResponse:
+        """The response after so many steps of value iteration, from V = 0 or from where `init` ended."""
+        model = check_model(model, LinearQuadraticModel, "Truncated(Riccati())")
+        fixed, n = model.detach(), model.state_size
+        p = torch.zeros(fixed.runs, n, n, dtype=torch.float64)
+        v = torch.zeros(fixed.runs, dtype=torch.float64)
+        memory = init.solver_state if init is not None and how.carries else None
+        if memory is not None and memory["matrix"].shape == p.shape:
+            p, v = memory["matrix"], memory["constant"]
+        beta = preferences.beta if self.beta is None else self.beta
+        best, p, v = planned_ahead(fixed, preferences.gamma_follower, beta, how.rounds, p, v)
+        return replace(best, solver_state={"matrix": p, "constant": v})
 
     @with_gradients
     def reaction(self, model: LinearQuadraticModel, preferences: Preferences) -> BestResponse:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_count, check_number
-from bilevel_envs.core.follower import BestResponse, check_model
+from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.kernels import soft_policy_iteration
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
@@ -59,13 +59,18 @@ class SoftValueIteration:
             check_count(self.rounds, "rounds")
             check_count(self.sweeps, "sweeps")
 
-    def best_response(self, model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+    @property
+    def capabilities(self) -> Capabilities:
+        """Optimal unless it follows the fixed schedule."""
+        return Capabilities(("tabular",), optimal=self.rounds is None, cuts_short=True)
+
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The soft-optimal response to a table.
 
         Args:
           model: a `TabularModel`; its gradients are not followed.
           preferences: γ_F, and β unless this follower has its own.
-          start: an earlier response; Newton begins at its V_F (the fixed schedule always begins at 0).
+          init: an earlier response; Newton begins at its V_F (the fixed schedule always begins at 0).
 
         Raises:
           TypeError: if `model` is not a table.
@@ -77,12 +82,31 @@ class SoftValueIteration:
         if self.rounds is not None and self.sweeps is not None:
             nothing = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
             return scheduled_response(model, gamma, beta, self.rounds, self.sweeps, nothing)
-        return self._newton(model, gamma, beta, start)
+        return self._newton(model, gamma, beta, init)
 
-    def _newton(self, model: TabularModel, gamma: float, beta: float, start: BestResponse | None) -> BestResponse:
+    def cut_short(
+        self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
+    ) -> BestResponse:
+        """The response after so many policy refreshes, from `how.first` or from the table that `init` reached.
+
+        The memory holds the table to go on from, and how many first tables were drawn.
+        """
+        model = check_model(model, TabularModel, "Truncated(SoftValueIteration())").detach()
+        beta = preferences.beta if self.beta is None else self.beta
+        memory = init.solver_state if init is not None else None
+        usable = memory is not None and memory["table"].shape == (model.runs, model.states, model.actions)
+        calls = int(memory["calls"]) if memory is not None and "calls" in memory else 0
+        carried = memory["table"] if memory is not None and usable and how.carries else None
+        table = how.first(model.runs, (model.states, model.actions), calls) if carried is None else carried
+        best = scheduled_response(model, preferences.gamma_follower, beta, how.rounds, how.sweeps, table)
+        assert best.solver_state is not None
+        best.solver_state["calls"] = torch.tensor(calls + 1)
+        return best
+
+    def _newton(self, model: TabularModel, gamma: float, beta: float, init: BestResponse | None) -> BestResponse:
         v = np.zeros((model.runs, model.states))
-        if start is not None and start.v.values.shape[-1] == model.states and len(start.v.values) in (1, model.runs):
-            v[:] = start.v.values.numpy()
+        if init is not None and init.v.values.shape[-1] == model.states and len(init.v.values) in (1, model.runs):
+            v[:] = init.v.values.numpy()
         moves, band = model.structure.stepping, model.structure.stepping.band
         tables = soft_policy_iteration(
             model.r_follower.contiguous().numpy(),

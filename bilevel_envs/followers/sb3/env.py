@@ -55,10 +55,7 @@ class FollowerVecEnv(VecEnv):
 
     def step_wait(self) -> Any:
         """Takes them."""
-        action = self._actions
-        if self.low is not None and self.high is not None:
-            action = self.low + (self.high - self.low) * (action.astype(np.float64) + 1) / 2
-        observation, reward, terminated, truncated, told = self.envs.step(action)
+        observation, reward, terminated, truncated, told = self.envs.step(self.in_units(self._actions))
         self.paid.append(float(np.mean(reward)))
         ended = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -66,6 +63,12 @@ class FollowerVecEnv(VecEnv):
             infos[index]["terminal_observation"] = told["final_obs"][index]
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         return observation, ((reward + self.bonus) / self.reward_scale).astype(np.float32), ended, infos
+
+    def in_units(self, actions: np.ndarray) -> np.ndarray:
+        """An agent's actions [..., m] in the units of the environment."""
+        if self.low is None or self.high is None:
+            return actions
+        return self.low + (self.high - self.low) * (actions.astype(np.float64) + 1) / 2
 
     def close(self) -> None:
         """Closes the environments."""

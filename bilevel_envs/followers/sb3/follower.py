@@ -6,8 +6,8 @@ import copy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from types import NoneType
-from typing import Any
+from types import FunctionType, NoneType
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_count, check_number
-from bilevel_envs.core.follower import BestResponse, FollowerError, Missing
+from bilevel_envs.core.follower import BestResponse, Capabilities, FollowerError, FollowerTask, Missing, Policy
+from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers.sb3.agents import (
     arguments_of,
@@ -30,10 +31,9 @@ from bilevel_envs.followers.sb3.agents import (
     stores,
 )
 from bilevel_envs.followers.sb3.answers import functions, tables
-from bilevel_envs.followers.sb3.shortfall import improvement, sampled_shortfall, table_shortfall
-from bilevel_envs.networks.policies import NetworkGaussian
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
 from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.world import world_of
 
 STARTS = ("warm", "cold")
 BUFFERS = ("clear", "keep", "relabel")
@@ -178,16 +178,28 @@ class SB3Follower:
         """Whether Q_F and V_F are to be had."""
         return self.soft
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """It learns in every kind of world; whether an algorithm takes its actions, `check` says."""
+        return Capabilities(gives_values=self.gives_values, learns=True, saves=True, checks=True)
+
     # What a leader asks ---------------------------------------------------------------------------------------
 
-    def respond(self, env: Any, theta: np.ndarray, model: Any, start: Any = None, learn: bool = True) -> BestResponse:
+    def respond(
+        self,
+        task: FollowerTask,
+        theta: np.ndarray,
+        model: Model,
+        init: BestResponse | None = None,
+        learn: bool = True,
+    ) -> BestResponse:
         """Trains at θ, and answers with what has been learnt.
 
         Args:
-          env: the `BilevelWrapper`.
+          task: its world at θ.
           theta: ``[R, *θ.shape]``.
           model: its model at θ.
-          start: has no influence.
+          init: has no influence.
           learn: False to answer without training.
 
         Raises:
@@ -198,19 +210,19 @@ class SB3Follower:
             raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
         runs, before = len(theta), self.spent
         if learn:
-            self.check(env, model)
+            self.check(task)
         if len(self.agents) not in ((0, runs) if learn else (1, runs)):
             raise ValueError(
                 f"`runs` must be as many as the follower was trained with ({len(self.agents)}), got {runs}; its "
                 "`reset()` forgets them"
             )
         if learn:
-            paid = [self._train(env, theta, model, run) for run in range(runs)]
+            paid = [self._train(task, run) for run in range(runs)]
             self.spent = before + max((taken for taken, _ in paid), default=0)
             self.responses += 1
-        best = self._answer(env, model, runs)
+        best = self._answer(task)
         if learn and any(rewards for _, rewards in paid):
-            self._residual = self._shortfall(env, theta, model, best[0])
+            self._residual = self._shortfall(task, best[0])
             if self._residual is None:
                 self._residual = torch.tensor([improvement(rewards) for _, rewards in paid], dtype=torch.float64)
         assert self._residual is not None
@@ -242,7 +254,7 @@ class SB3Follower:
 
     # Training -------------------------------------------------------------------------------------------------
 
-    def _train(self, env: Any, theta: np.ndarray, model: Any, run: int) -> tuple[int, list[float]]:
+    def _train(self, task: FollowerTask, run: int) -> tuple[int, list[float]]:
         """One run's agent learns at its θ; how many steps it took, and its mean rewards, call by call."""
         first = run >= len(self.agents) or self.start == "cold"
         budget = self.first_steps if self.responses == 0 else self.steps
@@ -251,8 +263,8 @@ class SB3Follower:
         if budget <= 0 and run < len(self.agents):
             return 0, []
         with seeded(self.seed + run, self.responses) as seed:
-            world = self._world(env, theta[run], seed)
-            agent = self._agent(world, self._preferences(env)) if first else self.agents[run]
+            world = self._world(task, run, seed)
+            agent = self._agent(world, self._preferences(task)) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
             if agent.observation_space != world.observation_space or agent.action_space != world.action_space:
@@ -265,7 +277,7 @@ class SB3Follower:
             agent.set_env(world)
             fresh = agent.num_timesteps == 0
             if stores(agent) and not fresh:
-                self._prepare_buffer(agent, model, run)
+                self._prepare_buffer(agent, task.model, run)
             taken, budget = agent.num_timesteps, max(budget, 1)
             begun, whole = (taken, budget) if self.schedule == "response" else (0, self.total_steps or budget)
             waits_for = budget // 2 if taken and self.buffer == "clear" else None
@@ -276,32 +288,28 @@ class SB3Follower:
         check_networks(agent, run)
         return agent.num_timesteps - taken, world.paid
 
-    def _preferences(self, env: Any) -> Any:
+    def _preferences(self, task: FollowerTask) -> Preferences:
         """The problem's, with this follower's own β if it has one; not those of a leader who supposes another."""
-        preferences = env.problem.preferences
+        preferences = task.problem.preferences
         return preferences if self.beta is None else replace(preferences, beta=self.beta)
 
-    def check(self, env: Any, model: Any) -> None:
+    def check(self, task: FollowerTask) -> None:
         """Refuses with a ValueError what cannot be trained or answered in an environment, before anything is."""
-        discrete, name = isinstance(env.action_space, gym.spaces.Discrete), self.algorithm.__name__
-        if not isinstance(model, TabularModel) and not isinstance(
-            env.action_space, gym.spaces.Discrete | gym.spaces.Box
-        ):
-            raise ValueError(f"`env` must have actions in a Discrete or a Box to learn in, got {env.action_space}")
-        if isinstance(model, TabularModel) or discrete:
-            fits: tuple[str, ...] = ("SoftDQN", "DQN", "PPO", "A2C", "other")
-        else:
-            fits = ("SAC", "PPO", "A2C", "other")
-        if self.kind not in fits:
-            what = "discrete actions" if "DQN" in fits else "actions that are vectors"
-            raise ValueError(f"`algorithm` must be one of {', '.join(fits[:-1])} for {what}, got {name}")
-        if self.buffer == "relabel" and not _knows_rewards(env, model):
+        space, countable = task.action_space, world_of(task.model).countable
+        if not countable and not isinstance(space, gym.spaces.Discrete | gym.spaces.Box):
+            raise ValueError(f"`env` must have actions in a Discrete or a Box to learn in, got {space}")
+        discrete = countable or isinstance(space, gym.spaces.Discrete)
+        fits = ("SoftDQN", "DQN", "PPO", "A2C") if discrete else ("SAC", "PPO", "A2C")
+        if self.kind not in (*fits, "other"):
+            what = "discrete actions" if discrete else "actions that are vectors"
+            raise ValueError(f"`algorithm` must be one of {', '.join(fits)} for {what}, got {self.algorithm.__name__}")
+        if self.buffer == "relabel" and not world_of(task.model).knows_rewards(task.observations, task.model):
             raise ValueError(
                 '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
                 'observation="index" and for linear-quadratic worlds; got "relabel"'
             )
 
-    def _agent(self, world: Any, preferences: Any) -> Any:
+    def _agent(self, world: Any, preferences: Preferences) -> Any:
         """A new agent, with the networks in `model_file` if there is one."""
         beta = preferences.beta / self.reward_scale
         own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
@@ -322,13 +330,13 @@ class SB3Follower:
             load_networks(agent, self.model_file)
         return agent
 
-    def _world(self, env: Any, theta: np.ndarray, seed: int) -> Any:
-        """The follower's environment at one θ."""
-        envs = env.copies(self.envs, theta, self.episode_steps)
+    def _world(self, task: FollowerTask, run: int, seed: int) -> Any:
+        """The follower's environment at one run's θ."""
+        envs = task.copies(self.envs, task.theta[run], self.episode_steps)
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
         bonus = 0.0
         if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
-            bonus = self._preferences(env).beta * float(np.log((high - low) / 2).sum())
+            bonus = self._preferences(task).beta * float(np.log((high - low) / 2).sum())
         make = import_module("bilevel_envs.followers.sb3.env").FollowerVecEnv
         return make(envs, self.reward_scale, bonus, low, high, seed)
 
@@ -347,36 +355,26 @@ class SB3Follower:
             raise ValueError(f"`action_range` must give finite bounds, low below high; got {low} and {high}")
         return low, high
 
-    def _prepare_buffer(self, agent: Any, model: Any, run: int) -> None:
+    def _prepare_buffer(self, agent: Any, model: Model, run: int) -> None:
         if self.buffer == "clear":
             agent.replay_buffer.reset()
         elif self.buffer == "relabel":
             store, size = agent.replay_buffer, agent.replay_buffer.size()
-            reward = self._reward_at(model, run, store.observations[:size], store.actions[:size])
+            action = agent.env.in_units(store.actions[:size])
+            reward = world_of(model).stored_reward(model, run, store.observations[:size], action)
             store.rewards[:size] = ((reward + agent.env.bonus) / self.reward_scale).astype(np.float32)
-
-    def _reward_at(self, model: Any, run: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """r_F at the new θ of stored steps, [K, envs]."""
-        if isinstance(model, TabularModel) and observation.ndim == 3 and observation.shape[-1] == 1:
-            table = model.r_follower[run if len(model.r_follower) > 1 else 0].numpy()
-            return table[observation[..., 0].astype(int), action[..., 0].astype(int)]
-        if isinstance(model, LinearQuadraticModel):
-            low, high = self._range_of_model
-            real = low + (high - low) * (action.astype(float) + 1) / 2
-            r = model.r_follower(torch.from_numpy(observation).double()[None], torch.from_numpy(real)[None])
-            return r[run if len(r) > 1 else 0].numpy()
-        raise AssertionError("checked before training")
 
     # Answers --------------------------------------------------------------------------------------------------
 
-    def _answer(self, env: Any, model: Any, runs: int) -> tuple[Any, Any, Any]:
+    def _answer(self, task: FollowerTask) -> tuple[Any, Any, Any]:
         """g, Q_F and V_F as they are now."""
-        beta, scale, space = self._preferences(env).beta, self.reward_scale, env.action_space
-        if isinstance(model, TabularModel):
-            policy, q, v = tables(self.kind, self.agents, env.observations(model.states), beta, scale)
+        beta, scale, space = self._preferences(task).beta, self.reward_scale, task.action_space
+        if world_of(task.model).countable:
+            seen = task.observations(cast(TabularModel, task.model).states)
+            policy, q, v = tables(self.kind, self.agents, seen, beta, scale)
         else:
             bounds = self._range(space) if self.kind == "SAC" else None
-            policy, q, v = functions(self.kind, self.agents, runs, space, bounds, beta, scale)
+            policy, q, v = functions(self.kind, self.agents, len(task.theta), space, bounds, beta, scale)
         return policy, self.missing("Q_F") if q is None else q, self.missing("V_F") if v is None else v
 
     def missing(self, what: str) -> Missing:
@@ -386,20 +384,10 @@ class SB3Follower:
             'ObservedFollower(SB3Follower(...)), which estimates them from what it does, or take "SAC" or "SoftDQN"'
         )
 
-    def _shortfall(self, env: Any, theta: np.ndarray, model: Any, policy: Any) -> Tensor | None:
+    def _shortfall(self, task: FollowerTask, policy: Policy) -> Tensor | None:
         """How far each run is from the soft optimum, [R]; None where nobody knows."""
-        preferences = self._preferences(env)
-        if isinstance(model, TabularModel):
-            return table_shortfall(model, policy, preferences)
-        if isinstance(model, LinearQuadraticModel) and isinstance(policy, NetworkGaussian):
-            noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(theta))])
-            return sampled_shortfall(env, theta, model, policy, preferences, episodes=EPISODES, noise=noise)
-        return None
-
-    @property
-    def _range_of_model(self) -> tuple[np.ndarray, np.ndarray]:
-        world = self.agents[0].env
-        return world.low, world.high
+        noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(task.theta))])
+        return shortfall(task, policy, self._preferences(task), episodes=EPISODES, noise=noise)
 
 
 def _checked_range(told: Any) -> Any:
@@ -416,13 +404,6 @@ def _checked_range(told: Any) -> Any:
     return told
 
 
-def _knows_rewards(env: Any, model: Any) -> bool:
-    """Whether r_F at a new θ can be told of stored steps."""
-    if isinstance(model, TabularModel):
-        return env.observations(model.states).ndim == 1
-    return isinstance(model, LinearQuadraticModel)
-
-
 def _said(value: Any) -> str:
     """A value as text, without an address."""
-    return value.__name__ if hasattr(value, "__name__") else repr(value).split(" at 0x")[0]
+    return value.__name__ if isinstance(value, type | FunctionType) else repr(value).split(" at 0x")[0]

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse, FollowerTask, Missing, Policy
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers.planners.riccati import Riccati
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 SMALL = 1e-3  # of the discount, beyond which an episode is not followed
+
+
+def shortfall(
+    task: FollowerTask, policy: Policy, preferences: Preferences, *, episodes: int, noise: Noise
+) -> Tensor | None:
+    """The optimum of the soft return less that of a policy, [R]; None where the optimum is not known.
+
+    Args:
+      task: the world at θ.
+      policy: g.
+      preferences: the follower's β and γ_F.
+      episodes: how many are played per run, where the return is sampled.
+      noise: one stream per run.
+    """
+    if task.model.kind == "tabular":
+        return table_shortfall(cast(TabularModel, task.model), cast(BoltzmannPolicy, policy), preferences)
+    if task.model.kind == "linear_quadratic" and isinstance(task.action_space, gym.spaces.Box):
+        return sampled_shortfall(task, policy, preferences, episodes=episodes, noise=noise)
+    return None
 
 
 def table_shortfall(model: TabularModel, policy: BoltzmannPolicy, preferences: Preferences) -> Tensor:
@@ -35,31 +54,15 @@ def soft_evaluation(model: TabularModel, policy: BoltzmannPolicy, gamma: float, 
 
 
 def sampled_shortfall(
-    env: Any,
-    theta: np.ndarray,
-    model: LinearQuadraticModel,
-    policy: Any,
-    preferences: Preferences,
-    *,
-    episodes: int,
-    noise: Noise,
+    task: FollowerTask, policy: Policy, preferences: Preferences, *, episodes: int, noise: Noise
 ) -> Tensor:
-    """The exact optimum of the soft return less a sampled one, the same first states in both, [R].
-
-    Args:
-      env: the `BilevelWrapper`.
-      theta: ``[R, *θ.shape]``.
-      model: its model at θ.
-      policy: g, with `log_prob`.
-      preferences: the follower's β and γ_F.
-      episodes: how many are played per run.
-      noise: one stream per run.
-    """
+    """The exact optimum of the soft return less a sampled one, the same first states in both, [R]."""
     gamma, beta = preferences.gamma_follower, preferences.beta
-    truth = Riccati().best_response(model, preferences)
+    truth = Riccati().best_response(task.model, preferences)
     horizon = max(1, int(np.ceil(np.log(SMALL) / np.log(gamma)))) if gamma > 0 else 1
-    best = BestResponse(policy, None, None, torch.zeros(1), optimal=False)
-    batch = env.rollout(theta, best, noise, rows=episodes, horizon=horizon, whole_episodes=True)
+    nothing = Missing("values are not asked for")
+    best = BestResponse(policy, nothing, nothing, torch.zeros(1), optimal=False)
+    batch = task.rollout(task.theta, best, noise, rows=episodes, horizon=horizon, whole_episodes=True)
     reward = batch.r_follower - beta * policy.log_prob(batch.state, batch.action)
     own = (gamma ** batch.step.double() * reward * batch.valid).sum(-1)
     return (truth.v(batch.state[:, :, 0]) - own).mean(-1)
