@@ -12,7 +12,7 @@ import torch
 from gymnasium.utils import RecordConstructorArgs
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice, check_count, check_instance
+from bilevel_envs.core.checks import check_choice, check_count, check_instance, lacking
 from bilevel_envs.core.follower import (
     BestResponse,
     Follower,
@@ -75,7 +75,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 raise TypeError(f"`follower_kwargs` must be what {follower!r} takes: {error}") from error
         elif follower_kwargs:
             raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
-        if not is_follower(follower) or not hasattr(follower, "beta"):
+        if not is_follower(follower) or lacking(follower, ["beta"]):
             raise TypeError(
                 f"`follower` must be an object with `best_response(model, ...)` (or `respond(task, ...)`) and `beta`, "
                 f"got {follower!r}"
@@ -288,7 +288,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""
-        observation, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
         if options and "theta" in options:
             info = {**info, "best_response": self.best_response(self.theta)}
         return observation, info

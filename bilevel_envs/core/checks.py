@@ -71,13 +71,13 @@ def check_number(
     return float(value)
 
 
-def check_per_run(value: Any, name: str, *, runs: int | None = None, **bounds: float) -> None:
+def check_per_run(value: Any, name: str, *, runs: int | None = None, **bounds: Any) -> None:
     """Refuses `value` unless it is a number within the bounds of `check_number`, or one such number for each run."""
     if np.ndim(value) and np.shape(value) != (np.size(value) if runs is None else runs,):
         each = "one per run" if runs is None else f"one per run ({runs})"
         raise ValueError(f"`{name}` must be a number or {each}, got shape {list(np.shape(value))}")
     for number in np.atleast_1d(value).ravel():
-        check_number(number, name, **bounds)  # type: ignore[arg-type]
+        check_number(number, name, **bounds)
 
 
 def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
@@ -100,6 +100,11 @@ def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
     options = list(options)
     if not any(value is option if isinstance(option, bool) else value == option for option in options):
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def lacking(thing: Any, names: Iterable[str]) -> list[str]:
+    """The names of attributes that an object does not have."""
+    return [name for name in names if not hasattr(thing, name)]
 
 
 def check_instance(value: Any, name: str) -> None:

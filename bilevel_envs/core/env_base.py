@@ -329,18 +329,10 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         """Starts an episode in every environment, or in those of `options["reset_mask"]`."""
         check_options(options, vector=True)
         options = dict(options or {})
-        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, bool)))
-        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
-            raise ValueError(f"`reset_mask` must be bool [{self.num_envs}] with a True, got {mask!r}")
+        mask = self._mask(options.pop("reset_mask", None))
         if "theta" in options:
             self.configure(options["theta"])
-        seeds: list[int | None]
-        if seed is None or isinstance(seed, (int, np.integer)):
-            seeds = [None if seed is None else int(seed) + index for index in range(self.num_envs)]
-        else:
-            seeds = [int(one) if isinstance(one, np.integer) else one for one in seed]
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
+        seeds = self._seeds(seed)
         if not mask.all() and self._state is None:
             raise gym.error.ResetNeeded("reset all environments once before resetting some by `reset_mask`")
         self._seed(seeds, mask)
@@ -385,6 +377,24 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         thetas = self._theta.reshape(-1, *self.theta_space.shape)
         share = self.num_envs // len(thetas)
         return tuple(self._picture(state, thetas[index // share]) for index, state in enumerate(self._state))
+
+    def _mask(self, mask: Any) -> np.ndarray:
+        """Which environments are reset, bool [num_envs]; all without a mask."""
+        array = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask)
+        if array.shape != (self.num_envs,) or array.dtype != bool or not array.any():
+            raise ValueError(f"`reset_mask` must be bool [{self.num_envs}] with a True, got {array!r}")
+        return array
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        """The seed of each environment: seed + i from one number."""
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + index for index in range(self.num_envs)]
+        seeds = [int(one) if isinstance(one, np.integer) else one for one in seed]
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
+        return seeds
 
     def _begin(self, index: np.ndarray) -> None:
         """Puts the environments `index` at the start of an episode."""

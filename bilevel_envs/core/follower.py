@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.mdp import ConfigurableMDP, Model, Preferences, kind_of
 
 M = TypeVar("M")
@@ -74,7 +75,7 @@ class ValueFunction(Protocol):
 
 def can_sample(policy: object) -> bool:
     """Whether an object is a policy, which is whether it has `sample`."""
-    return hasattr(policy, "sample")
+    return not lacking(policy, ["sample"])
 
 
 def action_shape_of(policy: Policy) -> tuple[int, ...]:
@@ -237,25 +238,25 @@ class LearningFollower(Protocol):
 
 def capabilities_of(follower: Any) -> Capabilities:
     """What a follower can do: what it declares, or what its methods say where it declares nothing."""
-    declared = getattr(follower, "capabilities", None)
-    if isinstance(declared, Capabilities):
-        return declared
+    absent = lacking(follower, ("capabilities", "gives_values", "respond", "state_dict", "check"))
+    if "capabilities" not in absent and isinstance(follower.capabilities, Capabilities):
+        return follower.capabilities
     return Capabilities(
-        gives_values=bool(getattr(follower, "gives_values", True)),
-        learns=hasattr(follower, "respond"),
-        saves=hasattr(follower, "state_dict"),
-        checks=hasattr(follower, "check"),
+        gives_values="gives_values" in absent or bool(follower.gives_values),
+        learns="respond" not in absent,
+        saves="state_dict" not in absent,
+        checks="check" not in absent,
     )
 
 
 def own_beta(follower: Any) -> float | None:
     """The β that a follower has of its own; None where it has none, or says nothing of it."""
-    return getattr(follower, "beta", None)
+    return None if lacking(follower, ["beta"]) else follower.beta
 
 
 def is_follower(thing: Any) -> bool:
     """Whether an object can answer, by `best_response` or by `respond`; classes cannot."""
-    return not isinstance(thing, type) and (hasattr(thing, "best_response") or capabilities_of(thing).learns)
+    return not isinstance(thing, type) and (not lacking(thing, ["best_response"]) or capabilities_of(thing).learns)
 
 
 def check_compatible(follower: Any, model: Model) -> None:
@@ -348,7 +349,7 @@ def tiled_part(part: Any, copies: int) -> Any:
     """
     if part is None or kind_of(part) == "missing":
         return part
-    if hasattr(part, "tiled"):
+    if not lacking(part, ["tiled"]):
         return part.tiled(copies)
     tensors = {field.name: getattr(part, field.name) for field in fields(part)}
     return replace(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 
+from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.env_base import ConfigurableEnv
 from bilevel_envs.core.mdp import ConfigurableMDP, Model
 from bilevel_envs.core.problems import check_theta_space, completed
@@ -69,13 +69,14 @@ class ForeignEnv:
     """
 
     def __init__(self, env: Any) -> None:
-        missing = [name for name in NEEDED if not hasattr(env, name)]
+        missing = lacking(env, NEEDED)
         if missing:
             raise TypeError(f"`env` must be configurable by a leader; {type(env).__name__} lacks {', '.join(missing)}")
         check_theta_space(env.theta_space, type(env).__name__)
         self.env = env
-        self.problem = completed(getattr(env, "problem", env))
-        self.default_follower: str | None = getattr(env, "default_follower", "soft_value_iteration")
+        problem = self._own("problem", env)
+        self.problem = completed(env if lacking(problem, ["preferences"]) else problem)
+        self.default_follower: str | None = self._own("default_follower", "soft_value_iteration")
 
     @property
     def theta_space(self) -> gym.spaces.Box:
@@ -125,8 +126,8 @@ class ForeignEnv:
         own = self._own("observations")
         return None if own is None else own()
 
-    def _own(self, name: str) -> Callable[..., Any] | None:
-        return getattr(self.env, name, None)
+    def _own(self, name: str, default: Any = None) -> Any:
+        return getattr(self.env, name, default)
 
 
 def configurable(env: gym.Env) -> Configurable:
@@ -140,7 +141,7 @@ def configurable(env: gym.Env) -> Configurable:
 
 def configure_all(envs: Any, theta: Any) -> None:
     """Hands θ to an array-stepped vector environment, or to each copy of a stack of scalar ones."""
-    if hasattr(envs, "configure"):
+    if not lacking(envs, ["configure"]):
         envs.configure(theta)
         return
     theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta)

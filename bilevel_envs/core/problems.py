@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from bilevel_envs.core.checks import check_instance
+from bilevel_envs.core.checks import check_instance, lacking
 from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
 
 NEEDED = ("theta_space", "default_theta", "preferences", "model", "simulator", "check_theta")
@@ -28,7 +28,7 @@ def check_problem(problem: Any, *further: str) -> None:
     """
     check_instance(problem, "problem")
     name = type(problem).__name__
-    missing = [part for part in (*NEEDED, *further) if not hasattr(problem, part)]
+    missing = lacking(problem, (*NEEDED, *further))
     if missing:
         raise TypeError(
             f"`problem` must be a ConfigurableMDP that this environment can step, got {name}, which lacks "
@@ -67,12 +67,13 @@ def completed(problem: Any) -> ConfigurableMDP:
         return problem
     hooks = {name for name in vars(ConfigurableMDP) if not name.startswith("_")}
     own: dict[str, Any] = {name: _attribute(name) for name in hooks & set(vars(problem))}
-    if not hasattr(problem, "default_theta"):
+    if lacking(problem, ["default_theta"]):
         own["default_theta"] = property(lambda self: np.clip(0.0, self.theta_space.low, self.theta_space.high))
-    known = None if not hasattr(problem, "best_known") else problem.best_known
+    known = None if lacking(problem, ["best_known"]) else problem.best_known
     if not callable(known):  # a value, as environments tell it
         own["best_known"] = lambda self, preferences: known
-    view: Any = object.__new__(type(kind.__name__, (kind, ConfigurableMDP), own | {"__module__": kind.__module__}))
+    own |= {"__module__": kind.__module__, "__reduce__": lambda self: (completed, (problem,))}
+    view: Any = object.__new__(type(kind.__name__, (kind, ConfigurableMDP), own))
     view.__dict__ = problem.__dict__
     return view
 
@@ -100,7 +101,7 @@ def check_model(model: Any, problem: Any, method: str = "model", kind: type | No
       method: "model" or "simulator".
       kind: the class of models that the environment steps; None for any object with the methods of a model.
     """
-    if isinstance(model, kind) if kind else all(hasattr(model, part) for part in OF_A_MODEL):
+    if isinstance(model, kind) if kind else not lacking(model, OF_A_MODEL):
         return
     if method == "simulator" and type(problem).simulator is ConfigurableMDP.simulator:
         method = "model"  # which it calls, and which the problem's author wrote

@@ -180,7 +180,7 @@ class TaxDesign(ConfigurableMDP):
             tastes = np.array(self.households, dtype=float)
         except (TypeError, ValueError):
             tastes = np.array(None, dtype=float)
-        if tastes.ndim != 2 or tastes.size == 0 or not (tastes > 0).all() or not np.isfinite(tastes).all():
+        if len(tastes.shape) != 2 or tastes.size == 0 or not (tastes > 0).all() or not np.isfinite(tastes).all():
             raise ValueError(
                 f"`households` must give each type an exponent above 0 for each good, [types, goods]; got "
                 f"{self.households!r}"

@@ -147,8 +147,8 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every household."""
-        *rest, infos = super().step(actions)
-        return (*rest, infos | self._present())  # type: ignore[return-value]
+        observation, reward, terminated, truncated, infos = super().step(actions)
+        return observation, reward, terminated, truncated, infos | self._present()
 
     def _present(self) -> dict[str, np.ndarray]:
         return {"context": self._state[:, 1].astype(int), "_context": np.ones(self.num_envs, bool)}
@@ -230,7 +230,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
         arrived, reward, told = self._stepper.advance(self._state[None], action.reshape(1), self._uniform())
         self._assets.append(arrived[0, 0])
         self._acts.append(np.append(told["hours"], told["spending"]))
-        info = {key: value[0] if value.ndim > 1 else value[0].item() for key, value in told.items()}
+        info = {key: value[0] if value.shape[1:] else value[0].item() for key, value in told.items()}
         return arrived[0], float(reward[0]), False, info
 
     def _uniform(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 """A problem that cannot work is refused where it enters, with what is wrong and what to do about it."""
 
+import copy
 import re
 from dataclasses import dataclass
 
@@ -269,6 +270,7 @@ def test_a_problem_of_no_base_class_has_the_hooks_of_one():
     assert type(problem).__name__ == "Plain"
     assert isinstance(problem, Plain)
     assert completed(problem) is problem
+    assert copy.deepcopy(problem).default_theta.tolist() == [0.25, 0.5]
     plain.default_theta = np.zeros(2)
     assert problem.default_theta is plain.default_theta
     env = BilevelWrapper(TabularEnv(plain))

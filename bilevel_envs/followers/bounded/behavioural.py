@@ -28,6 +28,22 @@ from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIterat
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 
+class _ChangedTable:
+    """What those have in common who plan, and then act by another table."""
+
+    follower: Follower
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Tables; not optimal."""
+        return replace(capabilities_of(self.follower), kinds=("tabular",), optimal=False, cuts_short=False)
+
+    @property
+    def beta(self) -> float | None:
+        """The planner's."""
+        return self.follower.beta
+
+
 @dataclass(frozen=True)
 class Quantal:
     """Plans softly with a β of its own, of which the leader knows nothing.
@@ -69,7 +85,7 @@ class Quantal:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(_ChangedTable):
     """Acts by its plan, and with a certain probability at random: g = (1 − share) g* + share / B.
 
     What a leader estimates: it takes covariances under g where the reaction is (1 − share) times those under g*. They
@@ -90,16 +106,6 @@ class Mixture:
         check_number(self.share, "share", at_least=0, at_most=1)
         check_planner(self.follower)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Tables; not optimal."""
-        return _of_tables(self.follower)
-
-    @property
-    def beta(self) -> float | None:
-        """The planner's."""
-        return self.follower.beta
-
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response, mixed; arguments as the planner's.
 
@@ -113,7 +119,7 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Suboptimal:
+class Suboptimal(_ChangedTable):
     """Misjudges its values by noise that stays the same; it loses at most `delta` of its soft return anywhere.
 
     Q_F is off by U(−e, e) with e = δ (1 − γ_F) / 2, drawn once for each run, state and action; a softmax of values that
@@ -137,16 +143,6 @@ class Suboptimal:
         check_planner(self.follower)
         keep_counts(self, "seed", at_least=0)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Tables; not optimal."""
-        return _of_tables(self.follower)
-
-    @property
-    def beta(self) -> float | None:
-        """The planner's."""
-        return self.follower.beta
-
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response with noise in its values; arguments as the planner's.
 
@@ -165,7 +161,7 @@ class Suboptimal:
 
 
 @dataclass(frozen=True)
-class Sticky:
+class Sticky(_ChangedTable):
     """Changes its ways slowly: g = (1 − share) g* + share · what it did at the last θ.
 
     What a leader estimates: as if the whole policy moved with θ, while only 1 − share of it does at once; after many
@@ -185,16 +181,6 @@ class Sticky:
         check_number(self.share, "share", at_least=0, below=1)
         check_planner(self.follower)
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """Tables; not optimal."""
-        return _of_tables(self.follower)
-
-    @property
-    def beta(self) -> float | None:
-        """The planner's."""
-        return self.follower.beta
-
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response, mixed with `init`'s policy; arguments as the planner's.
 
@@ -211,11 +197,6 @@ class Sticky:
 
 def _logarithm(probs: Tensor) -> Tensor:
     return probs.clamp(min=np.finfo(float).tiny).log()
-
-
-def _of_tables(follower: Follower) -> Capabilities:
-    """What whoever changes a planner's table can do."""
-    return replace(capabilities_of(follower), kinds=("tabular",), optimal=False, cuts_short=False)
 
 
 def _table_of(best: BestResponse, follower: object) -> BoltzmannPolicy:

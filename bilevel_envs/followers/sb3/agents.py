@@ -46,7 +46,7 @@ def kind_of(algorithm: type) -> str:
 
 def arguments_of(algorithm: type) -> set[str]:
     """What the constructors of an algorithm and its bases take."""
-    own = [cls.__init__ for cls in algorithm.__mro__ if "__init__" in vars(cls) and cls is not object]  # type: ignore[misc]
+    own = [vars(cls)["__init__"] for cls in algorithm.__mro__ if "__init__" in vars(cls) and cls is not object]
     return {name for init in own for name in inspect.signature(init).parameters} - {"self", "kwargs", "args"}
 
 

@@ -87,6 +87,13 @@ def functions(
         low, high = torch.from_numpy(space.low).double(), torch.from_numpy(space.high).double()
         return NetworkGaussian(tuple(_normal(net, low, high) for net in nets), low, high, squashed=False), None, None
     assert bounds is not None
+    return _soft_actor_critic(nets, bounds, beta, scale)
+
+
+def _soft_actor_critic(
+    nets: Sequence[Any], bounds: tuple[np.ndarray, np.ndarray], beta: float, scale: float
+) -> tuple[NetworkGaussian, NetworkQ, NetworkV]:
+    """Those of SAC."""
     low, high = (torch.from_numpy(bound) for bound in bounds)
     policy = NetworkGaussian(tuple(_squashed(net.actor) for net in nets), low, high)
     own_q = NetworkQ(tuple(_least(net.critic) for net in nets), policy, scale, -beta * policy.log_volume)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -86,6 +85,6 @@ class FollowerVecEnv(VecEnv):
         """Calls a method of the vector environment, once."""
         return [getattr(self.envs, method_name)(*args, **kwargs)]
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Sequence[bool]:  # type: ignore[override]
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         """Never."""
         return [False] * len(list(self._get_indices(indices)))

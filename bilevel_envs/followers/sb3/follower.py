@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, check_number, lacking
 from bilevel_envs.core.follower import BestResponse, Capabilities, FollowerError, FollowerTask, Missing, Policy
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
@@ -141,22 +141,26 @@ class SB3Follower:
         if not isinstance(model_file, (str, Path, NoneType)):
             raise TypeError(f"`model_file` must be a path or None, got {model_file!r}")
         self.model_file = None if model_file is None else Path(model_file)
-        if action_range is not None and self.kind != "SAC":
-            raise ValueError(f"`action_range` must be None for {self.algorithm.__name__}: it scales SAC's actions")
-        if buffer != "clear" and self.kind in ("PPO", "A2C"):
-            raise ValueError(
-                f'`buffer` must be "clear" for {self.algorithm.__name__}, which stores nothing, got {buffer!r}'
-            )
-        for name in sorted(set(GIVEN) & set(kwargs)):
-            raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
-        if self.kind != "other" and "ent_coef" in kwargs:
-            raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
-        takes = arguments_of(self.algorithm)
-        for name in sorted(set(kwargs) - takes):
-            raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
+        self._check_arguments()
         self.agents: list[Any] = []
         self.responses = self.spent = 0
         self._residual: Tensor | None = None
+
+    def _check_arguments(self) -> None:
+        """Refuses with a ValueError arguments that the algorithm has no use for, or that are not to be chosen."""
+        if self.action_range is not None and self.kind != "SAC":
+            raise ValueError(f"`action_range` must be None for {self.algorithm.__name__}: it scales SAC's actions")
+        if self.buffer != "clear" and self.kind in ("PPO", "A2C"):
+            raise ValueError(
+                f'`buffer` must be "clear" for {self.algorithm.__name__}, which stores nothing, got {self.buffer!r}'
+            )
+        for name in sorted(set(GIVEN) & set(self.kwargs)):
+            raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
+        if self.kind != "other" and "ent_coef" in self.kwargs:
+            raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
+        takes = arguments_of(self.algorithm)
+        for name in sorted(set(self.kwargs) - takes):
+            raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
 
     def __repr__(self) -> str:
         told = {name: value for name, value in self.told.items() if name != "algorithm" and value is not None}
@@ -257,9 +261,7 @@ class SB3Follower:
     def _train(self, task: FollowerTask, run: int) -> tuple[int, list[float]]:
         """One run's agent learns at its θ; how many steps it took, and its mean rewards, call by call."""
         first = run >= len(self.agents) or self.start == "cold"
-        budget = self.first_steps if self.responses == 0 else self.steps
-        if self.total_steps is not None:
-            budget = min(budget, self.total_steps - self.spent)
+        budget = self._budget()
         if budget <= 0 and run < len(self.agents):
             return 0, []
         with seeded(self.seed + run, self.responses) as seed:
@@ -267,12 +269,7 @@ class SB3Follower:
             agent = self._agent(world, self._preferences(task)) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
-            if agent.observation_space != world.observation_space or agent.action_space != world.action_space:
-                raise ValueError(
-                    f"`env` must be one like that in which the follower has learnt, with {agent.observation_space} and "
-                    f"{agent.action_space}, got {world.observation_space} and {world.action_space}; its `reset()` "
-                    "forgets what it has learnt"
-                )
+            _check_spaces(agent, world)
             agent.action_space.seed(seed)
             agent.set_env(world)
             fresh = agent.num_timesteps == 0
@@ -287,6 +284,11 @@ class SB3Follower:
             agent._logger = None  # it may hold files, and belongs to this response
         check_networks(agent, run)
         return agent.num_timesteps - taken, world.paid
+
+    def _budget(self) -> int:
+        """Steps of this response."""
+        budget = self.first_steps if self.responses == 0 else self.steps
+        return budget if self.total_steps is None else min(budget, self.total_steps - self.spent)
 
     def _preferences(self, task: FollowerTask) -> Preferences:
         """The problem's, with this follower's own β if it has one; not those of a leader who supposes another."""
@@ -322,7 +324,7 @@ class SB3Follower:
             agent = self.algorithm(self.policy, world, device="cpu", **own)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments: {error}") from error
-        if not hasattr(agent.policy, "get_distribution") and self.kind == "other":
+        if self.kind == "other" and lacking(agent.policy, ["get_distribution"]):
             raise ValueError(
                 f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"
             )
@@ -388,6 +390,16 @@ class SB3Follower:
         """How far each run is from the soft optimum, [R]; None where nobody knows."""
         noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(task.theta))])
         return shortfall(task, policy, self._preferences(task), episodes=EPISODES, noise=noise)
+
+
+def _check_spaces(agent: Any, world: Any) -> None:
+    """Refuses an environment with other spaces than that in which an agent has learnt."""
+    if agent.observation_space != world.observation_space or agent.action_space != world.action_space:
+        raise ValueError(
+            f"`env` must be one like that in which the follower has learnt, with {agent.observation_space} and "
+            f"{agent.action_space}, got {world.observation_space} and {world.action_space}; its `reset()` "
+            "forgets what it has learnt"
+        )
 
 
 def _checked_range(told: Any) -> Any:

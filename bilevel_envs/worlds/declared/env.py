@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -12,9 +12,40 @@ from bilevel_envs.core.checks import finite_numbers
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.core.mdp import ConfigurableMDP
 from bilevel_envs.core.problems import check_problem
-from bilevel_envs.worlds.declared.model import SimulatedModel
+from bilevel_envs.worlds.declared.model import LeaderNetwork, SimulatedModel
 
 PARTS = ("state_space", "action_space", "network", "start_size", "start_many", "advance_many", "ends")
+
+
+class PlayedProblem(ConfigurableMDP, Protocol):
+    """What an environment needs of a game that can only be played, beside the hooks of all problems."""
+
+    @property
+    def state_space(self) -> gym.spaces.Box:
+        """What the follower observes: s̄ = (s, a), [n + m]."""
+
+    @property
+    def action_space(self) -> gym.Space:
+        """The follower's actions: one number, or with `choices` an index of them."""
+
+    @property
+    def network(self) -> LeaderNetwork:
+        """The leader's policy, whose weights are θ."""
+
+    @property
+    def start_size(self) -> int:
+        """Uniform numbers that a first state takes."""
+
+    def start_many(self, uniform: np.ndarray) -> np.ndarray:
+        """First states [N, n], from uniform numbers [N, start_size]."""
+
+    def advance_many(
+        self, state: np.ndarray, leader_action: np.ndarray, action: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The states that follow [N, n], r_L and r_F [N], from states [N, n] and actions [N]."""
+
+    def ends(self, state: np.ndarray) -> np.ndarray:
+        """Whether the game is over in states [N, n] that a step led to, bool [N]."""
 
 
 class _Stepper:
@@ -68,7 +99,7 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
 
     def __init__(
         self,
-        problem: ConfigurableMDP,
+        problem: PlayedProblem,
         num_envs: int = 1,
         theta: Any = None,
         max_episode_steps: int | None = None,
@@ -76,7 +107,7 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
     ) -> None:
         check_problem(problem, *PARTS)
         self.draws = _draws(problem)
-        states, actions = problem.state_space, problem.action_space  # type: ignore[attr-defined]
+        states, actions = problem.state_space, problem.action_space
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, states, actions)
 
     def _load(self, model: SimulatedModel) -> None:
@@ -110,9 +141,9 @@ class SimulatedEnv(ConfigurableEnv):
     model_kind = SimulatedModel
     default_follower = None  # one has to learn
 
-    def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+    def __init__(self, problem: PlayedProblem, theta: Any = None, render_mode: str | None = None) -> None:
         check_problem(problem, *PARTS)
-        self.observation_space, self.action_space = problem.state_space, problem.action_space  # type: ignore[attr-defined]
+        self.observation_space, self.action_space = problem.state_space, problem.action_space
         super().__init__(problem, theta, render_mode)
 
     def _load(self, model: SimulatedModel) -> None:

@@ -55,7 +55,7 @@ class SimulatedModel:
     theta: Tensor
 
     def __post_init__(self) -> None:
-        if self.theta.ndim != 2:
+        if len(self.theta.shape) != 2:
             raise ValueError(f"`theta` must have shape [runs, {self.network.count}], got {list(self.theta.shape)}")
         check_shape(self.theta, (self.network.count,), "theta", "[weights]")
         check_finite(self.theta, "theta")

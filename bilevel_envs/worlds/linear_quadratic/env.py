@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +17,22 @@ from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, tru
 SPACES = ("state_space", "action_space")
 
 
+class LinearProblem(ConfigurableMDP, Protocol):
+    """What a linear-quadratic environment needs of a problem beside the hooks of all."""
+
+    @property
+    def state_space(self) -> gym.spaces.Box:
+        """What the follower observes: states, [n]."""
+
+    @property
+    def action_space(self) -> gym.spaces.Box:
+        """The follower's actions, [m]; nothing is clipped to it."""
+
+
 class _Stepper:
     """R models side by side, each for as many environments, in NumPy."""
 
-    def __init__(self, problem: Any, model: LinearQuadraticModel, theta: np.ndarray, count: int) -> None:
+    def __init__(self, problem: ConfigurableMDP, model: LinearQuadraticModel, theta: np.ndarray, count: int) -> None:
         self.model, self.told = model, problem.told
         self.theta = np.repeat(theta.reshape(-1, *problem.theta_space.shape), count // model.runs, axis=0)
         self.runs, self.bound = model.runs, model.bound
@@ -62,14 +74,14 @@ class LinearVectorEnv(ConfigurableVectorEnv):
 
     def __init__(
         self,
-        problem: ConfigurableMDP,
+        problem: LinearProblem,
         num_envs: int = 1,
         theta: Any = None,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
         check_problem(problem, *SPACES)
-        states, actions = problem.state_space, problem.action_space  # type: ignore[attr-defined]
+        states, actions = problem.state_space, problem.action_space
         self.draws = states.shape[0]
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, states, actions)
 
@@ -80,7 +92,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         return self._stepper.first(self._uniform(index), index)
 
     def _checked(self, actions: Any) -> np.ndarray:
-        return finite_numbers(actions, (self.num_envs, *self.single_action_space.shape), "actions")  # type: ignore[misc]
+        return finite_numbers(actions, (self.num_envs, *(self.single_action_space.shape or ())), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         arrived, reward, told = self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
@@ -103,9 +115,9 @@ class LinearEnv(ConfigurableEnv):
     model_kind = LinearQuadraticModel
     default_follower = "riccati"
 
-    def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+    def __init__(self, problem: LinearProblem, theta: Any = None, render_mode: str | None = None) -> None:
         check_problem(problem, *SPACES)
-        self.observation_space, self.action_space = problem.state_space, problem.action_space  # type: ignore[attr-defined]
+        self.observation_space, self.action_space = problem.state_space, problem.action_space
         super().__init__(problem, theta, render_mode)
 
     def _load(self, model: LinearQuadraticModel) -> None:
@@ -113,7 +125,7 @@ class LinearEnv(ConfigurableEnv):
 
     def _begin(self) -> np.ndarray:
         if self._fresh:
-            self._block, self._fresh = np.empty((0, *self.observation_space.shape)), False  # type: ignore[misc]
+            self._block, self._fresh = np.empty((0, *(self.observation_space.shape or ()))), False
         self._path = [self._stepper.first(self._uniform(), np.zeros(1, int))[0]]
         return self._path[0]
 
@@ -128,7 +140,7 @@ class LinearEnv(ConfigurableEnv):
     def _uniform(self) -> np.ndarray:
         """[1, n]."""
         if not len(self._block):
-            self._block = self.np_random.random((BLOCK, *self.observation_space.shape))  # type: ignore[misc]
+            self._block = self.np_random.random((BLOCK, *(self.observation_space.shape or ())))
         row, self._block = self._block[:1], self._block[1:]
         return row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class LinearQuadraticModel:
     leader_action_cost: Tensor
     leader_cost: Tensor
     bound: float = float("inf")
-    start: Tensor = field(default=None)  # type: ignore[assignment]
+    start: Tensor = field(default=cast(Tensor, None))  # made by __post_init__
     bump: Bump | None = None
     horizon: int | None = None
 
@@ -169,29 +169,12 @@ class LinearQuadraticModel:
             if not isinstance(matrix, Tensor) or matrix.dtype != torch.float64:
                 got = f"a tensor of {matrix.dtype}" if isinstance(matrix, Tensor) else type(matrix).__name__
                 raise TypeError(f"`{name}` must be a float64 torch tensor, got {got}")
-        if self.B.ndim != 3:
+        if len(self.B.shape) != 3:
             raise ValueError(f"`B` must have shape [runs, n, m], got {list(self.B.shape)}")
-        n, m = self.B.shape[-2:]
-        of_actions = ("action_cost", "leader_action_cost")
         for name, matrix in self._matrices():
-            square = (m, m) if name in of_actions else (n, n)
-            check_shape(matrix, {"B": (n, m), "leader_cost": (), "start": (n,)}.get(name, square), name)
-            leading = (1,) if name == "initial" else (1, self.runs)
-            if matrix.ndim != {"leader_cost": 1, "start": 2}.get(name, 3) or matrix.shape[0] not in leading:
-                wanted = " or ".join(map(str, sorted(set(leading))))
-                raise ValueError(f"`{name}` must have a leading runs axis ({wanted}), got shape {list(matrix.shape)}")
-            check_finite(matrix, name)
-            if name not in ("A", "B", "leader_cost", "start") and not torch.allclose(matrix, matrix.mT, atol=1e-9):
-                raise ValueError(f"`{name}` must be symmetric; it is off by {float((matrix - matrix.mT).abs().max())}")
+            self._check_matrix(name, matrix)
         for name in ("noise", "initial"):
-            matrix = getattr(self, name).detach()
-            variance = matrix.diagonal(dim1=-2, dim2=-1)
-            least_allowed = 0.0 if self.bound == float("inf") else np.finfo(float).tiny
-            if (matrix != torch.diag_embed(variance)).any() or (variance < least_allowed).any():
-                wanted = (
-                    "no negative entry" if self.bound == float("inf") else "positive entries, as there is a `bound`"
-                )
-                raise ValueError(f"`{name}` must be diagonal with {wanted}, got {matrix[0].tolist()}")
+            self._check_variance(name, getattr(self, name).detach())
         least = float(torch.linalg.eigvalsh(self.action_cost.detach()).min())
         if least <= 0:
             raise ValueError(f"`action_cost` must be positive definite; its smallest eigenvalue is {least:.3g}")
@@ -201,6 +184,30 @@ class LinearQuadraticModel:
             check_number(self.bound, "bound", above=0)
         if self.horizon is not None:
             check_count(self.horizon, "horizon")
+
+    def _check_matrix(self, name: str, matrix: Tensor) -> None:
+        """Refuses another shape, entries that are not finite, and costs and covariances that are not symmetric."""
+        n, m = self.B.shape[-2:]
+        of_actions = ("action_cost", "leader_action_cost")
+        square = (m, m) if name in of_actions else (n, n)
+        wanted = {"B": (n, m), "leader_cost": (), "start": (n,)}.get(name, square)
+        check_shape(matrix, wanted, name)
+        leading = (1,) if name == "initial" else (1, self.runs)
+        if len(matrix.shape) != len(wanted) + 1 or matrix.shape[0] not in leading:
+            axis = " or ".join(map(str, sorted(set(leading))))
+            raise ValueError(f"`{name}` must have a leading runs axis ({axis}), got shape {list(matrix.shape)}")
+        check_finite(matrix, name)
+        if name not in ("A", "B", "leader_cost", "start") and not torch.allclose(matrix, matrix.mT, atol=1e-9):
+            raise ValueError(f"`{name}` must be symmetric; it is off by {float((matrix - matrix.mT).abs().max())}")
+
+    def _check_variance(self, name: str, matrix: Tensor) -> None:
+        """Refuses a covariance that is not diagonal, or has entries that are too small."""
+        unbounded = self.bound == float("inf")
+        variance = matrix.diagonal(dim1=-2, dim2=-1)
+        least_allowed = 0.0 if unbounded else np.finfo(float).tiny
+        if (matrix != torch.diag_embed(variance)).any() or (variance < least_allowed).any():
+            wanted = "no negative entry" if unbounded else "positive entries, as there is a `bound`"
+            raise ValueError(f"`{name}` must be diagonal with {wanted}, got {matrix[0].tolist()}")
 
     @property
     def runs(self) -> int:
@@ -216,6 +223,11 @@ class LinearQuadraticModel:
     def action_size(self) -> int:
         """m."""
         return self.B.shape[-1]
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether the leader's reward is a quadratic of (s, b): whether it has no bump."""
+        return self.bump is None
 
     def detach(self) -> LinearQuadraticModel:
         """The same model without gradients."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ class Table:
         """Values at states [R, ...] (any shape where one run or all share the table); [R, ..., B] without `action`."""
         state = torch.as_tensor(state)
         runs = self.values.shape[0]
-        if runs > 1 and (state.ndim == 0 or state.shape[0] != runs):
+        if runs > 1 and state.shape[:1] != (runs,):
             raise ValueError(f"`state` must have a leading runs axis of {runs}, got shape {list(state.shape)}")
         run = torch.arange(runs).view(-1, *[1] * (state.ndim - 1)) if runs > 1 else torch.zeros((), dtype=torch.long)
         return self.values[run, state] if action is None else self.values[run, state, torch.as_tensor(action)]
@@ -143,8 +143,8 @@ class TabularModel:
     initial: Tensor
     r_leader: Tensor
     r_follower: Tensor
-    continues: Tensor = field(default=None)  # type: ignore[assignment]
-    structure: Structure = field(default=None, repr=False)  # type: ignore[assignment]
+    continues: Tensor = field(default=cast(Tensor, None))  # made by __post_init__
+    structure: Structure = field(default=cast(Structure, None), repr=False)  # likewise
 
     def __post_init__(self) -> None:
         for name in ("transition", "initial", "r_leader", "r_follower"):
@@ -203,7 +203,7 @@ class TabularModel:
             check_finite(table, name)
         changed = replace(self, r_leader=r_leader, r_follower=r_follower)
         for name, table in (("r_leader", r_leader), ("r_follower", r_follower)):
-            if table.ndim != 3 or table.shape[0] not in (1, changed.runs):
+            if table.shape[:-2] not in ((1,), (changed.runs,)):
                 raise ValueError(
                     f"`{name}` must have a leading runs axis (1 or {changed.runs}), got shape {list(table.shape)}"
                 )
