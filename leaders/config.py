@@ -1,4 +1,4 @@
-"""The settings of leaders, and how they are changed and written down."""
+"""The settings of leaders: what every leader takes, how an estimate is made, and the published choices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,85 +14,135 @@ from torch import Tensor
 
 from bilevel_envs.networks.temporal_differences import DEFAULT_FIT, PUBLISHED_FIT, Fit
 
-
-@dataclass(frozen=True)
-class Common:
-    """What every leader is told.
-
-    Attributes:
-      runs: number of stacked runs; None for a single one without a runs axis.
-      seed: run i uses the stream of seed + i; or one seed per run.
-      policy: the parameterisation of θ, or the name of one of the environment's; None for its default.
-      verbose: 0 silent, 1 a table now and then.
-      tensorboard_log: folder for TensorBoard events; None for none.
-      learning_rate: step size, a number or one per run.
-      optimizer: "sgd" or "adam"; Adam by default, because hypergradients range over many orders of magnitude.
-      max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none. Estimates have heavy tails at small β, and one
-        outlier would otherwise slow Adam down for thousands of iterations.
-      blocks: parts of a run's raw parameters that are clipped apart; None to clip all together.
-    """
-
-    runs: int | None = None
-    seed: int | Sequence[int] = 0
-    policy: torch.nn.Module | str | None = None
-    verbose: int = 0
-    tensorboard_log: str | None = None
-    learning_rate: Any = 0.05
-    optimizer: str = "adam"
-    max_grad_norm: float = 1.0
-    blocks: Mapping[str, slice] | None = None
-
+C = TypeVar("C")
+PerRun = float | Sequence[float] | np.ndarray  # a number, or one per run
 
 CONTROL_VARIATES = ("constant", "quadratic", "none")
 
 
-PUBLISHED_STEPS: dict[str, Any] = {"learning_rate": 0.1, "optimizer": "sgd"}  # and the clip at 1, the default
+@dataclass(frozen=True)
+class LeaderConfig:
+    """What every leader takes.
+
+    Attributes:
+      learning_rate: step size, a number or one per run.
+      optimizer: "sgd" or "adam"; Adam by default, because hypergradients range over many orders of magnitude.
+      max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none. Estimates have heavy tails at small β, and one
+        outlier would otherwise slow Adam down for thousands of iterations.
+      policy: a module whose `forward()` is θ, or the name of one that the environment has; None for its default.
+      runs: number of stacked runs; None for a single one without a runs axis.
+      seed: run i uses the stream of seed + i; or one seed per run.
+      verbose: 0 for silence, 1 for a table now and then.
+      tensorboard_log: folder for TensorBoard's events, or None.
+      blocks: parts of a run's raw parameters that are clipped apart; None to clip all together.
+    """
+
+    learning_rate: PerRun = 0.05
+    optimizer: str = "adam"
+    max_grad_norm: float = 1.0
+    policy: torch.nn.Module | str | None = None
+    runs: int | None = None
+    seed: int | Sequence[int] = 0
+    verbose: int = 0
+    tensorboard_log: str | Path | None = None
+    blocks: Mapping[str, slice] | None = None
 
 
 @dataclass(frozen=True)
-class Sampling:
+class EstimatorConfig:
     """How a leader turns trajectories into a hypergradient.
 
     Attributes:
-      estimator: its name, a key of `ESTIMATORS`.
-      batch_size: transitions per outer iteration and run.
-      rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without);
-        with the tail "continue", for the fewest that go on until discounting has left a twentieth.
-      critic: "empirical", "expected_sarsa", "sarsa", "monte_carlo", "lstd", "state_values", "td", "exact", ..., or an
-        object of your own.
-      critic_learning_rate: η, a number or one per run.
-      critic_start: first critic table, "zeros" or "normal".
-      control_variate: state control variate: "constant", "quadratic", "none", or a function state → [..., F].
-      tail: what becomes of episodes that the batch cuts, "drop", "keep", "continue" or "reference".
-      score_weight: weight of ∇log p, "td_error", "value" or "clipped".
-      sampler: "fused" or "steps".
-      gradient: what the leader uses beside trajectories, "score", "pathwise" or "analytic" (see `functional.pathwise`).
-      guiding: ∇Q_F as trajectories collect it, "sampled", or a polynomial, "fitted" (see `functional.fitted_guiding`).
+      estimator: its name, a key of `leaders.functional.guiding.ESTIMATORS`.
+      critic: how Q_L is learnt: "empirical" (the default for tables: solved in the world that all transitions so far
+        describe), "expected_sarsa", "sarsa" or "monte_carlo" for tables, "lstd" for linear-quadratic worlds, "td" (a
+        network) or "exact" for both, "state_values" without any policy of the follower's (the default with followers
+        that learn or are observed), or an object with the methods of `leaders.critics.critic.Critic`. Games without a
+        known model take "td" (their default) and "state_values". Mean returns, "monte_carlo", are noisy where a state
+        has many successors (docs: "Estimators").
+      critic_learning_rate: η of learnt tables, a number or one per run.
+      critic_start: their first entries, "zeros" or "normal".
+      control_variate: state control variate, "constant", "quadratic" (linear-quadratic worlds), "none" or a function
+        state → [..., F]; it needs two episodes in a batch, else nothing is subtracted. Without effect for
+        `gradient="analytic"`, whose closed form is centred already, and for `guiding="fitted"`.
+      cross_fit: judge each half of a batch's episodes by a critic that was fitted to the other half and to earlier
+        batches (the default), or, with False, all of it by one that was fitted to it as well, which is biased. It fits
+        a critic three times: with `critic="td"` an iteration takes three times as long.
+      tail: episodes that the batch cuts: "continue" continues them in the world as other episodes show it, "keep"
+        counts them as far as they go, "drop" leaves them out (a batch in which none ends then moves nothing),
+        "reference" is the published form.
+      score_weight: weight of ∇log p: "td_error" or "value"; "clipped" is the published form for continuous worlds.
+      batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
+        quadratic critic of a larger one needs.
+      rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
+        one); with `tail="continue"` for the fewest that go on until discounting has left a twentieth.
+      sampler: "fused" draws from the model itself, "steps" drives `reset` and `step`.
+      gradient: what is used beside trajectories in a linear-quadratic world: "score" nothing but the score ∇log p,
+        "pathwise" the derivative of the mean of the next state, "analytic" (the default there) all matrices, with
+        ∇Q_F − ∇V_F in closed form. Tables take "score".
+      guiding: ∇Q_F as trajectories collect it, "sampled", or fitted as a polynomial of (s, b), "fitted": the default in
+        linear-quadratic worlds with a quadratic critic unless `gradient="analytic"`. It has a tenth to a fiftieth of
+        the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
       network: how networks are fitted.
       network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
         each.
-      cross_fit: critics judge transitions that they were not fitted to (see `leaders.critics.cross_fit`).
     """
 
     estimator: str
-    batch_size: int = 100
-    rows: int | None = None
     critic: Any = "empirical"
-    critic_learning_rate: Any = 0.5
+    critic_learning_rate: PerRun = 0.5
     critic_start: str = "zeros"
     control_variate: str | Callable[[Tensor], Tensor] = "constant"
+    cross_fit: bool = True
     tail: str = "continue"
     score_weight: str = "td_error"
+    batch_size: int = 100
+    rows: int | None = None
     sampler: str = "fused"
     gradient: str = "score"
     guiding: str = "sampled"
     network: Fit = DEFAULT_FIT
     network_of: str = "action"
-    cross_fit: bool = True
 
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms of one leader, by preset: None for the recommended one, "paper" for the published one.
+
+    Attributes:
+      tables: for countable states.
+      linear: for linear-quadratic worlds; None for a leader that does not go with them.
+      declared: for worlds without a known model; None for a leader that needs one.
+      published_rate: step size of the published form in linear-quadratic worlds.
+    """
+
+    tables: Mapping[str | None, EstimatorConfig]
+    linear: Mapping[str | None, EstimatorConfig] | None = None
+    declared: EstimatorConfig | None = None
+    published_rate: float = 0.1
+
+
+@dataclass(frozen=True)
+class PublishedGame:
+    """The published form of a leader in a game: an actor-critic with settings of its own.
+
+    Attributes:
+      settings: of the leader.
+      policy: name of its parameterisation; None for the environment's default.
+      batch_size: transitions per outer iteration and run.
+      rows: trajectories side by side.
+    """
+
+    settings: Mapping[str, Any]
+    policy: str | None
+    batch_size: int
+    rows: int
+
+
+PUBLISHED_STEPS = LeaderConfig(learning_rate=0.1, optimizer="sgd")  # and the clip at 1, the default
 
 # Every choice of the published four-rooms code (arXiv:2603.14867; listed in the docs).
-PUBLISHED_TABLES = Sampling(
+PUBLISHED_TABLES = EstimatorConfig(
     "bc_hg_shared",
     critic="sarsa",
     critic_learning_rate=0.5,
@@ -102,15 +152,11 @@ PUBLISHED_TABLES = Sampling(
     score_weight="value",
     cross_fit=False,
 )
-
-
 # For linear-quadratic worlds: the recommended form, and the published one (arXiv:2603.14867; values from the code).
-LINEAR = Sampling(
+LINEAR = EstimatorConfig(
     "bc_hg", batch_size=1_000, critic="lstd", control_variate="quadratic", tail="keep", gradient="analytic"
 )
-
-
-PUBLISHED_LINEAR = Sampling(
+PUBLISHED_LINEAR = EstimatorConfig(
     "bc_hg",
     batch_size=10_000,
     rows=10,
@@ -121,33 +167,18 @@ PUBLISHED_LINEAR = Sampling(
     network=PUBLISHED_FIT,
     cross_fit=False,
 )
+# For worlds without a known model, with followers that learn.
+DECLARED = EstimatorConfig("bc_hg", batch_size=2_000, critic="td", tail="keep", sampler="steps", network_of="both")
 
 
-# For worlds that can only be stepped, with followers that learn.
-SIMULATED = Sampling(
-    "bc_hg", batch_size=2_000, critic="td", control_variate="constant", tail="keep", sampler="steps", network_of="both"
-)
-
-
-QUADRATICS = ("lstd", "state_values", "exact")  # critics whose Q_L is a quadratic of (s, b)
-
-
-TABLES, MATRICES, DECLARED = "tables", "matrices", "declared"  # kinds of worlds, by what is known of them
-
-
-def given(scope: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a leader's constructor, from its `locals()` before anything else is named there."""
-    return {name: value for name, value in scope.items() if name not in ("self", "env", "__class__")}
-
-
-def changed(settings: Any, arguments: dict[str, Any]) -> Any:
+def changed(config: C, arguments: Mapping[str, Any]) -> C:
     """A frozen dataclass with those of its fields that stand in `arguments`, and not as None.
 
     NumPy's whole numbers become ints, which do not overflow.
     """
-    names = {field.name for field in fields(settings)}
-    told = {name: value for name, value in arguments.items() if name in names and value is not None}
-    return replace(settings, **{k: int(v) if isinstance(v, np.integer) else v for k, v in told.items()})
+    names = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    values = {name: value for name, value in arguments.items() if name in names and value is not None}
+    return replace(config, **{k: int(v) if isinstance(v, np.integer) else v for k, v in values.items()})  # type: ignore[type-var]
 
 
 def described(arguments: dict[str, Any]) -> dict[str, Any]:

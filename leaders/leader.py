@@ -24,8 +24,9 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.responses import check_response, response_from, response_state
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
-from leaders.config import Common, described
+from leaders.config import LeaderConfig, described
 from leaders.exact.raw_parameters import theta_of
+from leaders.keywords import document
 from leaders.training.callbacks import ProgressBar, as_callback
 from leaders.training.checkpoint import read, write
 from leaders.training.history import History
@@ -101,8 +102,13 @@ class Leader:
 
     name: ClassVar[str] = "leader"
     differentiates: ClassVar[bool] = True  # whether θ must carry gradients back to the parameters
+    looks_at_trajectories: ClassVar[bool] = False  # whether its constructor takes an estimator's keywords
+    without: ClassVar[frozenset[str]] = frozenset()  # generated keywords that it does not take
 
-    def __init__(self, env: gym.Env, common: Common, arguments: dict[str, Any]) -> None:
+    def __init_subclass__(cls) -> None:
+        document(cls)
+
+    def __init__(self, env: gym.Env, common: LeaderConfig, arguments: dict[str, Any]) -> None:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{type(self).__name__} must be made outside of torch.inference_mode(), whose tensors cannot be trained"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import gymnasium as gym
-import torch
 
 from leaders.algorithms.replay import check_replay
-from leaders.config import Sampling, given
-from leaders.estimators.trajectory import SampledLeader
+from leaders.config import EstimatorConfig, Forms
+from leaders.estimators.trajectory import TrajectoryLeader
+from leaders.keywords import EstimatorKeywords
 
 
-class BiAC(SampledLeader):
+class BiAC(TrajectoryLeader):
     r"""Bi-AC: first-order policy gradient for the leader of a game, with the backup of a stage game in its critic.
 
     .. math::
@@ -31,27 +30,13 @@ class BiAC(SampledLeader):
         preset: None or ``"paper"``: networks for policy and critic, Adam, replay, target networks that move by 1 % per
             outer iteration (``leaders.paper.actor_critic`` lists the choices).
         replay: with the preset, learn from all transitions so far (the default) or from the last batch.
-        critic_learning_rate: as in ``BCHG``.
-        critic_start: as in ``BCHG``.
-        tail: as in ``BCHG``.
-        score_weight: as in ``BCHG``.
-        batch_size: transitions per outer iteration and run; None for the environment's advice, or 100.
-        rows: as in ``BCHG``.
-        sampler: ``"fused"`` or ``"steps"``.
-        learning_rate: step size, a number or one per run.
-        optimizer: ``"sgd"`` or ``"adam"``.
-        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
-        runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i; or one seed per run.
-        verbose: 0 for silence, 1 for a table now and then.
-        tensorboard_log: folder for events, or None.
 
     References:
         The baseline "Bi-AC" of arXiv:2603.14867.
     """
 
     name: ClassVar[str] = "bi-ac"
+    without: ClassVar[frozenset[str]] = frozenset({"control_variate", "critic", "gradient", "guiding"})
 
     def __init__(
         self,
@@ -59,25 +44,9 @@ class BiAC(SampledLeader):
         *,
         preset: str | None = None,
         replay: bool | None = None,
-        critic_learning_rate: Any = None,
-        critic_start: str | None = None,
-        cross_fit: bool | None = None,
-        tail: str | None = None,
-        score_weight: str | None = None,
-        batch_size: int | None = None,
-        rows: int | None = None,
-        sampler: str | None = None,
-        learning_rate: Any = None,
-        optimizer: str | None = None,
-        max_grad_norm: float | None = None,
-        policy: torch.nn.Module | str | None = None,
-        runs: int | None = None,
-        seed: int | Sequence[int] = 0,
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
+        **keywords: Unpack[EstimatorKeywords],
     ) -> None:
-        arguments = given(locals())
         check_replay(replay, preset)
         replay = True if replay is None and preset == "paper" else replay
-        default = Sampling("naive_pgd", critic="stage_game", control_variate="none")
-        super().__init__(env, arguments | {"replay": replay}, {None: default, "paper": default})
+        default = EstimatorConfig("naive_pgd", critic="stage_game", control_variate="none")
+        super().__init__(env, {"preset": preset, "replay": replay}, keywords, Forms({None: default, "paper": default}))

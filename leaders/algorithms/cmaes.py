@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +14,7 @@ from bilevel_envs.core.checks import check_count, check_number
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.worlds.tabular.model import TabularModel
 from leaders.algorithms.search import SearchLeader
-from leaders.config import given
+from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate
 
 
@@ -27,17 +26,13 @@ class CMAES(SearchLeader):
         sigma: first step size in raw coordinates.
         population: trials per generation; None for the library's 4 + ⌊3 ln n⌋.
         episodes: whole episodes per trial; all trials of a generation see the same random numbers.
-        policy: a module whose ``forward()`` is θ; None for the environment's default. Its start is the first mean.
-        runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i; or one seed per run.
-        verbose: 0 for silence, 1 for a table now and then.
-        tensorboard_log: folder for events, or None.
 
     References:
         Hansen: The CMA Evolution Strategy: A Tutorial, arXiv:1604.00772.
     """
 
     name: ClassVar[str] = "cmaes"
+    without: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm", "optimizer"})
 
     def __init__(
         self,
@@ -46,14 +41,9 @@ class CMAES(SearchLeader):
         sigma: float = 1.0,
         population: int | None = None,
         episodes: int = 4,
-        policy: torch.nn.Module | None = None,
-        runs: int | None = None,
-        seed: int | Sequence[int] = 0,
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
+        **keywords: Unpack[LeaderKeywords],
     ) -> None:
-        arguments = given(locals())
-        super().__init__(env, arguments, episodes)
+        super().__init__(env, {"sigma": sigma, "population": population}, keywords, episodes)
         check_number(sigma, "sigma", above=0, at_most=1e6)
         if population is not None:
             population = check_count(population, "population", at_least=2)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import gymnasium as gym
 import torch
@@ -15,25 +14,27 @@ from bilevel_envs.core.checks import check_choice, check_count
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
-from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, Sampling, given
+from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms
 from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critics.critic import Critic
 from leaders.critics.cross_fit import Judges
 from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_batch
-from leaders.estimators.trajectory import SampledLeader, is_linear, whole_episode_horizon
+from leaders.estimators.trajectory import TrajectoryLeader, whole_episode_horizon
 from leaders.functional.guiding import ESTIMATORS, Rule, guiding_bc_hg
 from leaders.functional.per_step import per_step_gradient
 from leaders.functional.surrogate import surrogate
 from leaders.functional.values import evaluate
 from leaders.functional.weights import weights_from_guiding
+from leaders.keywords import EstimatorKeywords
 from leaders.leader import check_wrapped
+from leaders.worlds.facts import model_of, world_of
 
 VARIANTS = ("mc", "sa", "oracle")
 LINEAR_VARIANTS = ("mc", "td")
 BASELINE_METHODS = ("fit", "__call__", "copies", "state_dict", "load_state_dict")
 
 
-class HPGD(SampledLeader):
+class HPGD(TrajectoryLeader):
     r"""Hyper policy gradient descent: the guiding term as a covariance over repeat visits, or from an oracle.
 
     .. math::
@@ -73,24 +74,6 @@ class HPGD(SampledLeader):
             ``leaders.critics.baseline.Baseline``.
         oracle_draws: episodes from each visited pair and state (``"oracle"`` without the preset).
         oracle_size: transitions of the published oracle's batch.
-        critic: as in ``BCHG``; it overrides what the variant says (the published oracle has no use for it).
-        critic_learning_rate: as in ``BCHG``.
-        critic_start: as in ``BCHG``.
-        cross_fit: as in ``BCHG``; a fitted ∇V_F is not cross-fitted.
-        tail: as in ``BCHG``.
-        score_weight: as in ``BCHG``.
-        batch_size: on-policy transitions per outer iteration and run, as in ``BCHG``; an oracle's come on top and are
-            counted.
-        rows: as in ``BCHG``.
-        sampler: ``"fused"`` or ``"steps"``, for the on-policy batch.
-        learning_rate: step size, a number or one per run.
-        optimizer: ``"sgd"`` or ``"adam"``.
-        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
-        runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i; or one seed per run.
-        verbose: 0 for silence, 1 for a table now and then.
-        tensorboard_log: folder for events, or None.
 
     References:
         Thoma, Pásztor, Krause, Ramponi, Hu (2024) introduced HPGD; the variants are those of arXiv:2603.14867, whose
@@ -98,6 +81,7 @@ class HPGD(SampledLeader):
     """
 
     name: ClassVar[str] = "hpgd"
+    without: ClassVar[frozenset[str]] = frozenset({"control_variate", "gradient", "guiding"})
 
     def __init__(
         self,
@@ -107,48 +91,19 @@ class HPGD(SampledLeader):
         preset: str | None = None,
         oracle_draws: int = 1,
         oracle_size: int = 10_000,
-        critic: str | Critic | None = None,
-        critic_learning_rate: Any = None,
-        critic_start: str | None = None,
         baseline: str | Baseline | None = None,
-        cross_fit: bool | None = None,
-        tail: str | None = None,
-        score_weight: str | None = None,
-        batch_size: int | None = None,
-        rows: int | None = None,
-        sampler: str | None = None,
-        learning_rate: Any = None,
-        optimizer: str | None = None,
-        max_grad_norm: float | None = None,
-        policy: torch.nn.Module | str | None = None,
-        runs: int | None = None,
-        seed: int | Sequence[int] = 0,
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
+        **keywords: Unpack[EstimatorKeywords],
     ) -> None:
-        arguments = given(locals())
-        vectors = is_linear(check_wrapped(env))
+        vectors = world_of(model_of(check_wrapped(env))).vectors
         check_choice(variant, LINEAR_VARIANTS if vectors else VARIANTS, "variant")
         if baseline is not None and not vectors:
             raise ValueError(f"`baseline` must be None where states are countable, got {baseline!r}")
-        self.variant, self.published = variant, preset == "paper"
+        self.variant, self.published, self.linear = variant, preset == "paper", vectors
         self.oracle_draws = check_count(oracle_draws, "oracle_draws")
         self.oracle_size = check_count(oracle_size, "oracle_size")
         self._baseline = ("td" if preset == "paper" else "lstd") if baseline is None else baseline
-        guiding = (
-            "naive_pgd" if variant == "oracle" else "hpgd"
-        )  # the oracle's batch carries its guiding weights itself
-        usual = {"mc": "monte_carlo", "sa": "sarsa"}.get(variant, "expected_sarsa")
-        paper = replace(PUBLISHED_TABLES, estimator=guiding, critic="sarsa" if variant == "sa" else "monte_carlo")
-        presets = {None: Sampling(guiding, critic=usual, control_variate="none"), "paper": paper}
-        realised = variant == "mc"
-        fit = replace(PUBLISHED_FIT, normalised=realised)
-        learned, of = ("hpgd_realised", "state") if realised else ("hpgd_learned", "action")
-        linear = {
-            None: replace(LINEAR, estimator=learned, control_variate="none", gradient="score"),
-            "paper": replace(PUBLISHED_LINEAR, estimator=learned, network=fit, network_of=of),
-        }
-        super().__init__(env, arguments, presets, linear, paper_rate=0.001 if realised else 0.01)
+        own = {"variant": variant, "preset": preset, "oracle_draws": oracle_draws, "oracle_size": oracle_size}
+        super().__init__(env, {**own, "baseline": baseline}, keywords, forms_of(variant))
         if variant == "oracle" and self.published and self.oracle_size % self.rows:
             raise ValueError(
                 f"`oracle_size` must be a multiple of the batch's rows ({self.rows}, from `rows` or `batch_size`), "
@@ -251,3 +206,23 @@ class HPGD(SampledLeader):
         if self.variant != "oracle":
             return steps
         return steps + (self.oracle_size if self.published else 2 * self.oracle_draws * steps * horizon)
+
+
+def forms_of(variant: str) -> Forms:
+    """The forms of a variant of HPGD."""
+    # The oracle's batch carries its guiding weights itself.
+    estimator = "naive_pgd" if variant == "oracle" else "hpgd"
+    critic = {"mc": "monte_carlo", "sa": "sarsa"}.get(variant, "expected_sarsa")
+    paper = replace(PUBLISHED_TABLES, estimator=estimator, critic="sarsa" if variant == "sa" else "monte_carlo")
+    realised = variant == "mc"
+    fit = replace(PUBLISHED_FIT, normalised=realised)
+    learned, of = ("hpgd_realised", "state") if realised else ("hpgd_learned", "action")
+    linear = {
+        None: replace(LINEAR, estimator=learned, control_variate="none", gradient="score"),
+        "paper": replace(PUBLISHED_LINEAR, estimator=learned, network=fit, network_of=of),
+    }
+    return Forms(
+        {None: EstimatorConfig(estimator, critic=critic, control_variate="none"), "paper": paper},
+        linear,
+        published_rate=0.001 if realised else 0.01,
+    )

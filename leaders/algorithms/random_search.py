@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import gymnasium as gym
 import torch
@@ -13,7 +12,7 @@ from bilevel_envs.core.checks import check_number
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.worlds.tabular.model import TabularModel
 from leaders.algorithms.search import SearchLeader
-from leaders.config import given
+from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate
 
 
@@ -24,32 +23,18 @@ class RandomSearch(SearchLeader):
         env: a ``BilevelWrapper``.
         scale: standard deviation of the draws around the policy's start, in raw coordinates.
         episodes: whole episodes per trial.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
-        runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i; or one seed per run.
-        verbose: 0 for silence, 1 for a table now and then.
-        tensorboard_log: folder for events, or None.
 
     References:
         The random-search study of arXiv:2603.14867's thermal control is the same idea in another world.
     """
 
     name: ClassVar[str] = "random-search"
+    without: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm", "optimizer"})
 
     def __init__(
-        self,
-        env: gym.Env,
-        *,
-        scale: float = 3.0,
-        episodes: int = 4,
-        policy: torch.nn.Module | None = None,
-        runs: int | None = None,
-        seed: int | Sequence[int] = 0,
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
+        self, env: gym.Env, *, scale: float = 3.0, episodes: int = 4, **keywords: Unpack[LeaderKeywords]
     ) -> None:
-        arguments = given(locals())
-        super().__init__(env, arguments, episodes)
+        super().__init__(env, {"scale": scale}, keywords, episodes)
         self.scale = check_number(scale, "scale", above=0)
         self._centre = self._flat()
         self._record = torch.full((self.runs,), -torch.inf, dtype=torch.float64)

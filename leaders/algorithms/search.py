@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -13,8 +14,9 @@ from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
-from leaders.config import Common, changed
+from leaders.config import LeaderConfig, changed
 from leaders.estimators.trajectory import mean_return, whole_episode_horizon
+from leaders.keywords import accepted
 from leaders.leader import Estimate, Leader
 
 
@@ -26,15 +28,17 @@ class SearchLeader(Leader):
 
     Args:
       env: the environment with its follower.
-      arguments: what the subclass was constructed with.
+      own: the subclass's own arguments.
+      keywords: the generated ones.
       episodes: whole episodes per trial.
     """
 
     differentiates: ClassVar[bool] = False
     ascends: ClassVar[bool] = False  # whether it moves by a gradient, to which a regulariser's may be added
 
-    def __init__(self, env: gym.Env, arguments: dict[str, Any], episodes: int) -> None:
-        super().__init__(env, changed(Common(), arguments), arguments)
+    def __init__(self, env: gym.Env, own: dict[str, Any], keywords: Mapping[str, Any], episodes: int) -> None:
+        given = accepted(type(self), {**own, "episodes": episodes, **keywords})
+        super().__init__(env, changed(LeaderConfig(), given), given)
         self.episodes = check_count(episodes, "episodes")
         self._trial_steps = 0  # of followers that learn, since the last outcome
         regularised = getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import gymnasium as gym
-import torch
 
 from bilevel_envs.core.checks import check_choice
-from leaders.config import Sampling, given
-from leaders.critics.critic import Critic
-from leaders.estimators.trajectory import SampledLeader
+from leaders.config import EstimatorConfig, Forms
+from leaders.estimators.trajectory import TrajectoryLeader
+from leaders.keywords import EstimatorKeywords
 
 
-class SoBiRL(SampledLeader):
+class SoBiRL(TrajectoryLeader):
     r"""SoBiRL's first-step estimator of the guiding term, for leaders that move the follower's rewards alone.
 
     .. math::
@@ -38,55 +36,18 @@ class SoBiRL(SampledLeader):
         modified: weigh each step's own difference by γ_L^k Q_L(s_k, b_k) / β instead (not in the paper's figures).
         preset: None or ``"paper"``: Q_L as mean returns, cut episodes summed as far as they go, an every-visit direct
             term, SGD with step 0.1.
-        critic: as in ``BCHG``.
-        critic_learning_rate: as in ``BCHG``.
-        cross_fit: as in ``BCHG``.
-        tail: as in ``BCHG``.
-        score_weight: as in ``BCHG``, for the leader's part.
-        batch_size: transitions per outer iteration and run.
-        rows: as in ``BCHG``.
-        sampler: ``"fused"`` or ``"steps"``.
-        learning_rate: step size, a number or one per run.
-        optimizer: ``"sgd"`` or ``"adam"``.
-        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ, or the name of one that the environment has; None for its default.
-        runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i; or one seed per run.
-        verbose: 0 for silence, 1 for a table now and then.
-        tensorboard_log: folder for events, or None.
 
     References:
         Yang, Gao, Yuan (2024) introduced SoBiRL; the form is that of arXiv:2603.14867's code.
     """
 
     name: ClassVar[str] = "sobirl"
+    without: ClassVar[frozenset[str]] = frozenset({"control_variate", "critic_start", "gradient", "guiding"})
 
     def __init__(
-        self,
-        env: gym.Env,
-        *,
-        modified: bool = False,
-        preset: str | None = None,
-        critic: str | Critic | None = None,
-        critic_learning_rate: Any = None,
-        cross_fit: bool | None = None,
-        tail: str | None = None,
-        score_weight: str | None = None,
-        batch_size: int = 100,
-        rows: int | None = None,
-        sampler: str | None = None,
-        learning_rate: Any = None,
-        optimizer: str | None = None,
-        max_grad_norm: float | None = None,
-        policy: torch.nn.Module | str | None = None,
-        runs: int | None = None,
-        seed: int | Sequence[int] = 0,
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
+        self, env: gym.Env, *, modified: bool = False, preset: str | None = None, **keywords: Unpack[EstimatorKeywords]
     ) -> None:
-        arguments = given(locals())
         check_choice(modified, (True, False), "modified")
-        default = Sampling("sobirl", control_variate="none")
-        paper = replace(default, critic="monte_carlo", tail="reference")
-        guiding = "sobirl_modified" if modified else "sobirl"
-        super().__init__(env, arguments, {None: default, "paper": paper}, estimator=guiding)
+        default = EstimatorConfig("sobirl_modified" if modified else "sobirl", control_variate="none")
+        forms = Forms({None: default, "paper": replace(default, critic="monte_carlo", tail="reference")})
+        super().__init__(env, {"modified": modified, "preset": preset}, keywords, forms)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import gymnasium as gym
 import torch
@@ -13,7 +12,7 @@ from bilevel_envs.core.checks import check_choice, check_count, check_number
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.worlds.tabular.model import TabularModel
 from leaders.algorithms.search import SearchLeader
-from leaders.config import given
+from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate
 
 
@@ -34,14 +33,6 @@ class ZerothOrder(SearchLeader):
         sigma: σ, length of a trial step in raw coordinates.
         one_sided: compare with the present point instead of the opposite one.
         episodes: whole episodes per trial.
-        learning_rate: step size, a number or one per run.
-        optimizer: ``"sgd"`` or ``"adam"``.
-        max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none.
-        policy: a module whose ``forward()`` is θ; None for the environment's default.
-        runs: number of stacked runs; None for a single one without a runs axis.
-        seed: run i uses the stream of seed + i; or one seed per run.
-        verbose: 0 for silence, 1 for a table now and then.
-        tensorboard_log: folder for events, or None.
 
     References:
         Salimans, Ho, Chen, Sidor, Sutskever: arXiv:1703.03864 (antithetic evolution strategies).
@@ -58,17 +49,10 @@ class ZerothOrder(SearchLeader):
         sigma: float = 0.1,
         one_sided: bool = False,
         episodes: int = 4,
-        learning_rate: Any = None,
-        optimizer: str | None = None,
-        max_grad_norm: float | None = None,
-        policy: torch.nn.Module | None = None,
-        runs: int | None = None,
-        seed: int | Sequence[int] = 0,
-        verbose: int = 0,
-        tensorboard_log: str | None = None,
+        **keywords: Unpack[LeaderKeywords],
     ) -> None:
-        arguments = given(locals())
-        super().__init__(env, arguments, episodes)
+        own = {"directions": directions, "sigma": sigma, "one_sided": one_sided}
+        super().__init__(env, own, keywords, episodes)
         self.directions = check_count(directions, "directions")
         self.sigma = check_number(sigma, "sigma", above=0)
         check_choice(one_sided, (True, False), "one_sided")

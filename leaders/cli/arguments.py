@@ -1,10 +1,11 @@
-"""What several commands take: KEY=VALUE pairs, an environment and a follower by name."""
+"""Arguments that several commands take: KEY=VALUE pairs, an environment, a follower, names of leaders."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import sys
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
@@ -141,3 +142,17 @@ def _value(text: str) -> Any:
         return float(text)
     except ValueError:
         return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def config_of(command: Any) -> dict[str, Any]:
+    """The arguments of a command that belong to its results, as JSON."""
+    kept = {name: value for name, value in asdict(command).items() if name not in ("out", "resume", "progress")}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+def names_in(text: str) -> list[str]:
+    """Leaders' names, separated by commas."""
+    names = [name.strip() for name in text.split(",")]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`leaders` must name each leader once, got {text!r}")
+    return names

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bilevel_envs.core.checks import check_choice, check_count, check_number
-from leaders.cli.arguments import KeyValues, Text, env_arguments, env_of, follower_of
-from leaders.cli.words import names_in, told
+from leaders.cli.arguments import KeyValues, Text, config_of, env_arguments, env_of, follower_of, names_in
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Compare:
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"{name} cannot take part: {error}") from error
         # ids and names may come to mean other data, and arrays have no flags
-        directory = RunDirectory(self.out, told(self) | {"task": task_of(self._world())})
+        directory = RunDirectory(self.out, config_of(self) | {"task": task_of(self._world())})
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
         kept = compare.kept_results(paths, self.iterations)

@@ -2,314 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-import signal
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any
 
-import gymnasium as gym
-import numpy as np
 import tyro
 
 import bilevel_envs  # registers BiLevel/*
-from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.registration import PROBLEMS
-from leaders.cli.arguments import KeyValues, Text, env_arguments, env_of, find_modules_here, follower_of, key_values
+from leaders.cli.arguments import find_modules_here
 from leaders.cli.compare import Compare
-from leaders.cli.reproduce import BuildingFigure, FourRoomsFigure, LQRFigure, ToyFigure
-from leaders.cli.words import told
+from leaders.cli.envs import Envs
+from leaders.cli.reproduce import Reproduce
+from leaders.cli.train import Train
+from leaders.cli.video import Video
 
-RUNS_SHOWN = 10  # runs whose θ is printed
-NOT_FOR_THE_CONSTRUCTORS = (
-    "env",
-    "leader",
-    "iterations",
-    "out",
-    "resume",
-    "progress",
-    "env_args",
-    "leader_args",
-    "follower",
-    "follower_args",
+# Each command with its name; one of its own file and one line here make another.
+COMMANDS: tuple[tuple[Any, ...], ...] = (
+    (Envs, tyro.conf.subcommand("envs")),
+    (Train, tyro.conf.subcommand("train")),
+    (Compare, tyro.conf.subcommand("compare")),
+    (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    (Video, tyro.conf.subcommand("video")),
 )
-
-
-@dataclass(frozen=True)
-class Envs:
-    """List the environments, with the size of θ and the best value known."""
-
-    def run(self) -> None:
-        """Prints one line per environment."""
-        width = max(map(len, PROBLEMS))
-        for name in PROBLEMS:
-            face: Any = gym.make(name).unwrapped
-            p, best = face.preferences, face.best_known
-            known = "-" if best is None else f"{best:.4f} ({'optimum' if best.exact else 'best known'})"
-            size = str(list(face.theta_space.shape))
-            print(f"{name:{width}s} θ {size:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}")
-            print(f"{'':{width}s} {inspect.getdoc(type(face.problem)).splitlines()[0]}")  # type: ignore[union-attr]
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a leader and leave a run directory: config.json, history.csv, theta.csv, leader.zip, curve.png, ..."""
-
-    env: str
-    """id of the environment, such as BiLevel/FourRooms-v0, or one of yours, MODULE:ID"""
-    out: Path
-    """the run directory; must not exist, be empty, or hold this run (with --resume)"""
-    leader: str = "bchg"
-    """bchg, hpgd, sobirl, naive-pgd, exact, zeroth-order, cmaes or random-search"""
-    preset: Text = None
-    """"paper" for the published code, choice by choice"""
-    iterations: int = 3000
-    """outer iterations in all"""
-    runs: int = 10
-    """stacked runs"""
-    batch: int | None = None
-    """transitions per outer iteration and run (the leader's own if not given)"""
-    seed: int = 0
-    """run i uses seed + i"""
-    beta: float | None = None
-    """the follower's entropy coefficient; the environment's own if not given"""
-    dynamics: Text = None
-    """of FourRooms: published, classic or mismatched"""
-    follower: Text = None
-    """who answers: soft_value_iteration, riccati, sb3, observed, quantal, ..., or one of yours, MODULE:CLASS; the
-    environment's own if not given"""
-    follower_args: KeyValues = ()
-    """its arguments; values are JSON, or text"""
-    learning_rate: float | None = None
-    """step size"""
-    optimizer: Text = None
-    """sgd or adam"""
-    max_grad_norm: float | None = None
-    """clip of the raw gradient"""
-    critic: Text = None
-    """empirical, expected_sarsa, sarsa, monte_carlo, lstd, state_values, td, exact, ..."""
-    cross_fit: bool | None = None
-    """whether critics judge only what they were not fitted to; the leader's own choice if not given"""
-    critic_learning_rate: float | None = None
-    """step size of the critic"""
-    control_variate: Text = None
-    """state control variate: constant, quadratic or none"""
-    tail: Text = None
-    """drop, keep, bootstrap or reference"""
-    gradient: Text = None
-    """in linear-quadratic worlds: simulate, terms or model"""
-    env_args: KeyValues = ()
-    """further arguments of the environment; values are JSON, or text"""
-    leader_args: KeyValues = ()
-    """further arguments of the leader"""
-    resume: bool = False
-    """go on with the run in --out"""
-    progress: bool = True
-    """show a progress bar"""
-
-    def run(self) -> None:
-        """Trains, saves and draws; nothing is written before every argument is known to be good."""
-        import torch
-
-        from bilevel_envs.core.follower import FollowerError
-        from bilevel_envs.wrapper import BilevelWrapper
-        from leaders.experiments.run_directory import Checkpoint, RunDirectory
-
-        torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
-        check_count(self.iterations, "iterations")
-        env, leader_class, arguments = self._resolved()
-        directory = RunDirectory(self.out, told(self))
-        wrapped = BilevelWrapper(env, follower_of(self.follower, self.follower_args))
-        leader = leader_class(wrapped, **arguments)
-        directory.check(self.resume)
-        if directory.checkpoint:
-            leader = leader_class.load(directory.checkpoint, wrapped)
-            done = leader.progress.iterations
-            if self.iterations < done:
-                raise ValueError(f"`iterations` must be at least {done}, which the run in {self.out} has done")
-            print(f"resuming after {done} outer iterations")
-        directory.begin()
-        self._log_to(leader)
-        checkpoint = Checkpoint(directory)
-        before = signal.signal(signal.SIGINT, checkpoint.interrupt)
-        try:
-            left = self.iterations - leader.progress.iterations
-            bar = self.progress and sys.stderr.isatty()
-            often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
-            leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
-        except FollowerError as error:
-            if leader.progress.iterations and not hasattr(wrapped.follower, "state_dict"):
-                directory.save(leader)  # what others have learnt since the last checkpoint may be what failed
-            kept = (
-                "its last checkpoint is whole, --resume goes on from there"
-                if directory.checkpoint
-                else "no checkpoint yet"
-            )
-            raise FollowerError(f"{error}. {self.out}: {kept}") from error
-        finally:
-            signal.signal(signal.SIGINT, before)
-            leader.logger.close()
-        directory.save(leader)
-        if checkpoint.interrupted:
-            raise KeyboardInterrupt(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
-        self._draw(leader)
-        self._report(leader)
-
-    def _resolved(self) -> tuple[gym.Env, Any, dict[str, Any]]:
-        """The environment, the leader's class and its arguments."""
-        from leaders import LEADERS
-
-        check_choice(self.leader, LEADERS, "leader")
-        env = env_of(self.env, env_arguments(self))
-        given = {
-            name: value
-            for name, value in asdict(self).items()
-            if value is not None and name not in (*NOT_FOR_THE_CONSTRUCTORS, "batch", "beta", "dynamics")
-        }
-        leader_class = LEADERS[self.leader]
-        allowed = [name for name in inspect.signature(leader_class.__init__).parameters if name not in ("self", "env")]
-        if self.batch is not None:
-            given["batch_size"] = self.batch
-        further = key_values(self.leader_args, "leader_args")
-        flags = sorted(set(further) & ({*asdict(self)} | {"batch_size"}))
-        if flags:
-            raise ValueError(f"`leader_args` must not repeat what has a flag of its own: {', '.join(flags)}")
-        given |= further
-        unknown = sorted(set(given) - set(allowed))
-        if unknown:
-            raise ValueError(
-                f"the leader {self.leader!r} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}"
-            )
-        return env, leader_class, given
-
-    def _log_to(self, leader: Any) -> None:
-        from stable_baselines3.common.logger import configure
-
-        leader.set_logger(configure(str(self.out / "tensorboard"), ["tensorboard"]))
-
-    def _draw(self, leader: Any) -> None:
-        from bilevel_envs.envs.four_rooms import FourRooms
-        from leaders.experiments import plots
-        from leaders.published import four_rooms
-
-        preferences = leader.env.preferences
-        published = None
-        batch = getattr(getattr(leader, "sampling", None), "batch_size", None)
-        if leader.env.problem in [FourRooms(dynamics=d, beta=preferences.beta) for d in ("published", "mismatched")]:
-            name = f"hpgd-{leader.variant}" if self.leader == "hpgd" else self.leader
-            published = four_rooms(name, preferences.beta, batch or 100)
-        title = f"{self.env}, β = {preferences.beta:g}" + (f", preset {self.preset}" if self.preset else "")
-        plots.save(plots.curve_figure(leader, title, published), self.out / "curve.png")
-        figure = plots.incentives_figure(leader)
-        if figure is not None:
-            plots.save(figure, self.out / "incentives.png")
-
-    def _report(self, leader: Any) -> None:
-        from leaders.experiments.run_directory import THETA
-        from leaders.training.theta import one_line
-
-        value, what = leader.history["leader_value"], "value"
-        if np.isnan(value).all():
-            value, what = leader.history["leader_return"], "sampled return"
-        tail = value[-max(1, len(value) // 10) :].mean(0)
-        spread = f" ± {tail.std(ddof=1) / len(tail) ** 0.5:.4f} s.e." if len(tail) > 1 else ""
-        best = leader.env.best_known
-        followed = leader.history["leader_value_actual"][-max(1, len(value) // 10) :].mean(0)
-        print(f"\nwrote to {self.out}:")
-        for path in sorted(self.out.iterdir()):
-            if not path.name.startswith("."):
-                print(f"  {path.name}")
-        print(f"\nleader's {what} over the last tenth of {len(value)} iterations:")
-        print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
-        print(f"  best run: {tail.max():.4f} (run {tail.argmax()}); at the start: {value[0].mean():.4f}")
-        if what == "value" and not np.allclose(followed, tail, equal_nan=True):
-            known = "not known" if np.isnan(followed).all() else f"{followed.mean():.4f}"
-            print(f"  with the follower as it is, not an optimal one: {known}")
-        print("  best known: " + ("nobody has looked" if best is None else f"{best:.4f} ({best.source})"))
-        print(f"\nθ after {leader.progress.iterations} iterations (every entry: {self.out / THETA}):")
-        thetas = leader.theta.reshape(leader.runs, *leader.env.theta_space.shape)
-        for run, theta in enumerate(thetas[:RUNS_SHOWN]):
-            print(f"  run {run}: {one_line(theta)}")
-        if leader.runs > RUNS_SHOWN:
-            print(f"  and {leader.runs - RUNS_SHOWN} more")
-
-
-@dataclass(frozen=True)
-class Reproduce:
-    """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ."""
-
-    figure: (
-        Annotated[FourRoomsFigure, tyro.conf.subcommand("four-rooms")]
-        | Annotated[BuildingFigure, tyro.conf.subcommand("building-thermal-control")]
-        | Annotated[ToyFigure, tyro.conf.subcommand("toy-markov-game")]
-        | Annotated[LQRFigure, tyro.conf.subcommand("bilevel-lqr")]
-    )
-
-    def run(self) -> None:
-        """Draws the figure that was asked for."""
-        self.figure.run()
-
-
-@dataclass(frozen=True)
-class Video:
-    """Film the follower before and after a run's leader has learnt, side by side."""
-
-    directory: Annotated[Path, tyro.conf.Positional]
-    """a run directory"""
-    steps: int = 200
-    """longest episode shown"""
-    fps: int = 10
-    """steps per second"""
-    seed: int = 0
-    """of the world and the follower's draws"""
-
-    def run(self) -> None:
-        """Writes follower.mp4 into the run directory."""
-        from bilevel_envs.wrapper import BilevelWrapper
-        from leaders.experiments import plots
-        from leaders.experiments.run_directory import CONFIG, LEADER, read_config
-        from leaders.experiments.video import follower_film
-
-        check_count(self.steps, "steps")
-        check_count(self.fps, "fps")
-        check_count(self.seed, "seed", at_least=0)
-        if not (self.directory / CONFIG).is_file() or not (self.directory / LEADER).is_file():
-            raise ValueError(f"`directory` must hold a run with {CONFIG} and {LEADER}; {self.directory} does not")
-        told = {k: tuple(v) if isinstance(v, list) else v for k, v in read_config(self.directory).items()}
-        train = Train(**{**told, "out": self.directory})  # type: ignore[arg-type]
-        env, leader_class, arguments = train._resolved()
-        wrapped = BilevelWrapper(env, follower_of(train.follower, train.follower_args))
-        if wrapped.problem.draw is None:
-            raise ValueError(f"{train.env} cannot be drawn")
-        if wrapped.problem.on_grid:
-            raise ValueError(f"{train.env} cannot be filmed: its follower answers on a grid, its world is continuous")
-        leader = leader_class.load(self.directory / LEADER, wrapped)
-        run = plots.best_run(leader)
-        fresh = leader_class(wrapped, **arguments)
-        path = self.directory / "follower.mp4"
-        how = {"steps": self.steps, "fps": self.fps, "seed": self.seed, "run": run}
-        frames = follower_film(wrapped, fresh.theta, leader.theta, path, **how)
-        print(f"wrote {path}: run {run}, {frames} frames")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; a bad argument ends with one line and status 2."""
-    command = tyro.cli(
-        Annotated[Envs, tyro.conf.subcommand("envs")]
-        | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[
-            Reproduce,
-            tyro.conf.subcommand("reproduce"),
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.OmitSubcommandPrefixes,
-        ]
-        | Annotated[Video, tyro.conf.subcommand("video")],
-        prog="bilevel",
-        description=bilevel_envs.__doc__.splitlines()[0],
-        args=arguments,
-    )
+    commands: Any = reduce(or_, (Annotated[kind, *hows] for kind, *hows in COMMANDS))
+    command = tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=arguments)
     find_modules_here()
     try:
         command.run()

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from bilevel_envs.core.checks import check_choice, check_count
-from leaders.cli.words import names_in, told
+from leaders.cli.arguments import config_of, names_in
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class FourRoomsFigure:
             for name in names:
                 if four_rooms(name, beta, self.batch) is None:
                     raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
-        directory = RunDirectory(self.out, told(self))
+        directory = RunDirectory(self.out, config_of(self))
         directory.check(self.resume)
         iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
         paths = {beta: {name: self.out / f"{name}-beta{beta:g}.npz" for name in names} for beta in self.beta}
@@ -134,7 +136,7 @@ class BuildingFigure:
         names = names_in(self.leaders)
         for name in names:
             check_choice(name, building.FORMS, "leaders")
-        directory = RunDirectory(self.out, told(self))
+        directory = RunDirectory(self.out, config_of(self))
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
         kept = {n: building.load_curves(path, n, iterations) for n, path in paths.items() if path.is_file()}
@@ -250,7 +252,7 @@ def _begin(command: Any, forms: Any) -> list[str]:
     names = names_in(command.leaders)
     for name in names:
         check_choice(name, forms, "leaders")
-    directory = RunDirectory(command.out, told(command))
+    directory = RunDirectory(command.out, config_of(command))
     directory.check(command.resume)
     directory.begin()
     return names
@@ -273,3 +275,19 @@ def _returns(
         results.append(run(name, progress_bar=bar, **how))
         games.save_returns(results[-1], path)
     return results
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ."""
+
+    figure: (
+        Annotated[FourRoomsFigure, tyro.conf.subcommand("four-rooms")]
+        | Annotated[BuildingFigure, tyro.conf.subcommand("building-thermal-control")]
+        | Annotated[ToyFigure, tyro.conf.subcommand("toy-markov-game")]
+        | Annotated[LQRFigure, tyro.conf.subcommand("bilevel-lqr")]
+    )
+
+    def run(self) -> None:
+        """Draws the figure that was asked for."""
+        self.figure.run()

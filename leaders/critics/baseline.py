@@ -13,7 +13,7 @@ from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference
 from bilevel_envs.worlds.linear_quadratic.polynomials import lstd, products
-from leaders.critics.critic import Critic, critic_keeps
+from leaders.critics.critic import Critic, capabilities_of
 
 
 class Baseline(Protocol):
@@ -126,7 +126,7 @@ class WithBaseline:
     @property
     def keeps(self) -> bool:
         """Whether both keep what earlier batches taught them."""
-        return critic_keeps(self.critic) and critic_keeps(self.baseline)
+        return capabilities_of(self.critic).keeps and capabilities_of(self.baseline).keeps
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """The critic's; the baseline is fitted where ∇Q_F is known step by step."""

@@ -1,7 +1,8 @@
-"""What a leader's critic is asked for."""
+"""What a leader's critic is asked for, and what it says of itself."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,14 +13,41 @@ from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 
 
+@dataclass(frozen=True)
+class CriticCapabilities:
+    """What a critic says of itself by attributes of these names.
+
+    Attributes:
+      keeps: it keeps what earlier batches taught it.
+      learns: it looks at the batches that it is fitted to.
+      is_quadratic: `quadratic()` gives Q_L as a `Polynomial` or a `Quadratic` of (s, b).
+      gives_gradient: `leader_gradient(policy)` gives ∇V_L as a function of states and steps.
+      reads_action: its Q_L depends on the action.
+    """
+
+    keeps: bool = True
+    learns: bool = True
+    is_quadratic: bool = False
+    gives_gradient: bool = False
+    reads_action: bool = True
+
+
+def capabilities_of(critic: Any) -> CriticCapabilities:
+    """What a critic, or a class of critics, says of itself; the default where it says nothing."""
+    names = fields(CriticCapabilities)
+    declared: dict[str, Any] = {one.name: getattr(critic, one.name, one.default) for one in names}
+    return CriticCapabilities(**declared)
+
+
 class Critic(Protocol):
     """Estimates Q_L, the leader's return after a state and a follower's action.
 
     Q_L must be a function of (s, b) alone. What one step brought, r_L + γ_L V_L(s'), will not do in its place: it
     depends on the same next state as the ∇Q_F that it multiplies, and the estimate would be biased.
 
-    In linear-quadratic worlds a critic may also have `leader_gradient(policy)`, ∇V_L as a function of states and steps,
-    and `quadratic()`, Q_L as a `Polynomial` or a `Quadratic` of (s, b): see `gradient` and `guiding` of `BCHG`.
+    A critic declares by class attributes what else it can do (`CriticCapabilities`). In linear-quadratic worlds one
+    with `gives_gradient = True` has `leader_gradient(policy)`, and one with `is_quadratic = True` has `quadratic()`
+    (see `gradient` and `guiding` of `BCHG`).
 
     Leaders fit copies of a critic to a part of each batch and let them judge the rest (`leaders.critics.cross_fit`):
     `valid` may have holes, or be False everywhere. A critic that keeps nothing from batch to batch says so by
@@ -41,13 +69,3 @@ class Critic(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
-
-
-def critic_keeps(critic: Any) -> bool:
-    """Whether a critic keeps what earlier batches taught it; unless it says otherwise."""
-    return getattr(critic, "keeps", True)
-
-
-def critic_learns(critic: Any) -> bool:
-    """Whether a critic looks at the batches that it is fitted to; unless it says otherwise."""
-    return getattr(critic, "learns", True)

@@ -20,7 +20,7 @@ from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.model import look_up
-from leaders.critics.critic import Critic, critic_keeps, critic_learns
+from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.empirical import Empirical
 from leaders.functional.errors import TooFewTransitions
 
@@ -140,8 +140,8 @@ def cross_fitted(
       TypeError: if `critic.copies(1)` is the critic itself.
       TooFewTransitions: if half a batch is too little for what the critic fits.
     """
-    half = halves(batch, critic_keeps(critic) and not first)
-    if critic_learns(critic) and critic is not seen and critic.copies(1) is critic:
+    half = halves(batch, capabilities_of(critic).keeps and not first)
+    if capabilities_of(critic).learns and critic is not seen and critic.copies(1) is critic:
         raise TypeError(
             f"`critic` must return a new critic from `copies`, or have `learns = False`; {type(critic).__name__} "
             "returns itself"
@@ -163,7 +163,7 @@ def cross_fitted(
     worlds = [seen.without(replace(batch, valid=batch.valid & (half == judged))) for judged in range(HALVES)]
     if critic is seen:
         return Judges(worlds, half, seen, gamma, worlds, learnt=True)
-    if not critic_learns(critic):
+    if not capabilities_of(critic).learns:
         critic.fit(batch, best, model, noise)
         return Judges([critic] * HALVES, half, critic, gamma, worlds)
     among = [replace(best, policy=world.reachable) for world in (*worlds, seen)]

@@ -29,6 +29,8 @@ class ExactCritic:
     """
 
     learns: ClassVar[bool] = False  # from batches
+    is_quadratic: ClassVar[bool] = True
+    gives_gradient: ClassVar[bool] = True
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

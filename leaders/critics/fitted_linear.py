@@ -31,6 +31,7 @@ class FittedLinear:
     """
 
     keeps: ClassVar[bool] = False
+    gives_gradient: ClassVar[bool] = True
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

@@ -30,6 +30,8 @@ class LeastSquares:
     """
 
     keeps: ClassVar[bool] = False
+    is_quadratic: ClassVar[bool] = True
+    gives_gradient: ClassVar[bool] = True
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

@@ -46,6 +46,11 @@ class NetworkCritic:
         self.pairs = TemporalDifference(0.0, self.how) if of == "both" else None
         self._noise = Noise([])
 
+    @property
+    def reads_action(self) -> bool:
+        """Whether Q_L depends on the action: not where V_L stands in for it."""
+        return self.of != "state"
+
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Some Adam steps on the batch, from where the last fit ended."""
         policy = best.policy

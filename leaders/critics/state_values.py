@@ -74,6 +74,8 @@ class QuadraticState:
     """
 
     keeps: ClassVar[bool] = False
+    is_quadratic: ClassVar[bool] = True
+    gives_gradient: ClassVar[bool] = True
 
     def __init__(self, gamma: float) -> None:
         self.gamma = gamma

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,19 +14,17 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse, NotAvailableError, tiled
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.linear_quadratic.polynomials import products
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.config import DECLARED, MATRICES, PUBLISHED_STEPS, SIMULATED, TABLES, Common, Sampling, changed
-from leaders.critics.critic import Critic, critic_learns
+from leaders.config import Forms
+from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
-from leaders.critics.least_squares import feature_count
 from leaders.estimators.continuation import continuation
 from leaders.functional.errors import TooFewTransitions
 from leaders.functional.fitted_guiding import fitted_trace
@@ -35,11 +34,13 @@ from leaders.functional.per_step import clipped, per_step_gradient
 from leaders.functional.surrogate import surrogate
 from leaders.functional.values import Values, evaluate
 from leaders.functional.weights import Weights, discount_weights, residualised, weights_from_guiding, weights_from_trace
-from leaders.leader import Estimate, Leader
+from leaders.keywords import accepted
+from leaders.leader import Estimate, Leader, check_wrapped
 from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.games import is_game, published_leader
-from leaders.worlds.checks import check_sampling, declared_estimator, fits_guiding, gives_gradient, unplanned, world_of
-from leaders.worlds.critics import critic_of
+from leaders.worlds.facts import facts_of
+from leaders.worlds.resolve import check_config, resolve
+from leaders.worlds.tabular import TABULAR
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 LITTLE = 0.05  # rows that are continued go on until max(γ_L, γ_F)^T falls below
@@ -50,98 +51,59 @@ TRUSTED = 0.3  # share of a batch's steps at pairs seen in no other episode, abo
 EXPECTED = ("bc_hg", "naive_pgd")  # guiding weights whose estimates may expect what follows the first step
 PATIENCE = 10  # outer iterations before that is said
 
+GAME_IGNORES = ("control_variate", "critic", "gradient", "sampler", "score_weight", "tail")  # in its published form
 MOST_SCORE = 1.0  # ℓ2 norm to which score_weight="clipped" clips each ∇log p of the direct term, in raw parameters
 
 
 logger = logging.getLogger("leaders")
 
 
-class SampledLeader(Leader):
+class TrajectoryLeader(Leader):
     """A leader that looks at trajectories.
 
     Args:
       env: the environment with its follower.
-      arguments: what the subclass was constructed with; those that are not None win over the preset's.
-      presets: how the estimate is made, by the name of the preset.
-      linear: the same for linear-quadratic worlds; None for a leader that does not go with them.
-      paper_rate: step size of the published form there.
-      overrides: fields of `Sampling` that the subclass derives from its arguments.
+      own: the subclass's own arguments, `preset` among them; None stands for nothing.
+      keywords: the generated ones.
+      forms: the leader's forms, by preset and kind of world.
+      estimator: name of another estimator than the forms', as the subclass's own arguments demand.
     """
+
+    looks_at_trajectories: ClassVar[bool] = True
 
     def __init__(
         self,
         env: gym.Env,
-        arguments: dict[str, Any],
-        presets: dict[str | None, Sampling],
-        linear: dict[str | None, Sampling] | None = None,
-        paper_rate: float = 0.1,
-        **overrides: Any,
+        own: dict[str, Any],
+        keywords: Mapping[str, Any],
+        forms: Forms,
+        estimator: str | None = None,
     ) -> None:
-        preset = arguments["preset"]
-        check_choice(preset, presets, "preset")
-        model = model_of(env) if isinstance(env, BilevelWrapper) else None
-        self.world = world_of(model)
-        self.linear = self.world == MATRICES
-        if self.world in (MATRICES, DECLARED) and linear is None:
-            raise ValueError(
-                f"`env` must have countable states for {type(self).__name__}; {type(env.problem).__name__} has vectors"  # type: ignore[attr-defined]
-            )
-        if self.world == DECLARED and preset is None:
-            presets = {None: replace(SIMULATED, estimator=declared_estimator(linear, type(self).__name__))}
-        common = Common()
-        if preset == "paper":
-            common = Common(**PUBLISHED_STEPS)
-            if self.linear:
-                common = replace(common, learning_rate=paper_rate, blocks=getattr(env.problem, "blocks", None))  # type: ignore[attr-defined]
-        self.actor_critic: ActorCritic | None = None
-        if preset == "paper" and is_game(env):
-            self.actor_critic = published_leader(self.name, env.problem, bool(arguments.get("replay")))  # type: ignore[attr-defined]
-            common = Common(**self.actor_critic.common)
-            if arguments["policy"] is None:
-                arguments = arguments | {"policy": self.actor_critic.policy}
-            for ignored in sorted(
-                {"critic", "control_variate", "tail", "score_weight", "gradient", "sampler"} & set(arguments)
-            ):
-                if arguments[ignored] is not None:
-                    raise ValueError(
-                        f"`{ignored}` must be None with the published form of games, which has its own way; got "
-                        f"{arguments[ignored]!r}"
-                    )
-        advised = getattr(getattr(env, "problem", None), "advised", {}) if preset is None else {}
-        if arguments.get("batch_size") is not None:
-            advised = {name: value for name, value in advised.items() if name != "rows"}  # made for another batch
-        super().__init__(env, changed(changed(common, advised), arguments), arguments)
-        default = linear[preset] if self.linear and linear is not None else presets[preset]
-        default = changed(default, advised)
-        if preset is None and self.world != DECLARED and hasattr(getattr(env, "follower", None), "respond"):
-            default = unplanned(default, bump=getattr(model, "bump", None) is not None)
-        if arguments.get("guiding") == "fitted" and default.gradient == "analytic":
-            default = replace(default, gradient="pathwise")  # a closed form leaves nothing to fit
-        if self.actor_critic is not None:
-            default = replace(default, batch_size=self.actor_critic.batch_size, rows=self.actor_critic.rows)
-            default = replace(default, tail="keep", cross_fit=False)
-        sampling = changed(default, arguments | overrides)
-        if not gives_gradient(sampling.critic) and arguments.get("gradient") is None:
-            sampling = replace(sampling, gradient="score")  # more takes the derivatives of a quadratic V_L
-        if preset is None and arguments.get("guiding") is None:
-            fits = fits_guiding(sampling, self.world, bump=getattr(model, "bump", None) is not None)
-            sampling = replace(sampling, guiding="fitted" if fits else "sampled")
-        unsaid = arguments.get("batch_size") is None and "batch_size" not in advised
-        if self.linear and preset is None and unsaid:
-            sampling = replace(sampling, batch_size=self._default_batch())
-        self.sampling = sampling
-        if ESTIMATORS[sampling.estimator].reads_follower and not getattr(env.follower, "gives_values", True):  # type: ignore[attr-defined]
-            raise NotAvailableError(env.follower.missing("V_F").reason)  # type: ignore[attr-defined]
-        model = self.env.model(self._theta().detach())
-        self.leader_horizon: int | None = getattr(model, "horizon", None)
-        check_sampling(
-            sampling, self.world, model, self.runs, score_weight_given=arguments.get("score_weight") is not None
-        )
-        self.env.check_sampler(sampling.sampler)
+        wrapped, name = check_wrapped(env), type(self).__name__
+        given = accepted(type(self), {**own, **keywords})
+        self.facts = facts_of(wrapped)
+        self.actor_critic = self._published(wrapped, given)
+        game = None if self.actor_critic is None else self.actor_critic.form
+        config, self.sampling = resolve(name, forms, given | {"estimator": estimator}, self.facts, game)
+        super().__init__(wrapped, config, given)
+        if ESTIMATORS[self.sampling.estimator].reads_follower and not getattr(wrapped.follower, "gives_values", True):
+            raise NotAvailableError(wrapped.follower.missing("V_F").reason)
+        self.leader_horizon: int | None = getattr(self.env.model(self._theta().detach()), "horizon", None)
+        check_config(self.sampling, self.facts, self.runs, given)
+        self.env.check_sampler(self.sampling.sampler)
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
         self.seen = self._seen()
         self._warned = False
+
+    def _published(self, env: BilevelWrapper, given: Mapping[str, Any]) -> ActorCritic | None:
+        """The published form of a game, an actor-critic, where that is asked for."""
+        if given.get("preset") != "paper" or not is_game(env):
+            return None
+        for name in GAME_IGNORES:
+            if given.get(name) is not None:
+                raise ValueError(f"`{name}` must be None with the published form of games, got {given[name]!r}")
+        return published_leader(self.name, env.problem, bool(given.get("replay")))
 
     def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         if self.actor_critic is not None:
@@ -219,7 +181,7 @@ class SampledLeader(Leader):
     ) -> Judges:
         """Who judges the batch; the critic, and what was seen of a table, learn from it."""
         gamma = self.env.preferences.gamma_leader
-        if not self.sampling.cross_fit or (seen is None and not critic_learns(critic)):
+        if not self.sampling.cross_fit or (seen is None and not capabilities_of(critic).learns):
             return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
         first = self.progress.iterations == 0
         return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
@@ -415,12 +377,11 @@ class SampledLeader(Leader):
         return steps
 
     def _make_critic(self) -> Critic:
-        gamma = self.env.preferences.gamma_leader
-        return critic_of(self.sampling, self.world, gamma, type(self).__name__, self.env.problem, self._theta_moves())
+        return self.facts.world.critic(self.sampling, self.facts, self._theta_moves(), type(self).__name__)
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
-        if self.world != TABLES or not (self.sampling.cross_fit or self.sampling.tail == "continue"):
+        if self.facts.world is not TABULAR or not (self.sampling.cross_fit or self.sampling.tail == "continue"):
             return None
         if _named(self.sampling.critic, "empirical"):
             return self.critic  # type: ignore[return-value]
@@ -429,7 +390,7 @@ class SampledLeader(Leader):
     @with_gradients
     def _theta_moves(self) -> bool:
         """Whether θ moves the transitions of a table."""
-        return self.world == TABLES and self.env.model(self._theta()).transition.requires_grad
+        return self.facts.world is TABULAR and self.env.model(self._theta()).transition.requires_grad
 
     def _critic_state(self) -> dict[str, Any]:
         if self.actor_critic is not None:
@@ -446,12 +407,6 @@ class SampledLeader(Leader):
             if state["seen"] is not None and self.seen is not None:
                 self.seen.load_state_dict(state["seen"])
 
-    def _default_batch(self) -> int:
-        """Four transitions for each feature of a quadratic critic, in thousands; 1,000 for up to 10 zones."""
-        model = self.env.model(self._theta().detach())
-        features = feature_count(model.state_size + model.action_size)
-        return 1_000 * -(-4 * features // 1_000)
-
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""
         size = check_count(self.sampling.batch_size, "batch_size")
@@ -466,7 +421,7 @@ class SampledLeader(Leader):
                 rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
             else:
                 rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
-            if self.linear and limit is not None and size >= limit > 2 * (size // rows):
+            if self.facts.features and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(
                     f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
                     f"would become {rows} rows of {size // rows} steps"
@@ -486,17 +441,6 @@ def _divisor(size: int, least: int) -> int:
     divisors = [rows for rows in range(1, size + 1) if size % rows == 0]
     above = next((rows for rows in divisors if rows >= least), size)
     return above if above <= 2 * least else max(rows for rows in divisors if rows <= max(least, 1))
-
-
-def model_of(env: BilevelWrapper) -> Any:
-    """The model at some θ, whose kind says what sort of world it is."""
-    space = env.theta_space
-    return env.model(getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high)))
-
-
-def is_linear(env: BilevelWrapper) -> bool:
-    """Whether the world is linear-quadratic."""
-    return isinstance(model_of(env), LinearQuadraticModel)
 
 
 def whole_episode_horizon(preferences: Preferences) -> int:

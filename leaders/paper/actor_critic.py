@@ -17,6 +17,7 @@ from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import xavier
 from bilevel_envs.wrapper import BilevelWrapper
+from leaders.config import PublishedGame
 from leaders.functional.weights import eligibility_trace
 
 HIDDEN = (64, 64)
@@ -66,7 +67,7 @@ class ActorCritic:
 
     Attributes:
       batch_size, rows: transitions and episodes drawn per outer iteration.
-      common: settings of the leader's ascent.
+      settings: of the leader's ascent.
       policy: name of the leader's parameterisation; None for the environment's default.
     """
 
@@ -85,11 +86,16 @@ class ActorCritic:
         self.stored: Stored | None = None
         self._adam: torch.optim.Adam | None = None
 
+    @property
+    def form(self) -> PublishedGame:
+        """The settings that go with it."""
+        return PublishedGame(self.settings, self.policy, self.batch_size, self.rows)
+
     # What a subclass provides ---------------------------------------------------------------------------------
 
     @property
-    def common(self) -> dict[str, Any]:
-        """Fields of `Common` that the published code sets."""
+    def settings(self) -> dict[str, Any]:
+        """Fields of `LeaderConfig` that the published code sets."""
         raise NotImplementedError
 
     def play(

@@ -41,7 +41,7 @@ class LinearActorCritic(ActorCritic):
         super().__init__(kind, (SEEN + 2, *HIDDEN, 1), 2 if replay else 10, 5, 0.1, replay)
 
     @property
-    def common(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Adam with step 0.1; BC-HG alone clips its gradient."""
         clip = 1.0 if self.kind == "bchg" else float("inf")
         return {"learning_rate": 0.1, "optimizer": "adam", "max_grad_norm": clip}

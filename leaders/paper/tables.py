@@ -55,7 +55,7 @@ class TableActorCritic(ActorCritic):
         super().__init__(kind, (states + actions, *HIDDEN, leader_actions), *updates, 1e-3, replay)
 
     @property
-    def common(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Adam with step 1e-4, gradients not clipped."""
         return {"learning_rate": 1e-4, "optimizer": "adam", "max_grad_norm": float("inf")}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_number, check_per_run
+from leaders.config import PerRun
 
 OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -31,7 +32,7 @@ class Ascent:
         module: torch.nn.Module,
         runs: int,
         optimizer: str,
-        learning_rate: float | np.ndarray,
+        learning_rate: PerRun,
         max_grad_norm: float,
         blocks: Mapping[str, slice] | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class Ascent:
         self.runs, self.max_grad_norm, self.blocks = runs, max_grad_norm, blocks
         self._rates = torch.tensor(learning_rate, dtype=torch.float64) if np.ndim(learning_rate) else None
         self._optimizer = OPTIMIZERS[optimizer](
-            self._leaves, lr=1.0 if self._rates is not None else float(learning_rate)
+            self._leaves, lr=1.0 if self._rates is not None else float(np.asarray(learning_rate))
         )
 
     def zero_grad(self) -> None:

@@ -308,7 +308,7 @@ def test_leaders_keep_what_makes_them_what_they_are():
     assert np.isfinite(HPGD(building(ObservedFollower())).learn(1).history["grad_norm"]).all()
     lqr = BCHG(BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"), ObservedFollower()))
     assert (lqr.sampling.critic, lqr.sampling.gradient) == ("td", "score")
-    with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
+    with pytest.raises(ValueError, match="`critic` is quadratic and cannot represent the Gaussian-shaped"):
         BCHG(lqr.env, critic="state_values")
 
 

@@ -209,7 +209,7 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
             "FourRooms has no argument 'colour'; it takes dynamics, closing, beta",
         ),
         (["--env-args", "colour"], "`env_args` must be KEY=VALUE, got 'colour'"),
-        (["--leader-args", "depth=3"], "the leader 'bchg' has no argument depth; it takes preset, critic"),
+        (["--leader-args", "depth=3"], "the leader 'bchg' has no argument depth; it takes preset, shared, critic"),
         (["--leader-args", "runs=3"], "`leader_args` must not repeat what has a flag of its own: runs"),
         (["--leader", "exact"], "the leader 'exact' has no argument preset"),
         (["--env", "CartPole-v1"], "must be configurable by a leader"),
@@ -274,7 +274,7 @@ def test_other_worlds_and_leaders_train_too(tmp_path):
 def test_env_arguments_reach_the_environment(tmp_path):
     out = tmp_path / "out"
     mdp = ["train", "--env", "BiLevel/RandomMDP-v0", "--iterations", "2", "--runs", "1", "--out", str(out)]
-    main([*mdp, "--env-args", "states=6", "seed=3", "--leader-args", "score_weight=value", "rows=2"])
+    main([*mdp, "--env-args", "states=6", "seed=3", "--score-weight", "value", "--rows", "2"])
     told = json.loads((out / "config.json").read_text())["arguments"]
     assert told["env_args"] == ["states=6", "seed=3"]
     assert np.isfinite(float((out / "history.csv").read_text().splitlines()[1].split(",")[4]))

@@ -305,8 +305,8 @@ def test_networks_are_led_with_it(tmp_path):
         ("BuildingThermalControl", {"gradient": "analytic"}, 'with `gradient="analytic"`'),
         ("BuildingThermalControl", {"gradient": "score", "score_weight": "value"}, '`score_weight` must be "td_error"'),
         ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., here 'td'"),
-        ("BilevelLQR", {"gradient": "pathwise"}, "where the leader's reward is a bump"),
-        ("BilevelLQR", {"critic": QuadraticState(0.99)}, "`critic` must be no quadratic where the leader's reward"),
+        ("BilevelLQR", {"gradient": "pathwise"}, "where the leader's reward is not quadratic"),
+        ("BilevelLQR", {"critic": QuadraticState(0.99)}, "`critic` is quadratic and cannot represent"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(world, settings, message):

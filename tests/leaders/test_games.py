@@ -318,7 +318,10 @@ def test_the_lqr_refuses_what_it_has_no_use_for():
         BCHG(lqr(), preset="paper", critic="exact")
     with pytest.raises(ValueError, match="`replay` must be None for bchg"):
         published_leader("bchg", lqr().problem, replay=True)
-    with pytest.raises(ValueError, match="`critic` must be no quadratic where the leader's reward is a bump"):
+    with pytest.raises(
+        ValueError,
+        match='`critic` is quadratic and cannot represent the Gaussian-shaped leader reward of BilevelLQR: use "td"',
+    ):
         BCHG(lqr(), critic="lstd")
     with pytest.raises(ValueError, match="`preset` must be None for sobirl in ToyMarkovGame"):
         SoBiRL(toy(), preset="paper")

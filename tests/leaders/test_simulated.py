@@ -164,11 +164,11 @@ def test_both_networks_together_know_what_an_action_is_worth():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: HPGD(played()), "`env` must have a model for HPGD"),
+        (lambda: HPGD(played()), "`env` must have a known model for HPGD"),
         (lambda: SoBiRL(played()), "`env` must have countable states for SoBiRL"),
         (lambda: BCHG(played(), critic="exact"), "`critic` must be one of 'td', 'state_values'"),
-        (lambda: BCHG(played(), gradient="pathwise"), '`gradient` must be "score" where nobody knows the model'),
-        (lambda: BCHG(played(), tail="drop"), '`tail` must be "keep" where nobody knows the model'),
+        (lambda: BCHG(played(), gradient="pathwise"), '`gradient` must be "score" where the model is not known'),
+        (lambda: BCHG(played(), tail="drop"), '`tail` must be "keep" where the model is not known'),
         (lambda: BCHG(played(), shared=True), "`shared` must be False where states are vectors"),
         (lambda: BCHG(played(), preset="paper"), "`preset` must be None for bchg in GuidedPendulum"),
         (

@@ -1,0 +1,37 @@
+"""Flags that are generated from the settings of leaders."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from leaders.config import EstimatorConfig, LeaderConfig
+from leaders.keywords import options
+
+C = TypeVar("C", bound=type)
+
+OTHERWISE = ("batch_size", "runs", "seed", "verbose", "tensorboard_log")  # fields that have flags of their own, or none
+NUMBERS = {"PerRun": float, "float": float, "int": int, "int | None": int, "bool": bool}  # every other field is a word
+
+
+def flags() -> dict[str, Any]:
+    """The type of each generated flag, with its help text, by name; None is what nobody has said."""
+    found = {}
+    for config in (EstimatorConfig, LeaderConfig):
+        docs = options(config, OTHERWISE)
+        for one in fields(config):
+            if one.name in docs:
+                kind = NUMBERS.get(str(one.type), str)
+                metavar = "NAME" if kind is str else None
+                found[one.name] = Annotated[kind | None, tyro.conf.arg(help=docs[one.name], metavar=metavar)]
+    return found
+
+
+def with_flags_of_leaders(command: C) -> C:
+    """Gives a command a field, None by default, for each setting of leaders that can be told in a word or a number."""
+    for name, kind in flags().items():
+        command.__annotations__[name] = kind
+        setattr(command, name, None)
+    return command

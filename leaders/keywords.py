@@ -1,0 +1,115 @@
+"""The keywords of leaders' constructors, generated from the fields of their configuration."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from leaders.config import EstimatorConfig, LeaderConfig, PerRun
+
+NOT_GIVEN = ("blocks", "estimator", "network", "network_of")  # fields that follow from others
+
+
+class LeaderKeywords(TypedDict, total=False):
+    """The keywords that every leader takes; see `LeaderConfig`."""
+
+    learning_rate: PerRun | None
+    optimizer: str | None
+    max_grad_norm: float | None
+    policy: torch.nn.Module | str | None
+    runs: int | None
+    seed: int | Sequence[int]
+    verbose: int
+    tensorboard_log: str | Path | None
+
+
+class EstimatorKeywords(LeaderKeywords, total=False):
+    """The keywords of leaders that look at trajectories; see `EstimatorConfig`."""
+
+    critic: Any
+    critic_learning_rate: PerRun | None
+    critic_start: str | None
+    control_variate: str | Callable[[Tensor], Tensor] | None
+    cross_fit: bool | None
+    tail: str | None
+    score_weight: str | None
+    batch_size: int | None
+    rows: int | None
+    sampler: str | None
+    gradient: str | None
+    guiding: str | None
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """What the section "Attributes" of a dataclass says of each field, on one line."""
+    text = inspect.getdoc(config) or ""
+    found: dict[str, str] = {}
+    for line in text.partition("Attributes:\n")[2].splitlines():
+        entry = re.match(r"  (\w+): (.*)", line)
+        if entry:
+            name = entry[1]
+            found[name] = entry[2]
+        elif line.strip() and found:
+            found[name] += " " + line.strip()
+    return found
+
+
+def options(config: type, without: Collection[str] = ()) -> dict[str, str]:
+    """The fields of a configuration that users give, with their documentation."""
+    docs = field_docs(config)
+    return {one.name: docs[one.name] for one in fields(config) if one.name not in (*NOT_GIVEN, *without)}
+
+
+def options_of(leader: Any) -> dict[str, str]:
+    """The generated keywords of a leader's constructor, with their documentation."""
+    estimator = options(EstimatorConfig, leader.without) if leader.looks_at_trajectories else {}
+    return estimator | options(LeaderConfig, leader.without)
+
+
+def parameters_of(leader: Any) -> list[inspect.Parameter]:
+    """All that a leader's constructor takes: its own parameters, then the generated keywords."""
+    own = [one for one in inspect.signature(leader.__init__).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    defaults = {"seed": 0, "verbose": 0}
+    names = [name for name in options_of(leader) if name not in {one.name for one in own}]
+    generated = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name)) for name in names]
+    return [*own, *generated]
+
+
+def accepted(leader: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that a leader was given.
+
+    Raises:
+      TypeError: if it does not take one of them.
+    """
+    takes = [one.name for one in parameters_of(leader) if one.name not in ("self", "env")]
+    unknown = sorted(set(given) - set(takes))
+    if unknown:
+        raise TypeError(
+            f"{leader.__name__} has no argument {', '.join(map(repr, unknown))}; it takes {', '.join(takes)}"
+        )
+    return dict(given)
+
+
+def document(leader: Any) -> None:
+    """Gives a leader's class the signature of its constructor, and lists the generated keywords in its docstring."""
+    parameters = parameters_of(leader)
+    leader.__signature__ = inspect.Signature(parameters[1:])  # without `self`
+    text = leader.__doc__ or ""
+    written = {one.name for one in parameters if f"        {one.name}: " in text}
+    wrap = textwrap.TextWrapper(120, " " * 8, " " * 12, break_long_words=False)
+    lines = [
+        wrap.fill(f"{name}: {doc}".replace("`", "``"))
+        for name, doc in options_of(leader).items()
+        if name not in written
+    ]
+    head, section, tail = text.partition("\n    References:")
+    if "    Args:" in head and lines:
+        leader.__doc__ = head.rstrip() + "\n" + "\n".join(lines) + "\n" + section + tail

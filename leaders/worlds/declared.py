@@ -1,0 +1,46 @@
+"""Leaders in worlds without a known model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from bilevel_envs.core.checks import check_choice
+from leaders.config import EstimatorConfig, Forms
+from leaders.critics import NetworkCritic, QuadraticState
+from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors
+
+
+class Declared(LeaderWorld):
+    """States are vectors, and only log f_θ is known."""
+
+    name: ClassVar[str] = "declared"
+    vectors: ClassVar[bool] = True
+    critics: ClassVar[Mapping[str, CriticEntry]] = {
+        "td": CriticEntry(NetworkCritic, lambda c, facts, moves: NetworkCritic(facts.gamma, c.network, c.network_of)),
+        "state_values": CriticEntry(QuadraticState, lambda c, facts, moves: QuadraticState(facts.gamma)),
+    }
+
+    def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
+        if forms.linear is None:
+            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors")
+        if preset is not None:
+            return forms.tables[preset]
+        if forms.declared is None:
+            raise ValueError(
+                f"`env` must have a known model for {leader}, tables or matrices; {facts.problem} has none"
+            )
+        return forms.declared
+
+    def for_follower(self, form: EstimatorConfig, facts: Facts) -> EstimatorConfig:
+        return form  # it supposes a follower that learns
+
+    def check(self, config: EstimatorConfig, facts: Facts) -> None:
+        check_vectors(config)
+        for name, value, got in (("gradient", "score", config.gradient), ("tail", "keep", config.tail)):
+            if got != value:
+                raise ValueError(f'`{name}` must be "{value}" where the model is not known, got {got!r}')
+        check_choice(config.score_weight, ("td_error", "value"), "score_weight")
+
+
+DECLARED_WORLD = Declared()
