@@ -21,13 +21,11 @@ import torch
 import tyro
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.core.batch import Rollout
 from leaders import BCHG
 from leaders.critics import Empirical, Sarsa
 from leaders.estimators.continuation import continuation
+from leaders.estimators.sample import Sample
 from leaders.experiments.reproduce.four_rooms import settings_of
-from leaders.functional.guiding import ESTIMATORS
-from leaders.functional.values import Values, evaluate
 from leaders.functional.visits import number
 from leaders.functional.weights import Weights, discount_weights
 
@@ -66,28 +64,30 @@ class Mended(BCHG):
 
     mended: frozenset[str] | set[str] = frozenset()
 
-    def _weights(self, batch: Rollout, values: Values, tail: str, trace: torch.Tensor | None = None) -> Weights:
-        weights = super()._weights(batch, values, tail, trace)
-        follower, ended = weights.r_follower, batch.valid & (batch.terminated | batch.truncated)
+    def weights(self, sample: Sample) -> Weights:
+        weights, batch = super().weights(sample), sample.batch
+        gamma, follower = self.env.preferences.gamma_leader, weights.r_follower
+        ended = batch.valid & (batch.terminated | batch.truncated)
         if "drop" in self.mended:
-            follower = super()._weights(batch, values, "drop").r_follower
+            dropped = replace(sample, tail="drop", discounts=discount_weights(batch, gamma, "drop"))
+            follower = super().weights(dropped).r_follower
         if "normaliser" in self.mended:
             follower = follower * number(ended) / number(batch.starts)
         weights = replace(weights, r_follower=follower)
         if "direct" in self.mended:
-            weights = replace(weights, r_leader=discount_weights(batch, self.env.preferences.gamma_leader, "drop"))
+            weights = replace(weights, r_leader=discount_weights(batch, gamma, "drop"))
         return weights
 
-    def _surrogate(self, theta, model, batch, best, judges, noise, tail):  # type: ignore[no-untyped-def]
-        total, steps = super()._surrogate(theta, model, batch, best, judges, noise, tail)
+    def surrogate(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor | int]:
+        total, steps = super().surrogate(sample)
         if "continue" in self.mended:  # the follower's traces go on in the world as this batch shows it
-            preferences = self.env.preferences
+            preferences, batch, best, model = self.env.preferences, sample.batch, sample.best, sample.model
             seen = Empirical(preferences.gamma_leader)
-            seen.fit(batch, best, model.detach(), noise)
-            weights = self._weights(batch, evaluate(judges, best, batch), tail)
-            where = replace(judges, seen=[seen])
-            nothing, rule = torch.zeros_like(weights.r_leader), ESTIMATORS[self.sampling.estimator]
-            total = total + continuation(where, model, batch, best, nothing, weights, preferences, rule=rule)
+            seen.fit(batch, best, model.detach(), sample.noise)
+            weights = self.weights(sample)
+            where = replace(sample.judges, seen=[seen])
+            nothing = torch.zeros_like(weights.r_leader)
+            total = total + continuation(where, model, batch, best, nothing, weights, preferences, rule=sample.rule)
         return total, steps
 
 

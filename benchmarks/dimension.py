@@ -59,7 +59,7 @@ def main() -> None:
     theta = leader._theta()
     best = env.best_response(theta.detach())
     batch = env.rollout(theta.detach(), best, leader.noise, rows=1, horizon=100)
-    judges = leader._judges(leader.critic, leader.seen, batch, best, env.model(theta).detach(), leader.noise)
+    judges = leader.judges(leader.critic, leader.seen, batch, best, env.model(theta).detach(), leader.noise)
 
     def plain() -> None:
         network.zero_grad()
@@ -68,7 +68,9 @@ def main() -> None:
     def hypergradient() -> None:
         network.zero_grad()
         theta = leader._theta()
-        total, _ = leader._surrogate(theta, env.model(theta), batch, best, judges, leader.noise, "continue")
+        total, _ = leader.surrogate(
+            leader.sample(theta, env.model(theta), batch, best, judges, leader.noise, "continue")
+        )
         (-total).sum().backward()
 
     pairs = [(timed(plain), timed(hypergradient)) for _ in range(ROUNDS)]

@@ -6,25 +6,16 @@ from dataclasses import replace
 from typing import Any, ClassVar, Unpack
 
 import gymnasium as gym
-import torch
 from torch import Tensor
 
-from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
 from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms
 from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critics.critic import Critic
-from leaders.critics.cross_fit import Judges
-from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_batch
+from leaders.estimators.guiding import HPGD_RULE, CentredGuiding, Guiding, OracleGuiding, PublishedOracleGuiding
 from leaders.estimators.trajectory import TrajectoryLeader, whole_episode_horizon
-from leaders.functional.guiding import ESTIMATORS, Rule, guiding_bc_hg
-from leaders.functional.per_step import per_step_gradient
-from leaders.functional.surrogate import surrogate
-from leaders.functional.values import evaluate
-from leaders.functional.weights import weights_from_guiding
+from leaders.functional.guiding import ESTIMATORS
 from leaders.keywords import EstimatorKeywords
 from leaders.leader import check_wrapped
 from leaders.worlds.facts import model_of, world_of
@@ -110,77 +101,25 @@ class HPGD(TrajectoryLeader):
                 f"got {oracle_size}"
             )
 
-    def _surrogate(
-        self,
-        theta: Tensor,
-        model: Any,
-        batch: Rollout,
-        best: BestResponse,
-        judges: Judges,
-        noise: Noise,
-        tail: str,
-    ) -> tuple[Tensor, Tensor | int]:
-        total, steps = super()._surrogate(theta, model, batch, best, judges, noise, tail)
+    def _make_guiding(self) -> Guiding:
+        config, rule = self.sampling, ESTIMATORS[self.sampling.estimator]
         if self.linear:
-            return total - self._centre(theta, model, batch, best, judges, noise, tail), steps
+            return CentredGuiding(rule, config.control_variate, score_weight=config.score_weight)
         if self.variant != "oracle":
-            return total, steps
-        preferences, policy = self.env.preferences, best.behavior_policy
-        world = self.env.unwrapped.simulator(theta.detach()).detach()  # type: ignore[attr-defined]
-        discounts = self.discount_weights(batch, tail)
+            return Guiding(rule, config.control_variate, HPGD_RULE)
+
+        def simulator(theta: Tensor) -> Any:
+            return self.env.unwrapped.simulator(theta).detach()  # type: ignore[attr-defined]
+
+        how: dict[str, Any] = {"simulator": simulator, "score_weight": config.score_weight}
         if self.published:
-            how = {"steps": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
-            oracle, guiding = published_oracle_batch(world, policy, noise, batch, discounts, preferences, **how)  # type: ignore[arg-type]
-        else:
-            own = guiding_bc_hg(batch, evaluate(judges, best, batch), discounts, preferences)
-            horizon = whole_episode_horizon(preferences)
-            oracle, guiding = oracle_batch(world, policy, noise, batch, own, draws=self.oracle_draws, horizon=horizon)
-        weights = oracle_weights(oracle, guiding, best, preferences, score_weight=self.sampling.score_weight)
-        return total + surrogate(model.terms(oracle), weights), oracle.valid.sum((1, 2))
+            how |= {"size": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
+            return PublishedOracleGuiding(rule, config.control_variate, HPGD_RULE, **how)
+        how |= {"draws": self.oracle_draws, "horizon": whole_episode_horizon(self.env.preferences)}
+        return OracleGuiding(rule, config.control_variate, HPGD_RULE, **how)
 
     def _expects(self) -> bool:
         return False  # it centres by visits, or by an oracle
-
-    def _rule_behind_cuts(self) -> Rule:
-        return ESTIMATORS["hpgd"]  # what an oracle's episodes carry, too, where they are none
-
-    def _centre(
-        self,
-        theta: Tensor,
-        model: Any,
-        batch: Rollout,
-        best: BestResponse,
-        judges: Judges,
-        noise: Noise,
-        tail: str,
-    ) -> Tensor:
-        """⟨Σ_k c_k Û(s_k), θ⟩ of each run, [R], with Û fitted to the batch."""
-        preferences = self.env.preferences
-        values = evaluate(judges, best, batch)
-        discounts = self.discount_weights(batch, tail)
-        guiding = ESTIMATORS[self.sampling.estimator].guiding(batch, values, discounts, preferences)
-        # With a guiding weight of 1 at every step and no decay the follower's weights are what that step alone adds to
-        # ∇Q_F.
-        alone = weights_from_guiding(
-            batch.valid.to(guiding.dtype),
-            batch,
-            values,
-            torch.zeros_like(guiding),
-            preferences,
-            tail="keep",
-            score_weight=self.sampling.score_weight,
-            decay=0.0,
-        )
-        terms = model.terms(batch)
-        pairs = [(terms.r_follower, alone.r_follower), (terms.log_arrival, alone.log_arrival)]
-        added = [weight * term for term, weight in pairs if term is not None and weight is not None]
-        if not added:
-            return torch.zeros(len(theta), dtype=theta.dtype)
-        # The published form adds nothing at the last step of an episode, which is no step of the process then.
-        used = batch.valid & ~batch.cut if self.sampling.score_weight == "clipped" else batch.valid
-        baseline = judges.whole.baseline  # fitted to half a batch it would be some ten times noisier
-        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), theta), used, noise)
-        return ((guiding[..., None] * baseline(batch.state)).sum((1, 2)) * theta.flatten(1)).sum(1)
 
     def _make_critic(self) -> Critic:
         critic = super()._make_critic()
@@ -201,11 +140,6 @@ class HPGD(TrajectoryLeader):
                 f"got {self._baseline!r}"
             )
         return WithBaseline(critic, self._baseline)
-
-    def _steps_drawn(self, steps: int, horizon: int) -> int:
-        if self.variant != "oracle":
-            return steps
-        return steps + (self.oracle_size if self.published else 2 * self.oracle_draws * steps * horizon)
 
 
 def forms_of(variant: str) -> Forms:

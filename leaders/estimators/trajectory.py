@@ -1,8 +1,7 @@
-"""Leaders that estimate from trajectories: batch → critic → guiding → weights → surrogate."""
+"""Leaders that estimate from trajectories: batch → values → guiding trace → weights → surrogate."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -19,21 +18,18 @@ from bilevel_envs.core.follower import BestResponse, NotAvailableError, tiled
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
-from bilevel_envs.worlds.linear_quadratic.polynomials import products
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.config import Forms
 from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
-from leaders.estimators.continuation import continuation
-from leaders.functional.errors import TooFewTransitions
-from leaders.functional.fitted_guiding import fitted_trace
-from leaders.functional.guiding import ESTIMATORS, Rule
-from leaders.functional.pathwise import analytic_guiding, pathwise
-from leaders.functional.per_step import clipped, per_step_gradient
+from leaders.estimators.coverage import Coverage
+from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding
+from leaders.estimators.sample import Sample
+from leaders.estimators.transition import ClippedScore, Pathwise, Score
+from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.surrogate import surrogate
-from leaders.functional.values import Values, evaluate
-from leaders.functional.weights import Weights, discount_weights, residualised, weights_from_guiding, weights_from_trace
+from leaders.functional.weights import Weights, discount_weights, weights_from_trace
 from leaders.keywords import accepted
 from leaders.leader import Estimate, Leader, check_wrapped
 from leaders.paper.actor_critic import ActorCritic
@@ -47,15 +43,9 @@ LITTLE = 0.05  # rows that are continued go on until max(γ_L, γ_F)^T falls bel
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
-TRUSTED = 0.3  # share of a batch's steps at pairs seen in no other episode, above which estimates are not trusted
-EXPECTED = ("bc_hg", "naive_pgd")  # guiding weights whose estimates may expect what follows the first step
-PATIENCE = 10  # outer iterations before that is said
+EXPECTED = ("bc_hg", "naive_pgd")  # estimators whose estimates may expect what follows the first step
 
 GAME_IGNORES = ("control_variate", "critic", "gradient", "sampler", "score_weight", "tail")  # in its published form
-MOST_SCORE = 1.0  # ℓ2 norm to which score_weight="clipped" clips each ∇log p of the direct term, in raw parameters
-
-
-logger = logging.getLogger("leaders")
 
 
 class TrajectoryLeader(Leader):
@@ -94,7 +84,8 @@ class TrajectoryLeader(Leader):
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
         self.seen = self._seen()
-        self._warned = False
+        self.coverage = None if self.seen is None else Coverage(name, self.seen)
+        self.guiding, self.transition = self._make_guiding(), self._make_transition()
 
     def _published(self, env: BilevelWrapper, given: Mapping[str, Any]) -> ActorCritic | None:
         """The published form of a game, an actor-critic, where that is asked for."""
@@ -121,9 +112,11 @@ class TrajectoryLeader(Leader):
         # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
         expects = self._expects() and self.progress.iterations > 0
         batch = drawn.steps(0, 1) if expects else drawn
-        judges = self._judges(self.critic, self.seen, batch, best, fixed, self.noise)
-        total, further_steps = self._surrogate(theta, model, batch, best, judges, self.noise, self.sampling.tail)
-        self._check_seen(judges, batch, drawn)
+        judges = self.judges(self.critic, self.seen, batch, best, fixed, self.noise)
+        sample = self.sample(theta, model, batch, best, judges, self.noise, self.sampling.tail)
+        total, further_steps = self.surrogate(sample)
+        if self.coverage is not None:
+            self.coverage.check(judges, batch, drawn, sample.tail, self.progress.iterations + 1)
         if self.seen is not None and expects:
             self.seen.seen.add(drawn.steps(1, None), fixed.states, fixed.actions)
         return Estimate(
@@ -131,7 +124,7 @@ class TrajectoryLeader(Leader):
             leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
             env_steps=self.sampling.batch_size + further_steps,
             episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
-            **self._coverage(),
+            **({} if self.coverage is None else self.coverage.columns()),
         )
 
     def _expects(self) -> bool:
@@ -144,39 +137,7 @@ class TrajectoryLeader(Leader):
         sampling = self.sampling
         return _named(sampling.critic, "empirical") and sampling.tail == "continue" and sampling.estimator in EXPECTED
 
-    def _check_seen(self, judges: Judges, batch: Rollout, drawn: Rollout) -> None:
-        """Says once that too little has been seen."""
-        done = self.progress.iterations + 1
-        if self.seen is None or self._warned or done < PATIENCE:
-            return
-        if batch is not drawn:  # whose other steps are in no world yet
-            judges, batch = replace(judges, part=torch.zeros_like(drawn.step), seen=[self.seen]), drawn
-        self._warned = self._left_out(judges, batch, self.sampling.tail, f"after {done} iterations")
-
-    def _coverage(self) -> dict[str, Any]:
-        """What the history records of it."""
-        if self.seen is None:
-            return {}
-        return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
-
-    def _left_out(self, judges: Judges, batch: Rollout, tail: str, when: str) -> bool:
-        """Says so if an estimate leaves out too much to be trusted."""
-        steps, behind = judges.unseen(batch)
-        steps, behind = steps if judges.learnt else 0.0, behind if tail == "continue" else 0.0
-        if max(steps, behind) <= TRUSTED:
-            return False
-        logger.warning(
-            "%s, %s: too little has been seen for estimates to be trusted. They leave out %.0f %% of a batch's steps, "
-            "at pairs (state, action) that no other episode visited, and %.0f %% of an episode, behind cuts in states "
-            'that were never left. Raise `batch_size`, lower `rows`, or go on until history["coverage"] stops growing.',
-            type(self).__name__,
-            when,
-            100 * steps,
-            100 * behind,
-        )
-        return True
-
-    def _judges(
+    def judges(
         self, critic: Critic, seen: Empirical | None, batch: Rollout, best: BestResponse, model: Any, noise: Noise
     ) -> Judges:
         """Who judges the batch; the critic, and what was seen of a table, learn from it."""
@@ -203,7 +164,7 @@ class TrajectoryLeader(Leader):
             episodes=batch.starts.sum((1, 2)),
         )
 
-    def _surrogate(
+    def sample(
         self,
         theta: Tensor,
         model: Any,
@@ -212,80 +173,34 @@ class TrajectoryLeader(Leader):
         judges: Judges,
         noise: Noise,
         tail: str,
-    ) -> tuple[Tensor, Tensor | int]:
+    ) -> Sample:
+        """A batch with all that the estimate reads of it."""
+        preferences = self.env.preferences
+        discounts = discount_weights(batch, preferences.gamma_leader, tail)
+        if self.leader_horizon is not None:  # its objective is a finite sum
+            discounts = discounts * (batch.step < self.leader_horizon)
+        rule = self.guiding.rule
+        return Sample(theta, model, batch, best, judges, discounts, tail, preferences, noise, rule)
+
+    def weights(self, sample: Sample) -> Weights:
+        """The weights of a batch's terms, before they are moved to the terms that the transition uses."""
+        return weights_from_trace(
+            self.guiding.trace(sample),
+            sample.batch,
+            sample.values,
+            sample.discounts,
+            sample.preferences,
+            tail=sample.tail,
+            score_weight=self.sampling.score_weight,
+            centred=sample.rule.centred,
+        )
+
+    def surrogate(self, sample: Sample) -> tuple[Tensor, Tensor | int]:
         """The surrogate of each run, [R], and how many environment steps were drawn beside the batch."""
-        rule, gradient, preferences = ESTIMATORS[self.sampling.estimator], self.sampling.gradient, self.env.preferences
-        trace = self._fitted_trace(batch, best, judges, tail) if self.sampling.guiding == "fitted" else None
-        terms = model.terms(batch, best.policy if rule.centred else None)
-        values = evaluate(judges, best, batch, rule.reads_follower, judges.fold)  # once: some critics draw for it
-        if gradient == "score":
-            weights = self._weights(batch, values, tail, trace)
-            total = surrogate(terms, weights)
-            if tail == "continue":
-                discounts = self.discount_weights(batch, tail)
-                how: dict[str, Any] = {"preferences": preferences, "rule": self._rule_behind_cuts()}
-                total = total + continuation(judges, model, batch, best, discounts, weights, **how)
-            if self.sampling.score_weight == "clipped" and terms.log_arrival is not None:
-                total = total + self._clipped_direct(terms.log_arrival, theta, batch, values)
-            return total, 0
-        if model.noise.requires_grad:
-            raise ValueError(f'`gradient` must be "score" where θ moves the noise, got {gradient!r}')
-        discounts = self.discount_weights(batch, tail)
-        reaction: Tensor | float = 0.0
-        if gradient == "analytic":
-            guiding = rule.guiding(batch, values, discounts, preferences)
-            reaction = analytic_guiding(guiding, batch, model, preferences)
-            weights = self._weights(batch, values, tail, torch.zeros_like(guiding))
-        else:
-            weights = self._weights(batch, values, tail, trace)
-        v_leader = judges.leader_gradient(best.policy)
-        v_follower = best.v if rule.reads_follower else None
-        weights = pathwise(weights, discounts, batch, model.detach(), v_leader, v_follower, preferences)
-        return surrogate(terms, weights) + reaction, 0
-
-    def _rule_behind_cuts(self) -> Rule:
-        """The estimator by which cut episodes go on."""
-        return ESTIMATORS[self.sampling.estimator]
-
-    def discount_weights(self, batch: Rollout, tail: str) -> Tensor:
-        """`discount_weights` of the leader, 0 beyond the steps that its objective sums, [R, N, T]."""
-        discounts = discount_weights(batch, self.env.preferences.gamma_leader, tail)
-        return discounts if self.leader_horizon is None else discounts * (batch.step < self.leader_horizon)
-
-    def _fitted_trace(self, batch: Rollout, best: BestResponse, judges: Judges, tail: str) -> Tensor:
-        """Weights of what steps add to ∇Q_F, [R, N, T]; each part of the batch fits its own ∇Q_F."""
-        preferences = self.env.preferences
-        weight = self.discount_weights(batch, tail) / preferences.beta
-        total = torch.zeros_like(weight)
-        for critic, part in zip(judges.critics, judges.parts, strict=True):
-            own = replace(batch, valid=batch.valid & part)
-            try:
-                trace = fitted_trace(own, critic.quadratic(), best.policy, weight * part, preferences.gamma_follower)
-            except TooFewTransitions as error:
-                raise error.of_half() if len(judges.critics) > 1 else error from None
-            total = total + trace * part
-        return total
-
-    def _weights(self, batch: Rollout, values: Values, tail: str, trace: Tensor | None = None) -> Weights:
-        """From a batch to the four weights, with the rule's trace or another; the whole estimator on half a screen."""
-        preferences = self.env.preferences
-        discounts = self.discount_weights(batch, tail)
-        rule = ESTIMATORS[self.sampling.estimator]
-        how: dict[str, Any] = {"tail": tail, "score_weight": self.sampling.score_weight, "centred": rule.centred}
-        if trace is not None:
-            return weights_from_trace(trace, batch, values, discounts, preferences, **how)
-        guiding = rule.guiding(batch, values, discounts, preferences)
-        if self.sampling.control_variate != "none":
-            guiding = residualised(guiding, self._features(batch), batch)
-        return weights_from_guiding(guiding, batch, values, discounts, preferences, decay=rule.decay, **how)
-
-    def _clipped_direct(self, log_arrival: Tensor, theta: Tensor, batch: Rollout, values: Values) -> Tensor:
-        """What arrives for the leader, with every ∇log p clipped; linear in θ, [R]."""
-        discounts = self.discount_weights(batch, self.sampling.tail)
-        weight = self.env.preferences.gamma_leader * discounts * values.v_leader_next * ~batch.cut
-        blocks = self.common.blocks or {"all": slice(None)}
-        score = clipped(per_step_gradient(log_arrival, theta), self._slope(len(theta)), blocks, MOST_SCORE)
-        return ((weight[..., None] * score).sum((1, 2)) * theta.flatten(1)).sum(1)
+        weights = self.transition.moved(self.weights(sample), sample)
+        onward = self.transition.further(weights, sample, self.guiding.onward)
+        further, steps = self.guiding.further(sample)
+        return surrogate(sample.terms, weights) + onward + further, steps
 
     def _slope(self, runs: int) -> Tensor:
         """dθ_j / draw_j at the present θ, for as many runs as are stacked, [R, dim θ]."""
@@ -297,18 +212,6 @@ class TrajectoryLeader(Leader):
         (slope,) = torch.autograd.grad(self.policy().sum(), self.policy.raw)
         return slope.reshape(self.runs, -1).repeat(runs // self.runs, 1)
 
-    def _features(self, batch: Rollout) -> Tensor:
-        if callable(self.sampling.control_variate):
-            features = torch.as_tensor(self.sampling.control_variate(batch.state)).to(batch.r_leader.dtype)
-            if features.ndim != 4 or features.shape[:3] != batch.r_leader.shape:
-                wanted = [*batch.r_leader.shape, "F"]
-                raise ValueError(f"`control_variate` must map states to shape {wanted}, got {list(features.shape)}")
-            return features
-        ones = torch.ones(*batch.r_leader.shape, 1, dtype=batch.r_leader.dtype)
-        if self.sampling.control_variate == "constant":
-            return ones
-        return torch.cat([ones, batch.state, products(batch.state)], -1)
-
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         if self.actor_critic is not None:
             raise ValueError('`gradient_samples` needs another `preset` than "paper" in games, an actor-critic there')
@@ -316,7 +219,7 @@ class TrajectoryLeader(Leader):
         horizon = self._whole_episode()
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
-        room = self.runs * self._steps_drawn(rows * horizon, horizon)
+        room = self.runs * self.guiding.steps_drawn(rows * horizon, horizon)
         if self.sampling.guiding == "fitted":
             world = self.env.model(theta)
             room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
@@ -350,10 +253,10 @@ class TrajectoryLeader(Leader):
             )
             critic = self.critic.copies(copies)
             seen = critic if self.seen is self.critic else self.seen and self.seen.copies(copies)
-            judges = self._judges(critic, seen, batch, response, fixed, noise)  # type: ignore[arg-type]
-            if seen is not None and first == 0:
-                self._left_out(judges, batch, "keep", "in gradient_samples")
-            total = self._surrogate(stacked, model, batch, response, judges, noise, tail="keep")[0].sum()
+            judges = self.judges(critic, seen, batch, response, fixed, noise)  # type: ignore[arg-type]
+            if self.coverage is not None and first == 0:
+                self.coverage.left_out(judges, batch, "keep", "in gradient_samples")
+            total = self.surrogate(self.sample(stacked, model, batch, response, judges, noise, "keep"))[0].sum()
             (gradient,) = torch.autograd.grad(total, stacked) if total.requires_grad else (torch.zeros_like(stacked),)
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
@@ -372,12 +275,23 @@ class TrajectoryLeader(Leader):
         gamma = self.env.preferences.gamma_follower
         return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
 
-    def _steps_drawn(self, steps: int, horizon: int) -> int:
-        """At most so many steps are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""
-        return steps
-
     def _make_critic(self) -> Critic:
         return self.facts.world.critic(self.sampling, self.facts, self._theta_moves(), type(self).__name__)
+
+    def _make_guiding(self) -> Guiding:
+        """How the guiding term is made."""
+        config, rule = self.sampling, ESTIMATORS[self.sampling.estimator]
+        if config.guiding == "fitted":
+            return FittedGuiding(rule)
+        return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
+
+    def _make_transition(self) -> Score:
+        """How θ in transitions is differentiated."""
+        if self.sampling.gradient != "score":
+            return Pathwise(self.sampling.gradient)
+        if self.sampling.score_weight == "clipped":
+            return ClippedScore(self._slope, self.common.blocks)
+        return Score()
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""

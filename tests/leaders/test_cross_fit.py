@@ -19,7 +19,6 @@ from leaders import BCHG, HPGD
 from leaders.critics import Empirical
 from leaders.critics.cross_fit import Judges, cross_fitted, halves
 from leaders.critics.empirical_model import EmpiricalModel
-from leaders.functional.values import evaluate
 
 NOISE = Noise([0])
 GAMMA = 0.9
@@ -204,9 +203,8 @@ def test_weights_of_a_half_do_not_move_with_its_own_outcomes(make, kind, critic)
 
     def weights(of):
         leader = LEADERS_OF_HALVES[kind](env, critic=critic, runs=2, rows=8, batch_size=96)
-        judges = leader._judges(leader.critic, leader.seen, of, best, model, Noise([2, 3]))
-        values = evaluate(judges, best, of, fold=judges.fold)
-        found = leader._weights(of, values, "continue")
+        judges = leader.judges(leader.critic, leader.seen, of, best, model, Noise([2, 3]))
+        found = leader.weights(leader.sample(torch.tensor(theta), model, of, best, judges, Noise([2, 3]), "continue"))
         return found.r_follower, found.r_leader
 
     before = weights(batch)
@@ -234,8 +232,9 @@ def test_where_states_are_vectors_hpgd_weighs_a_half_by_the_other_half_too():
 
     def trace(of):
         leader = HPGD(env, "td", critic="lstd")
-        judges = leader._judges(leader.critic, leader.seen, of, best, model, Noise([1]))
-        return leader._weights(of, evaluate(judges, best, of, fold=judges.fold), "keep").r_follower
+        judges = leader.judges(leader.critic, leader.seen, of, best, model, Noise([1]))
+        sample = leader.sample(torch.tensor(theta), model, of, best, judges, Noise([1]), "keep")
+        return leader.weights(sample).r_follower
 
     before = trace(batch)
     for moved in (0, 1):

@@ -15,6 +15,7 @@ from leaders.critics import ExactCritic, FittedLinear, StageGame
 from leaders.experiments.video import follower_film
 from leaders.functional.guiding import guiding_bc_hg
 from leaders.functional.values import evaluate
+from leaders.functional.weights import discount_weights
 from leaders.paper.games import published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import TableActorCritic, untrained
@@ -71,7 +72,10 @@ def test_the_sum_from_zero_has_the_same_mean_and_more_variance():
     batch = env.rollout(theta, best, Noise(range(200)), rows=10, horizon=600)
     leader.critic.fit(batch, best, env.model(theta), Noise([0]))
     guiding = guiding_bc_hg(
-        batch, evaluate(leader.critic, best, batch), leader.discount_weights(batch, "keep"), env.preferences
+        batch,
+        evaluate(leader.critic, best, batch),
+        discount_weights(batch, env.preferences.gamma_leader, "keep"),
+        env.preferences,
     )
     at_a = batch.state // 2 == 1
     score = torch.where(at_a, torch.where(batch.state % 2 == 0, 1 / p, -1 / (1 - p)), 0.0)

@@ -11,10 +11,9 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.four_rooms import GOAL_STATE
 from bilevel_envs.parameterizations import Budget
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL
+from leaders.critics.cross_fit import Judges
 from leaders.estimators.oracle import oracle_weights, published_oracle_guiding
-from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.surrogate import surrogate
-from leaders.functional.values import evaluate
 from leaders.functional.weights import discount_weights
 
 DATA = Path(__file__).parents[1] / "data"
@@ -60,10 +59,11 @@ class Record:
 
     def own(self):
         """The leader's surrogate on the recorded batch."""
-        rule = ESTIMATORS[self.leader.sampling.estimator]
-        terms = self.model.terms(self.batch, self.best.policy if rule.centred else None)
-        values = evaluate(self.leader.critic, self.best, self.batch)
-        return surrogate(terms, self.leader._weights(self.batch, values, "reference"))
+        critic, gamma = self.leader.critic, self.env.preferences.gamma_leader
+        judges = Judges([critic], torch.zeros_like(self.batch.step), critic, gamma)
+        at = (self.policy(), self.model, self.batch, self.best, judges)
+        sample = self.leader.sample(*at, Noise([0]), "reference")
+        return surrogate(sample.terms, self.leader.weights(sample))
 
     def error(self, actual):
         return np.abs(actual - self.expected).max() / np.abs(self.expected).max()

@@ -277,7 +277,7 @@ def test_the_quadratic_baseline_is_the_followers_gradient():
     batch = env.rollout(theta.detach(), best, Noise([0]), rows=1_000, horizon=100)
     critic = leader._make_critic()
     judges = fitted_to_all(critic, batch, best, model.detach(), Noise([0]), gamma=0.9)
-    leader._centre(theta, model, batch, best, judges, Noise([0]), "keep")
+    leader.guiding.further(leader.sample(theta, model, batch, best, judges, Noise([0]), "keep"))
     # only few states: the closed form is one backward pass per state
     few = replace(batch, **{name: getattr(batch, name)[:, :3, :4] for name in batch.__dataclass_fields__})
     true = per_step_gradient(Riccati().reaction(model, env.preferences).v(few.state), theta)
@@ -381,8 +381,8 @@ def test_the_published_form_is_what_its_specification_says(kind):
     theta = leader._theta()
     best, model = env.best_response(theta.detach()), env.model(theta)
     batch = env.rollout(theta.detach(), best, Noise([0]), rows=10, horizon=200)
-    judges = leader._judges(leader.critic, leader.seen, batch, best, model.detach(), Noise([0]))
-    surrogate, _ = leader._surrogate(theta, model, batch, best, judges, Noise([0]), "keep")
+    judges = leader.judges(leader.critic, leader.seen, batch, best, model.detach(), Noise([0]))
+    surrogate, _ = leader.surrogate(leader.sample(theta, model, batch, best, judges, Noise([0]), "keep"))
     (gradient,) = torch.autograd.grad(surrogate.sum(), leader.policy.raw, retain_graph=True)
 
     values = [x[0].numpy() for x in leader.critic.values(batch, best.policy)]

@@ -133,7 +133,7 @@ def test_the_played_estimate_is_the_one_made_from_matrices():
             batch = env.rollout(theta, best, Noise([0]), rows=4, horizon=50)
         leaf = torch.tensor(theta).requires_grad_()
         judges = Judges([Known()], torch.zeros_like(batch.step), None, 0.9)
-        total, _ = leader._surrogate(leaf, env.model(leaf), batch, best, judges, Noise([1]), "keep")
+        total, _ = leader.surrogate(leader.sample(leaf, env.model(leaf), batch, best, judges, Noise([1]), "keep"))
         gradients.append(torch.autograd.grad(total.sum(), leaf)[0][0])
     along, steps = gradients[0][0], gradients[1][:128].view(2, 64)
     assert float(along.norm()) > 1

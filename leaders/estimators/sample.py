@@ -1,0 +1,61 @@
+"""What one estimate is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout, Terms
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.noise import Noise
+from leaders.critics.cross_fit import Judges
+from leaders.functional.guiding import Rule
+from leaders.functional.values import Values, evaluate
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A batch of trajectories with all that an estimate reads of it.
+
+    Attributes:
+      theta: θ, [R, ...], with gradients.
+      model: the world at θ, with gradients.
+      batch: the transitions.
+      best: the follower's response.
+      judges: the critics of the batch's parts.
+      discounts: `discount_weights` of the leader, 0 beyond the steps that its objective sums, [R, N, T].
+      tail: what becomes of episodes that the batch cuts.
+      preferences: γ_L, γ_F and β.
+      noise: one stream per run.
+      rule: the estimator.
+    """
+
+    theta: Tensor
+    model: Any
+    batch: Rollout
+    best: BestResponse
+    judges: Judges
+    discounts: Tensor
+    tail: str
+    preferences: Preferences
+    noise: Noise
+    rule: Rule
+
+    @cached_property
+    def terms(self) -> Terms:
+        """The quantities that carry ∇_θ."""
+        return self.model.terms(self.batch, self.best.policy if self.rule.centred else None)
+
+    @cached_property
+    def values(self) -> Values:
+        """Both players' values, made once: some critics draw for them."""
+        return evaluate(self.judges, self.best, self.batch, self.rule.reads_follower, self.judges.fold)
+
+    @cached_property
+    def guiding(self) -> Tensor:
+        """The guiding weight of each step, [R, N, T]."""
+        return self.rule.guiding(self.batch, self.values, self.discounts, self.preferences)
