@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,8 @@ class Estimate:
 
     Attributes:
       surrogate: its gradient in θ is the hypergradient estimate of each run, [R].
+      steps: surrogates of further steps of the same iteration, each made where the step before has led.
+      proposal: raw parameters by name to which the leader moves; None where it ascends the surrogate.
       leader_return: mean sampled discounted return of the leader, [R]; NaN without samples.
       env_steps: steps of the environment spent, per run or [R].
       episodes: episodes that came to an end, [R].
@@ -64,6 +66,8 @@ class Estimate:
     follower_steps: int = 0
     coverage: np.ndarray | float = float("nan")
     visits_per_pair: np.ndarray | float = float("nan")
+    steps: Sequence[Callable[[], Tensor]] = ()
+    proposal: Mapping[str, Tensor] | None = None
 
 
 def check_wrapped(env: Any) -> BilevelWrapper:
@@ -364,15 +368,12 @@ class Leader:
         fixed = model.detach()
         best = self._response(theta.detach(), fixed)
         estimate = self._estimate(theta, model, best)
-        loss = -(estimate.surrogate + self._regulariser())
-        self._ascent.zero_grad()
-        if loss.requires_grad:
-            loss.sum().backward()
         value, followed = self._exact_values(fixed, best)
-        try:
-            grad_norm = self._ascent.step()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
+        grad_norm = self._ascend(estimate.surrogate)
+        for surrogate in estimate.steps:
+            grad_norm = self._ascend(surrogate())
+        if estimate.proposal is not None:
+            self._move(estimate.proposal)
         self.history.append(
             env_steps=self.history.last("env_steps") + np.asarray(estimate.env_steps),
             follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
@@ -388,6 +389,24 @@ class Leader:
         )
         self.progress.best = best
         self.progress.iterations += 1
+
+    def _ascend(self, surrogate: Tensor) -> Tensor:
+        """One step of the optimiser along a surrogate and the regulariser; the norm of each run's gradient, [R]."""
+        loss = -(surrogate + self._regulariser())
+        self._ascent.zero_grad()
+        if loss.requires_grad:
+            loss.sum().backward()
+        try:
+            return self._ascent.step()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
+
+    @torch.no_grad()
+    def _move(self, proposal: Mapping[str, Tensor]) -> None:
+        """Puts raw parameters where an estimate proposes."""
+        named = dict(self.policy.named_parameters())
+        for name, value in proposal.items():
+            named[name].copy_(value)
 
     def _check_depends(self, theta: Tensor, model: Any) -> None:
         """Refuses a model none of whose tensors carries gradients to θ."""

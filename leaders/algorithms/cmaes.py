@@ -67,8 +67,8 @@ class CMAES(SearchLeader):
         for run, search in enumerate(self._searches):
             tried = zip(candidates, returns, strict=True)
             search.tell([(points[run], -float(found[run])) for points, found in tried])  # it minimises
-        self._move(torch.from_numpy(np.stack([search.mean for search in self._searches])))
-        return self._outcome(returns, steps)
+        means = torch.from_numpy(np.stack([search.mean for search in self._searches]))
+        return self._outcome(returns, steps, proposal=means)
 
     def _critic_state(self) -> dict[str, Any]:
         return {"searches": [_attributes(search) for search in self._searches]}

@@ -43,9 +43,8 @@ class RandomSearch(SearchLeader):
         drawn = self._centre + self.scale * torch.from_numpy(self.noise.normal(self._centre.shape[1]))
         found, steps = self._trial(drawn, best, self.noise)
         better = found > self._record
-        self._move(torch.where(better[:, None], drawn, self._flat()))
         self._record = torch.where(better, found, self._record)
-        return self._outcome([found], [steps])
+        return self._outcome([found], [steps], proposal=torch.where(better[:, None], drawn, self._flat()))
 
     def _critic_state(self) -> dict[str, Any]:
         return {"centre": self._centre, "record": self._record}

@@ -63,13 +63,6 @@ class SearchLeader(Leader):
             first += size
         return parts
 
-    def _move(self, flat: Tensor) -> None:
-        """Puts the raw parameters to [R, n]."""
-        named = dict(self.policy.named_parameters())
-        with torch.no_grad():
-            for name, part in self._unflat(flat).items():
-                named[name].copy_(part)
-
     def _trial(self, flat: Tensor, start: BestResponse, noise: Noise) -> tuple[Tensor, Tensor]:
         """Sampled return at raw parameters [R, n], and the environment steps it took, [R] each; counts the follower's.
 
@@ -84,8 +77,14 @@ class SearchLeader(Leader):
         batch = self.env.rollout(theta, best, noise, rows=self.episodes, horizon=horizon, whole_episodes=True)
         return mean_return(batch, self.env.preferences.gamma_leader), batch.valid.sum((1, 2))
 
-    def _outcome(self, returns: list[Tensor], steps: list[Tensor], surrogate: Tensor | None = None) -> Estimate:
-        """The estimate of an iteration of so many trials."""
+    def _outcome(
+        self,
+        returns: list[Tensor],
+        steps: list[Tensor],
+        surrogate: Tensor | None = None,
+        proposal: Tensor | None = None,
+    ) -> Estimate:
+        """The estimate of an iteration of so many trials; `proposal` is where the raw parameters go, [R, n]."""
         nothing = torch.zeros(self.runs, dtype=torch.float64)
         spent, self._trial_steps = self._trial_steps, 0
         return Estimate(
@@ -95,4 +94,5 @@ class SearchLeader(Leader):
             episodes=len(returns) * self.episodes,
             follower_solves=len(returns) - 1,  # the one at the present θ is not the leader's
             follower_steps=spent,
+            proposal=None if proposal is None else self._unflat(proposal),
         )

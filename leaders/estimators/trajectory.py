@@ -151,14 +151,10 @@ class TrajectoryLeader(Leader):
         """One outer iteration of a published leader in a game."""
         how = (self.env, theta.detach(), model.detach(), best, self.noise, self.progress.iterations)
         batch, best = actor_critic.play(*how, rows=self.rows, horizon=self.horizon)
-
-        def ascend(surrogate: Tensor) -> None:
-            self._ascent.zero_grad()
-            (-surrogate.sum()).backward()
-            self._ascent.step()
-
+        first, *steps = actor_critic.improve(self.policy, batch, best, self.env.preferences, self.noise)
         return Estimate(
-            surrogate=actor_critic.improve(self.policy, batch, best, self.env.preferences, self.noise, ascend),
+            surrogate=first(),
+            steps=steps,
             leader_return=mean_return(batch, self.env.preferences.gamma_leader),
             env_steps=self.sampling.batch_size,
             episodes=batch.starts.sum((1, 2)),

@@ -153,9 +153,8 @@ class ActorCritic:
         best: BestResponse,
         preferences: Preferences,
         noise: Noise,
-        ascend: Callable[[Tensor], None],
-    ) -> Tensor:
-        """Fits the critic and takes the actor's steps but the last, whose surrogate is returned, [R].
+    ) -> list[Callable[[], Tensor]]:
+        """Fits the critic; returns the surrogates of the actor's steps, each to be made where the step before has led.
 
         Args:
           policy: the leader's; `policy()` is θ.
@@ -163,7 +162,6 @@ class ActorCritic:
           best: the follower's response, on whose g and V_F both networks rely.
           preferences: γ_L, γ_F and β.
           noise: draws the samples.
-          ascend: takes one step of the actor along a surrogate.
         """
         self.begin(policy, noise)
         assert self._adam is not None
@@ -174,11 +172,16 @@ class ActorCritic:
             self._adam.zero_grad()
             loss.backward()
             self._adam.step()
-        for _ in range(self.actor_steps - 1):
-            ascend(self._surrogate(policy, batch.starts, best, preferences, noise))
-        last = self._surrogate(policy, batch.starts, best, preferences, noise)
-        self._follow(policy)
-        return last
+
+        def step() -> Tensor:
+            return self._surrogate(policy, batch.starts, best, preferences, noise)
+
+        def last() -> Tensor:
+            surrogate = step()
+            self._follow(policy)
+            return surrogate
+
+        return [*[step] * (self.actor_steps - 1), last]
 
     def _drawn(self, noise: Noise, gamma: float | None) -> Tensor:
         """Places in the store, [R, 64]: uniform, or in proportion to γ^step."""

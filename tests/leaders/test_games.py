@@ -141,7 +141,7 @@ def test_the_published_actor_is_what_its_specification_says(kind):
     actor = TableActorCritic(kind, 3, 2, 3, (1, 1), replay=False)
     drawn = torch.tensor([[0, 1, 5, 150, 149, 299, 7, 7] * 8])
     actor._drawn = lambda noise, gamma: drawn
-    loss = actor.improve(policy, batch, best, env.preferences, Noise([1]), lambda surrogate: None)
+    *_, loss = [step() for step in actor.improve(policy, batch, best, env.preferences, Noise([1]))]
     gradient = torch.autograd.grad(loss.sum(), policy.biases[-1])[0][0, 0].numpy()
 
     q = actor._table(actor.layers).detach()[0].numpy()  # [S, B, A]
@@ -183,7 +183,7 @@ def test_the_published_actor_of_the_lqr_is_what_its_specification_says(kind):
     batch, _ = actor.play(env, policy().detach(), env.model(gain), best, Noise([0]), 3, rows=4, horizon=100)
     drawn = torch.tensor([[0, 1, 5, 100, 99, 399, 7, 7] * 8])
     actor._drawn = lambda noise, gamma: drawn
-    loss = actor.improve(policy, batch, best, env.preferences, Noise([1]), lambda surrogate: None)
+    *_, loss = [step() for step in actor.improve(policy, batch, best, env.preferences, Noise([1]))]
     gradient = torch.autograd.grad(loss.sum(), policy.raw)[0][0, 0].numpy()
 
     def q(state, action, move):
