@@ -62,7 +62,7 @@ class Guiding:
     def _features(self, batch: Rollout) -> Tensor:
         if callable(self.control_variate):
             features = torch.as_tensor(self.control_variate(batch.state)).to(batch.r_leader.dtype)
-            if features.ndim != 4 or features.shape[:3] != batch.r_leader.shape:
+            if features.shape[:-1] != batch.r_leader.shape:
                 wanted = [*batch.r_leader.shape, "F"]
                 raise ValueError(f"`control_variate` must map states to shape {wanted}, got {list(features.shape)}")
             return features

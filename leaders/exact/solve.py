@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -13,19 +14,29 @@ from torch import Tensor
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_count, check_number
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.followers import Riccati, SoftValueIteration
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
-from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.world import world_of
 from leaders.exact import linear_quadratic as exact_linear
 from leaders.exact import tables as exact_tables
 from leaders.exact.raw_parameters import theta_of
 
+
+class Solver(NamedTuple):
+    """What solves the models of a kind: the follower's problem, and the leader's values and surrogates."""
+
+    planner: Callable[[], Any]
+    module: ModuleType
+
+
 TOLERANCE = 1e-12  # of β; where rounding leaves more, `SoftValueIteration` says what it accepts
+SOLVERS = {
+    "tabular": Solver(lambda: SoftValueIteration(tol=TOLERANCE), exact_tables),
+    "linear_quadratic": Solver(Riccati, exact_linear),
+}
 
 
 def objective(
@@ -163,37 +174,30 @@ def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Te
 
 def solves(model: Any) -> bool:
     """Whether exact values are to be had of such a model."""
-    return isinstance(model, (TabularModel, LinearQuadraticModel))
+    return kind_of(model) in SOLVERS
 
 
 def evaluates(model: Any, policy: Any) -> bool:
     """Whether they are to be had under such a policy."""
-    wanted = BoltzmannPolicy if isinstance(model, TabularModel) else GaussianPolicy
-    return solves(model) and isinstance(policy, wanted)
+    return solves(model) and kind_of(policy) == kind_of(model)
 
 
 def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
     """The leader's expected discounted return under a policy of the follower's, [R]."""
     if horizon is not None:
         check_count(horizon, "horizon")
-    return _home(model).value(model, policy, gamma, horizon)
+    return SOLVERS[model.kind].module.value(model, policy, gamma, horizon)
 
 
 @with_gradients
 def surrogates(model: Any, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
-    return _home(model).surrogates(model, best, preferences)
+    return SOLVERS[model.kind].module.surrogates(model, best, preferences)
 
 
 def best_response(model: Any, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
     """The soft optimum to the accuracy that exact values need."""
-    solver = SoftValueIteration(tol=TOLERANCE) if isinstance(model, TabularModel) else Riccati()
-    return solver.best_response(model, preferences, start)
-
-
-def _home(model: Any) -> ModuleType:
-    """The module that solves such a model."""
-    return exact_tables if isinstance(model, TabularModel) else exact_linear
+    return SOLVERS[model.kind].planner().best_response(model, preferences, start)
 
 
 def _problem(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:

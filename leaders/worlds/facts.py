@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from bilevel_envs.core.mdp import Model
 from bilevel_envs.followers import Riccati, SoftValueIteration
-from bilevel_envs.worlds.declared.model import SimulatedModel
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.world import world_of as kind_called
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.critics.least_squares import feature_count
 from leaders.worlds.declared import DECLARED_WORLD
 from leaders.worlds.linear_quadratic import LINEAR_QUADRATIC
 from leaders.worlds.tabular import TABULAR
 from leaders.worlds.world import Facts, LeaderWorld
+
+LEADER_WORLDS = {world.name: world for world in (TABULAR, LINEAR_QUADRATIC, DECLARED_WORLD)}
 
 
 def model_of(env: BilevelWrapper) -> Any:
@@ -23,11 +25,9 @@ def model_of(env: BilevelWrapper) -> Any:
     return env.model(getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high)))
 
 
-def world_of(model: Any) -> LeaderWorld:
+def world_of(model: Model) -> LeaderWorld:
     """The kind of world that a model describes."""
-    if isinstance(model, LinearQuadraticModel):
-        return LINEAR_QUADRATIC
-    return DECLARED_WORLD if isinstance(model, SimulatedModel) else TABULAR
+    return LEADER_WORLDS[kind_called(model).name]
 
 
 def facts_of(env: BilevelWrapper) -> Facts:
@@ -41,8 +41,8 @@ def facts_of(env: BilevelWrapper) -> Facts:
         world=world,
         problem=type(problem).__name__,
         gamma=env.preferences.gamma_leader,
-        advised=getattr(problem, "advised", {}),
-        blocks=getattr(problem, "blocks", None),
+        advised=problem.advised,
+        blocks=problem.blocks,
         features=feature_count(model.state_size + model.action_size) if linear else 0,
         quadratic_reward=getattr(model, "bump", None) is None,
         leader_actions=problem.tables.r_leader.shape[1] if sees else 0,
