@@ -18,13 +18,13 @@ from leaders.cli.train import Train
 from leaders.cli.video import Video
 
 # Each command with its name; one of its own file and one line here make another.
-COMMANDS: tuple[tuple[Any, ...], ...] = (
+COMMANDS: list[tuple[Any, ...]] = [
     (Envs, tyro.conf.subcommand("envs")),
     (Train, tyro.conf.subcommand("train")),
     (Compare, tyro.conf.subcommand("compare")),
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     (Video, tyro.conf.subcommand("video")),
-)
+]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from bilevel_envs.core.checks import check_choice
@@ -16,7 +15,7 @@ class Declared(LeaderWorld):
 
     name: ClassVar[str] = "declared"
     vectors: ClassVar[bool] = True
-    critics: ClassVar[Mapping[str, CriticEntry]] = {
+    critics: ClassVar[dict[str, CriticEntry]] = {
         "td": CriticEntry(NetworkCritic, lambda c, facts, moves: NetworkCritic(facts.gamma, c.network, c.network_of)),
         "state_values": CriticEntry(QuadraticState, lambda c, facts, moves: QuadraticState(facts.gamma)),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -16,7 +15,7 @@ class LinearQuadratic(LeaderWorld):
 
     name: ClassVar[str] = "linear_quadratic"
     vectors: ClassVar[bool] = True
-    critics: ClassVar[Mapping[str, CriticEntry]] = {
+    critics: ClassVar[dict[str, CriticEntry]] = {
         "lstd": CriticEntry(LeastSquares, lambda c, facts, moves: LeastSquares(facts.gamma)),
         "state_values": CriticEntry(QuadraticState, lambda c, facts, moves: QuadraticState(facts.gamma)),
         "td": CriticEntry(NetworkCritic, lambda c, facts, moves: NetworkCritic(facts.gamma, c.network, c.network_of)),

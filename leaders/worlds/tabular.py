@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from leaders.config import EstimatorConfig, Forms
@@ -33,7 +32,7 @@ class Tabular(LeaderWorld):
     """Countable states: critics are tables, and only the score moves transitions."""
 
     name: ClassVar[str] = "tabular"
-    critics: ClassVar[Mapping[str, CriticEntry]] = {
+    critics: ClassVar[dict[str, CriticEntry]] = {
         "empirical": CriticEntry(Empirical, lambda c, facts, moves: Empirical(facts.gamma, moves)),
         "expected_sarsa": CriticEntry(
             ExpectedSarsa, lambda c, facts, moves: ExpectedSarsa(facts.gamma, rate_of(c), c.critic_start)

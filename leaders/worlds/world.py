@@ -70,7 +70,7 @@ class LeaderWorld:
 
     name: ClassVar[str]
     vectors: ClassVar[bool] = False
-    critics: ClassVar[Mapping[str, CriticEntry]]
+    critics: ClassVar[dict[str, CriticEntry]]
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
         """The form of a leader here, before anybody has said anything.
