@@ -34,6 +34,9 @@ class LeaderConfig:
       seed: run i uses the stream of seed + i; or one seed per run.
       verbose: 0 for silence, 1 for a table now and then.
       tensorboard_log: folder for TensorBoard's events, or None.
+      evaluate_every: outer iterations from one exact `leader_value` in the history to the next, which is NaN between;
+        the last iteration of `learn` has one. None for every iteration, unless an evaluation takes more than a tenth of
+        a second and longer than the rest of the iteration; the log then says how often.
       blocks: parts of a run's raw parameters that are clipped apart; None to clip all together.
     """
 
@@ -45,6 +48,7 @@ class LeaderConfig:
     seed: int | Sequence[int] = 0
     verbose: int = 0
     tensorboard_log: str | Path | None = None
+    evaluate_every: int | None = None
     blocks: Mapping[str, slice] | None = None
 
 

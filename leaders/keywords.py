@@ -29,6 +29,7 @@ class LeaderKeywords(TypedDict, total=False):
     seed: int | Sequence[int]
     verbose: int
     tensorboard_log: str | Path | None
+    evaluate_every: int | None
 
 
 class EstimatorKeywords(LeaderKeywords, total=False):

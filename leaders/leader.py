@@ -21,17 +21,18 @@ from bilevel_envs.core.checks import check_count, check_shape
 from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.responses import check_response, response_from, response_state
+from bilevel_envs.worlds.responses import response_state
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.config import LeaderConfig, described
+from leaders.evaluation import Evaluation
 from leaders.exact.raw_parameters import theta_of
 from leaders.keywords import document
 from leaders.training.callbacks import ProgressBar, as_callback
-from leaders.training.checkpoint import read, write
+from leaders.training.checkpoint import Checkpoint, follower_state, opened, write
 from leaders.training.history import History
 from leaders.training.optimizer import Ascent
-from leaders.training.task import Task, differences, task_of
+from leaders.training.task import Task, task_of
 from leaders.training.theta import one_line
 
 if TYPE_CHECKING:
@@ -87,12 +88,10 @@ class Progress:
     Attributes:
       iterations: outer iterations done.
       best: the follower's last response, where the next one begins.
-      optimum: the soft optimum at the last θ, where the follower itself is not optimal.
     """
 
     iterations: int = 0
     best: BestResponse | None = None
-    optimum: BestResponse | None = None
 
 
 class Leader:
@@ -131,6 +130,7 @@ class Leader:
         )
         self.history = History(self.runs)
         self.progress = Progress()
+        self.evaluation = Evaluation(type(self).__name__, common.evaluate_every)
         self._logger: Logger | None = None
 
     # What a subclass provides ---------------------------------------------------------------------------------
@@ -160,11 +160,11 @@ class Leader:
     def __repr__(self) -> str:
         """The task, how far the leader has come, the last leader value recorded, and θ; of stacked runs, run 0's.
 
-        `last_leader_value`, left out where it is unknown, is `history["leader_value"][-1]`: the value at the θ before
-        the last update, not at the θ shown, whose value `exact.objective(env, leader.theta)` computes.
+        `last_leader_value`, left out where it is unknown, is the newest in `history["leader_value"]`: the value at a θ
+        before an update, not at the θ shown, whose value `exact.objective(env, leader.theta)` computes.
         """
         spec = self.env.unwrapped.spec
-        value = float(self.history.last("leader_value", float("nan"))[0])
+        value = float(self.history.latest("leader_value")[0])
         run = "[0]" if self._stacked else ""
         parts = {
             "env": type(self.env.problem).__name__ if spec is None else spec.id,
@@ -229,10 +229,10 @@ class Leader:
         callbacks.on_training_start(locals(), globals())
         started, steps = time.perf_counter(), self.num_timesteps
         with ProgressBar(progress_bar, total_iterations) as advance:
-            for _ in range(total_iterations):
-                self._iterate()
+            for index in range(total_iterations):
+                self._iterate(last=index == total_iterations - 1)
                 callbacks.update_locals(locals())
-                advance(float(self.history.last("leader_value").mean()))
+                advance(float(self.history.latest("leader_value").mean()))
                 if self.progress.iterations % log_interval == 0:
                     self._log(time.perf_counter() - started, self.num_timesteps - steps)
                 if callbacks.on_step() is False:
@@ -272,7 +272,7 @@ class Leader:
 
     def save(self, path: str | Path) -> None:
         """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
-        told = {
+        described_leader = {
             "leader": type(self).__name__,
             "arguments": described(self._arguments),
             "task": self._task,
@@ -284,10 +284,10 @@ class Leader:
             "optimizer": self._ascent.state_dict(),
             "critic": self._critic_state(),
             "best": response_state(self.progress.best),
-            "follower": self._follower_state(),
-            "optimum": response_state(self.progress.optimum),
+            "follower": follower_state(self.env.follower),
+            "optimum": response_state(self.evaluation.optimum),
         }
-        write(path, told, state, self.history.state())
+        write(path, described_leader, state, self.history.state())
 
     @classmethod
     def load(cls, path: str | Path, env: gym.Env, **changed: Any) -> Self:
@@ -304,71 +304,37 @@ class Leader:
           FileNotFoundError: if there is no such file.
           ValueError: if the file is none of ours, is another leader's, or was saved in another task than `env`.
         """
-        fixed = sorted({"runs", "seed", "optimizer", "preset"} & set(changed))
-        if fixed:
-            raise ValueError(f"`{fixed[0]}` cannot be changed on loading: the saved state depends on it")
-        told, state, history = read(path)
-        if told["leader"] != cls.__name__:
-            raise ValueError(f"{path} holds a {told['leader']}; load it with {told['leader']}.load")
-        arguments = {**told["arguments"], **changed}
-        lost = [name for name, value in arguments.items() if isinstance(value, dict) and "object" in value]
-        if lost:
-            raise ValueError(
-                f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)"
-            )
+        arguments, checkpoint = opened(path, cls.__name__, changed)
         leader = cls(env, **arguments)
-        different = differences(told["task"], leader._task)
-        if different:
-            raise ValueError(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
-        leader.policy.load_state_dict(state["policy"])
-        leader._ascent.load_state_dict(state["optimizer"])
-        try:
-            leader._load_critic_state(state["critic"])
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"`critic` and `baseline` must be of the kind that {path} was saved with; what is there does not fit "
-                f"({error!r})"
-            ) from error
-        if state["follower"] is not None:
-            leader.env.follower.load_state_dict(state["follower"])
-        leader.noise.load_state_dict(told["noise"])
-        leader.history.load_state(history)
-        leader.progress = Progress(
-            told["iterations"], *(leader._saved_response(path, state[name]) for name in ("best", "optimum"))
-        )
+        leader._restore(checkpoint)
         return leader
 
-    def _saved_response(self, path: str | Path, state: dict[str, Any] | None) -> BestResponse | None:
-        """A response out of a file; refused with a ValueError unless it is one to this world."""
-        try:
-            best = response_from(state)
-            if best is not None:
-                check_response(best, self.runs, self.env.model(self._theta().detach()))
-        except (FollowerError, LookupError, TypeError) as error:
-            raise ValueError(
-                f"`path` must hold a response of the follower's in `env`; that of {path} is none: {error}"
-            ) from error
-        return best
-
-    def _follower_state(self) -> dict[str, Any] | None:
-        """What the follower has learnt; None for one that learns nothing."""
-        follower = self.env.follower
-        if not hasattr(follower, "state_dict"):
-            return None
-        if not hasattr(follower, "load_state_dict"):
-            raise TypeError(f"`follower` must have `load_state_dict` beside `state_dict`, got {follower!r}")
-        return follower.state_dict()
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from what was saved."""
+        checkpoint.check_task(self._task)
+        state, saved = checkpoint.state, checkpoint.described
+        self.policy.load_state_dict(state["policy"])
+        self._ascent.load_state_dict(state["optimizer"])
+        with checkpoint.naming_misfits():
+            self._load_critic_state(state["critic"])
+        if state["follower"] is not None:
+            self.env.follower.load_state_dict(state["follower"])
+        self.noise.load_state_dict(saved["noise"])
+        self.history.load_state(checkpoint.history)
+        model = self.env.model(self._theta().detach())
+        self.progress = Progress(saved["iterations"], checkpoint.response("best", self.runs, model))
+        self.evaluation.optimum = checkpoint.response("optimum", self.runs, model)
 
     # The iteration --------------------------------------------------------------------------------------------
 
-    def _iterate(self) -> None:
+    def _iterate(self, last: bool = False) -> None:
         theta = self._theta(differentiable=self.differentiates)  # [R, ...]
         model = self.env.model(theta)  # differentiable in θ
         self._check_depends(theta, model)
         fixed = model.detach()
         best = self._response(theta.detach(), fixed)
         estimate = self._estimate(theta, model, best)
-        value, followed = self._exact_values(fixed, best)
+        value, actual = self._evaluated(fixed, best, last)
         grad_norm = self._ascend(estimate.surrogate)
         for surrogate in estimate.steps:
             grad_norm = self._ascend(surrogate())
@@ -378,7 +344,7 @@ class Leader:
             env_steps=self.history.last("env_steps") + np.asarray(estimate.env_steps),
             follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
             leader_value=value,
-            leader_value_actual=followed,
+            leader_value_actual=actual,
             leader_return=estimate.leader_return,
             grad_norm=grad_norm,
             residual=best.residual,
@@ -389,6 +355,13 @@ class Leader:
         )
         self.progress.best = best
         self.progress.iterations += 1
+
+    def _evaluated(self, model: Any, best: BestResponse, last: bool) -> tuple[Tensor, Tensor]:
+        """J_L at θ under the optimal and under the actual follower, [R] each; NaN where it is not due."""
+        if last or self.evaluation.due(self.progress.iterations):
+            return self.evaluation.timed(model, best, self.env.preferences, self.runs)
+        unknown = torch.full((self.runs,), float("nan"), dtype=torch.float64)
+        return unknown, unknown
 
     def _ascend(self, surrogate: Tensor) -> Tensor:
         """One step of the optimiser along a surrogate and the regulariser; the norm of each run's gradient, [R]."""
@@ -430,20 +403,6 @@ class Leader:
                 f"outer iteration {now}: the follower failed ({type(error).__name__}: {error}); θ and the history are "
                 f"as they were after {now} iterations"
             ) from error
-
-    def _exact_values(self, model: Any, best: BestResponse) -> tuple[Tensor, Tensor]:
-        """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN where nobody knows."""
-        gamma = self.env.preferences.gamma_leader
-        unknown = torch.full((self.runs,), float("nan"), dtype=torch.float64)
-        if not exact.solves(model):
-            return unknown, unknown
-        followed = (
-            exact.value(model, best.behavior_policy, gamma) if exact.evaluates(model, best.behavior_policy) else unknown
-        )
-        if best.optimal:
-            return followed, followed
-        self.progress.optimum = exact.best_response(model, self.env.preferences, self.progress.optimum)
-        return exact.value(model, self.progress.optimum.policy, gamma), followed
 
     @cached_property
     def _task(self) -> Task:
@@ -518,7 +477,7 @@ class Leader:
             ("grad_norm", "train/grad_norm"),
             ("residual", "train/follower_residual"),
         ):
-            self.logger.record(key, float(self.history.last(column).mean()))
+            self.logger.record(key, float(self.history.latest(column).mean()))
         first = self._theta().detach().numpy()[0].ravel()
         for index, entry in enumerate(first[:LOGGED]):
             self.logger.record(f"theta/{index}", float(entry))

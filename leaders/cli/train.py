@@ -171,13 +171,13 @@ class Train:
         from leaders.experiments.run_directory import THETA
         from leaders.training.theta import one_line
 
-        value, what = leader.history["leader_value"], "value"
+        value, what = leader.history.filled("leader_value"), "value"
         if np.isnan(value).all():
             value, what = leader.history["leader_return"], "sampled return"
         tail = value[-max(1, len(value) // 10) :].mean(0)
         spread = f" ± {tail.std(ddof=1) / len(tail) ** 0.5:.4f} s.e." if len(tail) > 1 else ""
         best = leader.env.best_known
-        followed = leader.history["leader_value_actual"][-max(1, len(value) // 10) :].mean(0)
+        followed = leader.history.filled("leader_value_actual")[-max(1, len(value) // 10) :].mean(0)
         print(f"\nwrote to {self.out}:")
         for path in sorted(self.out.iterdir()):
             if not path.name.startswith("."):

@@ -147,8 +147,8 @@ def run_grid(
     history: History = leader.history
 
     def known(*_: Any) -> bool:
-        if np.isnan(history.last(value)).all():
-            others = ", ".join(other for other in VALUES if not np.isnan(history.last(other)).all())
+        if np.isnan(history.latest(value)).all():
+            others = ", ".join(other for other in VALUES if not np.isnan(history.latest(other)).all())
             raise ValueError(f"`value` must be one that is known here, {others}; got {value!r}")
         return True
 
@@ -157,7 +157,7 @@ def run_grid(
     return Result(
         name,
         points,
-        history[value].reshape(shape),
+        history.filled(value).reshape(shape),
         history["env_steps"].reshape(shape).mean(2),
         history["follower_solves"].reshape(shape).mean(2),
         history["follower_steps"].reshape(shape).mean(2),

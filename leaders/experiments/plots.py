@@ -22,7 +22,7 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> 
 
     Where there is a paper's curve, ours goes through the same trailing mean as theirs.
     """
-    value = leader.history["leader_value"]
+    value = leader.history.filled("leader_value")
     known = not np.isnan(value).all()
     if not known:  # nobody knows a model
         value = leader.history["leader_return"]
@@ -77,7 +77,7 @@ def incentives_figure(leader: Leader) -> Figure | None:
 
 def best_run(leader: Leader) -> int:
     """The run with the highest mean value over the last tenth of the iterations."""
-    value = leader.history["leader_value"]
+    value = leader.history.filled("leader_value")
     value = leader.history["leader_return"] if np.isnan(value).all() else value
     return int(value[-max(1, len(value) // 10) :].mean(0).argmax()) if len(value) else 0
 

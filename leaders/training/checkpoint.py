@@ -7,14 +7,20 @@ import json
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bilevel_envs.core.follower import BestResponse, FollowerError
+from bilevel_envs.core.mdp import Model
+from bilevel_envs.worlds.responses import check_response, response_from
 from leaders.training.history import replace_file
+from leaders.training.task import Task, differences
 
 FORMAT = 4
 UNREADABLE = (
@@ -60,6 +66,89 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
     if described.get("format") != FORMAT:
         raise ValueError(f"{path} has format {described.get('format')}; this version reads {FORMAT}")
     return described, state, history
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds of a leader.
+
+    Attributes:
+      path: the file.
+      described: what is not tensors: the leader's class, its arguments, the task, random streams, iterations.
+      state: tensors by name.
+      history: the rows.
+    """
+
+    path: str | Path
+    described: dict[str, Any]
+    state: dict[str, Any]
+    history: np.ndarray
+
+    def check_task(self, task: Task) -> None:
+        """Raises ValueError if the leader was saved in another task."""
+        different = differences(self.described["task"], task)
+        if different:
+            raise ValueError(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
+
+    @contextmanager
+    def naming_misfits(self) -> Iterator[None]:
+        """Raises ValueError where what is restored inside does not fit what was saved of a critic."""
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"`critic` and `baseline` must be of the kind that {self.path} was saved with; what is there does not "
+                f"fit ({error!r})"
+            ) from error
+
+    def response(self, name: str, runs: int, model: Model) -> BestResponse | None:
+        """A saved response; raises ValueError unless it is one of so many runs to a model."""
+        try:
+            best = response_from(self.state[name])
+            if best is not None:
+                check_response(best, runs, model)
+        except (FollowerError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"`path` must hold a response of the follower's in `env`; that of {self.path} is none: {error}"
+            ) from error
+        return best
+
+
+def opened(path: str | Path, leader: str, changed: Mapping[str, Any]) -> tuple[dict[str, Any], Checkpoint]:
+    """The arguments of a saved leader, some of them changed, and all else that was saved.
+
+    Args:
+      path: the file.
+      leader: class of the leader that is wanted.
+      changed: arguments that are to differ.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is none of ours or another leader's, if a change does not go with the saved state, or if
+        an argument that could not be saved is not given again.
+    """
+    fixed = sorted({"runs", "seed", "optimizer", "preset"} & set(changed))
+    if fixed:
+        raise ValueError(f"`{fixed[0]}` cannot be changed on loading: the saved state depends on it")
+    saved, state, history = read(path)
+    if saved["leader"] != leader:
+        raise ValueError(f"{path} holds a {saved['leader']}; load it with {saved['leader']}.load")
+    arguments = {**saved["arguments"], **changed}
+    lost = [name for name, value in arguments.items() if isinstance(value, dict) and "object" in value]
+    if lost:
+        raise ValueError(
+            f"{path} was saved with an object as `{lost[0]}`; give it again: load(path, env, {lost[0]}=...)"
+        )
+    return arguments, Checkpoint(path, saved, state, history)
+
+
+def follower_state(follower: Any) -> dict[str, Any] | None:
+    """What a follower has learnt; None for one that learns nothing."""
+    if not hasattr(follower, "state_dict"):
+        return None
+    if not hasattr(follower, "load_state_dict"):
+        raise TypeError(f"`follower` must have `load_state_dict` beside `state_dict`, got {follower!r}")
+    return follower.state_dict()
 
 
 def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:

@@ -36,6 +36,8 @@ class History:
     `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often
     each of those, on average; NaN where nothing is counted.
 
+    Where `leader_value` is not evaluated on every iteration, it and `leader_value_actual` are NaN between.
+
     `leader_value` and all else belong to θ before the update; `env_steps`, `follower_solves` and `follower_steps` (what
     followers that learn or are observed took, beside the leader's own) are what was spent up to and with the iteration.
 
@@ -83,6 +85,16 @@ class History:
     def last(self, column: str, default: float = 0.0) -> np.ndarray:
         """The newest entries of a column, [R]; `default` before the first."""
         return self[column][-1] if self._length else np.full(self.runs, default)
+
+    def filled(self, column: str) -> np.ndarray:
+        """A column [iterations, R] in which the newest known entry stands for those that are NaN."""
+        values = self[column]
+        known = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
+        return np.take_along_axis(values, np.maximum.accumulate(known, axis=0), axis=0)
+
+    def latest(self, column: str) -> np.ndarray:
+        """The newest entries of a column that are known, [R]; NaN where none is."""
+        return self.filled(column)[-1] if self._length else np.full(self.runs, np.nan)
 
     def write_csv(self, path: str | Path) -> None:
         """Writes every row, replacing the file at once."""

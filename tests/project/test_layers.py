@@ -18,6 +18,7 @@ ROWS = [
     ["bilevel_envs"],
     ["leaders.config"],
     ["leaders.functional", "leaders.keywords", "leaders.exact", "leaders.training", "leaders.published"],
+    ["leaders.evaluation"],
     ["leaders.critics", "leaders.paper", "leaders.leader"],
     ["leaders.worlds"],
     ["leaders.estimators"],

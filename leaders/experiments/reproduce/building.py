@@ -111,7 +111,7 @@ def building_runs(
         return True
 
     leader.learn(iterations, callback=remember, progress_bar=progress_bar)
-    return Curves(name, leader.history["leader_value"], np.stack(theta[:-1]))
+    return Curves(name, leader.history.filled("leader_value"), np.stack(theta[:-1]))
 
 
 def save_curves(curves: Curves, path: Path) -> None:

@@ -1,0 +1,81 @@
+"""The leader's exact value at θ, as often as it is asked for, or as it is cheap."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Preferences
+from leaders import exact
+
+CHEAP = 0.1  # seconds up to which an evaluation is cheap, whatever the iteration beside it takes
+
+logger = logging.getLogger("leaders")
+
+
+class Evaluation:
+    """Evaluates θ before an update: exactly, where the model is known.
+
+    Neither θ nor any random number depends on how often; only the history's rows do.
+
+    Args:
+      leader: the leader's class, for the log.
+      every: outer iterations from one evaluation to the next; None for 1 as long as an evaluation takes a tenth of a
+        second or less time than the rest of the iteration, and for as many as keep it below the rest otherwise.
+    """
+
+    def __init__(self, leader: str, every: int | None) -> None:
+        self.leader = leader
+        self.every = None if every is None else check_count(every, "evaluate_every")
+        self.optimum: BestResponse | None = None  # at the last θ evaluated, where the follower itself is not optimal
+        self._interval = 1 if self.every is None else self.every
+        self._started: float | None = None
+
+    def due(self, iteration: int) -> bool:
+        """Whether an iteration is one to be evaluated."""
+        return iteration % self._interval == 0
+
+    def values(self, model: Any, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
+        """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN if it is not known."""
+        gamma = preferences.gamma_leader
+        unknown = torch.full((runs,), math.nan, dtype=torch.float64)
+        if not exact.solves(model):
+            return unknown, unknown
+        acting = best.behavior_policy
+        actual = exact.value(model, acting, gamma) if exact.evaluates(model, acting) else unknown
+        if best.optimal:
+            return actual, actual
+        self.optimum = exact.best_response(model, preferences, self.optimum)
+        return exact.value(model, self.optimum.policy, gamma), actual
+
+    def timed(self, model: Any, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
+        """`values`; evaluates less often from then on if that took longer than the rest of the iteration."""
+        before = time.perf_counter()
+        found = self.values(model, best, preferences, runs)
+        after = time.perf_counter()
+        if self.every is None and self._started is not None:
+            self._thin(after - before, (before - self._started) / self._interval)
+        self._started = after
+        return found
+
+    def _thin(self, evaluating: float, rest: float) -> None:
+        """Lengthens the interval where an evaluation is neither cheap nor shorter than the rest of an iteration."""
+        wanted = math.ceil(evaluating / max(rest, 1e-6))
+        if evaluating <= CHEAP or wanted <= self._interval:
+            return
+        self._interval = wanted
+        logger.info(
+            "%s: the exact leader_value takes %.2f s, the rest of an outer iteration %.2f s; it is recorded every %d "
+            "iterations from now on (`evaluate_every=1` for all of them)",
+            self.leader,
+            evaluating,
+            rest,
+            wanted,
+        )
