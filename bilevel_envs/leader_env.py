@@ -9,11 +9,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from pettingzoo import AECEnv, ParallelEnv
 
 from bilevel_envs.core.checks import check_choice, check_instance
-from bilevel_envs.core.env_base import as_theta, check_options, check_render_mode
+from bilevel_envs.core.env_base import Face, as_theta, check_options
 from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, capabilities_of, check_given
 from bilevel_envs.core.transparent import check_transparent
+from bilevel_envs.games.game import Game, Play, as_move, check_picture
+from bilevel_envs.games.pettingzoo_env import TwoPlayerForm
 from bilevel_envs.worlds.responses import check_response
 from bilevel_envs.wrapper import BilevelWrapper
 
@@ -25,8 +28,8 @@ class LeaderEnv(gym.Env):
     must `configure` again when the policy has changed, and solves the follower's problem each time.
 
     Args:
-      game: a game with two players, its Gymnasium environment, or one of its PettingZoo forms; for a follower that
-        learns, the Gymnasium environment.
+      game: a game with two players, or an environment made of it, see `game_of`; for a follower that learns, the
+        follower's side in Gymnasium.
       follower: who answers; None for the game's exact follower, where it has one.
       theta: the leader's policy that the follower knows, see `configure`; the game's default if None.
       render_mode: "rgb_array" or None; the given environment's own if None.
@@ -40,18 +43,18 @@ class LeaderEnv(gym.Env):
 
     def __init__(
         self,
-        game: Any,
+        game: Game | gym.Env | AECEnv | ParallelEnv,
         follower: Follower | LearningFollower | None = None,
         theta: Any = None,
         render_mode: str | None = None,
     ) -> None:
         check_instance(game, "game")
         check_transparent(game)
-        self.game = _game_of(game)
-        inner = getattr(game, "unwrapped", game)  # a wrapper may make a list of its pictures
-        render_mode = getattr(inner, "render_mode", None) if render_mode is None else render_mode
-        check_render_mode(render_mode, self.metadata["render_modes"], self.game)
-        check_choice(getattr(self.game, "sees_leader", True), (True,), "game.sees_leader")
+        self.game = game_of(game)
+        if render_mode is None and not isinstance(game, Game):
+            render_mode = game.unwrapped.render_mode  # a wrapper may make a list of its pictures
+        check_picture(self.game, render_mode, self.metadata["render_modes"])
+        check_choice(self.game.sees_leader, (True,), "game.sees_leader")
         self.render_mode = render_mode
         wrapped = game.follower if isinstance(game, BilevelWrapper) else None
         if wrapped is not None and follower is not None and follower is not wrapped:
@@ -64,7 +67,7 @@ class LeaderEnv(gym.Env):
         self.follower: Any = follower
         self._chair = _chair(game, follower) if capabilities_of(follower).learns else None
         self.observation_space, self.action_space = map(deepcopy, (self.game.game_states, self.game.leader_actions))
-        self._state: Any = None
+        self._play: Play | None = None
         self._over = True
         self._best: BestResponse | None = None
         self.configure(self.game.default_theta if theta is None else theta)
@@ -100,45 +103,42 @@ class LeaderEnv(gym.Env):
         check_options(options)
         if options and "theta" in options:
             self.configure(options["theta"])
-        self._state, self._path = self.game.first_state(self.np_random), []  # type: ignore[var-annotated]
-        self._step, self._over = 0, False
-        return self._state, {}
+        self._play, self._over = Play(self.game, self.game.horizon, self.np_random), False
+        return self._play.state, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """The leader moves, the follower answers; `info` tells its action and its reward."""
-        if self._over:
+        play = self._play
+        if play is None or self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
         action = self._checked(action)
-        seen = self.game.policy_state(self._state, action)
+        seen = self.game.policy_state(play.state, action)
         acting = self.best.behavior_policy
         uniform = torch.from_numpy(self.np_random.random((1, *getattr(acting, "action_shape", ()))))
         answer = acting.sample(torch.as_tensor(seen)[None], uniform)[0].numpy()
-        following, r_leader, r_follower = self.game.advance(self._state, action, answer)
-        self._path.append((self._state, action, answer))
-        self._state, self._step = following, self._step + 1
-        terminated, truncated = bool(self.game.ends(following)), self._step >= self.game.horizon
+        r_leader, r_follower, terminated, truncated = play.move(action, answer)
         self._over = terminated or truncated
-        info = {"follower_action": answer, "follower_reward": r_follower, "step": self._step - 1}
-        return following, r_leader, terminated, truncated, info
+        info = {"follower_action": answer, "follower_reward": r_follower, "step": play.step - 1}
+        return play.state, r_leader, terminated, truncated, info
 
-    def _checked(self, action: Any) -> Any:
+    def _checked(self, action: Any) -> int | np.ndarray:
         """The action as an int or an array, whatever its dtype; refuses what lies outside the space."""
-        space, array = self.action_space, np.asarray(action)
-        if isinstance(space, gym.spaces.Discrete):
-            if array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < space.n:
-                return int(array.reshape(()))
-        elif array.dtype.kind in "fiu" and space.contains(array.astype(space.dtype)):
-            return array
-        raise ValueError(f"`action` must lie in {space}, got {action!r}")
+        move = as_move(self.action_space, action)
+        if move is None or (isinstance(move, np.ndarray) and not self._within(move)):
+            raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
+        return move
+
+    def _within(self, move: np.ndarray) -> bool:
+        return self.action_space.contains(move.astype(self.action_space.dtype))
 
     def render(self) -> np.ndarray | None:
         """The present state as a picture."""
         if self.render_mode is None:
             gym.logger.warn('no picture: make the LeaderEnv with render_mode="rgb_array"')
             return None
-        if self._state is None:
+        if self._play is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
-        return self.game.draw_game(self._path, self._state)
+        return self._play.picture()
 
 
 def _chair(game: Any, follower: Any) -> BilevelWrapper:
@@ -151,14 +151,24 @@ def _chair(game: Any, follower: Any) -> BilevelWrapper:
     return game if isinstance(game, BilevelWrapper) else BilevelWrapper(game, follower)
 
 
-def _game_of(game: Any) -> Any:
-    """The problem behind whatever was given."""
-    inner = getattr(game, "unwrapped", game)
-    for name in ("game", "problem"):
-        inner = getattr(inner, name, inner)
-    if not hasattr(inner, "advance"):
+def game_of(source: Any) -> Game:
+    """The game behind what was given.
+
+    Args:
+      source: a `Game`; one of its PettingZoo forms; its Gymnasium environment, of the follower's or the leader's side.
+        Environments may have wrappers around them, a `BilevelWrapper` among them.
+
+    Raises:
+      TypeError: if it is none of these.
+    """
+    inner = source.unwrapped if isinstance(source, (gym.Env, AECEnv, ParallelEnv)) else source
+    if isinstance(inner, (TwoPlayerForm, LeaderEnv)):
+        inner = inner.game
+    elif isinstance(inner, Face):
+        inner = inner.problem
+    if not isinstance(inner, Game):
         raise TypeError(
             "`game` must be a game with two players, such as toy_markov_game_v0.env(), its Gymnasium environment, or "
-            f"the game itself, got {type(game).__name__}"
+            f"the game itself, a Game; got {type(source).__name__}"
         )
     return inner

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_number, keep_counts
-from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
+from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
+from bilevel_envs.games.game import Path
+from bilevel_envs.games.vector import VectorGame
 from bilevel_envs.networks.leader_policies import GaussianTanhNetwork
 from bilevel_envs.worlds.declared.model import SimulatedModel
 
@@ -21,7 +24,8 @@ HEAVIEST = 100.0  # bound of every weight, within which all densities are finite
 HORIZON = 200
 
 
-class GuidedGame(ConfigurableMDP):
+@dataclass(frozen=True, kw_only=True)
+class GuidedGame(VectorGame):
     """A control task in which one player pushes and the other blows: all but the physics, the rewards and the picture.
 
     Games are stepped side by side, a row each; a state is what the leader observes of it.
@@ -39,12 +43,13 @@ class GuidedGame(ConfigurableMDP):
       start_size: uniform numbers that a first state takes.
     """
 
-    wind: float
-    flip: bool
-    discrete: int | None
-    beta: float
-    gamma_leader: float
-    gamma_follower: float
+    wind: float = 1.0
+    flip: bool = False
+    discrete: int | None = None
+    beta: float = 0.005
+    gamma_leader: float = 0.99
+    gamma_follower: float = 0.99
+
     low: ClassVar[np.ndarray]
     high: ClassVar[np.ndarray]
     push_reach: ClassVar[float]
@@ -53,16 +58,8 @@ class GuidedGame(ConfigurableMDP):
 
     # What a game provides ---------------------------------------------------------------------------------------
 
-    def start_many(self, uniform: np.ndarray) -> np.ndarray:
-        """First states, [N, n], from uniform numbers [N, start_size]."""
-        raise NotImplementedError
-
     def blown(self, state: np.ndarray, push: np.ndarray, wind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The states that follow, what is paid for control, and what for being where the guide wants it."""
-        raise NotImplementedError
-
-    def ends(self, state: np.ndarray) -> np.ndarray:
-        """Whether the game is over in states [..., n] that a step led to, bool [...]."""
         raise NotImplementedError
 
     def picture(self, state: np.ndarray, push: float | None, wind: float | None) -> np.ndarray:
@@ -161,50 +158,9 @@ class GuidedGame(ConfigurableMDP):
         """s."""
         return gym.spaces.Box(self.low, self.high, dtype=np.float64)
 
-    @property
-    def seen_space(self) -> gym.Space:
-        """(s, a)."""
-        return self.state_space
-
-    @property
-    def unseen_space(self) -> gym.Space:
-        """(s, −∞)."""
-        low = np.append(self.low, -np.inf)
-        return gym.spaces.Box(low, np.append(self.high, np.inf), dtype=np.float64)
-
-    def default_follower(self) -> None:
-        """None: no follower solves this game; one has to learn."""
-
-    def first_state(self, rng: np.random.Generator) -> np.ndarray:
-        """As drawn."""
-        return self.start_many(rng.random((1, self.start_size)))[0]
-
-    def advance(self, state: np.ndarray, leader_action: Any, action: Any) -> tuple[np.ndarray, float, float]:
-        """The state that follows, r_L and r_F."""
-        a, b = self._numbers(leader_action, action)
-        following, r_leader, r_follower = self.advance_many(state[None], np.array([a]), np.array([b]))
-        return following[0], float(r_leader[0]), float(r_follower[0])
-
-    def policy_state(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
-        """s̄ = (s, a), what the follower's policy takes."""
-        return self.observe_follower(state, leader_action)
-
-    def observe_follower(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
-        """(s, a)."""
-        return np.append(state, float(np.asarray(leader_action).reshape(())))
-
-    def not_drawn(self, state: np.ndarray) -> np.ndarray:
-        """(s, −∞): the last entry marks that the leader has not moved yet."""
-        return np.append(state, -np.inf)
-
-    def draw_game(self, path: list[tuple[Any, Any, Any]], state: np.ndarray) -> np.ndarray:
+    def draw_game(self, path: Path, state: np.ndarray) -> np.ndarray:
         """The state, and the actions that led to it."""
         if not path:
             return self.picture(state, None, None)
-        a, b = self._numbers(*path[-1][1:])
+        a, b = self.numbers(*path[-1][1:])
         return self.picture(state, a, b) if self.flip else self.picture(state, b, a)
-
-    def _numbers(self, leader_action: Any, action: Any) -> tuple[float, float]:
-        """Both actions, as pushes."""
-        a, b = (float(np.asarray(x).reshape(())) for x in (leader_action, action))
-        return a, b if self.choices is None else float(self.choices[int(b)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -9,35 +10,39 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
+from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 
 from bilevel_envs.core.checks import check_choice, check_count, check_instance
-from bilevel_envs.games.tables import MarkovGame
+from bilevel_envs.games.game import Game, Play, as_move, check_picture
 
 LEADER, FOLLOWER = AGENTS = ("leader_0", "follower_0")
 RENDER_MODES = ["rgb_array", "human"]
 
 
-class _GameFace:
-    """What both forms share: the game, its clock, its path and its picture."""
+class TwoPlayerForm:
+    """What both forms share: the game, how far it is played, and its picture."""
 
-    def __init__(self, game: MarkovGame, name: str, max_cycles: int | None, render_mode: str | None) -> None:
-        check_instance(game, "game")
-        check_choice(render_mode, [None, *RENDER_MODES], "render_mode")
+    def __init__(
+        self, game: Game, name: str | None, max_cycles: int | None, render_mode: str | None, follower_sees: gym.Space
+    ) -> None:
+        check_picture(game, render_mode, RENDER_MODES)
         self.game, self.render_mode = game, render_mode
         self.horizon = (
             check_count(game.horizon, "game.horizon") if max_cycles is None else check_count(max_cycles, "max_cycles")
         )
-        self.metadata = {"name": name, "render_modes": RENDER_MODES, "render_fps": 10, "is_parallelizable": False}
+        self.metadata = {
+            "name": type(game).__name__ if name is None else name,
+            "render_modes": RENDER_MODES,
+            "render_fps": 10,
+            "is_parallelizable": False,
+        }
         self.possible_agents = list(AGENTS)
         self.agents: list[str] = []  # none before the first reset
         self._window: Any = None
         self._rng = np.random.default_rng()
         # Own copies: a space carries the generator that samples from it.
         self._actions = {LEADER: deepcopy(game.leader_actions), FOLLOWER: deepcopy(game.follower_actions)}
-        self._observed = {LEADER: deepcopy(game.game_states), FOLLOWER: deepcopy(self._follower_sees(game))}
-
-    def _follower_sees(self, game: MarkovGame) -> gym.Space:
-        raise NotImplementedError
+        self._observed = {LEADER: deepcopy(game.game_states), FOLLOWER: deepcopy(follower_sees)}
 
     def observation_space(self, agent: str) -> gym.Space:
         """What the agent observes."""
@@ -49,7 +54,7 @@ class _GameFace:
         check_choice(agent, AGENTS, "agent")
         return self._actions[agent]
 
-    def observe_follower(self, state: Any, leader_action: Any) -> Any:
+    def observe_follower(self, state: Any, leader_action: Any) -> np.ndarray:
         """What follower_0 sees at `state` once the leader has drawn `leader_action`."""
         return self.game.observe_follower(state, leader_action)
 
@@ -58,7 +63,7 @@ class _GameFace:
         if self.render_mode is None:
             gym.logger.warn('no picture: make the environment with render_mode="rgb_array" or "human"')
             return None
-        picture = self.game.draw_game(self._path, self._state)
+        picture = self._play.picture()
         if self.render_mode == "rgb_array":
             return picture
         if self._window is None:
@@ -74,64 +79,59 @@ class _GameFace:
 
     def state(self) -> np.ndarray:
         """The state of the game, as an array."""
-        return np.asarray(self._state)
+        return np.asarray(self._play.state)
 
     def _begin(self, seed: int | None) -> None:
         if seed is not None:
             self._rng, _ = gym.utils.seeding.np_random(seed)
         self.agents = list(AGENTS)
-        self._state, self._path, self._step = self.game.first_state(self._rng), [], 0  # type: ignore[var-annotated]
+        self._play = Play(self.game, self.horizon, self._rng)
 
-    def _checked(self, agent: str, action: Any) -> Any:
+    def _checked(self, agent: str, action: Any) -> int | np.ndarray:
         """The action as an int or an array; refuses what lies outside its agent's space."""
-        space, array = self._actions[agent], np.asarray(action)
-        if isinstance(space, gym.spaces.Discrete):
-            if array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < space.n:
-                return int(array.reshape(()))
-        elif array.dtype.kind in "fiu" and array.shape == space.shape and np.isfinite(array).all():
-            return array
-        raise ValueError(f"the action of {agent} must lie in {space}, got {action!r}")
+        move = as_move(self._actions[agent], action)
+        if move is None:
+            raise ValueError(f"the action of {agent} must lie in {self._actions[agent]}, got {action!r}")
+        return move
 
-    def _play(self, leader_action: Any, action: Any) -> tuple[dict[str, float], bool, bool]:
-        """One step of the game: both rewards, whether it is over, and whether the time is up."""
-        following, r_leader, r_follower = self.game.advance(self._state, leader_action, action)
-        self._path.append((self._state, leader_action, action))
-        self._state, self._step = following, self._step + 1
-        rewards = {LEADER: r_leader, FOLLOWER: r_follower}
-        return rewards, bool(self.game.ends(following)), self._step >= self.horizon
+    def _moved(self, leader_action: Any, action: Any) -> tuple[dict[str, float], bool, bool, dict[str, dict[str, int]]]:
+        """One step of the game: both rewards, whether it is over, whether the time is up, and both infos."""
+        r_leader, r_follower, terminated, truncated = self._play.move(leader_action, action)
+        infos = {agent: {"step": self._play.step - 1} for agent in AGENTS}
+        return {LEADER: r_leader, FOLLOWER: r_follower}, terminated, truncated, infos
 
     def _show(self) -> None:
         if self.render_mode == "human":
             self.render()
 
 
-class GameEnv(_GameFace, AECEnv):
+class GameEnv(TwoPlayerForm, AECEnv):
     """Turns: leader_0 observes s and draws a; follower_0 observes (s, a) and answers; then both are paid.
 
     Before the leader has moved, `observe("follower_0")` shows the leader's action as 0.
 
     Args:
       game: the game.
-      name: for `metadata`.
+      name: for `metadata`; None for that of the game's class.
       max_cycles: steps of the game before truncation; None for the game's own.
       render_mode: "rgb_array", "human" or None.
     """
 
-    def __init__(self, game: MarkovGame, name: str, max_cycles: int | None, render_mode: str | None) -> None:
+    def __init__(
+        self, game: Game, name: str | None = None, max_cycles: int | None = None, render_mode: str | None = None
+    ) -> None:
+        check_instance(game, "game")
         AECEnv.__init__(self)
-        _GameFace.__init__(self, game, name, max_cycles, render_mode)
-
-    def _follower_sees(self, game: MarkovGame) -> gym.Space:
-        return game.seen_space
+        TwoPlayerForm.__init__(self, game, name, max_cycles, render_mode, game.seen_space)
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> None:
-        """Starts an episode; the first state is all that is ever drawn, from the stream of the last `seed`."""
+        """Starts an episode; what is left to chance is drawn from the stream of the last `seed`."""
         self._begin(seed)
         self.rewards = dict.fromkeys(AGENTS, 0.0)
         self._cumulative_rewards = dict.fromkeys(AGENTS, 0.0)
         self.terminations = dict.fromkeys(AGENTS, False)
         self.truncations = dict.fromkeys(AGENTS, False)
-        self.infos: dict[str, dict[str, Any]] = {agent: {} for agent in AGENTS}
+        self.infos: dict[str, dict[str, int]] = {agent: {} for agent in AGENTS}
         self.agent_selection = LEADER
         self._leader_action: Any = None
         self._show()
@@ -143,7 +143,7 @@ class GameEnv(_GameFace, AECEnv):
             return self.state()
         nothing = np.zeros(self.game.leader_actions.shape or ())
         shown = nothing if self._leader_action is None else self._leader_action
-        return self.game.observe_follower(self._state, shown)
+        return self.observe_follower(self._play.state, shown)
 
     def step(self, action: Any) -> None:
         """The move of the agent whose turn it is."""
@@ -157,15 +157,14 @@ class GameEnv(_GameFace, AECEnv):
         if agent == LEADER:
             self._leader_action, self.agent_selection = action, FOLLOWER
         else:
-            self.rewards, terminated, truncated = self._play(self._leader_action, action)
-            self.infos = {one: {"step": self._step - 1} for one in AGENTS}
+            self.rewards, terminated, truncated, self.infos = self._moved(self._leader_action, action)
             self.terminations, self.truncations = dict.fromkeys(AGENTS, terminated), dict.fromkeys(AGENTS, truncated)
             self._leader_action, self.agent_selection = None, LEADER
             self._show()
         self._accumulate_rewards()
 
 
-class ParallelGameEnv(_GameFace, ParallelEnv):
+class ParallelGameEnv(TwoPlayerForm, ParallelEnv):
     """Both agents' moves at once; whoever calls draws a first and lets the follower see it.
 
     `observations["follower_0"]` marks the leader's action as not drawn yet; `observe_follower(state, leader_action)`
@@ -173,19 +172,19 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
 
     Args:
       game: the game.
-      name: for `metadata`.
+      name: for `metadata`; None for that of the game's class.
       max_cycles: steps before truncation; None for the game's own.
       render_mode: "rgb_array", "human" or None.
     """
 
-    def __init__(self, game: MarkovGame, name: str, max_cycles: int | None, render_mode: str | None) -> None:
-        _GameFace.__init__(self, game, name, max_cycles, render_mode)
-
-    def _follower_sees(self, game: MarkovGame) -> gym.Space:
-        return game.unseen_space
+    def __init__(
+        self, game: Game, name: str | None = None, max_cycles: int | None = None, render_mode: str | None = None
+    ) -> None:
+        check_instance(game, "game")
+        TwoPlayerForm.__init__(self, game, name, max_cycles, render_mode, game.unseen_space)
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, dict]]:
-        """Starts an episode; the first state is all that is ever drawn, from the stream of the last `seed`."""
+        """Starts an episode; what is left to chance is drawn from the stream of the last `seed`."""
         self._begin(seed)
         self._show()
         return self._observations(), {agent: {} for agent in AGENTS}
@@ -199,8 +198,8 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
         missing = [agent for agent in AGENTS if agent not in actions]
         if missing:
             raise ValueError(f"`actions` must hold a move of each agent, got none of {', '.join(missing)}")
-        rewards, terminated, truncated = self._play(*(self._checked(agent, actions[agent]) for agent in AGENTS))
-        infos = {agent: {"step": self._step - 1} for agent in AGENTS}
+        moves = [self._checked(agent, actions[agent]) for agent in AGENTS]
+        rewards, terminated, truncated, infos = self._moved(*moves)
         self._show()
         observations = self._observations()
         if terminated or truncated:
@@ -208,4 +207,33 @@ class ParallelGameEnv(_GameFace, ParallelEnv):
         return observations, rewards, dict.fromkeys(AGENTS, terminated), dict.fromkeys(AGENTS, truncated), infos
 
     def _observations(self) -> dict[str, Any]:
-        return {LEADER: self.state(), FOLLOWER: self.game.not_drawn(self._state)}
+        return {LEADER: self.state(), FOLLOWER: self.game.not_drawn(self._play.state)}
+
+
+def pettingzoo_forms(
+    game: Callable[..., Game], name: str
+) -> tuple[Callable[..., OrderEnforcingWrapper], Callable[..., GameEnv], Callable[..., ParallelGameEnv]]:
+    """The functions `env`, `raw_env` and `parallel_env` that a module of a game has, as PettingZoo's modules do.
+
+    Each takes `render_mode`, `max_cycles`, and the arguments of the game.
+
+    Args:
+      game: makes the game; its class.
+      name: for `metadata`.
+    """
+
+    def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
+        """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
+        return GameEnv(game(**kwargs), name, max_cycles, render_mode)
+
+    def env(**kwargs: Any) -> OrderEnforcingWrapper:
+        """The game in AEC form with PettingZoo's usual checks; arguments of `raw_env`."""
+        return OrderEnforcingWrapper(raw_env(**kwargs))
+
+    def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
+        """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
+        return ParallelGameEnv(game(**kwargs), name, max_cycles, render_mode)
+
+    for made in (raw_env, env, parallel_env):  # as if written in the game's own module
+        made.__module__, made.__qualname__ = game.__module__, made.__name__
+    return env, raw_env, parallel_env

@@ -1,68 +1,14 @@
-r"""Two players, one of whom moves first: a Markov game at a fixed leader's policy is the follower's own MDP.
-
-The leader draws a from f_θ(a | s); the follower, who may see it, answers with b; both are paid and the state moves. Put
-s̄ = (s, a): the follower faces an MDP whose arrival law p(s' | s, a, b) f_θ(a' | s') depends on θ through the leader's
-policy alone. So whatever leads or solves a configurable MDP leads or solves a game (arXiv:2603.14867, Theorem 2).
-"""
+"""The tables of a finite game, and the follower's MDP that they make at a leader's policy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_distribution, check_finite, check_shape
 from bilevel_envs.worlds.tabular.model import TabularModel
-
-
-class MarkovGame(Protocol):
-    """What the two-player faces ask of a game."""
-
-    @property
-    def leader_actions(self) -> gym.Space:
-        """The leader's actions."""
-
-    @property
-    def follower_actions(self) -> gym.Space:
-        """The follower's actions."""
-
-    @property
-    def game_states(self) -> gym.Space:
-        """What the leader sees."""
-
-    @property
-    def seen_space(self) -> gym.Space:
-        """What the follower sees once the leader has moved."""
-
-    @property
-    def unseen_space(self) -> gym.Space:
-        """What it is shown before."""
-
-    @property
-    def horizon(self) -> int:
-        """Steps of an episode."""
-
-    def first_state(self, rng: np.random.Generator) -> Any:
-        """Where an episode begins."""
-
-    def advance(self, state: Any, leader_action: Any, action: Any) -> tuple[Any, float, float]:
-        """The state that follows, r_L and r_F."""
-
-    def ends(self, state: Any) -> Any:
-        """Whether the game is over in a state that a move led to."""
-
-    def observe_follower(self, state: Any, leader_action: Any) -> Any:
-        """What the follower sees once the leader has moved, in `seen_space`."""
-
-    def not_drawn(self, state: Any) -> Any:
-        """What the follower is shown before the leader has moved, in `unseen_space`."""
-
-    def draw_game(self, path: list[tuple[Any, Any, Any]], state: Any) -> np.ndarray:
-        """A picture of the moves (s, a, b) so far and the present state."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +20,7 @@ class GameTables:
       initial: ρ0(s), [S].
       r_leader: r_L(s, a, b), [S, A, B].
       r_follower: r_F(s, a, b), [S, A, B].
+      continues: 0 where the game ends after the moves, else 1, [S, A, B]; None for 1 everywhere.
 
     Raises:
       ValueError: if a table has the wrong shape, is not finite, or is no distribution.
@@ -83,8 +30,14 @@ class GameTables:
     initial: Tensor
     r_leader: Tensor
     r_follower: Tensor
+    continues: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.transition.ndim != 4:
+            got = list(self.transition.shape)
+            raise ValueError(f"`transition` must be [state, leader action, action, next state], got shape {got}")
+        states = self.transition.shape[:1]
+        check_shape(self.transition, states, "transition", "[state, leader action, action, next state]")
         check_shape(self.r_leader, self.transition.shape[:3], "r_leader", "[state, leader action, action]")
         check_shape(self.r_follower, self.transition.shape[:3], "r_follower", "[state, leader action, action]")
         check_shape(self.initial, self.transition.shape[:1], "initial", "[state]")
@@ -92,6 +45,15 @@ class GameTables:
         check_distribution(self.initial, "initial", "[state]")
         check_finite(self.r_leader, "r_leader")
         check_finite(self.r_follower, "r_follower")
+        going_on = self.going_on
+        check_shape(going_on, self.transition.shape[:3], "continues", "[state, leader action, action]")
+        if ((going_on != 0) & (going_on != 1)).any():
+            raise ValueError("`continues` must be 0 or 1: whether the game goes on after the moves")
+
+    @property
+    def going_on(self) -> Tensor:
+        """`continues`, written out."""
+        return torch.ones_like(self.r_leader) if self.continues is None else self.continues
 
     def seen(self, policy: Tensor) -> TabularModel:
         """The follower's MDP over s̄ = s · A + a, where it sees the leader's draw; `policy` is f, [R, S, A]."""
@@ -103,15 +65,23 @@ class GameTables:
             (self.initial[:, None] * policy).reshape(-1, pairs),
             self.r_leader.reshape(1, pairs, actions),
             self.r_follower.reshape(1, pairs, actions),
+            self.going_on.reshape(1, pairs, actions),
         )
 
     def unseen(self, policy: Tensor) -> TabularModel:
-        """The follower's MDP over s, where it does not see the draw and expects over it; `policy` is f, [R, S, A]."""
+        """The follower's MDP over s, where it does not see the draw and expects over it; `policy` is f, [R, S, A].
+
+        Raises:
+          ValueError: if the end of the game depends on what the follower does not see.
+        """
+        if (self.going_on != self.going_on[:, :1]).any():
+            raise ValueError("`continues` must not depend on the leader's action where the follower does not see it")
         return TabularModel(
             torch.einsum("rsa,sabt->rsbt", policy, self.transition),
             self.initial[None],
             torch.einsum("rsa,sab->rsb", policy, self.r_leader),
             torch.einsum("rsa,sab->rsb", policy, self.r_follower),
+            self.going_on[None, :, 0],
         )
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_number, check_shape
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.mdp import BestKnown, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
 from bilevel_envs.followers.planners.riccati import Riccati
-from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.games.game import Path
+from bilevel_envs.games.pettingzoo_env import pettingzoo_forms
+from bilevel_envs.games.vector import VectorGame
 from bilevel_envs.networks.leader_policies import GaussianNetwork
 from bilevel_envs.rendering.drawing import plane_image
 from bilevel_envs.worlds.declared.model import SimulatedModel
@@ -35,7 +37,7 @@ OPTIMUM = ((-9.961465, -10.0), 11.309047)
 
 
 @dataclass(frozen=True)
-class BilevelLQR(ConfigurableMDP):
+class BilevelLQR(VectorGame):
     r"""Leader and follower push one point; the leader is paid where it passes a target, the follower for staying put.
 
     Description:
@@ -106,11 +108,10 @@ class BilevelLQR(ConfigurableMDP):
 
     state_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     action_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
-    leader_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
-    follower_actions: ClassVar[gym.Space] = gym.spaces.Box(-FARTHEST, FARTHEST, (1,), np.float32)
+    leader_actions: ClassVar[gym.Space] = action_space
+    follower_actions: ClassVar[gym.Space] = action_space
     game_states: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    seen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
-    unseen_space: ClassVar[gym.Space] = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    seen_space: ClassVar[gym.Space] = state_space
     horizon: ClassVar[int] = HORIZON
     start_size: ClassVar[int] = 0  # uniform numbers that a first state takes
 
@@ -210,19 +211,9 @@ class BilevelLQR(ConfigurableMDP):
         """The exact one; None where the leader is a network: one has to learn."""
         return Riccati() if self.network is None else None
 
-    def first_state(self, rng: np.random.Generator) -> np.ndarray:
-        """(1, 0)."""
-        return np.array(START)
-
     def start_many(self, uniform: np.ndarray) -> np.ndarray:
         """(1, 0), for as many games as `uniform` has rows, [N, 2]."""
         return np.tile(START, (len(uniform), 1))
-
-    def advance(self, state: np.ndarray, leader_action: Any, action: Any) -> tuple[np.ndarray, float, float]:
-        """The state that follows, r_L and r_F."""
-        a, b = (np.asarray(x).reshape(1).astype(float) for x in (leader_action, action))
-        following, r_leader, r_follower = self.advance_many(state[None], a, b)
-        return following[0], float(r_leader[0]), float(r_follower[0])
 
     def advance_many(
         self, state: np.ndarray, leader_action: np.ndarray, action: np.ndarray
@@ -232,39 +223,9 @@ class BilevelLQR(ConfigurableMDP):
         following = state @ np.array(MOVES).T + push
         return following, self.bump(torch.from_numpy(state)).numpy(), -(state**2).sum(1) - action**2
 
-    def ends(self, state: np.ndarray) -> np.ndarray:
-        """Never."""
-        return np.zeros(state.shape[:-1], bool)
-
-    def policy_state(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
-        """s̄ = (s, a), what the follower's policy takes."""
-        return self.observe_follower(state, leader_action)
-
-    def observe_follower(self, state: np.ndarray, leader_action: Any) -> np.ndarray:
-        """(s_1, s_2, a)."""
-        return np.append(state, float(np.asarray(leader_action).reshape(())))
-
-    def not_drawn(self, state: np.ndarray) -> np.ndarray:
-        """(s_1, s_2, −∞): the last entry marks that the leader has not moved yet."""
-        return np.append(state, -np.inf)
-
-    def draw_game(self, path: list[tuple[Any, Any, Any]], state: np.ndarray) -> np.ndarray:
+    def draw_game(self, path: Path, state: np.ndarray) -> np.ndarray:
         """The path so far."""
         return self.draw(np.stack([*(step[0] for step in path), state]), self.default_theta)
 
 
-def env(**kwargs: Any) -> Any:
-    """The game in AEC form with PettingZoo's usual checks; arguments of `BilevelLQR`, and `render_mode`."""
-    from pettingzoo.utils import wrappers
-
-    return wrappers.OrderEnforcingWrapper(raw_env(**kwargs))
-
-
-def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
-    """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
-    return GameEnv(BilevelLQR(**kwargs), "bilevel_lqr_v0", max_cycles, render_mode)
-
-
-def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
-    """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
-    return ParallelGameEnv(BilevelLQR(**kwargs), "bilevel_lqr_v0", max_cycles, render_mode)
+env, raw_env, parallel_env = pettingzoo_forms(BilevelLQR, "bilevel_lqr_v0")

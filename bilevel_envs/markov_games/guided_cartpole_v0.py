@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from bilevel_envs.core.checks import check_number
 from bilevel_envs.games.guided import GuidedGame
-from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.games.pettingzoo_env import pettingzoo_forms
 from bilevel_envs.rendering.drawing import cart_image
 
 CLASSIC = CartPoleEnv()  # gravity, masses, half-length, force, time step, thresholds
@@ -76,12 +76,6 @@ class GuidedCartPole(GuidedGame):
     """
 
     interval: tuple[float, float] = (0.25, 0.75)
-    wind: float = 1.0
-    flip: bool = False
-    discrete: int | None = None
-    beta: float = 0.005
-    gamma_leader: float = 0.99
-    gamma_follower: float = 0.99
 
     low: ClassVar[np.ndarray] = np.full(4, -np.inf)
     high: ClassVar[np.ndarray] = np.full(4, np.inf)
@@ -123,18 +117,4 @@ class GuidedCartPole(GuidedGame):
         return cart_image(float(state[0]), float(state[2]), self.interval, CLASSIC.x_threshold, push, wind)
 
 
-def env(**kwargs: Any) -> Any:
-    """The game in AEC form with PettingZoo's usual checks; arguments of `GuidedCartPole`, and `render_mode`."""
-    from pettingzoo.utils import wrappers
-
-    return wrappers.OrderEnforcingWrapper(raw_env(**kwargs))
-
-
-def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
-    """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
-    return GameEnv(GuidedCartPole(**kwargs), "guided_cartpole_v0", max_cycles, render_mode)
-
-
-def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
-    """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
-    return ParallelGameEnv(GuidedCartPole(**kwargs), "guided_cartpole_v0", max_cycles, render_mode)
+env, raw_env, parallel_env = pettingzoo_forms(GuidedCartPole, "guided_cartpole_v0")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from gymnasium.envs.classic_control import PendulumEnv
 
 from bilevel_envs.games.guided import GuidedGame
-from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+from bilevel_envs.games.pettingzoo_env import pettingzoo_forms
 from bilevel_envs.rendering.drawing import pendulum_image
 
 CLASSIC = PendulumEnv()  # gravity, mass, length, time step, bounds of speed and torque
@@ -68,13 +68,6 @@ class GuidedPendulum(GuidedGame):
         v0: first release.
     """
 
-    wind: float = 1.0
-    flip: bool = False
-    discrete: int | None = None
-    beta: float = 0.005
-    gamma_leader: float = 0.99
-    gamma_follower: float = 0.99
-
     low: ClassVar[np.ndarray] = np.array([-1.0, -1.0, -float(CLASSIC.max_speed)])
     high: ClassVar[np.ndarray] = np.array([1.0, 1.0, float(CLASSIC.max_speed)])
     push_reach: ClassVar[float] = CLASSIC.max_torque
@@ -98,10 +91,6 @@ class GuidedPendulum(GuidedGame):
         following = _state_at(angle + faster * c.dt, np.clip(faster, -c.max_speed, c.max_speed))
         return following, control, np.minimum(-sine, 0.0)
 
-    def ends(self, state: np.ndarray) -> np.ndarray:
-        """Never."""
-        return np.zeros(state.shape[:-1], bool)
-
     def picture(self, state: np.ndarray, push: float | None, wind: float | None) -> np.ndarray:
         """The pendulum, the leader's half, and arrows for what acts."""
         share = None if push is None else push / self.push_reach
@@ -113,18 +102,4 @@ def _state_at(angle: np.ndarray, spin: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle), spin], 1)
 
 
-def env(**kwargs: Any) -> Any:
-    """The game in AEC form with PettingZoo's usual checks; arguments of `GuidedPendulum`, and `render_mode`."""
-    from pettingzoo.utils import wrappers
-
-    return wrappers.OrderEnforcingWrapper(raw_env(**kwargs))
-
-
-def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
-    """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
-    return GameEnv(GuidedPendulum(**kwargs), "guided_pendulum_v0", max_cycles, render_mode)
-
-
-def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
-    """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
-    return ParallelGameEnv(GuidedPendulum(**kwargs), "guided_pendulum_v0", max_cycles, render_mode)
+env, raw_env, parallel_env = pettingzoo_forms(GuidedPendulum, "guided_pendulum_v0")

@@ -6,20 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_shape
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
-from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.parameterizations import Softmax, SoftmaxNetwork
-from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
-from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
-from bilevel_envs.games.tables import GameTables, on_the_simplex
-from bilevel_envs.rendering.drawing import graph_image
-from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.mdp import BestKnown, Preferences
+from bilevel_envs.games.pettingzoo_env import pettingzoo_forms
+from bilevel_envs.games.tables import GameTables
+from bilevel_envs.games.tabular import TabularGame
 
 STATES, ACTIONS = "SAB", "sab"
 LEADER_ACTIONS = 2
@@ -68,7 +62,7 @@ OPTIMA = {"R1": (0.833544, 34.992641), "R2": (0.497363, 39.940211)}
 
 
 @dataclass(frozen=True)
-class ToyMarkovGame(ConfigurableMDP):
+class ToyMarkovGame(TabularGame):
     r"""A leader wants the follower to take the long way, and must keep it in doubt to get it.
 
     Description:
@@ -130,15 +124,9 @@ class ToyMarkovGame(ConfigurableMDP):
     gamma_leader: float = 0.99
     gamma_follower: float = 0.99
 
-    theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(0.0, 1.0, (3, LEADER_ACTIONS), np.float64)
-    default_theta: ClassVar[np.ndarray] = np.full((3, LEADER_ACTIONS), 0.5)
     advised: ClassVar[dict[str, Any]] = {"batch_size": 450, "critic_learning_rate": 0.2, "learning_rate": 0.02}
-    default_observation: ClassVar[str] = "vector"
-    leader_actions: ClassVar[gym.Space] = gym.spaces.Discrete(LEADER_ACTIONS)
-    follower_actions: ClassVar[gym.Space] = gym.spaces.Discrete(len(ACTIONS))
-    game_states: ClassVar[gym.Space] = gym.spaces.Discrete(len(STATES))
-    seen_space: ClassVar[gym.Space] = gym.spaces.MultiDiscrete([len(STATES), LEADER_ACTIONS])
-    unseen_space: ClassVar[gym.Space] = gym.spaces.MultiDiscrete([len(STATES), LEADER_ACTIONS + 1])
+    labels: ClassVar[str] = STATES
+    positions: ClassVar[np.ndarray] = np.array([[0.5, 0.2], [0.2, 0.75], [0.8, 0.75]])
 
     def __post_init__(self) -> None:
         check_choice(self.variant, VARIANTS, "variant")
@@ -171,27 +159,6 @@ class ToyMarkovGame(ConfigurableMDP):
         start = torch.eye(len(STATES), dtype=torch.float64)[0]
         return GameTables(torch.eye(len(STATES), dtype=torch.float64)[torch.from_numpy(arrives)], start, *rewards)
 
-    def model(self, theta: Tensor) -> TabularModel:
-        """The follower's MDP at the leader's policy θ [R, 3, 2]."""
-        check_shape(theta, self.theta_space.shape, "theta", "[state, leader action]")
-        policy = on_the_simplex(theta)
-        return self.tables.seen(policy) if self.sees_leader else self.tables.unseen(policy)
-
-    def check_theta(self, theta: np.ndarray) -> None:
-        """Refuses θ unless it lies in `theta_space` and its rows sum to 1."""
-        super().check_theta(theta)
-        total = theta.sum(-1)
-        if (np.abs(total - 1) > 1e-6).any():
-            at = tuple(int(i) for i in np.argwhere(np.abs(total - 1) > 1e-6)[0])
-            raise ValueError(f"`theta` must be probabilities whose rows sum to 1; at {at} they sum to {total[at]:.6g}")
-
-    def parameterization(self, runs: int, noise: Noise, name: str = "softmax") -> Parameterization:
-        """θ by state: "softmax" of raw logits, or "mlp", a network."""
-        check_choice(name, ("softmax", "mlp"), "policy")
-        if name == "mlp":
-            return SoftmaxNetwork(noise, len(STATES), LEADER_ACTIONS)
-        return Softmax(0.2 * noise.normal(len(STATES), LEADER_ACTIONS))
-
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """For the paper's variants and preferences, a follower who sees the leader's draw."""
         if self.variant not in OPTIMA or not self.sees_leader or preferences != Preferences(0.99, 0.99, 0.05):
@@ -199,86 +166,8 @@ class ToyMarkovGame(ConfigurableMDP):
         share, value = OPTIMA[self.variant]
         return BestKnown(value, f"exact maximisation over f(0|A), at {share}", exact=True)
 
-    @property
-    def vector_space(self) -> gym.Space:
-        """What the follower observes."""
-        return self.seen_space if self.sees_leader else self.game_states
 
-    def observe(self, state: Any) -> Any:
-        """The pair (s, a) of an index s̄, or of many."""
-        if not self.sees_leader:
-            return state
-        return np.stack(np.divmod(np.asarray(state), LEADER_ACTIONS), -1)
-
-    def index(self, observation: Any) -> np.ndarray:
-        """The index s̄ of an observation (s, a), or of many: what policies and values take."""
-        pair = np.asarray(observation)
-        return LEADER_ACTIONS * pair[..., 0] + pair[..., 1] if self.sees_leader else pair
-
-    def draw(self, state: int, theta: np.ndarray) -> np.ndarray:
-        """The states, how likely each move is under the leader's policy, and where the follower stands."""
-        return self._diagram(int(state) // (LEADER_ACTIONS if self.sees_leader else 1))
-
-    # The game itself, for two players -------------------------------------------------------------------------
-
-    def first_state(self, rng: np.random.Generator) -> int:
-        """S."""
-        return 0
-
-    def ends(self, state: Any) -> bool:
-        """Never."""
-        return False
-
-    def advance(self, state: int, leader_action: int, action: int) -> tuple[int, float, float]:
-        """The state that follows, r_L and r_F."""
-        at = (int(state), int(leader_action), int(action))
-        t = self.tables
-        return int(t.transition[at].argmax()), float(t.r_leader[at]), float(t.r_follower[at])
-
-    def default_follower(self) -> SoftValueIteration:
-        """The exact one."""
-        return SoftValueIteration()
-
-    def policy_state(self, state: int, leader_action: int) -> int:
-        """s̄ = 2 s + a, what the follower's policy takes."""
-        return LEADER_ACTIONS * int(state) + int(leader_action)
-
-    def observe_follower(self, state: int, leader_action: int) -> np.ndarray:
-        """(s, a)."""
-        return np.array([state, leader_action], dtype=np.int64)
-
-    def not_drawn(self, state: int) -> np.ndarray:
-        """(s, 2): the second entry marks that the leader has not moved yet."""
-        return np.array([state, LEADER_ACTIONS], dtype=np.int64)
-
-    def draw_game(self, path: list[tuple[int, int, int]], state: int) -> np.ndarray:
-        """The diagram with the last move highlighted."""
-        return self._diagram(int(state), (path[-1][0], int(state)) if path else None)
-
-    def _diagram(self, state: int, moved: tuple[int, int] | None = None) -> np.ndarray:
-        positions = np.array([[0.5, 0.2], [0.2, 0.75], [0.8, 0.75]])
-        possible = (self.tables.transition > 0).any(2).any(1).numpy()
-        edges = {(i, j): 0.4 for i in range(3) for j in range(3) if possible[i, j]}
-        if moved is not None:
-            edges[moved] = 1.0
-        return graph_image(positions, list(STATES), edges, state)
-
-
-def env(**kwargs: Any) -> Any:
-    """The game in AEC form with PettingZoo's usual checks; arguments of `ToyMarkovGame`, and `render_mode`."""
-    from pettingzoo.utils import wrappers
-
-    return wrappers.OrderEnforcingWrapper(raw_env(**kwargs))
-
-
-def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
-    """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
-    return GameEnv(ToyMarkovGame(**kwargs), "toy_markov_game_v0", max_cycles, render_mode)
-
-
-def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
-    """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
-    return ParallelGameEnv(ToyMarkovGame(**kwargs), "toy_markov_game_v0", max_cycles, render_mode)
+env, raw_env, parallel_env = pettingzoo_forms(ToyMarkovGame, "toy_markov_game_v0")
 
 
 def _entries(text: str, sign: str) -> list[tuple[tuple[Any, ...], str]]:

@@ -55,7 +55,7 @@ def test_dear_evaluations_are_thinned_until_they_cost_as_much_as_the_rest(caplog
 
 def test_a_slow_evaluation_is_thinned_and_theta_does_not_notice(make, monkeypatch):
     plain = BCHG(make("TollBridge"), seed=0).learn(12)
-    moments = iter(0.01 * ((k + 1) // 2) + 0.5 * (k // 2) for k in range(100))  # half a second each, a hundredth between
+    moments = iter(0.51 * (k // 2) + 0.5 * (k % 2) for k in range(100))  # half a second each, a hundredth between
 
     class Clock:
         @staticmethod
