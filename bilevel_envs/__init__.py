@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
     from bilevel_envs.core.noise import Noise
     from bilevel_envs.envs.tax_env import TaxEnv, TaxVectorEnv
+    from bilevel_envs.games.game import Game
+    from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
+    from bilevel_envs.games.tables import GameTables
+    from bilevel_envs.games.tabular import FiniteGame, TabularGame
     from bilevel_envs.leader_env import LeaderEnv
     from bilevel_envs.worlds.declared.env import SimulatedEnv, SimulatedVectorEnv
     from bilevel_envs.worlds.declared.model import SimulatedModel
@@ -36,13 +40,18 @@ _HOME = {
     "BilevelWrapper": "wrapper",
     "BoltzmannPolicy": "worlds.tabular.policy",
     "ConfigurableMDP": "core.mdp",
+    "FiniteGame": "games.tabular",
     "Follower": "core.follower",
+    "Game": "games.game",
+    "GameEnv": "games.pettingzoo_env",
+    "GameTables": "games.tables",
     "GaussianPolicy": "worlds.linear_quadratic.policy",
     "LeaderEnv": "leader_env",
     "LinearEnv": "worlds.linear_quadratic.env",
     "LinearQuadraticModel": "worlds.linear_quadratic.model",
     "LinearVectorEnv": "worlds.linear_quadratic.env",
     "Noise": "core.noise",
+    "ParallelGameEnv": "games.pettingzoo_env",
     "Parameterization": "core.mdp",
     "Preferences": "core.mdp",
     "Rollout": "core.batch",
@@ -51,6 +60,7 @@ _HOME = {
     "SimulatedVectorEnv": "worlds.declared.env",
     "Table": "worlds.tabular.model",
     "TabularEnv": "worlds.tabular.env",
+    "TabularGame": "games.tabular",
     "TabularModel": "worlds.tabular.model",
     "TabularVectorEnv": "worlds.tabular.env",
     "TaxEnv": "envs.tax_env",
@@ -64,13 +74,18 @@ __all__ = [
     "BilevelWrapper",
     "BoltzmannPolicy",
     "ConfigurableMDP",
+    "FiniteGame",
     "Follower",
+    "Game",
+    "GameEnv",
+    "GameTables",
     "GaussianPolicy",
     "LeaderEnv",
     "LinearEnv",
     "LinearQuadraticModel",
     "LinearVectorEnv",
     "Noise",
+    "ParallelGameEnv",
     "Parameterization",
     "Preferences",
     "Rollout",
@@ -79,6 +94,7 @@ __all__ = [
     "SimulatedVectorEnv",
     "Table",
     "TabularEnv",
+    "TabularGame",
     "TabularModel",
     "TabularVectorEnv",
     "TaxEnv",

@@ -193,7 +193,7 @@ class FiniteGame(TabularGame):
         for name in (field.name for field in fields(GameTables)):
             table = getattr(self, name)
             if table is not None:
-                object.__setattr__(self, name, torch.as_tensor(table, dtype=torch.float64))
+                object.__setattr__(self, name, torch.tensor(np.array(table, dtype=np.float64)))  # its own copy
         _ = self.tables  # refuses bad ones
 
     @cached_property
