@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from pettingzoo import AECEnv, ParallelEnv
 
 from bilevel_envs.core.checks import check_choice, check_instance
@@ -16,6 +17,7 @@ from bilevel_envs.core.env_base import Face, as_theta, check_options
 from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, capabilities_of, check_given
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.games.game import Game, Play, as_move, check_picture
+from bilevel_envs.games.pairs import Action, State
 from bilevel_envs.games.pettingzoo_env import TwoPlayerForm
 from bilevel_envs.worlds.responses import check_response
 from bilevel_envs.wrapper import BilevelWrapper
@@ -45,7 +47,7 @@ class LeaderEnv(gym.Env):
         self,
         game: Game | gym.Env | AECEnv | ParallelEnv,
         follower: Follower | LearningFollower | None = None,
-        theta: Any = None,
+        theta: ArrayLike | None = None,
         render_mode: str | None = None,
     ) -> None:
         check_instance(game, "game")
@@ -78,7 +80,7 @@ class LeaderEnv(gym.Env):
         assert self._best is not None
         return self._best
 
-    def configure(self, theta: Any) -> None:
+    def configure(self, theta: ArrayLike) -> None:
         """Tells the follower the leader's policy θ, ``[*θ.shape]``, and lets it solve its problem anew.
 
         Raises:
@@ -97,7 +99,7 @@ class LeaderEnv(gym.Env):
             self._best = best
         self.theta = array
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[State, dict]:
         """Starts an episode; `options={"theta": θ}` configures first."""
         super().reset(seed=seed)
         check_options(options)
@@ -106,7 +108,7 @@ class LeaderEnv(gym.Env):
         self._play, self._over = Play(self.game, self.game.horizon, self.np_random), False
         return self._play.state, {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[State, float, bool, bool, dict[str, Any]]:
         """The leader moves, the follower answers; `info` tells its action and its reward."""
         play = self._play
         if play is None or self._over:
@@ -121,7 +123,7 @@ class LeaderEnv(gym.Env):
         info = {"follower_action": answer, "follower_reward": r_follower, "step": play.step - 1}
         return play.state, r_leader, terminated, truncated, info
 
-    def _checked(self, action: Any) -> int | np.ndarray:
+    def _checked(self, action: object) -> Action:
         """The action as an int or an array, whatever its dtype; refuses what lies outside the space."""
         move = as_move(self.action_space, action)
         if move is None or (isinstance(move, np.ndarray) and not self._within(move)):
@@ -141,7 +143,7 @@ class LeaderEnv(gym.Env):
         return self._play.picture()
 
 
-def _chair(game: Any, follower: Any) -> BilevelWrapper:
+def _chair(game: object, follower: Any) -> BilevelWrapper:
     """The follower's environment, in which it learns."""
     if not isinstance(game, gym.Env):
         raise TypeError(
@@ -151,7 +153,7 @@ def _chair(game: Any, follower: Any) -> BilevelWrapper:
     return game if isinstance(game, BilevelWrapper) else BilevelWrapper(game, follower)
 
 
-def game_of(source: Any) -> Game:
+def game_of(source: object) -> Game:
     """The game behind what was given.
 
     Args:

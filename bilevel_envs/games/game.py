@@ -8,7 +8,6 @@ policy alone. So whatever leads or solves a configurable MDP leads or solves a g
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,9 +15,9 @@ import numpy as np
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.follower import Follower
 from bilevel_envs.core.mdp import ConfigurableMDP
-from bilevel_envs.games.pairs import Pairs, pairs_of
+from bilevel_envs.games.pairs import Action, Pairs, State, pairs_of
 
-Path = list[tuple[Any, Any, Any]]
+Path = list[tuple[State, Action, Action]]
 
 
 class Game(ConfigurableMDP):
@@ -77,35 +76,35 @@ class Game(ConfigurableMDP):
         """Steps of an episode in the two-player forms and in `LeaderEnv`; 100 by default."""
         return 100
 
-    def first_state(self, rng: np.random.Generator) -> Any:
+    def first_state(self, rng: np.random.Generator) -> State:
         """Where an episode begins."""
         raise NotImplementedError
 
     def advance(
-        self, state: Any, leader_action: Any, action: Any, rng: np.random.Generator | None = None
-    ) -> tuple[Any, float, float]:
+        self, state: State, leader_action: Action, action: Action, rng: np.random.Generator | None = None
+    ) -> tuple[State, float, float]:
         """The state that follows, r_L and r_F; `rng` draws where chance has a part."""
         raise NotImplementedError
 
-    def ends(self, state: Any) -> Any:
+    def ends(self, state: State) -> bool | np.ndarray:
         """Whether the game is over in a state that a move led to; by default never."""
         return False
 
-    def ends_after(self, state: Any, leader_action: Any, action: Any, following: Any) -> bool:
+    def ends_after(self, state: State, leader_action: Action, action: Action, following: State) -> bool:
         """Whether a move was the last one; by default, whether the game `ends` in the state that it led to."""
         return bool(self.ends(following))
 
     # What the follower sees -------------------------------------------------------------------------------------
 
-    def observe_follower(self, state: Any, leader_action: Any) -> np.ndarray:
+    def observe_follower(self, state: State, leader_action: Action) -> np.ndarray:
         """(s, a) in `seen_space`, once the leader has moved."""
         return self.pairs.pair(state, leader_action)
 
-    def not_drawn(self, state: Any) -> np.ndarray:
+    def not_drawn(self, state: State) -> np.ndarray:
         """What stands for (s, a) in `unseen_space` before the leader has moved: a is A, or −∞ in vectors."""
         return self.pairs.marked(state)
 
-    def policy_state(self, state: Any, leader_action: Any) -> Any:
+    def policy_state(self, state: State, leader_action: Action) -> State:
         """s̄ as the follower's policy takes it: the number s A + a in finite games, else the vector (s, a)."""
         return self.pairs.policy_state(state, leader_action)
 
@@ -115,7 +114,7 @@ class Game(ConfigurableMDP):
         """The exact follower; by default None: nobody can solve the game, a follower has to learn."""
         return None
 
-    def draw_game(self, path: Path, state: Any) -> np.ndarray:
+    def draw_game(self, path: Path, state: State) -> np.ndarray:
         """The moves (s, a, b) so far and the present state, uint8 [height, width, 3]; by default no picture."""
         raise NotImplementedError
 
@@ -136,7 +135,7 @@ class Play:
 
     def __init__(self, game: Game, horizon: int, rng: np.random.Generator) -> None:
         self.game, self.horizon, self.rng = game, horizon, rng
-        self.state: Any = game.first_state(rng)
+        self.state = game.first_state(rng)
         self.path: Path = []
 
     @property
@@ -144,7 +143,7 @@ class Play:
         """Moves made so far."""
         return len(self.path)
 
-    def move(self, leader_action: Any, action: Any) -> tuple[float, float, bool, bool]:
+    def move(self, leader_action: Action, action: Action) -> tuple[float, float, bool, bool]:
         """Both move: r_L, r_F, whether the game is over, and whether the time is up."""
         before = self.state
         self.state, r_leader, r_follower = self.game.advance(before, leader_action, action, self.rng)
@@ -157,7 +156,7 @@ class Play:
         return self.game.draw_game(self.path, self.state)
 
 
-def as_move(space: gym.Space, action: Any) -> int | np.ndarray | None:
+def as_move(space: gym.Space, action: object) -> Action | None:
     """An action as an int or an array, whatever its dtype; None for what is no number or vector of the space."""
     array = np.asarray(action)
     if isinstance(space, gym.spaces.Discrete):

@@ -15,6 +15,7 @@ from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
 from bilevel_envs.games.game import Path
+from bilevel_envs.games.pairs import State
 from bilevel_envs.games.vector import VectorGame
 from bilevel_envs.networks.leader_policies import GaussianTanhNetwork
 from bilevel_envs.worlds.declared.model import SimulatedModel
@@ -158,9 +159,9 @@ class GuidedGame(VectorGame):
         """s."""
         return gym.spaces.Box(self.low, self.high, dtype=np.float64)
 
-    def draw_game(self, path: Path, state: np.ndarray) -> np.ndarray:
+    def draw_game(self, path: Path, state: State) -> np.ndarray:
         """The state, and the actions that led to it."""
         if not path:
-            return self.picture(state, None, None)
+            return self.picture(np.asarray(state), None, None)
         a, b = self.numbers(*path[-1][1:])
-        return self.picture(state, a, b) if self.flip else self.picture(state, b, a)
+        return self.picture(np.asarray(state), *((a, b) if self.flip else (b, a)))

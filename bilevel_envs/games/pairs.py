@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import gymnasium as gym
 import numpy as np
+
+State = int | np.ndarray  # a number in finite games, else a vector
+Action = int | np.ndarray  # likewise, of either player
 
 
 class Pairs(Protocol):
@@ -20,13 +23,13 @@ class Pairs(Protocol):
     def undrawn(self) -> gym.Space:
         """The space of s before a is drawn, where a mark stands for a."""
 
-    def pair(self, state: Any, leader_action: Any) -> np.ndarray:
+    def pair(self, state: State, leader_action: Action) -> np.ndarray:
         """(s, a)."""
 
-    def marked(self, state: Any) -> np.ndarray:
+    def marked(self, state: State) -> np.ndarray:
         """s with the mark."""
 
-    def policy_state(self, state: Any, leader_action: Any) -> Any:
+    def policy_state(self, state: State, leader_action: Action) -> State:
         """The pair as policies of the follower take it."""
 
 
@@ -52,15 +55,15 @@ class IndexPairs:
         """All (s, a), and (s, A)."""
         return gym.spaces.MultiDiscrete([self.states, self.leader_actions + 1])
 
-    def pair(self, state: Any, leader_action: Any) -> np.ndarray:
+    def pair(self, state: State, leader_action: Action) -> np.ndarray:
         """(s, a)."""
         return np.array([state, leader_action], dtype=np.int64)
 
-    def marked(self, state: Any) -> np.ndarray:
+    def marked(self, state: State) -> np.ndarray:
         """(s, A)."""
         return self.pair(state, self.leader_actions)
 
-    def policy_state(self, state: Any, leader_action: Any) -> int:
+    def policy_state(self, state: State, leader_action: Action) -> int:
         """s A + a."""
         return self.leader_actions * int(state) + int(leader_action)
 
@@ -88,15 +91,15 @@ class VectorPairs:
         anywhere = np.full(self.low[1].size, np.inf)
         return gym.spaces.Box(np.append(self.low[0], -anywhere), np.append(self.high[0], anywhere), dtype=np.float64)
 
-    def pair(self, state: Any, leader_action: Any) -> np.ndarray:
+    def pair(self, state: State, leader_action: Action) -> np.ndarray:
         """(s, a), one vector."""
         return np.append(state, leader_action).astype(np.float64)
 
-    def marked(self, state: Any) -> np.ndarray:
+    def marked(self, state: State) -> np.ndarray:
         """(s, −∞)."""
         return self.pair(state, np.full(self.low[1].size, -np.inf))
 
-    def policy_state(self, state: Any, leader_action: Any) -> np.ndarray:
+    def policy_state(self, state: State, leader_action: Action) -> np.ndarray:
         """(s, a), one vector."""
         return self.pair(state, leader_action)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -14,6 +14,7 @@ from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 
 from bilevel_envs.core.checks import check_choice, check_count, check_instance
 from bilevel_envs.games.game import Game, Play, as_move, check_picture
+from bilevel_envs.games.pairs import Action, State
 
 LEADER, FOLLOWER = AGENTS = ("leader_0", "follower_0")
 RENDER_MODES = ["rgb_array", "human"]
@@ -54,7 +55,7 @@ class TwoPlayerForm:
         check_choice(agent, AGENTS, "agent")
         return self._actions[agent]
 
-    def observe_follower(self, state: Any, leader_action: Any) -> np.ndarray:
+    def observe_follower(self, state: State, leader_action: Action) -> np.ndarray:
         """What follower_0 sees at `state` once the leader has drawn `leader_action`."""
         return self.game.observe_follower(state, leader_action)
 
@@ -87,14 +88,16 @@ class TwoPlayerForm:
         self.agents = list(AGENTS)
         self._play = Play(self.game, self.horizon, self._rng)
 
-    def _checked(self, agent: str, action: Any) -> int | np.ndarray:
+    def _checked(self, agent: str, action: object) -> Action:
         """The action as an int or an array; refuses what lies outside its agent's space."""
         move = as_move(self._actions[agent], action)
         if move is None:
             raise ValueError(f"the action of {agent} must lie in {self._actions[agent]}, got {action!r}")
         return move
 
-    def _moved(self, leader_action: Any, action: Any) -> tuple[dict[str, float], bool, bool, dict[str, dict[str, int]]]:
+    def _moved(
+        self, leader_action: Action, action: Action
+    ) -> tuple[dict[str, float], bool, bool, dict[str, dict[str, int]]]:
         """One step of the game: both rewards, whether it is over, whether the time is up, and both infos."""
         r_leader, r_follower, terminated, truncated = self._play.move(leader_action, action)
         infos = {agent: {"step": self._play.step - 1} for agent in AGENTS}
@@ -133,10 +136,10 @@ class GameEnv(TwoPlayerForm, AECEnv):
         self.truncations = dict.fromkeys(AGENTS, False)
         self.infos: dict[str, dict[str, int]] = {agent: {} for agent in AGENTS}
         self.agent_selection = LEADER
-        self._leader_action: Any = None
+        self._leader_action: Action | None = None
         self._show()
 
-    def observe(self, agent: str) -> Any:
+    def observe(self, agent: str) -> np.ndarray:
         """The state for the leader, (s, a) for the follower."""
         check_choice(agent, AGENTS, "agent")
         if agent == LEADER:
@@ -145,7 +148,7 @@ class GameEnv(TwoPlayerForm, AECEnv):
         shown = nothing if self._leader_action is None else self._leader_action
         return self.observe_follower(self._play.state, shown)
 
-    def step(self, action: Any) -> None:
+    def step(self, action: object) -> None:
         """The move of the agent whose turn it is."""
         agent = self.agent_selection
         if self.terminations[agent] or self.truncations[agent]:
@@ -154,7 +157,7 @@ class GameEnv(TwoPlayerForm, AECEnv):
         action = self._checked(agent, action)
         self._cumulative_rewards[agent] = 0.0
         self._clear_rewards()
-        if agent == LEADER:
+        if self._leader_action is None:  # the turn is the leader's
             self._leader_action, self.agent_selection = action, FOLLOWER
         else:
             self.rewards, terminated, truncated, self.infos = self._moved(self._leader_action, action)
@@ -183,15 +186,17 @@ class ParallelGameEnv(TwoPlayerForm, ParallelEnv):
         check_instance(game, "game")
         TwoPlayerForm.__init__(self, game, name, max_cycles, render_mode, game.unseen_space)
 
-    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, dict]]:
+    def reset(
+        self, seed: int | None = None, options: dict | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
         """Starts an episode; what is left to chance is drawn from the stream of the last `seed`."""
         self._begin(seed)
         self._show()
         return self._observations(), {agent: {} for agent in AGENTS}
 
     def step(
-        self, actions: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict]]:
+        self, actions: Mapping[str, object]
+    ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict]]:
         """One step of the game with the moves of both."""
         if not self.agents:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
@@ -206,7 +211,7 @@ class ParallelGameEnv(TwoPlayerForm, ParallelEnv):
             self.agents = []
         return observations, rewards, dict.fromkeys(AGENTS, terminated), dict.fromkeys(AGENTS, truncated), infos
 
-    def _observations(self) -> dict[str, Any]:
+    def _observations(self) -> dict[str, np.ndarray]:
         return {LEADER: self.state(), FOLLOWER: self.game.not_drawn(self._play.state)}
 
 

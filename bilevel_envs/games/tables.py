@@ -33,8 +33,8 @@ class GameTables:
     continues: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.transition.ndim != 4:
-            got = list(self.transition.shape)
+        got = list(self.transition.shape)
+        if len(got) != 4:
             raise ValueError(f"`transition` must be [state, leader action, action, next state], got shape {got}")
         states = self.transition.shape[:1]
         check_shape(self.transition, states, "transition", "[state, leader action, action, next state]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +18,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Softmax, SoftmaxNetwork
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 from bilevel_envs.games.game import Game, Path
+from bilevel_envs.games.pairs import Action, State
 from bilevel_envs.games.tables import GameTables, on_the_simplex
 from bilevel_envs.rendering.drawing import graph_image
 from bilevel_envs.worlds.tabular.model import TabularModel
@@ -113,11 +114,11 @@ class TabularGame(Game):
         """What the follower observes."""
         return self.seen_space if self.sees_leader else self.game_states
 
-    def observe(self, state: Any) -> Any:
+    def observe(self, state: State) -> State:
         """The pair (s, a) of an index s̄, or of many."""
         return np.stack(np.divmod(np.asarray(state), self.shape[1]), -1) if self.sees_leader else state
 
-    def index(self, observation: Any) -> np.ndarray:
+    def index(self, observation: State) -> np.ndarray:
         """The index s̄ of an observation (s, a), or of many: what policies and values take."""
         pair = np.asarray(observation)
         return self.shape[1] * pair[..., 0] + pair[..., 1] if self.sees_leader else pair
@@ -133,14 +134,14 @@ class TabularGame(Game):
         return _drawn(self.tables.initial, rng)
 
     def advance(
-        self, state: int, leader_action: int, action: int, rng: np.random.Generator | None = None
+        self, state: State, leader_action: Action, action: Action, rng: np.random.Generator | None = None
     ) -> tuple[int, float, float]:
         """The state that follows, r_L and r_F; `rng` draws only if there is a choice."""
         at = (int(state), int(leader_action), int(action))
         t = self.tables
         return _drawn(t.transition[at], rng), float(t.r_leader[at]), float(t.r_follower[at])
 
-    def ends_after(self, state: int, leader_action: int, action: int, following: int) -> bool:
+    def ends_after(self, state: State, leader_action: Action, action: Action, following: State) -> bool:
         """As `continues` has it."""
         return bool(self.tables.going_on[int(state), int(leader_action), int(action)] == 0)
 
@@ -148,9 +149,9 @@ class TabularGame(Game):
         """The exact one."""
         return SoftValueIteration()
 
-    def draw_game(self, path: Path, state: int) -> np.ndarray:
+    def draw_game(self, path: Path, state: State) -> np.ndarray:
         """The diagram with the last move highlighted."""
-        return self._diagram(int(state), (path[-1][0], int(state)) if path else None)
+        return self._diagram(int(state), (int(path[-1][0]), int(state)) if path else None)
 
     def _diagram(self, state: int, moved: tuple[int, int] | None = None) -> np.ndarray:
         possible = (self.tables.transition > 0).any(2).any(1).numpy()

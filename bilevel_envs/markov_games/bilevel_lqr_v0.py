@@ -17,6 +17,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
 from bilevel_envs.followers.planners.riccati import Riccati
 from bilevel_envs.games.game import Path
+from bilevel_envs.games.pairs import State
 from bilevel_envs.games.pettingzoo_env import pettingzoo_forms
 from bilevel_envs.games.vector import VectorGame
 from bilevel_envs.networks.leader_policies import GaussianNetwork
@@ -223,7 +224,7 @@ class BilevelLQR(VectorGame):
         following = state @ np.array(MOVES).T + push
         return following, self.bump(torch.from_numpy(state)).numpy(), -(state**2).sum(1) - action**2
 
-    def draw_game(self, path: Path, state: np.ndarray) -> np.ndarray:
+    def draw_game(self, path: Path, state: State) -> np.ndarray:
         """The path so far."""
         return self.draw(np.stack([*(step[0] for step in path), state]), self.default_theta)
 

@@ -10,6 +10,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 from bilevel_envs.core.checks import check_number
 from bilevel_envs.games.guided import GuidedGame
+from bilevel_envs.games.pairs import State
 from bilevel_envs.games.pettingzoo_env import pettingzoo_forms
 from bilevel_envs.rendering.drawing import cart_image
 
@@ -108,9 +109,10 @@ class GuidedCartPole(GuidedGame):
         inside = (self.interval[0] < following[0]) & (following[0] < self.interval[1])
         return np.stack(following, 1), np.ones(len(state)), inside.astype(float)
 
-    def ends(self, state: np.ndarray) -> np.ndarray:
+    def ends(self, state: State) -> np.ndarray:
         """Whether the cart is off the track or the pole has fallen."""
-        return (np.abs(state[..., 0]) > CLASSIC.x_threshold) | (np.abs(state[..., 2]) > CLASSIC.theta_threshold_radians)
+        size = np.abs(state)
+        return (size[..., 0] > CLASSIC.x_threshold) | (size[..., 2] > CLASSIC.theta_threshold_radians)
 
     def picture(self, state: np.ndarray, push: float | None, wind: float | None) -> np.ndarray:
         """Cart, pole, interval, and arrows for what acts."""

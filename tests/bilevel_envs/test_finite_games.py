@@ -22,6 +22,7 @@ from bilevel_envs import (
     TabularEnv,
     TabularGame,
 )
+from bilevel_envs.gym_env import make_env, make_vector_env
 from bilevel_envs.leader_env import game_of
 from bilevel_envs.markov_games import bilevel_lqr_v0, guided_pendulum_v0, toy_markov_game_v0
 from leaders import exact
@@ -364,6 +365,16 @@ def test_a_game_may_compute_its_tables():
     picture = GameEnv(Coin(), render_mode="rgb_array")
     picture.reset(seed=0)
     assert picture.render().shape == (320, 480, 3)
+
+
+def test_a_users_game_may_have_an_id():
+    env = make_env(f"{__name__}:Coin")
+    assert env.observation_space == gym.spaces.MultiDiscrete([1, 2])
+    env.reset(seed=0, options={"theta": [[0.0, 1.0]]})
+    _, reward, *_, info = env.step(0)  # the leader shows 1: the sides differ
+    assert (reward, info["leader_reward"]) == (1.0, 0.0)
+    many = make_vector_env(f"{__name__}:Coin", num_envs=3, theta=[[1.0, 0.0]])
+    assert many.reset(seed=0)[0].tolist() == [[0, 0]] * 3
 
 
 @pytest.mark.parametrize("module", [toy_markov_game_v0, bilevel_lqr_v0, guided_pendulum_v0])
