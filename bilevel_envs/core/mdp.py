@@ -55,6 +55,14 @@ class Model(Protocol):
     def runs(self) -> int:
         """R, or 1 where every run shares the model."""
 
+    @property
+    def horizon(self) -> int | None:
+        """The leader's objective is a sum over so many steps; None for no end."""
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether the leader's reward is a quadratic of states and actions that are vectors."""
+
     def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
         """The differentiable terms at the visited steps, with E_b[r_F] under `policy` if one is given."""
 
@@ -176,6 +184,11 @@ class ConfigurableMDP(Protocol):
     def parts(self) -> Callable[[Tensor], Mapping[str, Model]] | None:
         """`parts(theta)`: models whose values add up to the model's, by name; None where the return has no parts."""
         return None
+
+    @property
+    def stage_actions(self) -> int:
+        """A, the leader's actions in a finite game whose follower sees them; 0 elsewhere."""
+        return 0
 
     @property
     def leader_actions(self) -> gym.Space | None:

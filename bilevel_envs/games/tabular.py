@@ -53,6 +53,11 @@ class TabularGame(Game):
         angle = 2 * np.pi * np.arange(self.shape[0]) / self.shape[0]
         return 0.5 + np.stack([0.4 * np.sin(angle), -0.35 * np.cos(angle)], 1)
 
+    @property
+    def stage_actions(self) -> int:
+        """A, where the follower sees the leader's draw."""
+        return self.shape[1] if self.sees_leader else 0
+
     # Spaces -----------------------------------------------------------------------------------------------------
 
     @cached_property

@@ -74,7 +74,7 @@ class Train:
         """Trains, saves and draws; nothing is written before every argument is known to be good."""
         import torch
 
-        from bilevel_envs.core.follower import FollowerError
+        from bilevel_envs.core.follower import FollowerError, capabilities_of
         from bilevel_envs.wrapper import BilevelWrapper
         from leaders.experiments.run_directory import Checkpoint, RunDirectory
 
@@ -101,7 +101,7 @@ class Train:
             often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
             leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
         except FollowerError as error:
-            if leader.progress.iterations and not hasattr(wrapped.follower, "state_dict"):
+            if leader.progress.iterations and not capabilities_of(wrapped.follower).saves:
                 directory.save(leader)  # what others have learnt since the last checkpoint may be what failed
             kept = (
                 "its last checkpoint is whole, --resume goes on from there"
@@ -157,7 +157,7 @@ class Train:
 
         preferences = leader.env.preferences
         published = None
-        batch = getattr(getattr(leader, "sampling", None), "batch_size", None)
+        batch = leader.sampling.batch_size if leader.looks_at_trajectories else None
         if leader.env.problem in [FourRooms(dynamics=d, beta=preferences.beta) for d in ("published", "mismatched")]:
             name = f"hpgd-{leader.variant}" if self.leader == "hpgd" else self.leader
             published = four_rooms(name, preferences.beta, batch or 100)

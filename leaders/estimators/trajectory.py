@@ -14,13 +14,14 @@ from torch import Tensor
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_count
-from bilevel_envs.core.follower import BestResponse, NotAvailableError, tiled
+from bilevel_envs.core.follower import BestResponse, NotAvailableError, capabilities_of, tiled
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.config import Forms
-from leaders.critics.critic import Critic, capabilities_of
+from leaders.critics.critic import Critic
+from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
 from leaders.estimators.coverage import Coverage
@@ -76,9 +77,10 @@ class TrajectoryLeader(Leader):
         game = None if self.actor_critic is None else self.actor_critic.form
         config, self.sampling = resolve(name, forms, given | {"estimator": estimator}, self.facts, game)
         super().__init__(wrapped, config, given)
-        if ESTIMATORS[self.sampling.estimator].reads_follower and not getattr(wrapped.follower, "gives_values", True):
+        gives_values = capabilities_of(wrapped.follower).gives_values
+        if ESTIMATORS[self.sampling.estimator].reads_follower and not gives_values:
             raise NotAvailableError(wrapped.follower.missing("V_F").reason)
-        self.leader_horizon: int | None = getattr(self.env.model(self._theta().detach()), "horizon", None)
+        self.leader_horizon: int | None = self.env.model(self._theta().detach()).horizon
         check_config(self.sampling, self.facts, self.runs, given)
         self.env.check_sampler(self.sampling.sampler)
         self.rows, self.horizon = self._batch_shape()
@@ -142,7 +144,7 @@ class TrajectoryLeader(Leader):
     ) -> Judges:
         """Who judges the batch; the critic, and what was seen of a table, learn from it."""
         gamma = self.env.preferences.gamma_leader
-        if not self.sampling.cross_fit or (seen is None and not capabilities_of(critic).learns):
+        if not self.sampling.cross_fit or (seen is None and not critic_capabilities(critic).learns):
             return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
         first = self.progress.iterations == 0
         return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.rendering.drawing import INK, PAPER
 from bilevel_envs.wrapper import BilevelWrapper
 
@@ -48,7 +49,7 @@ def follower_film(
         from moviepy import ImageSequenceClip
     except ImportError as error:
         raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
-    learnt = ", the agent as it is now" if hasattr(env.follower, "respond") else ""
+    learnt = ", the agent as it is now" if capabilities_of(env.follower).learns else ""
     left, right = (
         _episode(env, theta, caption, steps, seed, run)
         for theta, caption in ((before, f"before{learnt}"), (after, "after"))
@@ -66,7 +67,7 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
     assert env.spec is not None
     limit = env.time_limit
     world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps if limit is None else min(steps, limit))
-    as_state = getattr(env.problem, "index", np.asarray)  # what policies take, where the follower sees more than that
+    as_state = env.problem.index  # what policies take, where the follower sees more than that
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     theta = np.reshape(theta, (-1, *env.theta_space.shape))
     runs = len(theta)

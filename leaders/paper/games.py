@@ -8,10 +8,13 @@ from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import UPDATES, USUAL_UPDATES, TableActorCritic
 
+# The leaders that have a published form, by the class of the game (arXiv:2603.14867, section 5.4).
+PUBLISHED = {"ToyMarkovGame": ("bchg", "naive-pgd", "bi-ac"), "BilevelLQR": ("bchg", "naive-pgd")}
+
 
 def is_game(env: Any) -> bool:
     """Whether an environment is a Markov game, whose leader moves."""
-    return getattr(getattr(env, "problem", None), "leader_actions", None) is not None
+    return env.problem.leader_actions is not None
 
 
 def published_leader(name: str, problem: Any, replay: bool) -> ActorCritic:
@@ -25,13 +28,12 @@ def published_leader(name: str, problem: Any, replay: bool) -> ActorCritic:
     Raises:
       ValueError: if there is none.
     """
-    tables, gain = hasattr(problem, "tables"), getattr(problem, "policy", None) == "linear"
-    known = {"bchg": tables or gain, "naive-pgd": tables or gain, "bi-ac": tables}
-    if not known.get(name):
-        raise ValueError(f"`preset` must be None for {name} in {type(problem).__name__}, which has no published form")
+    game = type(problem).__name__
+    if name not in PUBLISHED.get(game, ()) or (game == "BilevelLQR" and problem.policy != "linear"):
+        raise ValueError(f"`preset` must be None for {name} in {game}, which has no published form")
     if replay and name == "bchg":
         raise ValueError("`replay` must be None for bchg, which follows stored episodes to their ends, got True")
-    if not tables:
+    if game == "BilevelLQR":
         return LinearActorCritic(name, problem.deviation, replay)
     if not problem.sees_leader:
         raise ValueError("`preset` must be None where the follower does not see the leader's move, got 'paper'")

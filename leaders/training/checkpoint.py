@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bilevel_envs.core.follower import BestResponse, FollowerError
+from bilevel_envs.core.checks import lacking
+from bilevel_envs.core.follower import BestResponse, FollowerError, capabilities_of
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.worlds.responses import check_response, response_from
 from leaders.training.history import replace_file
@@ -144,9 +145,9 @@ def opened(path: str | Path, leader: str, changed: Mapping[str, Any]) -> tuple[d
 
 def follower_state(follower: Any) -> dict[str, Any] | None:
     """What a follower has learnt; None for one that learns nothing."""
-    if not hasattr(follower, "state_dict"):
+    if not capabilities_of(follower).saves:
         return None
-    if not hasattr(follower, "load_state_dict"):
+    if lacking(follower, ["load_state_dict"]):
         raise TypeError(f"`follower` must have `load_state_dict` beside `state_dict`, got {follower!r}")
     return follower.state_dict()
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
+from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.core.mdp import Model
-from bilevel_envs.followers import Riccati, SoftValueIteration
 from bilevel_envs.worlds.world import world_of as kind_called
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.critics.least_squares import feature_count
@@ -21,8 +19,7 @@ LEADER_WORLDS = {world.name: world for world in (TABULAR, LINEAR_QUADRATIC, DECL
 
 def model_of(env: BilevelWrapper) -> Any:
     """The model at some θ, whose kind says what sort of world it is."""
-    space = env.theta_space
-    return env.model(getattr(env.problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high)))
+    return env.model(env.problem.default_theta)
 
 
 def world_of(model: Model) -> LeaderWorld:
@@ -32,11 +29,10 @@ def world_of(model: Model) -> LeaderWorld:
 
 def facts_of(env: BilevelWrapper) -> Facts:
     """What a leader's configuration depends on in an environment with its follower."""
-    model, follower = model_of(env), env.follower
+    model, follower = model_of(env), capabilities_of(env.follower)
     problem: Any = env.problem
     world = world_of(model)
     linear = world is LINEAR_QUADRATIC
-    sees = getattr(problem, "sees_leader", False) and hasattr(problem, "tables")
     return Facts(
         world=world,
         problem=type(problem).__name__,
@@ -44,8 +40,8 @@ def facts_of(env: BilevelWrapper) -> Facts:
         advised=problem.advised,
         blocks=problem.blocks,
         features=feature_count(model.state_size + model.action_size) if linear else 0,
-        quadratic_reward=getattr(model, "bump", None) is None,
-        leader_actions=problem.tables.r_leader.shape[1] if sees else 0,
-        learns=hasattr(follower, "respond"),
-        optimal=isinstance(follower, (SoftValueIteration, Riccati)),
+        quadratic_reward=model.is_quadratic or not linear,
+        leader_actions=problem.stage_actions,
+        learns=follower.learns,
+        optimal=follower.optimal,
     )

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from leaders import BCHG, CMAES, ExactGradient, exact
+from leaders import BCHG, CMAES, ExactGradient
 from leaders.evaluation import Evaluation
 from leaders.training.history import History
 

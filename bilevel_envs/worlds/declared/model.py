@@ -51,6 +51,8 @@ class SimulatedModel:
     """
 
     kind: ClassVar[str] = "declared"
+    horizon: ClassVar[int | None] = None
+    is_quadratic: ClassVar[bool] = False
     network: LeaderNetwork
     theta: Tensor
 

@@ -139,6 +139,8 @@ class TabularModel:
     """
 
     kind: ClassVar[str] = "tabular"
+    horizon: ClassVar[int | None] = None
+    is_quadratic: ClassVar[bool] = False
     transition: Tensor
     initial: Tensor
     r_leader: Tensor
