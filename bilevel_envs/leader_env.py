@@ -14,7 +14,14 @@ from pettingzoo import AECEnv, ParallelEnv
 
 from bilevel_envs.core.checks import check_choice, check_instance
 from bilevel_envs.core.env_base import Face, as_theta, check_options
-from bilevel_envs.core.follower import BestResponse, Follower, LearningFollower, capabilities_of, check_given
+from bilevel_envs.core.follower import (
+    BestResponse,
+    Follower,
+    LearningFollower,
+    action_shape_of,
+    capabilities_of,
+    check_given,
+)
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.games.game import Game, Play, as_move, check_picture
 from bilevel_envs.games.pairs import Action, State
@@ -116,7 +123,7 @@ class LeaderEnv(gym.Env):
         action = self._checked(action)
         seen = self.game.policy_state(play.state, action)
         acting = self.best.behavior_policy
-        uniform = torch.from_numpy(self.np_random.random((1, *getattr(acting, "action_shape", ()))))
+        uniform = torch.from_numpy(self.np_random.random((1, *action_shape_of(acting))))
         answer = acting.sample(torch.as_tensor(seen)[None], uniform)[0].numpy()
         r_leader, r_follower, terminated, truncated = play.move(action, answer)
         self._over = terminated or truncated

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import Tensor
 
 from bilevel_envs.networks.temporal_differences import DEFAULT_FIT, PUBLISHED_FIT, Fit
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+C = TypeVar("C", bound="DataclassInstance")
 PerRun = float | Sequence[float] | np.ndarray  # a number, or one per run
 
 CONTROL_VARIATES = ("constant", "quadratic", "none")
@@ -180,9 +183,9 @@ def changed(config: C, arguments: Mapping[str, Any]) -> C:
 
     NumPy's whole numbers become ints, which do not overflow.
     """
-    names = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(config)}
     values = {name: value for name, value in arguments.items() if name in names and value is not None}
-    return replace(config, **{k: int(v) if isinstance(v, np.integer) else v for k, v in values.items()})  # type: ignore[type-var]
+    return replace(config, **{k: int(v) if isinstance(v, np.integer) else v for k, v in values.items()})
 
 
 def described(arguments: dict[str, Any]) -> dict[str, Any]:

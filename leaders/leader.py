@@ -418,7 +418,7 @@ class Leader:
 
     def _parameterization(self) -> torch.nn.Module:
         policy: Any = self.common.policy
-        make: Any = getattr(self.env.problem, "parameterization", None)
+        make: Any = self.env.problem.parameterization
         if isinstance(policy, str):
             if make is None or "name" not in inspect.signature(make).parameters:
                 raise ValueError(

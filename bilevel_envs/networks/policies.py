@@ -199,6 +199,11 @@ class NetworkCategorical:
     networks: tuple[Network, ...]
     action_shape: tuple[int, ...] = ()
 
+    def action_nodes(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Every action at states [R, K, n], [R, K, B], with its probability as weight."""
+        probs = self.log_probs(state).exp()
+        return torch.arange(probs.shape[-1]).expand(probs.shape), probs
+
     def log_probs(self, state: Tensor) -> Tensor:
         """log g at states [R, ..., n], [R, ..., B]."""
         with torch.no_grad():

@@ -400,7 +400,8 @@ def _warmth(deviation: float) -> tuple[int, int, int]:
     """Blue for cold, red for warm, paper at the set point; full at ±10."""
     weight = np.clip(abs(deviation) / 10, 0, 1) * 0.8
     colour = np.array((205, 60, 50) if deviation > 0 else (50, 100, 200))
-    return tuple(int(x) for x in (1 - weight) * np.array(PAPER) + weight * colour)  # type: ignore[return-value]
+    red, green, blue = (int(x) for x in (1 - weight) * np.array(PAPER) + weight * colour)
+    return red, green, blue
 
 
 def _disc(draw: ImageDraw.ImageDraw, centre: Sequence[float], radius: float, colour: tuple[int, int, int]) -> None:
@@ -411,7 +412,8 @@ def _disc(draw: ImageDraw.ImageDraw, centre: Sequence[float], radius: float, col
 def _text(
     draw: ImageDraw.ImageDraw, centre: Sequence[float], text: str, colour: tuple[int, int, int], size: float
 ) -> None:
-    draw.text(tuple(centre), text, fill=colour, font=ImageFont.load_default(size), anchor="mm")  # type: ignore[arg-type]
+    x, y = centre
+    draw.text((x, y), text, fill=colour, font=ImageFont.load_default(size), anchor="mm")
 
 
 def _finish(image: Image.Image, width: int, height: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Unpack
 import gymnasium as gym
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.checks import check_choice, check_count, lacking
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
 from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms
 from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
@@ -133,8 +133,8 @@ class HPGD(TrajectoryLeader):
             return WithBaseline(
                 critic, learnt if self._baseline == "td" else QuadraticBaseline(preferences.gamma_follower)
             )
-        lacking = [name for name in BASELINE_METHODS if not hasattr(self._baseline, name)]
-        if lacking or isinstance(self._baseline, type):
+        missing = lacking(self._baseline, BASELINE_METHODS)
+        if missing or isinstance(self._baseline, type):
             raise TypeError(
                 f'`baseline` must be "lstd", "td" or an object with {", ".join(BASELINE_METHODS)}, '
                 f"got {self._baseline!r}"

@@ -73,5 +73,5 @@ class ZerothOrder(SearchLeader):
             gradient += (returns[-2] - returns[-1])[:, None] / width * direction / self.directions
         named = dict(self.policy.named_parameters())
         pulls = self._unflat(gradient)
-        total = sum((named[name] * pull).reshape(self.runs, -1).sum(1).double() for name, pull in pulls.items())
-        return self._outcome(returns, steps, total)  # type: ignore[arg-type]
+        products = [(named[name] * pull).reshape(self.runs, -1).sum(1).double() for name, pull in pulls.items()]
+        return self._outcome(returns, steps, torch.stack(products).sum(0))

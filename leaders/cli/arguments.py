@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import gymnasium as gym
 import tyro
 
-from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.checks import check_choice, lacking
 from bilevel_envs.registration import PROBLEMS
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
@@ -64,7 +64,7 @@ def follower_class(name: str) -> Any:
         check_choice(name, FOLLOWERS, "follower")
         return FOLLOWERS[name]
     found = module_of(module, f"`follower` must be MODULE:CLASS that can be imported, got {name!r}")
-    if not hasattr(found, own):
+    if lacking(found, [own]):
         raise ValueError(f"`follower` must be MODULE:CLASS, got {name!r}; {_whereabouts(found)} has no {own!r}")
     return getattr(found, own)
 

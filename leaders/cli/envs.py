@@ -24,4 +24,5 @@ class Envs:
             known = "-" if best is None else f"{best:.4f} ({'optimum' if best.exact else 'best known'})"
             size = str(list(face.theta_space.shape))
             print(f"{name:{width}s} θ {size:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}")
-            print(f"{'':{width}s} {inspect.getdoc(type(face.problem)).splitlines()[0]}")  # type: ignore[union-attr]
+            first, *_ = (inspect.getdoc(type(face.problem)) or "").splitlines()
+            print(f"{'':{width}s} {first}")

@@ -23,6 +23,7 @@ class CriticCapabilities:
       is_quadratic: `quadratic()` gives Q_L as a `Polynomial` or a `Quadratic` of (s, b).
       gives_gradient: `leader_gradient(policy)` gives ∇V_L as a function of states and steps.
       reads_action: its Q_L depends on the action.
+      has_rate: `critic_learning_rate` is a step size of its own.
     """
 
     keeps: bool = True
@@ -30,6 +31,7 @@ class CriticCapabilities:
     is_quadratic: bool = False
     gives_gradient: bool = False
     reads_action: bool = True
+    has_rate: bool = False
 
 
 def capabilities_of(critic: Any) -> CriticCapabilities:

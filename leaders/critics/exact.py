@@ -10,11 +10,11 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.mdp import kind_of
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic
+from bilevel_envs.worlds.linear_quadratic.model import Quadratic
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
-from bilevel_envs.worlds.tabular.model import TabularModel, look_up
+from bilevel_envs.worlds.tabular.model import look_up
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders.exact.linear_quadratic import BumpValues, leader_values
 
@@ -38,10 +38,10 @@ class ExactCritic:
         self.q: Quadratic | None = None
         self.bumps: BumpValues | None = None
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: BestResponse, model: Any, noise: Noise) -> None:
         """Solves anew; the batch is not looked at."""
-        if isinstance(model, LinearQuadraticModel):
-            if not isinstance(best.policy, GaussianPolicy):
+        if kind_of(model) == "linear_quadratic":
+            if kind_of(best.policy) != "linear_quadratic":
                 other = "state_values" if model.bump is None else "td"
                 raise TypeError(
                     f'critic="exact" needs a follower with a GaussianPolicy, got {type(best.policy).__name__}; '
@@ -52,7 +52,7 @@ class ExactCritic:
             else:
                 self.q = leader_values(model, best.policy, self.gamma)[0]
             return
-        if not isinstance(model, TabularModel):
+        if kind_of(model) != "tabular":
             raise TypeError(
                 f'critic="exact" needs a TabularModel or a LinearQuadraticModel, got {type(model).__name__}; '
                 "choose one that learns"

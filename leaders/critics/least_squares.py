@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.mdp import Model, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
@@ -39,7 +39,7 @@ class LeastSquares:
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """One linear solve per run."""
-        if not isinstance(best.policy, GaussianPolicy):
+        if kind_of(best.policy) != "linear_quadratic":
             raise TypeError(
                 f'critic="lstd" needs a follower with a GaussianPolicy, got {type(best.policy).__name__}; '
                 'choose "expected_sarsa" for tables, "state_values" for followers that learn'

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.checks import check_choice, lacking
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.mdp import Model, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference
-from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
-POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
-MOST_FOR_QUADRATURE = 3  # actions
 DRAWS = 64
 AT_ONCE = 20_000  # states whose expectations are taken together
 
@@ -129,7 +123,7 @@ class NetworkCritic:
         return self._joined(beside, action, policy)
 
     def _joined(self, state: Tensor, action: Tensor, policy: Any, pairs: bool = False) -> Tensor:
-        if isinstance(policy, BoltzmannPolicy):
+        if kind_of(policy) == "tabular":
             states, actions = policy.log_probs.shape[-2:]
             state = torch.nn.functional.one_hot(state, states).double()
             action = torch.nn.functional.one_hot(action, actions).double()
@@ -144,20 +138,14 @@ class NetworkCritic:
         flat = state.flatten(1, 2)
         runs, steps = flat.shape[:2]
         if self.of != "action":
-            nothing = torch.zeros(runs, steps, 1, *policy.action_shape, dtype=torch.int64 if flat.ndim == 2 else None)
+            numbers = torch.int64 if kind_of(policy) == "tabular" else None
+            nothing = torch.zeros(runs, steps, 1, *policy.action_shape, dtype=numbers)
             return nothing, torch.ones(1, 1, 1, dtype=torch.float64)
-        if isinstance(policy, BoltzmannPolicy):
-            probs = policy.probs.expand(runs, -1, -1)
-            actions = torch.arange(probs.shape[-1]).expand(runs, steps, -1)
-            return actions, probs[torch.arange(runs)[:, None], flat]
-        if hasattr(policy, "log_probs"):  # discrete actions at states that are vectors
-            probs = policy.log_probs(flat).exp()
-            return torch.arange(probs.shape[-1]).expand(probs.shape), probs
+        few = self.how.draws is None or policy.action_shape == ()
+        nodes = None if not few or lacking(policy, ["action_nodes"]) else policy.action_nodes(flat)
+        if nodes is not None:
+            return nodes
         (size,) = policy.action_shape
-        if self.how.draws is None and isinstance(policy, GaussianPolicy) and size <= MOST_FOR_QUADRATURE:
-            normal, weight = _hermite(size)
-            spread = normal @ policy.factor.mT  # [R|1, J, m]
-            return policy.mean(flat)[:, :, None] + spread[:, None], weight
         draws = self.how.draws or DRAWS
         uniform = self._noise.uniform(steps, draws, size)
         many = flat[:, :, None].expand(-1, -1, draws, -1)
@@ -172,12 +160,3 @@ def _expected(f: Any, inputs: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
 def _shifted(x: Tensor) -> Tensor:
     """The input of the step after, [R, K, d]; of the last one, its own."""
     return torch.cat([x[:, 1:], x[:, -1:]], 1)
-
-
-def _hermite(size: int) -> tuple[Tensor, Tensor]:
-    """Nodes [J, m] and weights [1, 1, J] of the product rule for N(0, I)."""
-    points, weights = np.polynomial.hermite_e.hermegauss(POINTS)
-    weights = weights / weights.sum()
-    nodes = np.array(list(itertools.product(points, repeat=size)))
-    products = np.array(list(itertools.product(weights, repeat=size))).prod(-1)
-    return torch.from_numpy(nodes), torch.from_numpy(products)[None, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ STARTS = ("zeros", "normal")
 
 class LearnedTable:
     """A table [R, S, B] that is kept from batch to batch."""
+
+    has_rate: ClassVar[bool] = True
 
     def __init__(self, gamma: float, learning_rate: float | np.ndarray, start: str = "zeros") -> None:
         check_per_run(learning_rate, "critic_learning_rate", above=0, at_most=1)

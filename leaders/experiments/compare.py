@@ -31,7 +31,8 @@ from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.algorithms.random_search import RandomSearch
 from leaders.algorithms.sobirl import SoBiRL
 from leaders.algorithms.zeroth_order import ZerothOrder
-from leaders.critics import ExpectedSarsa, Sarsa
+from leaders.critics.critic import capabilities_of as critic_capabilities
+from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.experiments.statistics import Summary, summary
 from leaders.leader import Leader
 from leaders.training.checkpoint import UNREADABLE
@@ -172,7 +173,7 @@ def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> No
     """
     check_choice(value, VALUES, "value")
     follower = env.follower
-    planned = getattr(follower, "follower", None) if isinstance(follower, ObservedFollower) else follower
+    planned = follower.follower if isinstance(follower, ObservedFollower) else follower
     if not capabilities_of(planned).learns:
         run_grid(env, name, runs=2, iterations=1, value=value, **arguments)
         return
@@ -200,7 +201,7 @@ def stacked_leader(
     # What a leader has no notion of, such as a batch where nothing is sampled, is not its to be told.
     arguments = {key: value for key, value in arguments.items() if key in taken or key not in SHARED}
     probe = cls(env, **fixed, **arguments)
-    learns_critic = isinstance(getattr(probe, "critic", None), (Sarsa, ExpectedSarsa))
+    learns_critic = isinstance(probe, TrajectoryLeader) and critic_capabilities(probe.critic).has_rate
     useful = {"learning_rate": "learning_rate" in taken, "critic_learning_rate": learns_critic}
     used = {key: values for key, values in (grid or {}).items() if useful.get(key, True)}
     grid_points(grid or {})  # refuses bad keys also where they are left out

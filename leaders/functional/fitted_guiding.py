@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import lacking
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic, linear
 from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd_adjoint, with_one
 from leaders.functional.monomials import Monomials
@@ -44,7 +45,7 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
       TypeError: if the policy has no `moments`, or Q_L is no polynomial.
       TooFewTransitions: if there are fewer transitions than numbers to fit.
     """
-    if not hasattr(policy, "moments"):
+    if lacking(policy, ["moments"]):
         raise TypeError(
             '`guiding` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
             f'action), such as {type(policy).__name__}; got "fitted"'

@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.followers import Riccati
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from leaders.functional.weights import Weights
 
 GRADIENTS = ("score", "pathwise", "analytic")
@@ -52,7 +52,7 @@ def pathwise(
     leader = (preferences.gamma_leader * discounts)[..., None] * v_leader(reached, batch.step + 1)
     follower: Tensor | float = 0.0
     if v_follower is not None:
-        slope = v_follower.gradient(mean if isinstance(v_follower, Quadratic) else batch.next_state)
+        slope = v_follower.gradient(mean if kind_of(v_follower) == "linear_quadratic" else batch.next_state)
         follower = (preferences.gamma_follower * weights.r_follower)[..., None] * slope
     first = (discounts * batch.starts)[..., None] * v_leader(batch.state, batch.step)
     return replace(weights, log_arrival=None, log_start=None, mean_next=leader + follower, mean_start=first)

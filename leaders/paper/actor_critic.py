@@ -50,6 +50,9 @@ class Stored:
         return Stored(**{name: torch.cat([getattr(other, name), part], 1) for name, part in vars(self).items()})
 
 
+Played = tuple[Tensor, Any, BestResponse]  # θ, the model there and the response that a batch is drawn with
+
+
 class ActorCritic:
     """One outer iteration of a published leader in a game; subclasses know the game's spaces.
 
@@ -98,26 +101,15 @@ class ActorCritic:
         """Fields of `LeaderConfig` that the published code sets."""
         raise NotImplementedError
 
-    def play(
-        self,
-        env: BilevelWrapper,
-        theta: Tensor,
-        model: Any,
-        best: BestResponse,
-        noise: Noise,
-        iteration: int,
-        **how: Any,
-    ) -> tuple[Rollout, BestResponse]:
-        """A batch drawn at θ, or at random where the published code explores; and the follower's way of living then.
+    def played(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Played:
+        """θ, the world and the follower's response that a batch is drawn with: random ones while the code explores.
 
         Args:
           env: the game.
           theta: the leader's policy.
           model: the follower's world at θ.
           best: its response.
-          noise: one stream per run.
           iteration: outer iterations done.
-          how: `rows` and `horizon` of the batch.
         """
         raise NotImplementedError
 

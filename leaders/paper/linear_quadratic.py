@@ -10,12 +10,11 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import through
-from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Stored, replayed_trace
+from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Played, Stored, replayed_trace
 
 AT_RANDOM = 11  # outer iterations whose leader draws its moves from N(0, 1) instead of its policy
 OWN_DRAWS = 32  # of the leader's move, for the advantage
@@ -46,24 +45,15 @@ class LinearActorCritic(ActorCritic):
         clip = 1.0 if self.kind == "bchg" else float("inf")
         return {"learning_rate": 0.1, "optimizer": "adam", "max_grad_norm": clip}
 
-    def play(
-        self,
-        env: BilevelWrapper,
-        theta: Tensor,
-        model: Any,
-        best: BestResponse,
-        noise: Noise,
-        iteration: int,
-        **how: Any,
-    ) -> tuple[Rollout, BestResponse]:
+    def played(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Played:
         """Four episodes; the leader's moves from N(0, 1) at first, answered as if they were its policy's."""
-        if not isinstance(best.policy, GaussianPolicy):
+        if kind_of(best.policy) != "linear_quadratic":
             raise TypeError(
                 f"`follower` must answer with a GaussianPolicy for the published form, got {type(best.policy).__name__}"
             )
         if iteration < AT_RANDOM:
             model = replace(env.problem, deviation=1.0).model(torch.zeros_like(theta))  # type: ignore[type-var]
-        return env.rollout(theta, best, noise, model=model, **how), best
+        return theta, model, best
 
     def _transitions(self, batch: Rollout) -> Stored:
         state = batch.state.flatten(1, 2)

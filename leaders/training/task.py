@@ -205,7 +205,7 @@ def _told(value: Any) -> list[tuple[str, Any]]:
 def _models(env: BilevelWrapper) -> Iterator[Any]:
     """The model at the default θ, and at one near it where that is allowed, in single precision."""
     space, problem = env.theta_space, env.problem
-    theta = getattr(problem, "default_theta", np.clip(np.zeros(space.shape), space.low, space.high))
+    theta = problem.default_theta
     near = np.clip(theta + NEAR, space.low, space.high)
     yield _rounded(env.model(theta))
     try:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.checks import check_choice, lacking
 from leaders.config import PUBLISHED_STEPS, EstimatorConfig, Forms, LeaderConfig
 from leaders.critics.critic import Critic, CriticCapabilities, capabilities_of
 
@@ -134,7 +134,7 @@ class LeaderWorld:
         if isinstance(config.critic, str):
             check_choice(config.critic, self.critics, "critic")
             return self.critics[config.critic].make(config, facts, theta_moves)
-        missing = [name for name in CRITIC_METHODS if name not in dir(config.critic)]
+        missing = lacking(config.critic, CRITIC_METHODS)
         if missing or isinstance(config.critic, type):
             wanted = f"one of {', '.join(self.critics)}, or an object with {', '.join(CRITIC_METHODS)}"
             raise TypeError(f"`critic` must be {wanted}; got {config.critic!r}")

@@ -62,8 +62,10 @@ def _tests_kind(node: ast.AST) -> bool:
             asked = ast.unparse(node.args[1])
             names = re.findall(r"[\w.]+", asked)
             return any(KINDS.search(one) and not one.startswith(NOT_OURS) for one in names)
-        return node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)
-    if isinstance(node, (ast.If, ast.IfExp)):
+        hook = node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)
+        return hook and "'__" not in ast.unparse(node)  # Python's own attributes of modules and functions are no hooks
+    refuses = isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)  # a wrong shape, not another type
+    if isinstance(node, (ast.If, ast.IfExp)) and not refuses:
         return any(
             isinstance(part, ast.Compare)
             and isinstance(part.left, ast.Attribute)
@@ -105,12 +107,17 @@ def complexity(function: ast.AST) -> int:
     return 1 + decisions
 
 
+def _compiled(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether Numba compiles it, which takes arrays one by one and calls nothing."""
+    return any(ast.unparse(one) == "compiled" for one in function.decorator_list)
+
+
 def complex_functions(most: int = 15) -> Measure:
     """Functions with more decisions than that; kernels, which Numba compiles as one, are left out."""
     found = [
         f"{place} ({complexity(node)})"
         for place, node in functions()
-        if complexity(node) > most and not any("njit" in ast.unparse(one) for one in node.decorator_list)
+        if complexity(node) > most and not _compiled(node)
     ]
     return Measure(f"functions of complexity above {most}", len(found), 0, tuple(found))
 
@@ -122,18 +129,23 @@ def long_signatures(most: int = 8) -> Measure:
         arguments = node.args
         names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
         count = len([name for name in names if name not in ("self", "cls")])
-        compiled = any("njit" in ast.unparse(one) for one in node.decorator_list)
-        if count > most and not compiled:
+        if count > most and not _compiled(node):
             found.append(f"{place} ({count})")
     return Measure(f"functions with more than {most} parameters", len(found), 0, tuple(found))
 
 
 def private_accesses() -> Measure:
-    """Private attributes of objects other than `self` and `cls`."""
+    """Private attributes of objects of other modules."""
     found = []
     for name, tree in trees():
+        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        own |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+        }
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr):
+            if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr) or node.attr in own:
                 continue
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")) and not _of_super(node):
                 found.append(f"{name}:{node.lineno} {ast.unparse(node)[:60]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,6 +13,18 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic, along, linear
+
+POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
+MOST_FOR_QUADRATURE = 3  # actions
+
+
+def hermite(size: int) -> tuple[Tensor, Tensor]:
+    """Nodes [J, m] and weights [1, 1, J] of the product rule for N(0, I)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(POINTS)
+    weights = weights / weights.sum()
+    nodes = np.array(list(itertools.product(points, repeat=size)))
+    products = np.array(list(itertools.product(weights, repeat=size))).prod(-1)
+    return torch.from_numpy(nodes), torch.from_numpy(products)[None, None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,18 @@ class GaussianPolicy:
         """Mean of the action at states [R, ..., n], [R, ..., m], and its covariance, [R|1, 1, ..., m, m]."""
         covariance = self.covariance.view(-1, *[1] * (state.ndim - 2), *self.covariance.shape[1:])
         return self.mean(state), covariance
+
+    def action_nodes(self, state: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Actions [R, K, J, m] and weights [1, 1, J] whose weighted sums are expectations at states [R, K, n].
+
+        Gauss–Hermite quadrature, exact for polynomials of degree 9; None for more than three actions.
+        """
+        (size,) = self.action_shape
+        if size > MOST_FOR_QUADRATURE:
+            return None
+        normal, weight = hermite(size)
+        spread = normal @ self.factor.mT  # [R|1, J, m]
+        return self.mean(state)[:, :, None] + spread[:, None], weight
 
     def sample(self, state: Tensor | np.ndarray, uniform: Tensor | np.ndarray) -> Tensor:
         """Actions [R, ..., m] by inverse CDF from `uniform` in [0, 1), shaped like them."""

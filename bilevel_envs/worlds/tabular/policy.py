@@ -26,6 +26,12 @@ class BoltzmannPolicy:
     log_probs: Tensor
     action_shape: ClassVar[tuple[int, ...]] = ()
 
+    def action_nodes(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Every action at states [R, K], [R, K, B], with its probability as weight: sums of both are expectations."""
+        runs, steps = state.shape
+        probs = self.probs.expand(runs, -1, -1)
+        return torch.arange(probs.shape[-1]).expand(runs, steps, -1), probs[torch.arange(runs)[:, None], state]
+
     @cached_property
     def probs(self) -> Tensor:
         """g, [R|1, S, B]."""
