@@ -27,6 +27,7 @@ check: $(READY)  ## the quick round: format, lint, types, tests that are not slo
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m tests.project.measures
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 format: $(READY)
