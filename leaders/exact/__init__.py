@@ -1,7 +1,6 @@
 """The leader's objective and its hypergradient without sampling: the truth that estimators are held against."""
 
 from leaders.exact.solve import (
-    TOLERANCE,
     best_response,
     evaluates,
     hypergradient,
@@ -15,7 +14,6 @@ from leaders.exact.solve import (
 )
 
 __all__ = [
-    "TOLERANCE",
     "best_response",
     "evaluates",
     "hypergradient",

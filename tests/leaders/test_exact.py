@@ -46,7 +46,7 @@ def test_mismatched_values_are_the_planners(make):
 @pytest.mark.parametrize("dynamics", ["published", "classic"])
 @pytest.mark.parametrize("start", ["zero", "random", "blocked"])
 def test_four_rooms_gradient_against_differences(make, monkeypatch, blocked_corridor, dynamics, start):
-    monkeypatch.setattr(exact, "TOLERANCE", 1e-13)
+    monkeypatch.setattr("leaders.exact.solve.TOLERANCE", 1e-13)
     env = make("FourRooms", dynamics=dynamics)
     raw = {
         "zero": np.zeros(105),
