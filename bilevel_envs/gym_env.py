@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
-from bilevel_envs.core.mdp import ConfigurableMDP
+from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_model, check_problem, completed
 from bilevel_envs.worlds.world import world_of
 
 
-def make_env(problem: str, theta: Any = None, render_mode: str | None = None, **kwargs: Any) -> ConfigurableEnv:
+def make_env(
+    problem: str, theta: Numbers | None = None, render_mode: str | None = None, **kwargs: Any
+) -> ConfigurableEnv:
     """Entry point of the scalar ids; arguments in the environment's `face` are its own, the rest the problem's."""
     env_class, made, face = _parts(problem, kwargs)
     return env_class(made, theta=theta, render_mode=render_mode, **face)
@@ -27,7 +29,7 @@ vars(make_env)["metadata"] = ConfigurableEnv.metadata  # for Gymnasium, which ad
 def make_vector_env(
     problem: str,
     num_envs: int = 1,
-    theta: Any = None,
+    theta: Numbers | None = None,
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
     **kwargs: Any,

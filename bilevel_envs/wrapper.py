@@ -24,7 +24,7 @@ from bilevel_envs.core.follower import (
     response_of,
 )
 from bilevel_envs.core.foreign import configurable, configure_all
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Preferences
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_model
 from bilevel_envs.core.transparent import check_transparent
@@ -105,7 +105,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """The θ that was set last, a copy; `configure` changes it."""
         return self._inside.theta
 
-    def configure(self, theta: Any) -> None:
+    def configure(self, theta: Numbers) -> None:
         """Sets θ, ``[*θ.shape]``, in force from the next reset on; the environment's own `configure`."""
         self._inside.configure(theta)
 
@@ -130,14 +130,14 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             env = env.env
         return min(limits, default=None)
 
-    def model(self, theta: Any) -> Any:
+    def model(self, theta: Numbers) -> Any:
         """The follower's MDP at θ."""
         model = self._inside.model(theta)
         check_model(model, self.problem)
         return model
 
     def best_response(
-        self, theta: Any, init: BestResponse | None = None, *, model: Any = None, learn: bool = True
+        self, theta: Numbers, init: BestResponse | None = None, *, model: Model | None = None, learn: bool = True
     ) -> BestResponse:
         """How the follower lives at θ.
 
@@ -160,7 +160,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         check_response(best, len(task.theta), task.model)
         return best
 
-    def task(self, theta: Any, model: Any = None) -> FollowerTask:
+    def task(self, theta: Numbers, model: Model | None = None) -> FollowerTask:
         """What a follower that learns is given at θ.
 
         Args:
@@ -182,7 +182,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             observations=self.observations,
         )
 
-    def check_sampler(self, sampler: Any) -> None:
+    def check_sampler(self, sampler: str) -> None:
         """Refuses a sampler that does not exist, or that cannot draw from this environment."""
         check_choice(sampler, SAMPLERS, "sampler")
         if sampler == "steps" and self.problem.on_grid:
@@ -193,7 +193,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
     def rollout(
         self,
-        theta: Any,
+        theta: Numbers,
         best: BestResponse,
         noise: Noise,
         *,
@@ -201,7 +201,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         horizon: int,
         whole_episodes: bool = False,
         sampler: str = "fused",
-        model: Any = None,
+        model: Model | None = None,
     ) -> Rollout:
         """Trajectories of the follower at θ.
 
@@ -230,22 +230,19 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             raise TypeError(
                 f"`best` must be a BestResponse, as `best_response(theta)` gives, got {type(best).__name__}"
             )
-        runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else len(theta)
+        runs = 1 if np.ndim(theta) == len(self.theta_space.shape) else np.shape(theta)[0]
         if runs not in (1, noise.runs):
             raise ValueError(f"`noise` must have one stream per run of `theta` ({runs}), got {noise.runs}")
-        if sampler == "fused":
-            limit = None if whole_episodes else self.time_limit
-            how: dict[str, Any] = {
-                "rows": rows,
-                "horizon": horizon,
-                "time_limit": limit,
-                "whole_episodes": whole_episodes,
-            }
-            simulated = self._simulated(theta, model)
-            batch = (
-                None
-                if simulated is None
-                else world_of(simulated).rollout(simulated, best.behavior_policy, noise, **how)
+        simulated = self._simulated(theta, model) if sampler == "fused" else None
+        if simulated is not None:
+            batch = world_of(simulated).rollout(
+                simulated,
+                best.behavior_policy,
+                noise,
+                rows=rows,
+                horizon=horizon,
+                time_limit=None if whole_episodes else self.time_limit,
+                whole_episodes=whole_episodes,
             )
             if batch is not None:
                 return batch
@@ -262,14 +259,14 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             world=world_of(model),
         )
 
-    def _simulated(self, theta: Any, model: Model | None) -> Model | None:
+    def _simulated(self, theta: Numbers, model: Model | None) -> Model | None:
         """The world that `step` simulates at θ, without gradients; None where only steps tell."""
         if model is not None and self._inside.simulates_its_model:
             return model
         world = self._inside.simulator(theta)
         return None if world is None else world.detach()
 
-    def copies(self, count: int, theta: Any, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
+    def copies(self, count: int, theta: Numbers, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
         """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.
 
         Args:
@@ -286,7 +283,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         seen = self._inside.observations()
         return np.arange(states) if seen is None else seen
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
         if options and "theta" in options:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -46,7 +47,7 @@ def check_distribution(p: Tensor, name: str, axes: str) -> None:
 
 
 def check_number(
-    value: Any,
+    value: object,
     name: str,
     *,
     above: float | None = None,
@@ -80,7 +81,7 @@ def check_per_run(value: Any, name: str, *, runs: int | None = None, **bounds: A
         check_number(number, name, **bounds)
 
 
-def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
+def check_count(value: object, name: str, *, at_least: int = 1) -> int:
     """Returns `value` as an int; refuses anything but a whole number of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be a whole number, got {value!r}")
@@ -89,25 +90,25 @@ def check_count(value: Any, name: str, *, at_least: int = 1) -> int:
     return int(value)
 
 
-def keep_counts(owner: Any, *names: str, at_least: int = 1) -> None:
+def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:
     """Keeps fields of a frozen dataclass as ints, as NumPy's own would overflow; refuses what `check_count` refuses."""
     for name in names:
         object.__setattr__(owner, name, check_count(getattr(owner, name), name, at_least=at_least))
 
 
-def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
+def check_choice(value: object, options: Iterable[object], name: str) -> None:
     """Refuses `value` unless it is one of `options`; 1 is not True, and 0 not False."""
     options = list(options)
     if not any(value is option if isinstance(option, bool) else value == option for option in options):
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
-def lacking(thing: Any, names: Iterable[str]) -> list[str]:
+def lacking(thing: object, names: Iterable[str]) -> list[str]:
     """The names of attributes that an object does not have."""
     return [name for name in names if not hasattr(thing, name)]
 
 
-def check_instance(value: Any, name: str) -> None:
+def check_instance(value: object, name: str) -> None:
     """Refuses a class where an object of it is wanted."""
     if isinstance(value, type):
         raise TypeError(f"`{name}` must be an object, got the class {value.__name__}: make one, {value.__name__}(...)")
@@ -122,7 +123,7 @@ def check_table_size(table: Tensor, runs: int, size: tuple[int, ...], name: str,
         )
 
 
-def finite_numbers(value: Any, shape: Sequence[int] | None, name: str) -> np.ndarray:
+def finite_numbers(value: ArrayLike, shape: Sequence[int] | None, name: str) -> np.ndarray:
     """Returns `value` as a float64 array; refuses anything but finite numbers of that shape."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu" or array.shape != shape or not np.isfinite(array).all():

@@ -6,25 +6,26 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_ordinary_tensors
 from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_model, completed
 
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
 
 
-def as_theta(problem: ConfigurableMDP, theta: Any) -> np.ndarray:
+def as_theta(problem: ConfigurableMDP, theta: Numbers) -> np.ndarray:
     """θ as float64 ``[..., *θ.shape]``, refused with a ValueError unless it lies in the problem's space."""
     if isinstance(theta, Tensor):
         theta = theta.detach().numpy()
@@ -81,24 +82,23 @@ class Face:
         return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
 
     @with_ordinary_tensors
-    def model(self, theta: Any) -> Any:
+    def model(self, theta: Numbers) -> Any:
         """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
         model = self.problem.model(self._runs_first(theta))
         check_model(model, self.problem, "model", self.model_kind)
         return model
 
     @with_ordinary_tensors
-    def simulator(self, theta: Any) -> Any:
+    def simulator(self, theta: Numbers) -> Any:
         """The world that `step` simulates at θ."""
         model = self.problem.simulator(self._runs_first(theta))
         check_model(model, self.problem, "simulator", self.model_kind)
         return model
 
-    def _runs_first(self, theta: Any) -> Tensor:
+    def _runs_first(self, theta: Numbers) -> Tensor:
         checked = as_theta(self.problem, theta)
-        followed = isinstance(theta, Tensor) and theta.requires_grad
-        theta = theta.double() if followed else torch.tensor(checked)
-        return theta[None] if theta.ndim == len(self.theta_space.shape) else theta
+        tensor = theta.double() if isinstance(theta, Tensor) and theta.requires_grad else torch.tensor(checked)
+        return tensor[None] if tensor.ndim == len(self.theta_space.shape) else tensor
 
     def _prepared(self, theta: np.ndarray) -> Any:
         """What `_load` takes at a θ that has been checked."""
@@ -131,7 +131,7 @@ class ConfigurableEnv(Face, gym.Env):
     face: ClassVar[tuple[str, ...]] = ()  # arguments that are the environment's own, not the problem's
     default_follower: ClassVar[str | None] = "soft_value_iteration"  # the exact one; None where one has to learn
 
-    def __init__(self, problem: ConfigurableMDP, theta: Any = None, render_mode: str | None = None) -> None:
+    def __init__(self, problem: ConfigurableMDP, theta: Numbers | None = None, render_mode: str | None = None) -> None:
         problem = completed(problem)
         check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.problem, self.render_mode = problem, render_mode
@@ -173,7 +173,7 @@ class ConfigurableEnv(Face, gym.Env):
         """What the follower sees in each state of a table, [S] or [S, ...]; None for the state's number."""
         return None
 
-    def configure(self, theta: Any) -> None:
+    def configure(self, theta: Numbers) -> None:
         """Sets θ, in force from the next reset on.
 
         Args:
@@ -188,7 +188,7 @@ class ConfigurableEnv(Face, gym.Env):
         pending: Any = self._prepared(array)  # what fails here leaves the old θ
         self._theta, self._pending = array, pending
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None) -> tuple[Any, dict]:
         """Starts an episode; `options={"theta": θ}` configures first."""
         super().reset(seed=seed)
         check_options(options)
@@ -262,7 +262,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         self,
         problem: ConfigurableMDP,
         num_envs: int,
-        theta: Any,
+        theta: Numbers | None,
         max_episode_steps: int | None,
         render_mode: str | None,
         observation_space: gym.Space,
@@ -290,7 +290,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         """First states of the environments `index`."""
         raise NotImplementedError
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def _checked(self, actions: ArrayLike) -> np.ndarray:
         """The actions as an array; a ValueError for what are none."""
         raise NotImplementedError
 
@@ -300,7 +300,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
 
     # What a user calls ----------------------------------------------------------------------------------------
 
-    def configure(self, theta: Any) -> None:
+    def configure(self, theta: Numbers) -> None:
         """Sets θ, in force from the next reset of all environments on.
 
         Args:
@@ -324,12 +324,12 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, Numbers] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode in every environment, or in those of `options["reset_mask"]`."""
         check_options(options, vector=True)
         options = dict(options or {})
-        mask = self._mask(options.pop("reset_mask", None))
+        mask = self._mask(cast(ArrayLike | None, options.pop("reset_mask", None)))
         if "theta" in options:
             self.configure(options["theta"])
         seeds = self._seeds(seed)
@@ -345,7 +345,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
             self._begin(np.flatnonzero(mask))
         return self._observe(self._state.copy()), {}
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment; those that end start anew in the same call."""
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `step`")
@@ -378,7 +378,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         share = self.num_envs // len(thetas)
         return tuple(self._picture(state, thetas[index // share]) for index, state in enumerate(self._state))
 
-    def _mask(self, mask: Any) -> np.ndarray:
+    def _mask(self, mask: ArrayLike | None) -> np.ndarray:
         """Which environments are reset, bool [num_envs]; all without a mask."""
         array = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask)
         if array.shape != (self.num_envs,) or array.dtype != bool or not array.any():
@@ -428,7 +428,7 @@ def _infos(told: dict[str, np.ndarray], where: np.ndarray) -> dict[str, Any]:
     return values | {f"_{key}": where for key in told}
 
 
-def check_options(options: Mapping[str, Any] | None, vector: bool = False) -> None:
+def check_options(options: Mapping[str, Numbers] | None, vector: bool = False) -> None:
     """Refuses reset options that nobody reads."""
     known = {"theta", "reset_mask"} if vector else {"theta"}
     unknown = set(options or {}) - known

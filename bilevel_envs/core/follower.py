@@ -43,7 +43,7 @@ class Missing:
 
     reason: str
 
-    def __call__(self, *_: Any) -> NoReturn:
+    def __call__(self, *_: object) -> NoReturn:
         raise NotAvailableError(self.reason)
 
     @property
@@ -51,7 +51,7 @@ class Missing:
         """Raises."""
         raise NotAvailableError(self.reason)
 
-    def gradient(self, *_: Any) -> NoReturn:
+    def gradient(self, *_: object) -> NoReturn:
         """Raises."""
         raise NotAvailableError(self.reason)
 
@@ -229,7 +229,7 @@ class LearningFollower(Protocol):
     def check(self, task: FollowerTask) -> None:
         """Refuses with a ValueError a world that it cannot learn in, before anything is spent; optional."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """What has been learnt: tensors and numbers in dicts and lists; optional."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -254,12 +254,12 @@ def own_beta(follower: Any) -> float | None:
     return None if lacking(follower, ["beta"]) else follower.beta
 
 
-def is_follower(thing: Any) -> bool:
+def is_follower(thing: object) -> bool:
     """Whether an object can answer, by `best_response` or by `respond`; classes cannot."""
     return not isinstance(thing, type) and (not lacking(thing, ["best_response"]) or capabilities_of(thing).learns)
 
 
-def check_compatible(follower: Any, model: Model) -> None:
+def check_compatible(follower: object, model: Model) -> None:
     """Refuses a follower that cannot answer in a model's kind of world.
 
     Raises:
@@ -299,7 +299,7 @@ def task_of_another(task: FollowerTask, follower: Any) -> FollowerTask:
     return replace(task, preferences=preferences if beta is None else replace(preferences, beta=beta))
 
 
-def check_planner(follower: Any, name: str = "follower") -> None:
+def check_planner(follower: object, name: str = "follower") -> None:
     """Refuses what cannot plan: classes, names, and followers that learn."""
     if not is_follower(follower) or capabilities_of(follower).learns:
         raise TypeError(
@@ -307,7 +307,7 @@ def check_planner(follower: Any, name: str = "follower") -> None:
         )
 
 
-def check_model(model: Any, kind: type[M], planner: str) -> M:
+def check_model(model: object, kind: type[M], planner: str) -> M:
     """Returns the world; refuses one that a planner cannot plan in.
 
     Args:
@@ -333,7 +333,7 @@ def _unsuited(wanted: Sequence[str], follower: str, model: object) -> str:
     )
 
 
-def check_given(follower: Any, world: str) -> None:
+def check_given(follower: object, world: str) -> None:
     """Refuses None where a world can only be learnt."""
     if follower is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.env_base import ConfigurableEnv
-from bilevel_envs.core.mdp import ConfigurableMDP, Model
+from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers
 from bilevel_envs.core.problems import check_theta_space, completed
 
 NEEDED = ("theta_space", "preferences", "configure", "model")
@@ -40,13 +40,13 @@ class Configurable(Protocol):
     def simulates_its_model(self) -> bool:
         """Whether `step` simulates `model(θ)`."""
 
-    def configure(self, theta: Any) -> None:
+    def configure(self, theta: Numbers) -> None:
         """Sets θ."""
 
-    def model(self, theta: Any) -> Model:
+    def model(self, theta: Numbers) -> Model:
         """The follower's MDP at θ."""
 
-    def simulator(self, theta: Any) -> Model | None:
+    def simulator(self, theta: Numbers) -> Model | None:
         """The world that `step` simulates; None where only steps tell."""
 
     def copies(self, count: int, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
@@ -93,15 +93,15 @@ class ForeignEnv:
         """False unless it has a `simulator`, and its problem says so."""
         return self._own("simulator") is not None and self.problem.simulates_its_model
 
-    def configure(self, theta: Any) -> None:
+    def configure(self, theta: Numbers) -> None:
         """The environment's own."""
         self.env.configure(theta)
 
-    def model(self, theta: Any) -> Model:
+    def model(self, theta: Numbers) -> Model:
         """The environment's own."""
         return self.env.model(theta)
 
-    def simulator(self, theta: Any) -> Model | None:
+    def simulator(self, theta: Numbers) -> Model | None:
         """The environment's own, if it has one."""
         own = self._own("simulator")
         return None if own is None else own(theta)
@@ -139,7 +139,7 @@ def configurable(env: gym.Env) -> Configurable:
     return env if isinstance(env, ConfigurableEnv) else ForeignEnv(env)
 
 
-def configure_all(envs: Any, theta: Any) -> None:
+def configure_all(envs: Any, theta: Numbers) -> None:
     """Hands θ to an array-stepped vector environment, or to each copy of a stack of scalar ones."""
     if not lacking(envs, ["configure"]):
         envs.configure(theta)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_finite, check_number, check_shape
 from bilevel_envs.core.noise import Noise
+
+Numbers: TypeAlias = ArrayLike | Tensor  # what θ may be given as
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _attribute(name: str) -> property:
     return property(lambda self: vars(self)[name])
 
 
-def check_theta_space(space: Any, name: str) -> None:
+def check_theta_space(space: object, name: str) -> None:
     """Refuses what is no box, with a TypeError; `name` is whose `theta_space` it is."""
     if not isinstance(space, gym.spaces.Box):
         raise TypeError(
@@ -92,7 +92,7 @@ def check_theta_space(space: Any, name: str) -> None:
         )
 
 
-def check_model(model: Any, problem: Any, method: str = "model", kind: type | None = None) -> None:
+def check_model(model: object, problem: Any, method: str = "model", kind: type | None = None) -> None:
     """Refuses what a problem returned as a model, with a TypeError, unless it is one.
 
     Args:

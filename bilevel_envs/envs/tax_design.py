@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_number, check_shape, keep_counts
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Numbers, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box
 from bilevel_envs.rendering.drawing import household_image
@@ -250,7 +250,7 @@ class TaxDesign(ConfigurableMDP):
 
     # Rewards and transitions for assets of any size -------------------------------------------------------------
 
-    def reward_follower(self, assets: Any, action: Any, context: Any, theta: Any) -> Tensor:
+    def reward_follower(self, assets: Numbers, action: Numbers, context: Numbers, theta: Numbers) -> Tensor:
         """r_F, differentiable in θ.
 
         Args:
@@ -266,12 +266,12 @@ class TaxDesign(ConfigurableMDP):
             + self.utility(spending, context, _tensor(theta))
         )
 
-    def reward_leader(self, assets: Any, action: Any, theta: Any) -> Tensor:
+    def reward_leader(self, assets: Numbers, action: Numbers, theta: Numbers) -> Tensor:
         """r_L, arguments as in `reward_follower`; it does not depend on the household's type."""
         hours, spending = self._decoded(action)
         return self.worth(_tensor(assets), self.leader_assets) + self.welfare(hours, spending, _tensor(theta))
 
-    def log_prob_transition(self, assets: Any, action: Any, next_assets: Any, theta: Any) -> Tensor:
+    def log_prob_transition(self, assets: Numbers, action: Numbers, next_assets: Numbers, theta: Numbers) -> Tensor:
         """Log-density of the next assets, arguments as in `reward_follower`; −inf beyond the limit."""
         hours, spending = self._decoded(action)
         mean, arrived = self.mean_next(_tensor(assets), hours, spending.sum(-1), _tensor(theta)), _tensor(next_assets)
@@ -281,7 +281,7 @@ class TaxDesign(ConfigurableMDP):
         log_density = -(((arrived - mean) / self.noise) ** 2) / 2 - np.log(self.noise * np.sqrt(2 * np.pi))
         return torch.where(arrived.abs() <= self.limit, log_density - inside.log(), -torch.inf)
 
-    def utility(self, spending: Tensor, context: Any, theta: Tensor) -> Tensor:
+    def utility(self, spending: Tensor, context: Numbers, theta: Tensor) -> Tensor:
         """U = Π (c_i / (p_i (1 + y_i)))^ν_i of spending [..., goods]; 0 with derivative 0 where a c_i is 0."""
         taste = _tensor(self.households)[torch.as_tensor(context)]
         cost = _tensor(self._prices) * (1 + theta[..., 1:])
@@ -355,7 +355,7 @@ class TaxDesign(ConfigurableMDP):
         assets = np.tile(self.points.numpy(), self.types)[:, None]
         return np.concatenate([assets, np.repeat(np.eye(self.types), len(self.points), axis=0)], 1)
 
-    def nearest_state(self, assets: Any, context: Any) -> np.ndarray:
+    def nearest_state(self, assets: Numbers, context: Numbers) -> np.ndarray:
         """The table's state that stands for assets and type."""
         point = np.rint((np.asarray(assets, float) + self.limit) / self.spacing).astype(int)
         return np.asarray(context, int) * len(self.points) + point
@@ -370,7 +370,7 @@ class TaxDesign(ConfigurableMDP):
         largest = (self.hour_step * (self.hour_levels - 1), self.spend_step * (self.spend_levels - 1))
         return household_image(np.atleast_1d(assets), last, largest, theta, HIGHEST_RATE)
 
-    def _decoded(self, action: Any) -> tuple[Tensor, Tensor]:
+    def _decoded(self, action: Numbers) -> tuple[Tensor, Tensor]:
         """Hours [...] and spending [..., goods] from levels."""
         levels = np.asarray(action)
         check_shape(levels, (1 + self.goods,), "action", "[level of hours and of each good]")
@@ -451,5 +451,5 @@ class TaxDesignSmall(TaxDesign):
     spacing: float = 1.0
 
 
-def _tensor(x: Any) -> Tensor:
+def _tensor(x: Numbers) -> Tensor:
     return torch.as_tensor(x, dtype=torch.float64)

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, cast
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
-from bilevel_envs.core.mdp import ConfigurableMDP
+from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_problem
 from bilevel_envs.envs.tax_design import START_DEVIATION, TaxDesign
 from bilevel_envs.worlds.linear_quadratic.model import truncated_normal
@@ -124,7 +125,7 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
         self,
         problem: ConfigurableMDP,
         num_envs: int = 1,
-        theta: Any = None,
+        theta: Numbers | None = None,
         actions: str = "multi",
         observe_type: bool = False,
         max_episode_steps: int | None = None,
@@ -135,7 +136,7 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, *spaces)
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Numbers] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts episodes; `options` may also hold "context", the type of the households that begin."""
         self._context, options = _without_context(options, cast(TaxDesign, self.problem))
@@ -145,7 +146,7 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
             self._context = None
         return observation, infos | self._present()
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every household."""
         observation, reward, terminated, truncated, infos = super().step(actions)
         return observation, reward, terminated, truncated, infos | self._present()
@@ -159,7 +160,7 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
     def _first(self, index: np.ndarray) -> np.ndarray:
         return self._stepper.first(self._uniform(index), self._context)
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def _checked(self, actions: ArrayLike) -> np.ndarray:
         return _as_actions(actions, self.single_action_space, (self.num_envs,), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -198,7 +199,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
     def __init__(
         self,
         problem: ConfigurableMDP,
-        theta: Any = None,
+        theta: Numbers | None = None,
         actions: str = "multi",
         observe_type: bool = False,
         render_mode: str | None = None,
@@ -207,7 +208,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
         self._context: int | None = None
         super().__init__(problem, theta, render_mode)
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None) -> tuple[Any, dict]:
         """Starts an episode; `options` may hold "theta", and "context", the type of this episode's household."""
         self._context, options = _without_context(options, cast(TaxDesign, self.problem))
         observation, info = super().reset(seed=seed, options=options)
@@ -223,7 +224,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
         self._assets, self._acts = [state[0]], [np.zeros(len(self.theta))]
         return state
 
-    def _checked(self, action: Any) -> np.ndarray:
+    def _checked(self, action: ArrayLike) -> np.ndarray:
         return _as_actions(action, self.action_space, (), "action")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, Any]]:
@@ -246,7 +247,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
         return cast(TaxDesign, self.problem).draw(np.array(self._assets), self._theta, self._acts[-1])
 
 
-def _as_actions(actions: Any, space: gym.Space, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _as_actions(actions: ArrayLike, space: gym.Space, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Row-major numbers of actions, int `shape`; a ValueError for what are none."""
     array = np.asarray(actions)
     levels = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else np.array(cast(Any, space).n)
@@ -260,10 +261,10 @@ def _as_actions(actions: Any, space: gym.Space, shape: tuple[int, ...], name: st
 
 
 def _without_context(
-    options: Mapping[str, Any] | None, problem: TaxDesign
-) -> tuple[int | None, Mapping[str, Any] | None]:
+    options: Mapping[str, Numbers] | None, problem: TaxDesign
+) -> tuple[int | None, Mapping[str, Numbers] | None]:
     """The type asked for, and the other options."""
     if not options or "context" not in options:
         return None, options
     check_choice(options["context"], range(problem.types), 'options["context"]')
-    return int(options["context"]), {key: value for key, value in options.items() if key != "context"}
+    return int(cast(int, options["context"])), {key: value for key, value in options.items() if key != "context"}

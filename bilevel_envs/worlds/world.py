@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -23,7 +23,11 @@ WORLDS = {
 }  # the module of each kind, which holds its `WORLD`
 
 
-class World:
+M = TypeVar("M", bound=Model)
+P = TypeVar("P", bound=Policy)
+
+
+class World(Generic[M, P]):
     """One kind of world, with what holds for states that are vectors and a model that nobody can draw from.
 
     A kind of its own derives from this class and is named in `WORLDS`; its models declare that name as `kind`.
@@ -48,8 +52,8 @@ class World:
 
     def rollout(
         self,
-        model: Any,
-        policy: Any,
+        model: M,
+        policy: P,
         noise: Noise,
         *,
         rows: int,
@@ -70,7 +74,7 @@ class World:
         """
         return None
 
-    def check_policy(self, policy: Policy, runs: int, model: Any) -> None:
+    def check_policy(self, policy: Policy, runs: int, model: M) -> None:
         """Refuses what is no policy of so many runs in a model; networks are taken as they are.
 
         Raises:
@@ -78,21 +82,21 @@ class World:
           ValueError: if it has another number of runs, states or actions, or is no distribution.
         """
 
-    def check_observation(self, observation: np.ndarray, model: Any) -> None:
+    def check_observation(self, observation: np.ndarray, model: M) -> None:
         """Refuses with a ValueError observations [R, N, ...] that are no states of the model."""
 
-    def check_batch(self, batch: Rollout, model: Any) -> None:
+    def check_batch(self, batch: Rollout, model: M) -> None:
         """Refuses with a ValueError a batch of an environment that lies outside its model."""
         check_finite(batch.r_leader, "leader_reward")
         check_finite(batch.r_follower, "reward")
         check_finite(batch.state, "observations")
         check_finite(batch.next_state, "observations that steps led to")
 
-    def check_response(self, best: BestResponse, runs: int, model: Any) -> None:
+    def check_response(self, best: BestResponse, runs: int, model: M) -> None:
         """Refuses with a FollowerError what is no response of so many runs to a model, or is not finite."""
         check_parts(best, runs)
 
-    def inputs(self, observations: Callable[[int], np.ndarray], model: Any) -> Callable[[Tensor], Tensor]:
+    def inputs(self, observations: Callable[[int], np.ndarray], model: M) -> Callable[[Tensor], Tensor]:
         """What networks read of states [R, ...], as a function of them.
 
         Args:
@@ -101,21 +105,21 @@ class World:
         """
         return lambda state: state.double()
 
-    def knows_rewards(self, observations: Callable[[int], np.ndarray], model: Any) -> bool:
+    def knows_rewards(self, observations: Callable[[int], np.ndarray], model: M) -> bool:
         """Whether r_F at another θ can be told of what the follower saw and did; arguments as of `inputs`."""
         return False
 
-    def stored_reward(self, model: Any, run: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def stored_reward(self, model: M, run: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """r_F of a run at what the follower saw [K, E, ...] and did [K, E, ...], [K, E]; where `knows_rewards`."""
         raise NotImplementedError(f"nobody knows rewards of a {self.name} world")
 
 
-def world_called(name: str) -> World:
+def world_called(name: str) -> World[Any, Any]:
     """The kind of a name in `WORLDS`."""
     return import_module(WORLDS[name]).WORLD
 
 
-def world_of(model: Model) -> World:
+def world_of(model: Model) -> World[Any, Any]:
     """The kind of world that a model is of.
 
     Raises:

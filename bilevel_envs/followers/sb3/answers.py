@@ -121,19 +121,19 @@ def _greedy(q: Tensor, share: float) -> Tensor:
     return torch.log(torch.nn.functional.one_hot(q.argmax(-1), actions) * (1 - share) + share / actions)
 
 
-def _log_probs(policy: Any, seen: Any) -> Tensor:
+def _log_probs(policy: Any, seen: Tensor) -> Tensor:
     return torch.log_softmax(policy.get_distribution(seen).distribution.logits.double(), -1)
 
 
-def _scaled(network: Any, scale: float) -> Network:
+def _scaled(network: Network, scale: float) -> Network:
     return lambda x: network(x).double() * scale
 
 
-def _softly(values: Any, beta: float) -> Network:
+def _softly(values: Network, beta: float) -> Network:
     return lambda x: _boltzmann(values(x), beta)
 
 
-def _greedily(values: Any, share: float) -> Network:
+def _greedily(values: Network, share: float) -> Network:
     return lambda x: _greedy(values(x).double(), share)
 
 
@@ -155,5 +155,5 @@ def _normal(policy: Any, low: Tensor, high: Tensor) -> Network:
     return network
 
 
-def _least(critic: Any) -> Network:
+def _least(critic: Network) -> Network:
     return lambda x, b: torch.cat(critic(x, b), 1).min(1, keepdim=True).values

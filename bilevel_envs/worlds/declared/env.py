@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from bilevel_envs.core.checks import finite_numbers
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv
-from bilevel_envs.core.mdp import ConfigurableMDP
+from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_problem
 from bilevel_envs.worlds.declared.model import LeaderNetwork, SimulatedModel
 
@@ -36,6 +37,10 @@ class PlayedProblem(ConfigurableMDP, Protocol):
     def start_size(self) -> int:
         """Uniform numbers that a first state takes."""
 
+    @property
+    def choices(self) -> np.ndarray | None:
+        """The numbers that the actions 0, 1, ... stand for, [K]; None where actions are numbers themselves."""
+
     def start_many(self, uniform: np.ndarray) -> np.ndarray:
         """First states [N, n], from uniform numbers [N, start_size]."""
 
@@ -51,7 +56,7 @@ class PlayedProblem(ConfigurableMDP, Protocol):
 class _Stepper:
     """One game, and R leaders who play it side by side, each in as many environments, in NumPy."""
 
-    def __init__(self, problem: Any, model: SimulatedModel, count: int) -> None:
+    def __init__(self, problem: PlayedProblem, model: SimulatedModel, count: int) -> None:
         self.problem, self.network, self.theta = problem, model.network, model.theta.numpy()
         self.run = np.arange(count) // (count // model.runs)
         self.size, self.reply_size = model.network.sizes[0], model.network.sizes[-1]
@@ -95,13 +100,14 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
       render_mode: "rgb_array" or None.
     """
 
+    problem: PlayedProblem
     model_kind = SimulatedModel
 
     def __init__(
         self,
         problem: PlayedProblem,
         num_envs: int = 1,
-        theta: Any = None,
+        theta: Numbers | None = None,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -116,7 +122,7 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
     def _first(self, index: np.ndarray) -> np.ndarray:
         return self._stepper.first(self._uniform(index), index)
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def _checked(self, actions: ArrayLike) -> np.ndarray:
         return _as_pushes(self.problem, actions, (self.num_envs,), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -138,10 +144,11 @@ class SimulatedEnv(ConfigurableEnv):
     """
 
     vector_class = SimulatedVectorEnv
+    problem: PlayedProblem
     model_kind = SimulatedModel
     default_follower = None  # one has to learn
 
-    def __init__(self, problem: PlayedProblem, theta: Any = None, render_mode: str | None = None) -> None:
+    def __init__(self, problem: PlayedProblem, theta: Numbers | None = None, render_mode: str | None = None) -> None:
         check_problem(problem, *PARTS)
         self.observation_space, self.action_space = problem.state_space, problem.action_space
         super().__init__(problem, theta, render_mode)
@@ -154,7 +161,7 @@ class SimulatedEnv(ConfigurableEnv):
             self._block, self._fresh = np.empty((0, _draws(self.problem))), False
         return self._stepper.first(self._uniform(), np.zeros(1, int))[0]
 
-    def _checked(self, action: Any) -> np.ndarray:
+    def _checked(self, action: ArrayLike) -> np.ndarray:
         return _as_pushes(self.problem, action, (), "action").reshape(1)
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, float]]:
@@ -169,17 +176,18 @@ class SimulatedEnv(ConfigurableEnv):
         return row
 
 
-def _draws(problem: Any) -> int:
+def _draws(problem: PlayedProblem) -> int:
     """Uniform numbers for a first state and an action of the leader's."""
     return problem.start_size + problem.network.sizes[-1]
 
 
-def _as_pushes(problem: Any, actions: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _as_pushes(problem: PlayedProblem, actions: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
     """One number per environment: the action itself, or what the chosen index stands for."""
     space = problem.action_space
     if not isinstance(space, gym.spaces.Discrete):
-        return finite_numbers(actions, (*shape, *space.shape), name)[..., 0]
+        return finite_numbers(actions, (*shape, *(space.shape or ())), name)[..., 0]
     array = np.asarray(actions)
     if array.dtype.kind not in "iu" or array.size != np.prod(shape) or array.min() < 0 or array.max() >= space.n:
         raise ValueError(f"`{name}` must be {np.prod(shape, dtype=int)} of 0 … {space.n - 1}, got {actions!r}")
+    assert problem.choices is not None, "a Discrete space has choices"
     return problem.choices[array.reshape(shape)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import finite_numbers
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv
-from bilevel_envs.core.mdp import ConfigurableMDP
+from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_problem
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, truncated_normal
 
@@ -76,7 +77,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         self,
         problem: LinearProblem,
         num_envs: int = 1,
-        theta: Any = None,
+        theta: Numbers | None = None,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
@@ -91,7 +92,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
     def _first(self, index: np.ndarray) -> np.ndarray:
         return self._stepper.first(self._uniform(index), index)
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def _checked(self, actions: ArrayLike) -> np.ndarray:
         return finite_numbers(actions, (self.num_envs, *(self.single_action_space.shape or ())), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -115,7 +116,7 @@ class LinearEnv(ConfigurableEnv):
     model_kind = LinearQuadraticModel
     default_follower = "riccati"
 
-    def __init__(self, problem: LinearProblem, theta: Any = None, render_mode: str | None = None) -> None:
+    def __init__(self, problem: LinearProblem, theta: Numbers | None = None, render_mode: str | None = None) -> None:
         check_problem(problem, *SPACES)
         self.observation_space, self.action_space = problem.state_space, problem.action_space
         super().__init__(problem, theta, render_mode)
@@ -129,7 +130,7 @@ class LinearEnv(ConfigurableEnv):
         self._path = [self._stepper.first(self._uniform(), np.zeros(1, int))[0]]
         return self._path[0]
 
-    def _checked(self, action: Any) -> np.ndarray:
+    def _checked(self, action: ArrayLike) -> np.ndarray:
         return finite_numbers(action, self.action_space.shape, "action")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, float]]:

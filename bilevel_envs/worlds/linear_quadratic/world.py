@@ -17,7 +17,7 @@ from bilevel_envs.worlds.linear_quadratic.rollout import linear_rollout
 from bilevel_envs.worlds.world import World
 
 
-class LinearQuadraticWorld(World):
+class LinearQuadraticWorld(World[LinearQuadraticModel, GaussianPolicy]):
     """Matrices; nothing but a time limit ends an episode."""
 
     name = "linear_quadratic"

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, cast
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
-from bilevel_envs.core.mdp import ConfigurableMDP
+from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_model, check_problem, completed
 from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
@@ -63,7 +64,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
         self,
         problem: ConfigurableMDP,
         num_envs: int = 1,
-        theta: Any = None,
+        theta: Numbers | None = None,
         observation: str = "index",
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
@@ -72,7 +73,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
         actions = gym.spaces.Discrete(self.actions)
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, space, actions)
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def _checked(self, actions: ArrayLike) -> np.ndarray:
         action = np.asarray(actions)
         if action.shape != (self.num_envs,) or action.dtype.kind not in "iu":
             raise ValueError(f"`actions` must be whole numbers of shape [{self.num_envs}], got {actions!r}")
@@ -128,7 +129,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
     def __init__(
         self,
         problem: ConfigurableMDP,
-        theta: Any = None,
+        theta: Numbers | None = None,
         observation: str = "index",
         render_mode: str | None = None,
     ) -> None:
@@ -186,7 +187,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
             self._fresh = False
         return bisect_right(self._start_cdf, self._uniform())
 
-    def _checked(self, action: Any) -> int:
+    def _checked(self, action: ArrayLike) -> int:
         if not self.action_space.contains(action) and not _is_index(action, self.actions):
             raise ValueError(f"`action` must lie in {self.action_space}, got {action!r}")
         return int(np.asarray(action).reshape(()))
@@ -203,7 +204,7 @@ class TabularEnv(_TabularFace, ConfigurableEnv):
         return self._uniforms.pop()
 
 
-def _is_index(action: Any, count: int) -> bool:
+def _is_index(action: ArrayLike, count: int) -> bool:
     """Whether an action is a whole number in range, also as a 0-d or one-entry array as policies give it."""
     array = np.asarray(action)
     return array.dtype.kind in "iu" and array.size == 1 and 0 <= int(array.reshape(())) < count

@@ -19,7 +19,7 @@ from bilevel_envs.worlds.tabular.rollout import table_rollout
 from bilevel_envs.worlds.world import World
 
 
-class TabularWorld(World):
+class TabularWorld(World[TabularModel, BoltzmannPolicy]):
     """A finite MDP as tables."""
 
     name = "tabular"
