@@ -229,6 +229,9 @@ class LearningFollower(Protocol):
     def check(self, task: FollowerTask) -> None:
         """Refuses with a ValueError a world that it cannot learn in, before anything is spent; optional."""
 
+    def missing(self, what: str) -> Missing:
+        """What stands for a value, "Q_F" or "V_F", that it cannot give; optional, see `missing_value`."""
+
     def state_dict(self) -> dict[str, object]:
         """What has been learnt: tensors and numbers in dicts and lists; optional."""
 
@@ -252,6 +255,16 @@ def capabilities_of(follower: Any) -> Capabilities:
 def own_beta(follower: Any) -> float | None:
     """The β that a follower has of its own; None where it has none, or says nothing of it."""
     return None if lacking(follower, ["beta"]) else follower.beta
+
+
+def missing_value(follower: Any, what: str) -> Missing:
+    """What stands for a value that a follower cannot give: by its own `missing`, or in general words without one."""
+    if not lacking(follower, ["missing"]):
+        return follower.missing(what)
+    return Missing(
+        f"{what} is not available from {type(follower).__name__}: wrap the follower, ObservedFollower(...), which "
+        "estimates it from what it does"
+    )
 
 
 def is_follower(thing: object) -> bool:

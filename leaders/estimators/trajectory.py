@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_count
-from bilevel_envs.core.follower import BestResponse, NotAvailableError, capabilities_of, tiled
+from bilevel_envs.core.follower import BestResponse, NotAvailableError, capabilities_of, missing_value, tiled
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
@@ -79,7 +79,7 @@ class TrajectoryLeader(Leader):
         super().__init__(wrapped, config, given)
         gives_values = capabilities_of(wrapped.follower).gives_values
         if ESTIMATORS[self.sampling.estimator].reads_follower and not gives_values:
-            raise NotAvailableError(wrapped.follower.missing("V_F").reason)
+            raise NotAvailableError(missing_value(wrapped.follower, "V_F").reason)
         self.leader_horizon: int | None = self.env.model(self._theta().detach()).horizon
         check_config(self.sampling, self.facts, self.runs, given)
         self.env.check_sampler(self.sampling.sampler)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.core.follower import Capabilities, UnsupportedModelError, capabilities_of
+from bilevel_envs.core.follower import (
+    Capabilities,
+    NotAvailableError,
+    UnsupportedModelError,
+    capabilities_of,
+    missing_value,
+)
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import (
     Committed,
@@ -21,6 +27,7 @@ from bilevel_envs.followers import (
     Suboptimal,
     Truncated,
 )
+from leaders import BCHG
 
 TABLES, MATRICES = ("tabular",), ("linear_quadratic",)
 
@@ -85,6 +92,14 @@ def test_values_are_declared_where_the_algorithm_is_soft(algorithm, gives):
 def test_followers_that_declare_nothing_are_taken_by_their_methods():
     assert capabilities_of(Planner()) == Capabilities()
     assert capabilities_of(Learner()) == Capabilities(gives_values=False, learns=True, saves=True)
+
+
+def test_values_that_are_missing_say_what_to_do_instead():
+    with pytest.raises(NotAvailableError, match="V_F is not available from PPO, whose values are not soft: wrap the"):
+        missing_value(SB3Follower("PPO"), "V_F")(0)
+    env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), Learner())
+    with pytest.raises(NotAvailableError, match=r"V_F is not available from Learner: wrap .* ObservedFollower"):
+        BCHG(env)
 
 
 def test_a_follower_of_another_kind_of_world_is_refused_before_it_answers():
