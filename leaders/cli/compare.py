@@ -84,29 +84,30 @@ class Compare:
         paths = {name: self.out / f"{name}.npz" for name in names}
         kept = compare.kept_results(paths, self.iterations)
         directory.begin()
-        results = []
         for name in names:
-            result = kept.get(name)
-            if result is None:
+            if kept.get(name) is None:
                 bar = self.progress and sys.stderr.isatty()
                 settings: dict[str, Any] = {"runs": self.runs, "iterations": self.iterations, "seed": self.seed}
                 settings["value"] = self.value
-                result = compare.run_grid(self._world(), name, grid=grid, progress_bar=bar, **settings, **arguments)
-                compare.save_result(result, paths[name])
-            results.append(result)
+                kept[name] = compare.run_grid(self._world(), name, grid=grid, progress_bar=bar, **settings, **arguments)
+                compare.save_result(kept[name], paths[name])
+        results = [kept[name] for name in names]
         lines = compare.write_table(results, self.out / "results.csv")
         env = self._world()
-        title = f"{self.env}, β = {env.preferences.beta:g}, {self.runs} seeds"
-        title += f", {' '.join([self.follower, *self.follower_args])}" if self.follower else ""
-        title += f", batch {self.batch}" if self.batch else ""
-        title += f", preset {self.preset}" if self.preset else ""
-        figure = compare.comparison_figure(results, title, env.best_known)
+        figure = compare.comparison_figure(results, self._title(env.preferences.beta), env.best_known)
         plots.save(figure, self.out / "comparison.png")
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         print(f"\n{self.value}: mean over seeds of the last tenth of {self.iterations} iterations, best grid points")
         print(f"wrote {self.out}/results.csv, comparison.png and one .npz per leader")
+
+    def _title(self, beta: float) -> str:
+        """What was compared."""
+        title = f"{self.env}, β = {beta:g}, {self.runs} seeds"
+        title += f", {' '.join([self.follower, *self.follower_args])}" if self.follower else ""
+        title += f", batch {self.batch}" if self.batch else ""
+        return title + (f", preset {self.preset}" if self.preset else "")
 
     def _world(self) -> Any:
         """The environment with a follower that knows nothing of other leaders."""

@@ -51,15 +51,7 @@ class FourRoomsFigure:
         torch.set_num_threads(1)
         check_count(self.runs, "runs", at_least=2)
         check_count(self.seed, "seed", at_least=0)
-        names = names_in(self.leaders)
-        if not self.beta or len(set(self.beta)) < len(self.beta):
-            raise ValueError(f"`beta` must be one or more different values, got {list(self.beta)}")
-        check_choice(self.batch, [100, 200, 400, 1000], "batch")
-        for beta in self.beta:
-            check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
-            for name in names:
-                if four_rooms(name, beta, self.batch) is None:
-                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
+        names = self._published_names()
         directory = RunDirectory(self.out, config_of(self))
         directory.check(self.resume)
         iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
@@ -86,6 +78,21 @@ class FourRoomsFigure:
             said = f"differ from the published curves: {', '.join(differing)}" if differing else "all agree"
             print(f"{said} (within 3 combined standard errors or 0.01)")
         print(f"wrote {self.out}")
+
+    def _published_names(self) -> list[str]:
+        """The leaders' names; a ValueError for what the paper does not show."""
+        from leaders.published import four_rooms
+
+        names = names_in(self.leaders)
+        if not self.beta or len(set(self.beta)) < len(self.beta):
+            raise ValueError(f"`beta` must be one or more different values, got {list(self.beta)}")
+        check_choice(self.batch, [100, 200, 400, 1000], "batch")
+        for beta in self.beta:
+            check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
+            for name in names:
+                if four_rooms(name, beta, self.batch) is None:
+                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
+        return names
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,11 @@ def _check_counts(successor: np.ndarray, visits: np.ndarray, endings: np.ndarray
         np.isfinite(visits).all() and (endings >= 0).all() and (endings <= visits).all() and (visits[~used] == 0).all()
     ):
         raise ValueError("saved counts must be finite, with 0 ≤ endings ≤ visits, and 0 where there is no successor")
+    _check_band(band, states)
+
+
+def _check_band(band: Band, states: int) -> None:
+    """Refuses what is no order of the states, with a ValueError."""
     order = np.sort(band.position)
     if (
         len(order) != states

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.worlds.linear_quadratic.polynomials import products
-from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_batch
+from bilevel_envs.worlds.tabular.rollout import First, table_rollout
+from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_guiding
 from leaders.estimators.sample import Sample
 from leaders.functional.errors import TooFewTransitions
 from leaders.functional.fitted_guiding import fitted_trace
@@ -149,17 +151,16 @@ class PublishedOracleGuiding(OracleGuiding):
         return steps + self.size
 
     def _episodes(self, sample: Sample) -> tuple[Rollout, Tensor]:
-        return published_oracle_batch(
-            self.simulator(sample.theta.detach()),
-            sample.best.behavior_policy,
-            sample.noise,
-            sample.batch,
-            sample.discounts,
-            sample.preferences,
-            steps=self.size,
-            rows=self.rows,
-            time_limit=self.time_limit,
-        )
+        """Q_L, V_L, ∇Q_F and ∇V_F are means over the oracle batch alone; the on-policy batch says how much they count.
+
+        A pair that the oracle never saw has Q_L = 0 and ∇Q_F = 0, as in the published code.
+        """
+        world, policy = self.simulator(sample.theta.detach()), sample.best.behavior_policy
+        how: dict[str, Any] = {"horizon": self.size // self.rows, "time_limit": self.time_limit}
+        first = First(np.full(world.states, 1 / world.states))
+        oracle = table_rollout(world, policy, sample.noise, rows=self.rows, first=first, **how)
+        at = (sample.batch, sample.discounts, sample.preferences, world.states, world.actions)
+        return oracle, published_oracle_guiding(oracle, *at)
 
 
 @dataclass(frozen=True)

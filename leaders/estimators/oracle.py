@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,33 +52,6 @@ def oracle_batch(
     first = torch.zeros(oracle.r_leader.shape, dtype=guiding.dtype)
     first[..., 0] = torch.cat([carried, -carried], 1)
     return oracle, first
-
-
-def published_oracle_batch(
-    world: TabularModel,
-    policy: BoltzmannPolicy,
-    noise: Noise,
-    batch: Rollout,
-    discounts: Tensor,
-    preferences: Preferences,
-    *,
-    steps: int,
-    rows: int,
-    time_limit: int | None,
-) -> tuple[Rollout, Tensor]:
-    """The published oracle: a separate batch with uniform starts, whose means are looked up at the visited pairs.
-
-    Q_L, V_L, ∇Q_F and ∇V_F are means over the oracle batch alone; the on-policy batch says where and how much they
-    count. A pair that the oracle never saw has Q_L = 0 and ∇Q_F = 0, as in the published code.
-
-    Returns:
-      The oracle batch [R, rows, steps / rows] and its guiding weights.
-    """
-    uniform = np.full(world.states, 1 / world.states)
-    oracle = table_rollout(
-        world, policy, noise, rows=rows, horizon=steps // rows, time_limit=time_limit, first=First(uniform)
-    )
-    return oracle, published_oracle_guiding(oracle, batch, discounts, preferences, world.states, world.actions)
 
 
 def published_oracle_guiding(

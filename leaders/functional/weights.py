@@ -15,6 +15,7 @@ temporal-difference error, has the same mean gradient and far less variance.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -132,6 +133,14 @@ def residualised(guiding: Tensor, features: Tensor, batch: Rollout) -> Tensor:
     return (guiding - (phi * others).sum(-1).view_as(guiding)) * batch.valid
 
 
+class WeightOptions(TypedDict, total=False):
+    """What `weights_from_guiding` hands on to `weights_from_trace`."""
+
+    tail: Required[str]
+    score_weight: str
+    centred: bool
+
+
 def weights_from_guiding(
     guiding: Tensor,
     batch: Rollout,
@@ -139,31 +148,20 @@ def weights_from_guiding(
     discounts: Tensor,
     preferences: Preferences,
     *,
-    tail: str,
-    score_weight: str = "td_error",
     decay: float | None = None,
-    centred: bool = False,
+    **options: Unpack[WeightOptions],
 ) -> Weights:
     """The weights of an estimator, from its guiding weight.
 
     Args:
       guiding: what each step adds to the follower's trace, [R, N, T].
-      batch: the transitions.
-      values: both players' values at the visited steps.
-      discounts: `discount_weights(batch, γ_L, tail)`.
-      preferences: γ_L and γ_F.
-      tail: as in `discount_weights`.
-      score_weight: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives;
-        "clipped" is the published form for continuous worlds: by the value, the last step of an episode left out, and
-        the leader's part, whose ∇log p are clipped one by one, left to the caller.
+      batch, values, discounts, preferences: as in `weights_from_trace`.
       decay: the trace's factor per step; None for γ_F.
-      centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
+      options: `tail`, `score_weight` and `centred`, as in `weights_from_trace`.
     """
     decay = preferences.gamma_follower if decay is None else decay
     trace = eligibility_trace(guiding, decay, batch.starts) * batch.valid
-    return weights_from_trace(
-        trace, batch, values, discounts, preferences, tail=tail, score_weight=score_weight, centred=centred
-    )
+    return weights_from_trace(trace, batch, values, discounts, preferences, **options)
 
 
 def weights_from_trace(
@@ -186,8 +184,10 @@ def weights_from_trace(
       discounts: `discount_weights(batch, γ_L, tail)`.
       preferences: γ_L and γ_F.
       tail: as in `discount_weights`.
-      score_weight: as in `weights_from_guiding`.
-      centred: as in `weights_from_guiding`.
+      score_weight: "td_error" weighs ∇log p by the (soft) temporal-difference error, "value" by the value that arrives;
+        "clipped" is the published form for continuous worlds: by the value, the last step of an episode left out, and
+        the leader's part, whose ∇log p are clipped one by one, left to the caller.
+      centred: take E_b[r_F(s_k, b)] from every r_F(s_k, b_k); such estimators know no ∇log p of the follower's.
     """
     check_choice(score_weight, SCORE_WEIGHTS, "score_weight")
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower

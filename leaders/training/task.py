@@ -95,16 +95,11 @@ def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
     inside = (*around, id(value))
     if isinstance(value, np.generic):
         value = value.item()  # NumPy's scalars are Python's
-    if isinstance(value, Enum):
-        yield f"{type(value).__qualname__}.{value.name}".encode()
-    elif isinstance(value, PLAIN):
-        yield f"{type(value).__name__} {value!r}".encode()
-    elif isinstance(value, (int, float, np.number)):
-        yield _number(value)
+    atom = _atom(value)
+    if atom is not None:
+        yield atom
     elif isinstance(value, (np.ndarray, Tensor)):
         yield from _array(value, inside)
-    elif isinstance(value, Path):
-        yield f"path {value}".encode()
     elif isinstance(value, (list, tuple)):
         yield f"list {len(value)}".encode()
         for entry in value:
@@ -119,8 +114,6 @@ def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
     elif isinstance(value, partial):
         yield b"partial"
         yield from _pieces([value.func, value.args, value.keywords], inside)
-    elif isinstance(value, type):
-        yield f"named {value.__qualname__}".encode()
     elif hasattr(value, "__qualname__"):
         yield from _function(value, inside)
     elif isinstance(value, CodeType):
@@ -128,6 +121,19 @@ def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
     else:
         yield f"object {type(value).__qualname__}".encode()
         yield from _pieces(dict(_told(value)), inside)
+
+
+def _atom(value: Any) -> bytes | None:
+    """A value that holds no others, as bytes; None for all else."""
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}".encode()
+    if isinstance(value, PLAIN):
+        return f"{type(value).__name__} {value!r}".encode()
+    if isinstance(value, (int, float, np.number)):
+        return _number(value)
+    if isinstance(value, Path):
+        return f"path {value}".encode()
+    return f"named {value.__qualname__}".encode() if isinstance(value, type) else None
 
 
 def _function(value: Any, inside: tuple[int, ...]) -> Iterator[bytes]:
