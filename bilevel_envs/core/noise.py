@@ -26,14 +26,14 @@ class Noise:
         return len(self._streams)
 
     def uniform(self, *shape: int) -> np.ndarray:
-        """Uniform numbers in [0, 1), [R, *shape]."""
+        """Uniform numbers in [0, 1), ``[R, *shape]``."""
         out = np.empty((self.runs, *shape))
         for row, stream in zip(out, self._streams, strict=True):
             stream.random(out=row)
         return out
 
     def normal(self, *shape: int) -> np.ndarray:
-        """Standard normal numbers, [R, *shape]."""
+        """Standard normal numbers, ``[R, *shape]``."""
         return np.stack([stream.standard_normal(shape) for stream in self._streams])
 
     def permutation(self, size: int) -> np.ndarray:

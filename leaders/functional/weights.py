@@ -101,7 +101,7 @@ def residualised(guiding: Tensor, features: Tensor, batch: Rollout) -> Tensor:
 
     E_b[B_L | s] = 0, so a function of s that was not made from the same episode leaves the estimate's mean as it is. In
     terms of guiding weights: c ← c − Mᵀ c with the rows M_e = Φ_e (Φ₋ₑᵀ Φ₋ₑ)⁻¹ Φ₋ₑᵀ. With a single episode nothing is
-      subtracted.
+    subtracted.
 
     Args:
       guiding: [R, N, T].
