@@ -68,6 +68,7 @@ def test_the_band_holds_no_padding():
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_soft_policy_iteration_is_the_same_loop_in_python():
     rng = np.random.default_rng(0)
     move, successor = rng.dirichlet(np.ones(2), (1, 4, 2)), rng.integers(4, size=(1, 4, 2, 2))

@@ -104,6 +104,7 @@ def test_leaders_are_compared_with_the_follower_that_is_there(tmp_path, make):
     assert np.abs(found["leader_value"] - found["leader_value_actual"]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_what_nobody_knows_is_not_compared():
     env = BilevelWrapper(gym.make("BiLevel/GuidedPendulum-v0"), SB3Follower("SAC", 60, learning_starts=20))
     how = {"runs": 2, "iterations": 1, "batch_size": 40}

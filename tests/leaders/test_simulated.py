@@ -140,6 +140,7 @@ def test_the_played_estimate_is_the_one_made_from_matrices():
     torch.testing.assert_close(steps[:, 0] - steps[:, 1], along, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_both_networks_together_know_what_an_action_is_worth():
     env = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"))
     theta = env.unwrapped.theta

@@ -61,6 +61,7 @@ def test_the_direct_term_does_not_shrink_with_the_batch(theta):
     check_bias(training_estimates(NaivePGD, env, [theta], 100), direct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "batch_size"), [("queue", 300), ("cliff, slip", 300)])
 def test_the_guiding_term_is_there_and_has_its_sign(world, batch_size):
     env = STRANGERS[world]()

@@ -283,6 +283,7 @@ def test_a_leader_is_not_loaded_into_a_task_with_another_function(tmp_path):
         BCHG.load(path, env=ring(nested={"pay": paying(2)}))
 
 
+@pytest.mark.slow
 def test_digests_are_the_same_in_every_process():
     code = (
         "import gymnasium as gym, bilevel_envs\n"
