@@ -20,6 +20,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 import bilevel_envs
 from bilevel_envs import BilevelWrapper, followers
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="records whose name contains this")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # sums over several threads differ in their rounding, which an agent's networks amplify
     print(f"bilevel_envs {bilevel_envs.__version__} at {bilevel_envs.__file__}", file=sys.stderr)
     now = records(arguments.only)
     if arguments.action == "write":

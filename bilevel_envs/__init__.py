@@ -1,4 +1,4 @@
-"""Environments whose world a leader configures, and the followers that live in them.
+"""Environments whose world a leader configures, and followers that respond to it.
 
 Importing this package registers the ``BiLevel/*`` ids with Gymnasium and loads neither torch nor
 Stable-Baselines3: entry points are strings, and the names below are loaded on first use.

@@ -1,4 +1,4 @@
-"""An environment and a follower, seen from the leader's chair."""
+"""An environment joined with its follower, from the leader's side."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SAMPLERS = ("fused", "steps")
 
 
 class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
-    """Joins a configurable environment and the follower that lives in it.
+    """Joins a configurable environment and its follower.
 
     It stays an environment of the follower's; beside `reset` and `step` it answers what a leader asks:
     how the follower responds to θ, and what that looks like in trajectories. Both are asked of the unwrapped
@@ -139,7 +139,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def best_response(
         self, theta: Numbers, init: BestResponse | None = None, *, model: Model | None = None, learn: bool = True
     ) -> BestResponse:
-        """How the follower lives at θ.
+        """The follower's response at θ.
 
         Args:
           theta: ``[*θ.shape]``, or ``[R, *θ.shape]`` for R runs at once.

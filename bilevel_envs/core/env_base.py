@@ -241,7 +241,7 @@ class ConfigurableEnv(Face, gym.Env):
 class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
     """Many copies of a configurable MDP, stepped as arrays; autoreset mode SAME_STEP.
 
-    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
+    Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
 
     Args:
       problem: the configurable MDP.

@@ -24,11 +24,11 @@ class NotAvailableError(RuntimeError):
 
 
 class UnsupportedModelError(TypeError):
-    """A follower cannot live in this kind of world, whatever θ is."""
+    """Raised when a follower does not support this kind of world, whatever θ is."""
 
 
 class FollowerError(RuntimeError):
-    """A follower's training failed, or what came of it is no way of living."""
+    """Raised when a follower fails to train or returns an invalid response."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def action_shape_of(policy: Policy) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BestResponse:
-    """How the follower lives at one θ.
+    """The follower's response at a fixed θ: its policy, values and residual.
 
     Attributes:
       policy: g as the leader knows it, a `BoltzmannPolicy`, a `GaussianPolicy` or a network's: `sample`, `log_prob`,

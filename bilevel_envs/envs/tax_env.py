@@ -105,7 +105,7 @@ class _Stepper:
 class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
     """Many taxed households, stepped as arrays; autoreset mode SAME_STEP.
 
-    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i. The type asked for
+    Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i. The type asked for
     by `reset(options={"context": k})` is that of the episodes that begin with this call, not of later ones;
     `infos["context"]` is the type of the running episode.
 

@@ -1,4 +1,4 @@
-"""A game that can only be played, as a Gymnasium environment from the follower's chair: one, or many as arrays."""
+"""A game without a known model, as a Gymnasium environment from the follower's side: one, or many as arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("state_space", "action_space", "network", "start_size", "start_many", "
 
 
 class PlayedProblem(ConfigurableMDP, Protocol):
-    """What an environment needs of a game that can only be played, beside the hooks of all problems."""
+    """What an environment needs of a game without a known model, beside the hooks of all problems."""
 
     @property
     def state_space(self) -> gym.spaces.Box:
@@ -90,7 +90,7 @@ class _Stepper:
 class SimulatedVectorEnv(ConfigurableVectorEnv):
     """Many copies of a game, stepped as arrays; the leader's actions are drawn inside; autoreset mode SAME_STEP.
 
-    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
+    Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
 
     Args:
       problem: the game; see `SimulatedEnv`.

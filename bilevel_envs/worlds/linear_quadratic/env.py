@@ -61,7 +61,7 @@ class _Stepper:
 class LinearVectorEnv(ConfigurableVectorEnv):
     """Many copies of a linear-quadratic world, stepped as arrays; autoreset mode SAME_STEP.
 
-    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
+    Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
 
     Args:
       problem: the configurable MDP; its `state_space` and `action_space` are those of one environment.

@@ -49,7 +49,7 @@ class _TabularFace(Face):
 class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
     """Many copies of a configurable table, stepped as arrays; autoreset mode SAME_STEP.
 
-    Environment i, seeded with s + i, lives the same life as a scalar environment seeded with s + i.
+    Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
 
     Args:
       problem: the configurable MDP.
