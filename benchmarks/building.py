@@ -63,7 +63,7 @@ def ring(zones: int, iterations: int) -> tuple[float, np.ndarray, int]:
         started = time.perf_counter()
         leader.learn(1)
         seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds)), leader.history["leader_value"][:, 0], leader.sampling.batch_size
+    return float(np.median(seconds)), leader.history["leader_value"][:, 0], leader.estimator_config.batch_size
 
 
 def main() -> None:

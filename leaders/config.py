@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
@@ -186,6 +186,21 @@ def changed(config: C, arguments: Mapping[str, Any]) -> C:
     names = {field.name for field in fields(config)}
     values = {name: value for name, value in arguments.items() if name in names and value is not None}
     return replace(config, **{k: int(v) if isinstance(v, np.integer) else v for k, v in values.items()})
+
+
+def differs(value: Any, default: Any) -> bool:
+    """Whether a setting is another than the default, entry by entry for arrays."""
+    return type(value) is not type(default) or bool(np.any(value != default))
+
+
+def selected(config: DataclassInstance, always: Collection[str] = (), without: Collection[str] = ()) -> dict[str, Any]:
+    """The fields of a configuration that differ from their defaults, and those that are shown always."""
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in without and (field.name in always or differs(value, field.default)):
+            found[field.name] = value
+    return found
 
 
 def described(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.responses import response_state
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
-from leaders.config import LeaderConfig, described
+from leaders.config import LeaderConfig, described, differs, selected
 from leaders.evaluation import Evaluation
 from leaders.exact.raw_parameters import theta_of
-from leaders.keywords import document
+from leaders.keywords import document, parameters_of
 from leaders.training.callbacks import ProgressBar, as_callback
 from leaders.training.checkpoint import Checkpoint, follower_state, opened, write
 from leaders.training.history import History
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.logger import Logger
 
 LOGGED = 10  # entries of θ in the logger
+NOT_SHOWN = ("runs", "blocks", "verbose", "tensorboard_log")  # settings that `repr` leaves out
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ def check_wrapped(env: Any) -> BilevelWrapper:
     return env
 
 
+def _short(value: Any) -> str:
+    """A setting on a line: numbers and words as they are, of objects the class."""
+    if isinstance(value, (str, int, float, NoneType)):
+        return str(value)
+    if isinstance(value, (Sequence, np.ndarray)):
+        return one_line(np.asarray(value))
+    return type(value).__name__
+
+
 @dataclass
 class Progress:
     """How far a leader has come.
@@ -99,7 +109,7 @@ class Leader:
 
     Args:
       env: the environment with its follower.
-      common: settings that all leaders share.
+      config: settings that all leaders share.
       arguments: what the subclass was constructed with, for `save`.
     """
 
@@ -111,26 +121,26 @@ class Leader:
     def __init_subclass__(cls) -> None:
         document(cls)
 
-    def __init__(self, env: gym.Env, common: LeaderConfig, arguments: dict[str, Any]) -> None:
+    def __init__(self, env: gym.Env, config: LeaderConfig, arguments: dict[str, Any]) -> None:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{type(self).__name__} must be made outside of torch.inference_mode(), whose tensors cannot be trained"
             )
-        self.env, self.common, self._arguments = check_wrapped(env), common, arguments
-        self._stacked = common.runs is not None
-        self.runs = 1 if common.runs is None else check_count(common.runs, "runs")
-        self.seeds = self._run_seeds(common.seed)
-        check_count(common.verbose, "verbose", at_least=0)
-        if not isinstance(common.tensorboard_log, (str, Path, NoneType)):
-            raise TypeError(f"`tensorboard_log` must be a folder's path, got {common.tensorboard_log!r}")
+        self.env, self.config, self._arguments = check_wrapped(env), config, arguments
+        self._stacked = config.runs is not None
+        self.runs = 1 if config.runs is None else check_count(config.runs, "runs")
+        self.seeds = self._run_seeds(config.seed)
+        check_count(config.verbose, "verbose", at_least=0)
+        if not isinstance(config.tensorboard_log, (str, Path, NoneType)):
+            raise TypeError(f"`tensorboard_log` must be a folder's path, got {config.tensorboard_log!r}")
         self.noise = Noise(self.seeds)
         self.policy = self._parameterization()
         self._ascent = Ascent(
-            self.policy, self.runs, common.optimizer, common.learning_rate, common.max_grad_norm, common.blocks
+            self.policy, self.runs, config.optimizer, config.learning_rate, config.max_grad_norm, config.blocks
         )
         self.history = History(self.runs)
         self.progress = Progress()
-        self.evaluation = Evaluation(type(self).__name__, common.evaluate_every)
+        self.evaluation = Evaluation(type(self).__name__, config.evaluate_every)
         self._logger: Logger | None = None
 
     # What a subclass provides ---------------------------------------------------------------------------------
@@ -138,6 +148,17 @@ class Leader:
     def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""
         raise NotImplementedError
+
+    def _chosen(self) -> dict[str, Any]:
+        """The settings that `repr` shows: of the configuration, and the subclass's own arguments."""
+        shared = {one.name for one in fields(LeaderConfig)}
+        defaults = {one.name: one.default for one in parameters_of(type(self))}
+        own = {
+            name: value
+            for name, value in self._arguments.items()
+            if name not in shared and value is not None and differs(value, defaults[name])
+        }
+        return selected(self.config, ("learning_rate", "optimizer"), without=NOT_SHOWN) | own
 
     def _critic_state(self) -> dict[str, Any]:
         """What the subclass learns beside θ."""
@@ -158,8 +179,10 @@ class Leader:
         return theta if self._stacked else theta[0]
 
     def __repr__(self) -> str:
-        """The task, how far the leader has come, the last leader value recorded, and θ; of stacked runs, run 0's.
+        """The task, how far the leader has come, the last leader value recorded, θ (both run 0's), and the settings.
 
+        Of the settings: step size and optimiser, what a trajectory leader estimates with (estimator, critic, gradient,
+        guiding term, batch), and whatever else differs from the defaults of `LeaderConfig` and `EstimatorConfig`.
         `last_leader_value`, left out where it is unknown, is the newest in `history["leader_value"]`: the value at a θ
         before an update, not at the θ shown, whose value `exact.objective(env, leader.theta)` computes.
         """
@@ -172,6 +195,7 @@ class Leader:
             "iterations": self.progress.iterations,
             f"last_leader_value{run}": None if np.isnan(value) else f"{value:.5g}",
             f"theta{run}": one_line(self._theta().detach().numpy()[0]),
+            **{setting: _short(value) for setting, value in self._chosen().items()},
         }
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in parts.items() if v is not None)})"
 
@@ -186,9 +210,9 @@ class Leader:
         if self._logger is None:
             from stable_baselines3.common.logger import Logger, configure
 
-            formats = ["stdout"] * bool(self.common.verbose) + ["tensorboard"] * bool(self.common.tensorboard_log)
+            formats = ["stdout"] * bool(self.config.verbose) + ["tensorboard"] * bool(self.config.tensorboard_log)
             if formats:
-                self._logger = configure(str(self.common.tensorboard_log or "") or None, formats)
+                self._logger = configure(str(self.config.tensorboard_log or "") or None, formats)
             else:
                 self._logger = Logger(folder=None, output_formats=[])
         return self._logger
@@ -417,7 +441,7 @@ class Leader:
         return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
 
     def _parameterization(self) -> torch.nn.Module:
-        policy: Any = self.common.policy
+        policy: Any = self.config.policy
         make: Any = self.env.problem.parameterization
         if isinstance(policy, str):
             if make is None or "name" not in inspect.signature(make).parameters:

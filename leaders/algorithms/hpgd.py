@@ -102,7 +102,7 @@ class HPGD(TrajectoryLeader):
             )
 
     def _make_guiding(self) -> Guiding:
-        config, rule = self.sampling, ESTIMATORS[self.sampling.estimator]
+        config, rule = self.estimator_config, ESTIMATORS[self.estimator_config.estimator]
         if self.linear:
             return CentredGuiding(rule, config.control_variate, score_weight=config.score_weight)
         if self.variant != "oracle":

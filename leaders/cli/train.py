@@ -157,7 +157,7 @@ class Train:
 
         preferences = leader.env.preferences
         published = None
-        batch = leader.sampling.batch_size if leader.looks_at_trajectories else None
+        batch = leader.estimator_config.batch_size if leader.looks_at_trajectories else None
         if leader.env.problem in [FourRooms(dynamics=d, beta=preferences.beta) for d in ("published", "mismatched")]:
             name = f"hpgd-{leader.variant}" if self.leader == "hpgd" else self.leader
             published = four_rooms(name, preferences.beta, batch or 100)

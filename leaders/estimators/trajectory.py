@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -19,7 +19,7 @@ from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.config import Forms
+from leaders.config import EstimatorConfig, Forms, selected
 from leaders.critics.critic import Critic
 from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
@@ -45,6 +45,8 @@ CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
 EXPECTED = ("bc_hg", "naive_pgd")  # estimators whose estimates may expect what follows the first step
+
+SHOWN = ("estimator", "critic", "gradient", "guiding", "batch_size")  # settings that `repr` shows always
 
 GAME_IGNORES = ("control_variate", "critic", "gradient", "sampler", "score_weight", "tail")  # in its published form
 
@@ -75,19 +77,27 @@ class TrajectoryLeader(Leader):
         self.facts = facts_of(wrapped)
         self.actor_critic = self._published(wrapped, given)
         game = None if self.actor_critic is None else self.actor_critic.form
-        config, self.sampling = resolve(name, forms, given | {"estimator": estimator}, self.facts, game)
+        config, self.estimator_config = resolve(name, forms, given | {"estimator": estimator}, self.facts, game)
         super().__init__(wrapped, config, given)
         gives_values = capabilities_of(wrapped.follower).gives_values
-        if ESTIMATORS[self.sampling.estimator].reads_follower and not gives_values:
+        if ESTIMATORS[self.estimator_config.estimator].reads_follower and not gives_values:
             raise NotAvailableError(missing_value(wrapped.follower, "V_F").reason)
         self.leader_horizon: int | None = self.env.model(self._theta().detach()).horizon
-        check_config(self.sampling, self.facts, self.runs, given)
-        self.env.check_sampler(self.sampling.sampler)
+        check_config(self.estimator_config, self.facts, self.runs, given)
+        self.env.check_sampler(self.estimator_config.sampler)
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
         self.seen = self._seen()
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
         self.guiding, self.transition = self._make_guiding(), self._make_transition()
+
+    def _chosen(self) -> dict[str, Any]:
+        estimation = {one.name for one in fields(EstimatorConfig)}
+        shared = {name: value for name, value in super()._chosen().items() if name not in estimation}
+        chosen = selected(self.estimator_config, SHOWN, without=("network", "network_of"))
+        if self.actor_critic is not None:  # which has a critic of its own
+            chosen = {name: chosen[name] for name in ("estimator", "batch_size", "rows") if name in chosen}
+        return shared | chosen
 
     def _published(self, env: BilevelWrapper, given: Mapping[str, Any]) -> ActorCritic | None:
         """The published form of a game, an actor-critic, where that is asked for."""
@@ -108,14 +118,14 @@ class TrajectoryLeader(Leader):
             self.noise,
             rows=self.rows,
             horizon=self.horizon,
-            sampler=self.sampling.sampler,
+            sampler=self.estimator_config.sampler,
             model=fixed,
         )
         # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
         expects = self._expects() and self.progress.iterations > 0
         batch = drawn.steps(0, 1) if expects else drawn
         judges = self.judges(self.critic, self.seen, batch, best, fixed, self.noise)
-        sample = self.sample(theta, model, batch, best, judges, self.noise, self.sampling.tail)
+        sample = self.sample(theta, model, batch, best, judges, self.noise, self.estimator_config.tail)
         total, further_steps = self.surrogate(sample)
         if self.coverage is not None:
             self.coverage.check(judges, batch, drawn, sample.tail, self.progress.iterations + 1)
@@ -124,7 +134,7 @@ class TrajectoryLeader(Leader):
         return Estimate(
             surrogate=total,
             leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
-            env_steps=self.sampling.batch_size + further_steps,
+            env_steps=self.estimator_config.batch_size + further_steps,
             episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
             **({} if self.coverage is None else self.coverage.columns()),
         )
@@ -136,7 +146,7 @@ class TrajectoryLeader(Leader):
         the critic that is made of the same transitions, a cut after the first step costs no knowledge; the steps that
         follow are counted for the batches to come.
         """
-        sampling = self.sampling
+        sampling = self.estimator_config
         return _named(sampling.critic, "empirical") and sampling.tail == "continue" and sampling.estimator in EXPECTED
 
     def judges(
@@ -144,7 +154,7 @@ class TrajectoryLeader(Leader):
     ) -> Judges:
         """Who judges the batch; the critic, and what was seen of a table, learn from it."""
         gamma = self.env.preferences.gamma_leader
-        if not self.sampling.cross_fit or (seen is None and not critic_capabilities(critic).learns):
+        if not self.estimator_config.cross_fit or (seen is None and not critic_capabilities(critic).learns):
             return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
         first = self.progress.iterations == 0
         return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
@@ -159,7 +169,7 @@ class TrajectoryLeader(Leader):
             surrogate=first(),
             steps=steps,
             leader_return=mean_return(batch, self.env.preferences.gamma_leader),
-            env_steps=self.sampling.batch_size,
+            env_steps=self.estimator_config.batch_size,
             episodes=batch.starts.sum((1, 2)),
         )
 
@@ -190,7 +200,7 @@ class TrajectoryLeader(Leader):
             sample.discounts,
             sample.preferences,
             tail=sample.tail,
-            score_weight=self.sampling.score_weight,
+            score_weight=self.estimator_config.score_weight,
             centred=sample.rule.centred,
         )
 
@@ -219,7 +229,7 @@ class TrajectoryLeader(Leader):
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
         room = self.runs * self.guiding.steps_drawn(rows * horizon, horizon)
-        if self.sampling.guiding == "fitted":
+        if self.estimator_config.guiding == "fitted":
             world = self.env.model(theta)
             room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
         if self.seen is not None:
@@ -247,7 +257,7 @@ class TrajectoryLeader(Leader):
                 rows=rows,
                 horizon=horizon,
                 whole_episodes=True,
-                sampler=self.sampling.sampler,
+                sampler=self.estimator_config.sampler,
                 model=fixed,
             )
             critic = self.critic.copies(copies)
@@ -269,34 +279,36 @@ class TrajectoryLeader(Leader):
         """Steps of an episode beyond which nothing matters to an estimate."""
         if self.leader_horizon is None:
             return whole_episode_horizon(self.env.preferences)
-        if self.sampling.gradient == "analytic":
+        if self.estimator_config.gradient == "analytic":
             return self.leader_horizon  # ∇Q_F is known, whatever lies behind
         gamma = self.env.preferences.gamma_follower
         return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
 
     def _make_critic(self) -> Critic:
-        return self.facts.world.critic(self.sampling, self.facts, self._theta_moves(), type(self).__name__)
+        return self.facts.world.critic(self.estimator_config, self.facts, self._theta_moves(), type(self).__name__)
 
     def _make_guiding(self) -> Guiding:
         """How the guiding term is made."""
-        config, rule = self.sampling, ESTIMATORS[self.sampling.estimator]
+        config, rule = self.estimator_config, ESTIMATORS[self.estimator_config.estimator]
         if config.guiding == "fitted":
             return FittedGuiding(rule)
         return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
 
     def _make_transition(self) -> Score:
         """How θ in transitions is differentiated."""
-        if self.sampling.gradient != "score":
-            return Pathwise(self.sampling.gradient)
-        if self.sampling.score_weight == "clipped":
-            return ClippedScore(self._slope, self.common.blocks)
+        if self.estimator_config.gradient != "score":
+            return Pathwise(self.estimator_config.gradient)
+        if self.estimator_config.score_weight == "clipped":
+            return ClippedScore(self._slope, self.config.blocks)
         return Score()
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
-        if self.facts.world is not TABULAR or not (self.sampling.cross_fit or self.sampling.tail == "continue"):
+        if self.facts.world is not TABULAR or not (
+            self.estimator_config.cross_fit or self.estimator_config.tail == "continue"
+        ):
             return None
-        if _named(self.sampling.critic, "empirical"):
+        if _named(self.estimator_config.critic, "empirical"):
             return self.critic  # type: ignore[return-value]
         return Empirical(self.env.preferences.gamma_leader, self._theta_moves())
 
@@ -322,14 +334,14 @@ class TrajectoryLeader(Leader):
 
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""
-        size = check_count(self.sampling.batch_size, "batch_size")
-        limit, rows = self.env.time_limit, self.sampling.rows
+        size = check_count(self.estimator_config.batch_size, "batch_size")
+        limit, rows = self.env.time_limit, self.estimator_config.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
             # Where cut episodes go on in the world that was seen, it must not end where rows do: they are as long as
             # something counts.
             least = min(10, size) if limit is None else -(-size // limit)
-            if self.sampling.tail == "continue":
+            if self.estimator_config.tail == "continue":
                 fewest = 1 if self._expects() or limit is not None else min(2, size)
                 rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
             else:

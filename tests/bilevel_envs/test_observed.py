@@ -138,7 +138,7 @@ def test_vectors_are_cloned_by_networks():
 def test_bc_hg_leads_whom_it_only_watches():
     env = building(ObservedFollower(Riccati(), 2_000))
     leader = BCHG(env, batch_size=10_000, learning_rate=0.1, seed=0)
-    assert (leader.sampling.critic, leader.sampling.gradient) == ("state_values", "pathwise")
+    assert (leader.estimator_config.critic, leader.estimator_config.gradient) == ("state_values", "pathwise")
     leader.learn(40)
     assert float(leader.history["leader_value"][-1][0]) > -205
     assert float(leader.history["leader_value_actual"][-1][0]) == pytest.approx(
@@ -302,12 +302,12 @@ def test_leaders_keep_what_makes_them_what_they_are():
 
     rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), ObservedFollower())
     toy = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"), ObservedFollower())
-    assert BiAC(toy).sampling.critic == "stage_game"
-    assert [HPGD(rooms, variant=name).sampling.critic for name in ("mc", "sa")] == ["monte_carlo", "sarsa"]
-    assert BCHG(rooms).sampling.critic == "state_values"
+    assert BiAC(toy).estimator_config.critic == "stage_game"
+    assert [HPGD(rooms, variant=name).estimator_config.critic for name in ("mc", "sa")] == ["monte_carlo", "sarsa"]
+    assert BCHG(rooms).estimator_config.critic == "state_values"
     assert np.isfinite(HPGD(building(ObservedFollower())).learn(1).history["grad_norm"]).all()
     lqr = BCHG(BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"), ObservedFollower()))
-    assert (lqr.sampling.critic, lqr.sampling.gradient) == ("td", "score")
+    assert (lqr.estimator_config.critic, lqr.estimator_config.gradient) == ("td", "score")
     with pytest.raises(ValueError, match="`critic` is quadratic and cannot represent the Gaussian-shaped"):
         BCHG(lqr.env, critic="state_values")
 

@@ -121,8 +121,8 @@ def test_what_cannot_be_resolved_is_named(forms, given, facts, message):
 
 def test_a_planner_that_is_cut_short_does_not_get_the_closed_form_of_an_optimal_one():
     env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), Truncated(Riccati(), rounds=3))
-    assert BCHG(env).sampling.gradient == "pathwise"
-    assert BCHG(BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"))).sampling.gradient == "analytic"
+    assert BCHG(env).estimator_config.gradient == "pathwise"
+    assert BCHG(BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"))).estimator_config.gradient == "analytic"
 
 
 @pytest.mark.parametrize(("keywords", "configs"), [(LeaderKeywords, [LeaderConfig])])

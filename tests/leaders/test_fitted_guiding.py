@@ -289,7 +289,7 @@ def test_a_world_that_runs_away_does_not_turn_values_around():
 def test_networks_are_led_with_it(tmp_path):
     agent = SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)
     leader = BCHG(building(agent), batch_size=1_000, seed=0)
-    assert (leader.sampling.critic, leader.sampling.guiding) == ("state_values", "fitted")
+    assert (leader.estimator_config.critic, leader.estimator_config.guiding) == ("state_values", "fitted")
     leader.learn(2).save(tmp_path / "leader")
     resumed = BCHG.load(
         tmp_path / "leader",
@@ -395,7 +395,7 @@ def test_a_policy_must_tell_its_moments():
     ],
 )
 def test_what_is_fitted_unless_told_otherwise(settings, guiding):
-    assert BCHG(building(), **settings).sampling.guiding == guiding
+    assert BCHG(building(), **settings).estimator_config.guiding == guiding
 
 
 def test_other_leaders_have_no_such_choice():

@@ -264,13 +264,13 @@ def test_published_games_go_on_bit_for_bit(make, arguments, game, tmp_path):
 
 
 def test_advice_gives_way_to_what_is_told():
-    assert BCHG(lqr()).sampling.batch_size == 100
-    assert BCHG(toy()).sampling.batch_size == 450
-    assert BCHG(toy()).common.learning_rate == 0.02
+    assert BCHG(lqr()).estimator_config.batch_size == 100
+    assert BCHG(toy()).estimator_config.batch_size == 450
+    assert BCHG(toy()).config.learning_rate == 0.02
     leader = BCHG(toy(), batch_size=300, learning_rate=0.1)
-    assert (leader.sampling.batch_size, leader.common.learning_rate) == (300, 0.1)
+    assert (leader.estimator_config.batch_size, leader.config.learning_rate) == (300, 0.1)
     paper = BCHG(toy(), preset="paper")
-    assert (paper.common.learning_rate, paper.common.optimizer, paper.rows) == (1e-4, "adam", 3)
+    assert (paper.config.learning_rate, paper.config.optimizer, paper.rows) == (1e-4, "adam", 3)
 
 
 def test_what_does_not_go_with_games_is_refused_by_name():

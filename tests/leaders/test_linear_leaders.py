@@ -172,8 +172,8 @@ def test_a_larger_ring_is_led_too():
 
 
 def test_batches_grow_with_what_least_squares_must_fit():
-    assert BCHG(make()).sampling.batch_size == 1_000  # 1 + 6·7/2 = 22 features
-    assert BCHG(make(zones=16)).sampling.batch_size == 2_000  # 1 + 24·25/2 = 301
+    assert BCHG(make()).estimator_config.batch_size == 1_000  # 1 + 6·7/2 = 22 features
+    assert BCHG(make(zones=16)).estimator_config.batch_size == 2_000  # 1 + 24·25/2 = 301
     with pytest.raises(ValueError, match=r"fits 301 numbers .* in each half of a batch, got 200: raise `batch_size`"):
         BCHG(make(zones=16), batch_size=400).learn(1)
 

@@ -416,8 +416,8 @@ def test_published_settings():
         "td": HPGD(env, "td", preset="paper"),
     }
     for name, leader in leaders.items():
-        assert leader.common.learning_rate == rates[name]
-        assert (leader.rows, leader.horizon, leader.common.optimizer) == (10, 1_000, "sgd")
+        assert leader.config.learning_rate == rates[name]
+        assert (leader.rows, leader.horizon, leader.config.optimizer) == (10, 1_000, "sgd")
         critic = leader.critic.critic if name in ("mc", "td") else leader.critic
         expected = replace(PUBLISHED_FIT, normalised=name in ("naive", "mc"))
         assert critic.how == expected

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bilevel_envs import BilevelWrapper, TabularEnv
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SB3Follower
-from leaders import BCHG, CMAES, ExactGradient, NaivePGD
+from leaders import BCHG, CMAES, ExactGradient, NaivePGD, ZerothOrder
 from leaders.cli.main import main
 from leaders.experiments.run_directory import Checkpoint, RunDirectory
 from leaders.training.theta import one_line, write_csv
@@ -139,11 +139,13 @@ def test_a_leader_names_its_task_its_progress_and_theta(make):
     # θ = 2 σ(raw), raw ~ N(−2, 0.1²): 0.2 to 0.3
     leader = ExactGradient(make("TollBridge"), seed=0)
     before = leader.theta[0]
-    assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, runs=1, iterations=0, theta=[{before:.5g}])"
+    settings = "learning_rate=0.05, optimizer=adam"
+    expected = f"runs=1, iterations=0, theta=[{before:.5g}], {settings}"
+    assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, {expected})"
     leader.learn(1)
     worth = 0.9 / (1 + math.exp((0.5 - before) / 0.2))  # J_L in closed form
-    expected = f"runs=1, iterations=1, last_leader_value={worth:.5g}, theta=[{leader.theta[0]:.5g}])"
-    assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, {expected}"
+    expected = f"runs=1, iterations=1, last_leader_value={worth:.5g}, theta=[{leader.theta[0]:.5g}], {settings}"
+    assert repr(leader) == f"ExactGradient(env=BiLevel/TollBridge-v0, {expected})"
     assert str(leader) == repr(leader)
 
 
@@ -152,7 +154,7 @@ def test_a_stacked_leader_shows_value_and_theta_of_the_same_run(make):
     worth = 0.9 / (1 + np.exp((0.5 - leader.theta[:, 0]) / 0.2))  # J_L in closed form, of each run before the update
     assert len({f"{value:.5g}" for value in (*worth, worth.mean())}) == 4
     text = repr(leader.learn(1))
-    assert text.endswith(f"iterations=1, last_leader_value[0]={worth[0]:.5g}, theta[0]=[{leader.theta[0, 0]:.5g}])")
+    assert f"iterations=1, last_leader_value[0]={worth[0]:.5g}, theta[0]=[{leader.theta[0, 0]:.5g}]," in text
 
 
 def test_a_leader_is_short_in_print_whatever_it_leads(make):
@@ -162,13 +164,31 @@ def test_a_leader_is_short_in_print_whatever_it_leads(make):
         CMAES(BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0")), runs=3),
     ):
         text = repr(leader.learn(1))
-        assert len(text) < 250
+        assert len(text) < 350
         assert "\n" not in text
         assert " at 0x" not in text
         run = "[0]" if leader.runs > 1 else ""
         assert f"runs={leader.runs}, iterations=1, last_leader_value{run}=" in text
     assert "theta[0]=[" in text
     assert repr(BCHG(BilevelWrapper(TabularEnv(TollBridge())))).startswith("BCHG(env=TollBridge, runs=1, iterations=0,")
+
+
+def test_a_leader_shows_the_settings_that_were_chosen_for_it(make):
+    def settings(leader):
+        return repr(leader).partition("], ")[2].rstrip(")")
+
+    toll, building = make("TollBridge"), BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"))
+    steps, sampled = "learning_rate=0.05, optimizer=adam, ", "gradient=score, guiding=sampled"
+    assert settings(BCHG(toll)) == f"{steps}estimator=bc_hg, critic=empirical, batch_size=100, {sampled}"
+    assert settings(BCHG(toll, critic="td", runs=1, seed=3, tail="keep")) == (
+        f"{steps}seed=3, estimator=bc_hg, critic=td, tail=keep, batch_size=100, {sampled}"
+    )
+    assert settings(BCHG(building)) == (
+        f"{steps}estimator=bc_hg, critic=lstd, control_variate=quadratic, tail=keep, batch_size=1000, "
+        "gradient=analytic, guiding=sampled"
+    )
+    assert settings(ZerothOrder(toll, episodes=7)).endswith("episodes=7")
+    assert "preset=paper, estimator=bc_hg_shared, critic=sarsa" in settings(BCHG(toll, preset="paper"))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"sampler": "steps"}, {"preset": "paper"}])

@@ -49,8 +49,8 @@ def estimates(leader_class, env, rows=ROWS, **settings):
         max_grad_norm=float("inf"),
         **settings,
     ).learn(WARM_UP)
-    assert leader.sampling.tail == "continue"
-    assert leader.sampling.cross_fit
+    assert leader.estimator_config.tail == "continue"
+    assert leader.estimator_config.cross_fit
     found = []
     leader.learn(ITERATIONS, callback=lambda *_: found.append(-leader.policy.raw.grad.numpy().copy()))
     return np.mean(found, 0)
