@@ -1,4 +1,4 @@
-"""The leader's chair in a game, for libraries that know nothing of followers."""
+"""The leader's side of a game as a Gymnasium environment, whose follower responds by itself."""
 
 from __future__ import annotations
 

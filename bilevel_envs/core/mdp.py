@@ -170,12 +170,12 @@ class ConfigurableMDP(Protocol):
         """The task's default parameterisation of θ, freshly initialised for `runs` runs."""
 
     def best_known(self, preferences: Preferences) -> BestKnown | None:
-        """The best leader value known under `preferences`; None where nobody has looked."""
+        """The best leader value known under `preferences`; None where none is recorded."""
         return None
 
     @property
     def advised(self) -> Mapping[str, Any]:
-        """Arguments that leaders take here unless told otherwise, by name."""
+        """Default arguments of leaders in this environment, by name."""
         return {}
 
     @property
@@ -212,7 +212,7 @@ class ConfigurableMDP(Protocol):
 
     @property
     def default_observation(self) -> str:
-        """What `make` shows of a table's state unless told otherwise: "index" or "vector"."""
+        """What `make` shows of a table's state by default: "index" or "vector"."""
         return "index"
 
     def observe(self, state: Any) -> Any:
@@ -223,7 +223,7 @@ class ConfigurableMDP(Protocol):
         """The numbers of the states that `observe` shows: what policies and values of a table take."""
         return np.asarray(observation)
 
-    def told(self, state: np.ndarray, action: np.ndarray, theta: np.ndarray) -> Mapping[str, np.ndarray]:
+    def components(self, state: np.ndarray, action: np.ndarray, theta: np.ndarray) -> Mapping[str, np.ndarray]:
         """What else a linear-quadratic environment puts into `info`, from states, actions and each one's θ, by name."""
         return {}
 

@@ -166,14 +166,14 @@ class BuildingThermalControl(ConfigurableMDP):
             return None
         return BestKnown(OPTIMUM, "ascent along the exact hypergradient from 20 starts")
 
-    def told(self, state: np.ndarray, action: np.ndarray, theta: np.ndarray) -> dict[str, np.ndarray]:
+    def components(self, state: np.ndarray, action: np.ndarray, theta: np.ndarray) -> dict[str, np.ndarray]:
         """The leader's costs and gains before prices, for `info`, at states [K, zones] and θ [K, 2 · zones]."""
         insulation, airflow = np.moveaxis((theta**2).reshape(-1, 2, self.zones).sum(-1), 1, 0)
         parts = (-state.var(-1), (action**2).sum(-1), insulation, airflow)
         return dict(zip(COMPONENTS, parts, strict=True))
 
     def parts(self, theta: Tensor) -> dict[str, LinearQuadraticModel]:
-        """The world at θ with one of the parts of `told` as the leader's reward, by name."""
+        """The world at θ with one of the entries of `components` as the leader's reward, by name."""
         theta = theta.reshape(-1, 2 * self.zones)
         model, runs = self.model(theta), len(theta)
         n, m = self.zones, self.zones // 2

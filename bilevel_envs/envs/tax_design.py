@@ -117,7 +117,7 @@ class TaxDesign(ConfigurableMDP):
     Advised:
         Leaders draw 2,000 households for 50 steps each per iteration (``batch_size=100_000``, ``rows=2_000``,
         ``tail="keep"``; drawing them takes less time than making the table), use the exact critic and take
-        ``learning_rate=0.03`` unless told otherwise. Estimates of the slope in x have heavy tails near the optimum,
+        ``learning_rate=0.03`` by default. Estimates of the slope in x have heavy tails near the optimum,
         where the edge of the cliff is not far; a critic learnt in a table of 26,260 entries leads over it.
 
     References:
@@ -188,8 +188,8 @@ class TaxDesign(ConfigurableMDP):
         types, goods = tastes.shape
         sizes = {"probabilities": (self.probabilities, types, 1 / types), "prices": (self.prices, goods, 1.0)}
         object.__setattr__(self, "households", tuple(map(tuple, tastes.tolist())))
-        for name, (values, count, usual) in sizes.items():
-            values = (usual,) * count if values is None else values
+        for name, (values, count, default) in sizes.items():
+            values = (default,) * count if values is None else values
             if np.shape(values) != (count,):
                 raise ValueError(f"`{name}` must be {count} numbers, got {values!r}")
             object.__setattr__(self, name, tuple(check_number(value, name, above=0) for value in values))
@@ -381,7 +381,7 @@ class TaxDesign(ConfigurableMDP):
         ).double()
 
     def worth(self, assets: Tensor, weight: float) -> Tensor:
-        """A(s): ln(1 + s/20) for savings, s for debt; the weight is the former's alone, unless told otherwise."""
+        """A(s): ln(1 + s/20) for savings, s for debt; the weight is the former's alone, unless `scale_debt_branch`."""
         debt = weight if self.scale_debt_branch else 1.0
         return weight * (assets.clamp(min=0) / SAVINGS).log1p() + debt * assets.clamp(max=0)
 

@@ -98,8 +98,8 @@ class _Stepper:
         worth = torch.from_numpy(assets)
         welfare = self.welfare[run, hour, bundle] + problem.worth(worth, problem.leader_assets).numpy()
         reward = paid + problem.worth(worth, problem.follower_assets).numpy()
-        told = {"leader_reward": welfare, "hours": hours, "spending": spending, "context": kind}
-        return np.stack([arrived, state[:, 1]], 1), reward, told
+        info = {"leader_reward": welfare, "hours": hours, "spending": spending, "context": kind}
+        return np.stack([arrived, state[:, 1]], 1), reward, info
 
 
 class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
@@ -164,8 +164,8 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
         return _as_actions(actions, self.single_action_space, (self.num_envs,), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        arrived, reward, told = self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
-        return arrived, reward, np.zeros(self.num_envs, bool), told
+        arrived, reward, info = self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
+        return arrived, reward, np.zeros(self.num_envs, bool), info
 
 
 class TaxEnv(_TaxFace, ConfigurableEnv):
@@ -228,10 +228,10 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
         return _as_actions(action, self.action_space, (), "action")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, Any]]:
-        arrived, reward, told = self._stepper.advance(self._state[None], action.reshape(1), self._uniform())
+        arrived, reward, info = self._stepper.advance(self._state[None], action.reshape(1), self._uniform())
         self._assets.append(arrived[0, 0])
-        self._acts.append(np.append(told["hours"], told["spending"]))
-        info = {key: value[0] if value.shape[1:] else value[0].item() for key, value in told.items()}
+        self._acts.append(np.append(info["hours"], info["spending"]))
+        info = {key: value[0] if value.shape[1:] else value[0].item() for key, value in info.items()}
         return arrived[0], float(reward[0]), False, info
 
     def _uniform(self) -> np.ndarray:

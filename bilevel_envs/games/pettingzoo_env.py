@@ -21,7 +21,7 @@ RENDER_MODES = ["rgb_array", "human"]
 
 
 class TwoPlayerForm:
-    """What both forms share: the game, how far it is played, and its picture."""
+    """What both forms share: the game, its current play, and its picture."""
 
     def __init__(
         self, game: Game, name: str | None, max_cycles: int | None, render_mode: str | None, follower_sees: gym.Space
@@ -232,7 +232,7 @@ def pettingzoo_forms(
         return GameEnv(game(**kwargs), name, max_cycles, render_mode)
 
     def env(**kwargs: Any) -> OrderEnforcingWrapper:
-        """The game in AEC form with PettingZoo's usual checks; arguments of `raw_env`."""
+        """The game in AEC form with PettingZoo's order and bounds checks; arguments of `raw_env`."""
         return OrderEnforcingWrapper(raw_env(**kwargs))
 
     def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:

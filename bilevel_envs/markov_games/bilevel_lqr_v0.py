@@ -65,8 +65,8 @@ class BilevelLQR(VectorGame):
     Configuration:
         θ = K, [1, 2], within ±100; 0 by default. Parameterisation: K itself, started at N(0, 1). With ``policy="mlp"``
         the mean of a is a network 2–64–64–1 with ReLU of s, and θ its weights, one vector, started Xavier-uniform with
-        biases 0. Nothing is solved then: leaders take the game as one that can only be played, and the follower is one
-        that learns.
+        biases 0. Nothing is solved then: leaders treat the game as one that can only be sampled, and the default
+        follower is one that learns.
 
     Reward:
         The follower's: −‖s‖² − b².
@@ -90,8 +90,8 @@ class BilevelLQR(VectorGame):
 
     Advised:
         Where θ is K, leaders draw one episode per iteration (``batch_size=100``), use the exact critic, which knows the
-        world, do not clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.05`` here
-        unless told otherwise: larger steps fall over the cliff now and then.
+        world, do not clip gradients (their size tells the ridge from the plain) and take ``learning_rate=0.05``
+        here by default: larger steps fall over the cliff now and then.
 
     References:
         Kudo, Tanabe, Wachi, Akimoto: arXiv:2603.14867, section 5.4.

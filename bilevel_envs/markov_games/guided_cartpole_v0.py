@@ -64,7 +64,7 @@ class GuidedCartPole(GuidedGame):
         ``leader_reward``; and ``step``, the 0-based index of the step.
 
     Arguments:
-        ``interval``: where the leader wants the cart, (0.25, 0.75); (−0.25, 0.25) is the other usual one, where the
+        ``interval``: where the leader wants the cart, (0.25, 0.75); (−0.25, 0.25) is the other published one, where the
         cart begins. ``wind``: w (1). ``flip``: the leader pushes, the follower blows, and the rewards are swapped.
         ``discrete``: K, or None. ``beta`` (0.005), ``gamma_leader`` (0.99), ``gamma_follower`` (0.99).
 

@@ -106,7 +106,7 @@ class ToyMarkovGame(TabularGame):
 
     Advised:
         Leaders draw three episodes per iteration (``batch_size=450``) and take ``learning_rate=0.02`` and
-        ``critic_learning_rate=0.2`` here unless told otherwise.
+        ``critic_learning_rate=0.2`` here by default.
 
     Best Known:
         R1: J_L = 34.9926 at f(0|A) = 0.8335; R2: 39.9402 at 0.4974, by exact maximisation over f(0|A).
@@ -146,12 +146,12 @@ class ToyMarkovGame(TabularGame):
     @cached_property
     def tables(self) -> GameTables:
         """The game's tables, [3, 2, 3, ...]."""
-        told, shape = VARIANTS[self.variant], (len(STATES), LEADER_ACTIONS, len(ACTIONS))
+        variant, shape = VARIANTS[self.variant], (len(STATES), LEADER_ACTIONS, len(ACTIONS))
         arrives = np.broadcast_to(np.arange(len(STATES))[:, None, None], shape).copy()
-        for where, target in _entries(told.moves, ">"):
+        for where, target in _entries(variant.moves, ">"):
             arrives[where] = STATES.index(target)
         rewards = []
-        for text, otherwise in ((told.leader, 0.0), (told.follower, told.otherwise)):
+        for text, otherwise in ((variant.leader, 0.0), (variant.follower, variant.otherwise)):
             table = np.full(shape, otherwise)
             for where, amount in _entries(text, ":"):
                 table[where] = float(amount)

@@ -106,12 +106,12 @@ class World(Generic[M, P]):
         return lambda state: state.double()
 
     def knows_rewards(self, observations: Callable[[int], np.ndarray], model: M) -> bool:
-        """Whether r_F at another θ can be told of what the follower saw and did; arguments as of `inputs`."""
+        """Whether r_F at another θ can be computed from what the follower saw and did; arguments as of `inputs`."""
         return False
 
     def stored_reward(self, model: M, run: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
         """r_F of a run at what the follower saw [K, E, ...] and did [K, E, ...], [K, E]; where `knows_rewards`."""
-        raise NotImplementedError(f"nobody knows rewards of a {self.name} world")
+        raise NotImplementedError(f"rewards are not known in a {self.name} world")
 
 
 def world_called(name: str) -> World[Any, Any]:

@@ -1,4 +1,4 @@
-"""Leaders that look at sampled returns only: the floors that a hypergradient must beat at equal budgets."""
+"""Leaders that use sampled returns alone: baselines for hypergradients at equal budgets."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def follower_of(name: str | None, pairs: tuple[str, ...]) -> Any:
     if isinstance(further.get("follower"), str):
         further["follower"] = follower_class(further["follower"])(**inner)
     elif inner:
-        raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, who is watched or errs")
+        raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, the one that is observed or errs")
     takes = inspect.signature(make).parameters
     unknown = sorted(set(further) - set(takes))
     if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):

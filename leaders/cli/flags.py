@@ -30,7 +30,7 @@ def flags() -> dict[str, Any]:
 
 
 def with_flags_of_leaders(command: C) -> C:
-    """Gives a command a field, None by default, for each setting of leaders that can be told in a word or a number."""
+    """Gives a command a field, None by default, for each setting of leaders that a word or a number can express."""
     for name, kind in flags().items():
         command.__annotations__[name] = kind
         setattr(command, name, None)

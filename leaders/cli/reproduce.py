@@ -247,7 +247,7 @@ class LQRFigure:
 
 
 def _begin(command: Any, forms: Any) -> list[str]:
-    """Checks what a game's figure was told and makes its directory; the leaders' names."""
+    """Checks the arguments of a game's figure and makes its directory; returns the leaders' names."""
     import torch
 
     from leaders.experiments.run_directory import RunDirectory

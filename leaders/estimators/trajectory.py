@@ -162,7 +162,7 @@ class TrajectoryLeader(Leader):
     def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
         """One outer iteration of a published leader in a game."""
         at = (theta.detach(), model.detach(), best)
-        theta, model, best = actor_critic.played(self.env, *at, self.progress.iterations)
+        theta, model, best = actor_critic.behaviour(self.env, *at, self.progress.iterations)
         batch = self.env.rollout(theta, best, self.noise, rows=self.rows, horizon=self.horizon, model=model)
         first, *steps = actor_critic.improve(self.policy, batch, best, self.env.preferences, self.noise)
         return Estimate(

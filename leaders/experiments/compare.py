@@ -72,7 +72,7 @@ class Result:
       value: what is compared, one of `VALUES` of the history, [iterations, G, seeds].
       env_steps: environment steps spent, mean over the point's runs, [iterations, G].
       follower_solves: follower solves spent, likewise, [iterations, G].
-      follower_steps: steps that followers spent on learning or being watched, likewise, [iterations, G].
+      follower_steps: steps that followers spent on learning and observation, likewise, [iterations, G].
       column: which of `VALUES` `value` is.
     """
 
@@ -198,7 +198,7 @@ def stacked_leader(
     runs, seed = check_count(runs, "runs", at_least=2), check_count(seed, "seed", at_least=0)
     cls, fixed = CONTENDERS[name]
     taken = inspect.signature(cls).parameters
-    # What a leader has no notion of, such as a batch where nothing is sampled, is not its to be told.
+    # Arguments that a leader does not take, such as a batch where nothing is sampled, are left out.
     arguments = {key: value for key, value in arguments.items() if key in taken or key not in SHARED}
     probe = cls(env, **fixed, **arguments)
     learns_critic = isinstance(probe, TrajectoryLeader) and critic_capabilities(probe.critic).has_rate
@@ -219,11 +219,11 @@ def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
     lines = [[*header, *BUDGETS, "value"]]
     for result in results:
         point, s = result.points[result.best], result.summary()
-        told = " ".join(f"{key}={value:g}" for key, value in point.items()) or "defaults"
+        settings = " ".join(f"{key}={value:g}" for key, value in point.items()) or "defaults"
         numbers = [s.mean, *s.mean_interval, s.iqm, *s.iqm_interval]
         budget = [f"{getattr(result, spent)[-1, result.best]:.0f}" for spent in BUDGETS]
         seeds = str(result.value.shape[2])
-        lines.append([result.name, told, seeds, *(f"{x:.4f}" for x in numbers), *budget, result.column])
+        lines.append([result.name, settings, seeds, *(f"{x:.4f}" for x in numbers), *budget, result.column])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     replace_file(path, text.getvalue().encode())

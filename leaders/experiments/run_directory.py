@@ -1,4 +1,4 @@
-"""A training run as a folder: what it was told, what it has learnt, what it recorded."""
+"""A training run as a folder: its configuration, its checkpoint, its history."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunDirectory:
 
     Args:
       path: the folder; it need not exist.
-      config: what the run is told, JSON-able; `iterations` alone may differ when a run is resumed. Under "task" it may
+      config: the configuration, JSON-able; `iterations` alone may differ when a run is resumed. Under "task" it may
         hold a `leaders.training.task.Task`.
     """
 
@@ -67,7 +67,7 @@ class RunDirectory:
             )
 
     def begin(self) -> None:
-        """Creates the folder and says what the run is told."""
+        """Creates the folder and writes the run's configuration."""
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(".*.part"):  # of a write that a kill cut short
             leftover.unlink()
@@ -88,7 +88,7 @@ class RunDirectory:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What the run in a folder was told.
+    """The configuration of the run in a folder.
 
     Raises:
       ValueError: if the folder holds no configuration of a run.

@@ -50,7 +50,7 @@ class Stored:
         return Stored(**{name: torch.cat([getattr(other, name), part], 1) for name, part in vars(self).items()})
 
 
-Played = tuple[Tensor, Any, BestResponse]  # θ, the model there and the response that a batch is drawn with
+Drawn = tuple[Tensor, Any, BestResponse]  # θ, the model there and the response that a batch is drawn with
 
 
 class ActorCritic:
@@ -101,7 +101,7 @@ class ActorCritic:
         """Fields of `LeaderConfig` that the published code sets."""
         raise NotImplementedError
 
-    def played(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Played:
+    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Drawn:
         """θ, the world and the follower's response that a batch is drawn with: random ones while the code explores.
 
         Args:

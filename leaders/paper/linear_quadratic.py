@@ -14,7 +14,7 @@ from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import through
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Played, Stored, replayed_trace
+from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Drawn, Stored, replayed_trace
 
 AT_RANDOM = 11  # outer iterations whose leader draws its moves from N(0, 1) instead of its policy
 OWN_DRAWS = 32  # of the leader's move, for the advantage
@@ -45,7 +45,7 @@ class LinearActorCritic(ActorCritic):
         clip = 1.0 if self.kind == "bchg" else float("inf")
         return {"learning_rate": 0.1, "optimizer": "adam", "max_grad_norm": clip}
 
-    def played(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Played:
+    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Drawn:
         """Four episodes; the leader's moves from N(0, 1) at first, answered as if they were its policy's."""
         if kind_of(best.policy) != "linear_quadratic":
             raise TypeError(

@@ -16,7 +16,7 @@ from bilevel_envs.networks.temporal_differences import through
 from bilevel_envs.worlds.tabular.model import Table
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Played, Stored, replayed_trace
+from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Drawn, Stored, replayed_trace
 
 UPDATES = {  # steps of actor and critic per outer iteration, by leader, variant and whether all transitions are kept
     ("bchg", "R2", False): (1, 1),
@@ -59,7 +59,7 @@ class TableActorCritic(ActorCritic):
         """Adam with step 1e-4, gradients not clipped."""
         return {"learning_rate": 1e-4, "optimizer": "adam", "max_grad_norm": float("inf")}
 
-    def played(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Played:
+    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Drawn:
         """Three episodes; the very first ones uniformly at random on both sides."""
         if iteration == 0:
             theta = torch.full_like(theta, 1 / theta.shape[-1])

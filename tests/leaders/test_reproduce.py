@@ -92,9 +92,9 @@ def test_parts_are_what_steps_tell():
     env.reset(seed=0)
     theta = torch.full((1, 8), 0.5, dtype=torch.float64)
     state, action = torch.tensor([[1.0, -2.0, 0.5, 3.0]]).double(), torch.tensor([[2.0, -1.0]]).double()
-    told = env.unwrapped.problem.told(state.numpy(), action.numpy(), theta.numpy())
+    components = env.unwrapped.problem.components(state.numpy(), action.numpy(), theta.numpy())
     for name, world in env.unwrapped.problem.parts(theta).items():
-        assert float(world.r_leader(state, action)) == pytest.approx(float(told[name][0]), rel=1e-12)
+        assert float(world.r_leader(state, action)) == pytest.approx(float(components[name][0]), rel=1e-12)
 
 
 @pytest.mark.slow

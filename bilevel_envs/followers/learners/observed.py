@@ -44,8 +44,8 @@ from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.world import world_of
 
 METHODS = ("counts", "linear", "network")
-USUAL_HORIZON = 100
-PLANNERS = {"tabular": SoftValueIteration, "linear_quadratic": Riccati}  # who is watched where nobody is given
+DEFAULT_HORIZON = 100
+PLANNERS = {"tabular": SoftValueIteration, "linear_quadratic": Riccati}  # the follower observed by default
 Estimate = tuple[Policy, ValueFunction, ValueFunction]  # g, Q_F, V_F
 WIDE = 1e6  # within which a cloned policy's actions stay
 
@@ -53,7 +53,7 @@ WIDE = 1e6  # within which a cloned policy's actions stay
 class ObservedFollower:
     r"""Shows of the follower inside nothing but states, actions and rewards, and estimates the rest from them.
 
-    From transitions (s, b, r_F, s') that it watches at θ it estimates g; and, as at a soft optimum β log g = Q_F − V_F,
+    From transitions (s, b, r_F, s') observed at θ it estimates g; and, as at a soft optimum β log g = Q_F − V_F,
 
     .. math::
 
@@ -74,14 +74,14 @@ class ObservedFollower:
     and `observations` steps, counted as ``follower_steps``. Residual: that of the follower inside.
 
     Args:
-      follower: who is watched; it may itself be unable to say anything about itself. None for the exact planner.
-      observations: transitions watched per response and run.
+      follower: the one that is observed; it need not give values or a density. None for the exact planner.
+      observations: transitions observed per response and run.
       method: "counts", "linear" or "network"; None for counts of tables and "linear" for vectors with vector actions.
       forget: what is forgotten of earlier counts at each response, in (0, 1]; 1 forgets all ("counts" only).
       smoothing: added to each action's count ("counts" only).
       steps: gradient steps of a response ("network" only).
       beta: the β that the leader supposes; None for the problem's. The follower inside has its own.
-      seed: run i watches with the stream of seed + i; the leader's own seed has no influence.
+      seed: run i draws from the stream of seed + i; the leader's own seed has no influence.
     """
 
     def __init__(
@@ -116,8 +116,10 @@ class ObservedFollower:
 
     def __repr__(self) -> str:
         names = ("observations", "method", "forget", "smoothing", "steps", "beta", "seed")
-        told = {name: getattr(self, name) for name in names}
-        return f"ObservedFollower({self.follower!r}, {', '.join(f'{name}={value!r}' for name, value in told.items())})"
+        settings = {name: getattr(self, name) for name in names}
+        return (
+            f"ObservedFollower({self.follower!r}, {', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+        )
 
     @property
     def capabilities(self) -> Capabilities:
@@ -138,14 +140,14 @@ class ObservedFollower:
         init: BestResponse | None = None,
         learn: bool = True,
     ) -> BestResponse:
-        """Lets the follower inside respond, watches it, and says what can be made of that.
+        """Lets the follower inside respond, observes it, and returns the estimates.
 
         Args:
           task: its world at θ.
           theta: ``[R, *θ.shape]``.
           model: its model at θ; its rewards and moves are not read.
           init: the last response.
-          learn: False to watch without remembering.
+          learn: False to observe without remembering.
         """
         if learn:
             return self._watched(task, learn)
@@ -164,7 +166,7 @@ class ObservedFollower:
         hidden = response_of(inside, task_of_another(task, inside), self._hidden, learn)
         self._hidden = hidden
         noise = Noise([[self.seed + run, self.responses] for run in range(len(theta))])
-        horizon = min(task.time_limit or USUAL_HORIZON, self.observations)
+        horizon = min(task.time_limit or DEFAULT_HORIZON, self.observations)
         rows = -(-self.observations // horizon)
         seen = task.rollout(theta, hidden, noise, rows=rows, horizon=horizon, model=task.model)
         self.responses += 1
@@ -196,10 +198,10 @@ class ObservedFollower:
         """g, Q_F and V_F from a batch."""
         table, beta, gamma = world_of(task.model).countable, task.preferences.beta, task.preferences.gamma_follower
         discrete = seen.action.ndim == 3
-        usual = "counts" if table else "network" if discrete else "linear"
-        method = self.method or usual
+        fitting = "counts" if table else "network" if discrete else "linear"
+        method = self.method or fitting
         if (method == "counts") != table and method != "network":
-            raise ValueError(f'`method` must be "{usual}" or "network" here, got {method!r}')
+            raise ValueError(f'`method` must be "{fitting}" or "network" here, got {method!r}')
         if method == "linear" and discrete:
             raise ValueError('`method` must be "network" for discrete actions at states that are vectors, got "linear"')
         if method == "counts":
@@ -223,8 +225,8 @@ class ObservedFollower:
         goes_on = moves.sum(-1, keepdim=True) / visits.clamp(min=1e-300)[..., None]
         following = goes_on * useful / useful.sum(-1, keepdim=True).clamp(min=1e-300)
         v = torch.linalg.solve(torch.eye(states, dtype=torch.float64) - gamma * following, paid[..., None])[..., 0]
-        usual = (v * visits).sum(-1, keepdim=True) / visits.sum(-1, keepdim=True)
-        v = torch.where(met, v, usual)
+        mean = (v * visits).sum(-1, keepdim=True) / visits.sum(-1, keepdim=True)
+        v = torch.where(met, v, mean)
         return BoltzmannPolicy(g.log()), Table(v[..., None] + beta * g.log()), Table(v)
 
     def _remember(self, new: dict[str, Tensor]) -> None:

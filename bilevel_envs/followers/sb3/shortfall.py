@@ -29,7 +29,7 @@ def shortfall(
       task: the world at θ.
       policy: g.
       preferences: the follower's β and γ_F.
-      episodes: how many are played per run, where the return is sampled.
+      episodes: how many are sampled per run, where the return is sampled.
       noise: one stream per run.
     """
     if task.model.kind == "tabular":

@@ -165,8 +165,8 @@ class SimulatedEnv(ConfigurableEnv):
         return _as_pushes(self.problem, action, (), "action").reshape(1)
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, float]]:
-        arrived, reward, ended, told = self._stepper.advance(self._state[None], action, self._uniform())
-        return arrived[0], float(reward[0]), bool(ended[0]), {key: float(value[0]) for key, value in told.items()}
+        arrived, reward, ended, info = self._stepper.advance(self._state[None], action, self._uniform())
+        return arrived[0], float(reward[0]), bool(ended[0]), {key: float(value[0]) for key, value in info.items()}
 
     def _uniform(self) -> np.ndarray:
         """[1, draws]."""

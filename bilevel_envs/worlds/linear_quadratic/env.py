@@ -34,7 +34,7 @@ class _Stepper:
     """R models side by side, each for as many environments, in NumPy."""
 
     def __init__(self, problem: ConfigurableMDP, model: LinearQuadraticModel, theta: np.ndarray, count: int) -> None:
-        self.model, self.told = model, problem.told
+        self.model, self.components = model, problem.components
         self.theta = np.repeat(theta.reshape(-1, *problem.theta_space.shape), count // model.runs, axis=0)
         self.runs, self.bound = model.runs, model.bound
         self.share = count // model.runs
@@ -53,9 +53,9 @@ class _Stepper:
         s, b = (torch.from_numpy(x.reshape(self.runs, self.share, -1)) for x in (state, action))
         noise = uniform.reshape(self.runs, self.share, -1)
         arrived = truncated_normal(self.model.mean_next(s, b).numpy(), self.deviation, self.bound, noise)
-        told = {"leader_reward": self.model.r_leader(s, b).numpy().reshape(-1)}
-        told |= self.told(state, action, self.theta)
-        return arrived.reshape(state.shape), self.model.r_follower(s, b).numpy().reshape(-1), told
+        info = {"leader_reward": self.model.r_leader(s, b).numpy().reshape(-1)}
+        info |= self.components(state, action, self.theta)
+        return arrived.reshape(state.shape), self.model.r_follower(s, b).numpy().reshape(-1), info
 
 
 class LinearVectorEnv(ConfigurableVectorEnv):
@@ -96,8 +96,8 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         return finite_numbers(actions, (self.num_envs, *(self.single_action_space.shape or ())), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        arrived, reward, told = self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
-        return arrived, reward, np.zeros(self.num_envs, bool), told
+        arrived, reward, info = self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
+        return arrived, reward, np.zeros(self.num_envs, bool), info
 
 
 class LinearEnv(ConfigurableEnv):
@@ -134,9 +134,9 @@ class LinearEnv(ConfigurableEnv):
         return finite_numbers(action, self.action_space.shape, "action")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, float]]:
-        arrived, reward, told = self._stepper.advance(self._state[None], action[None], self._uniform())
+        arrived, reward, info = self._stepper.advance(self._state[None], action[None], self._uniform())
         self._path.append(arrived[0])
-        return arrived[0], float(reward[0]), False, {key: float(value[0]) for key, value in told.items()}
+        return arrived[0], float(reward[0]), False, {key: float(value[0]) for key, value in info.items()}
 
     def _uniform(self) -> np.ndarray:
         """[1, n]."""

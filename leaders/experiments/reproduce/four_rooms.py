@@ -16,11 +16,11 @@ from leaders.experiments.compare import Result, run_grid
 from leaders.published import Curve, four_rooms, trailing_mean
 
 CHECKPOINTS = (1_000, 2_000, 5_000, 10_000)
-FLOOR = 0.01  # differences below are no differences
+NEGLIGIBLE = 0.01  # differences below are no differences
 MOST_ERRORS = 3.0
 PUBLISHED_SEEDS = 10
 # The published tables of selected hyper-parameters are not available; these are the ones used here.
-USUAL = {"learning_rate": 0.1, "critic_learning_rate": 0.5}
+DEFAULT = {"learning_rate": 0.1, "critic_learning_rate": 0.5}
 FOUND: dict[tuple[str, float], dict[str, float]] = {
     ("bchg", 5e-3): {"learning_rate": 0.1, "critic_learning_rate": 0.7},
     ("hpgd-mc", 5e-3): {"learning_rate": 0.05},
@@ -75,13 +75,13 @@ class Comparison:
     @property
     def agrees(self) -> bool:
         """Within three combined standard errors, or within 0.01."""
-        return abs(self.z) <= MOST_ERRORS or abs(self.ours - self.published) <= FLOOR
+        return abs(self.z) <= MOST_ERRORS or abs(self.ours - self.published) <= NEGLIGIBLE
 
 
 def settings_of(leader: str, beta: float, batch_size: int = 100) -> dict[str, float]:
     """The hyper-parameters that a leader is run with at a β; larger batches have their own where they were searched."""
     large = FOUND_LARGE.get((beta, batch_size)) if leader == "bchg" else None
-    return large or FOUND.get((leader, beta), USUAL)
+    return large or FOUND.get((leader, beta), DEFAULT)
 
 
 def four_rooms_runs(

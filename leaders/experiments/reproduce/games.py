@@ -30,7 +30,7 @@ EVERY = 10  # outer iterations between two evaluations
 STEPS = 150  # of an episode of the toy game
 CEILINGS = {"R1": (27.315561, 52.324139), "R2": (31.165576, 59.750091)}  # discounted and undiscounted, at the best θ
 LQR_CEILING = 18.426353  # undiscounted, 100 steps
-FLOOR = 1e-3  # of the picture, whose scale is logarithmic
+LEAST = 1e-3  # of the picture, whose scale is logarithmic
 
 
 @dataclass(frozen=True)
@@ -258,9 +258,9 @@ def lqr_figure(results: Sequence[Returns]) -> Figure:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, returns in enumerate(results):
-        form, colour, values = LQR_FORMS[returns.name], f"C{index}", np.maximum(returns.undiscounted, FLOOR)
+        form, colour, values = LQR_FORMS[returns.name], f"C{index}", np.maximum(returns.undiscounted, LEAST)
         axes.plot(returns.iteration, values, color=colour, alpha=0.2, linewidth=0.7)
-        axes.plot(returns.iteration, np.maximum(values.mean(1), FLOOR), color=colour, linewidth=2, label=form.label)
+        axes.plot(returns.iteration, np.maximum(values.mean(1), LEAST), color=colour, linewidth=2, label=form.label)
         if form.published is not None:
             x, mean, _ = game_curve(f"lqr_{form.published}")
             name = form.label.removesuffix(", published form")
