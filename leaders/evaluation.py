@@ -15,6 +15,7 @@ from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from leaders import exact
 
+LONGEST = 1_000  # outer iterations between two evaluations at most, unless the user says more
 CHEAP = 0.1  # seconds up to which an evaluation is cheap, whatever the iteration beside it takes
 
 logger = logging.getLogger("leaders")
@@ -67,7 +68,7 @@ class Evaluation:
 
     def _thin(self, evaluating: float, rest: float) -> None:
         """Lengthens the interval where an evaluation is neither cheap nor shorter than the rest of an iteration."""
-        wanted = math.ceil(evaluating / max(rest, 1e-6))
+        wanted = min(math.ceil(evaluating / max(rest, 1e-6)), LONGEST)
         if evaluating <= CHEAP or wanted <= self._interval:
             return
         self._interval = wanted

@@ -43,13 +43,13 @@ def test_the_last_value_is_shown_and_resumed(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("evaluating", "rest", "every"),
-    [(0.09, 0.001, 1), (0.5, 1.0, 1), (0.5, 0.2, 3), (2.0, 0.01, 200)],  # cheap, shorter than the rest, longer
+    [(0.09, 0.001, 1), (0.5, 1.0, 1), (0.5, 0.2, 3), (2.0, 0.01, 200), (900.0, 0.0, 1_000)],
 )
 def test_dear_evaluations_are_thinned_until_they_cost_as_much_as_the_rest(caplog, evaluating, rest, every):
     evaluation = Evaluation("BCHG", None)
     with caplog.at_level(logging.INFO, logger="leaders"):
         evaluation._thin(evaluating, rest)
-    assert [evaluation.due(i) for i in range(401)] == [i % every == 0 for i in range(401)]
+    assert [evaluation.due(i) for i in range(2_001)] == [i % every == 0 for i in range(2_001)]
     assert len(caplog.records) == (every > 1)
 
 
