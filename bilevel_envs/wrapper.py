@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -80,7 +80,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 f"`follower` must be an object with `best_response(model, ...)` (or `respond(task, ...)`) and `beta`, "
                 f"got {follower!r}"
             )
-        self.follower = cast(Any, follower)
+        self.follower = follower
         own_beta = self.follower.beta
         if own_beta is not None and self.problem.on_grid and own_beta != self.problem.preferences.beta:
             raise ValueError(
@@ -138,7 +138,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
 
     def best_response(
         self, theta: Numbers, init: BestResponse | None = None, *, model: Model | None = None, learn: bool = True
-    ) -> BestResponse:
+    ) -> BestResponse[Any, Any]:
         """The follower's response at θ.
 
         Args:

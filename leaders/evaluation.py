@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Model, Preferences
 from leaders import exact
 
 LONGEST = 1_000  # outer iterations between two evaluations at most, unless the user says more
@@ -43,7 +42,7 @@ class Evaluation:
         """Whether an iteration is one to be evaluated."""
         return iteration % self._interval == 0
 
-    def values(self, model: Any, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
+    def values(self, model: Model, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
         """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN if it is not known."""
         gamma = preferences.gamma_leader
         unknown = torch.full((runs,), math.nan, dtype=torch.float64)
@@ -56,7 +55,7 @@ class Evaluation:
         self.optimum = exact.best_response(model, preferences, self.optimum)
         return exact.value(model, self.optimum.policy, gamma), actual
 
-    def timed(self, model: Any, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
+    def timed(self, model: Model, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
         """`values`; evaluates less often from then on if that took longer than the rest of the iteration."""
         before = time.perf_counter()
         found = self.values(model, best, preferences, runs)

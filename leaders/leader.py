@@ -18,8 +18,8 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_count, check_shape
-from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError
-from bilevel_envs.core.mdp import Parameterization
+from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, saves
+from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.responses import response_state
 from bilevel_envs.wrapper import BilevelWrapper
@@ -145,7 +145,7 @@ class Leader:
 
     # What a subclass provides ---------------------------------------------------------------------------------
 
-    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""
         raise NotImplementedError
 
@@ -341,7 +341,7 @@ class Leader:
         self._ascent.load_state_dict(state["optimizer"])
         with checkpoint.naming_misfits():
             self._load_critic_state(state["critic"])
-        if state["follower"] is not None:
+        if saves(self.env.follower) and state["follower"] is not None:
             self.env.follower.load_state_dict(state["follower"])
         self.noise.load_state_dict(saved["noise"])
         self.history.load_state(checkpoint.history)
@@ -380,7 +380,7 @@ class Leader:
         self.progress.best = best
         self.progress.iterations += 1
 
-    def _evaluated(self, model: Any, best: BestResponse, last: bool) -> tuple[Tensor, Tensor]:
+    def _evaluated(self, model: Model, best: BestResponse, last: bool) -> tuple[Tensor, Tensor]:
         """J_L at θ under the optimal and under the actual follower, [R] each; NaN where it is not due."""
         if last or self.evaluation.due(self.progress.iterations):
             return self.evaluation.timed(model, best, self.env.preferences, self.runs)
@@ -405,9 +405,9 @@ class Leader:
         for name, value in proposal.items():
             named[name].copy_(value)
 
-    def _check_depends(self, theta: Tensor, model: Any) -> None:
+    def _check_depends(self, theta: Tensor, model: Model) -> None:
         """Refuses a model none of whose tensors carries gradients to θ."""
-        parts = [getattr(model, field.name) for field in fields(model)] if is_dataclass(model) else []
+        parts: list[object] = [getattr(model, field.name) for field in fields(model)] if is_dataclass(model) else []
         tensors = [part for part in parts if isinstance(part, Tensor)]
         if self.differentiates and theta.requires_grad and tensors and not any(part.requires_grad for part in tensors):
             raise ValueError(
@@ -415,7 +415,7 @@ class Leader:
                 f"{type(model).__name__} without gradients: was it detached, or made from NumPy arrays?"
             )
 
-    def _response(self, theta: Tensor, model: Any = None, start: BestResponse | None = None) -> BestResponse:
+    def _response(self, theta: Tensor, model: Model | None = None, start: BestResponse | None = None) -> BestResponse:
         """The follower's response; its failures say at which iteration."""
         try:
             return self.env.best_response(theta, self.progress.best if start is None else start, model=model)

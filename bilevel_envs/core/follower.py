@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,17 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.mdp import ConfigurableMDP, Model, Preferences, kind_of
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    P_co = TypeVarWithDefault("P_co", bound="Policy", covariant=True, default="Policy")
+    V_co = TypeVarWithDefault("V_co", bound="ValueFunction", covariant=True, default="ValueFunction")
+else:  # typing's own have no default before Python 3.13
+    P_co, V_co = TypeVar("P_co", covariant=True), TypeVar("V_co", covariant=True)
+
 M = TypeVar("M")
+Points: TypeAlias = Tensor | np.ndarray  # states, actions or uniform numbers
 MODELS = {"tabular": "TabularModel", "linear_quadratic": "LinearQuadraticModel", "declared": "SimulatedModel"}
 
 
@@ -59,11 +69,25 @@ class Missing:
 class Policy(Protocol):
     """How a follower acts; see `action_shape_of` for the shape of its actions."""
 
-    def sample(self, state: Any, uniform: Any) -> Tensor:
+    def sample(self, state: Points, uniform: Points) -> Tensor:
         """Actions at states [R, ...] from `uniform` in [0, 1), shaped like the actions."""
 
-    def log_prob(self, state: Any, action: Any) -> Tensor:
+    def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log g(b | s), [R, ...]."""
+
+
+class PolicyWithMoments(Policy, Protocol):
+    """A policy of actions that are vectors, of which mean and covariance are known."""
+
+    def moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [R, ..., m] and covariance [R, ..., m, m] of the action at states [R, ..., n]."""
+
+
+class PolicyWithNodes(Policy, Protocol):
+    """A policy under which expectations are weighted sums over some of its actions."""
+
+    def action_nodes(self, state: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Actions [R, K, J, ...] and their weights at states [R, K, ...]; None where they would be too many."""
 
 
 class ValueFunction(Protocol):
@@ -73,9 +97,26 @@ class ValueFunction(Protocol):
         """Values, [R, ...]."""
 
 
+class SmoothValue(ValueFunction, Protocol):
+    """A value function of states that are vectors, with its gradient."""
+
+    def gradient(self, x: Tensor, /) -> Tensor:
+        """∇ at x [R, ..., n], shaped like x."""
+
+
 def can_sample(policy: object) -> bool:
     """Whether an object is a policy, which is whether it has `sample`."""
     return not lacking(policy, ["sample"])
+
+
+def has_moments(policy: Policy) -> TypeGuard[PolicyWithMoments]:
+    """Whether mean and covariance of a policy's actions are known, which is whether it has `moments`."""
+    return not lacking(policy, ["moments"])
+
+
+def has_nodes(policy: Policy) -> TypeGuard[PolicyWithNodes]:
+    """Whether expectations under a policy are sums over nodes, which is whether it has `action_nodes`."""
+    return not lacking(policy, ["action_nodes"])
 
 
 def action_shape_of(policy: Policy) -> tuple[int, ...]:
@@ -84,7 +125,7 @@ def action_shape_of(policy: Policy) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class BestResponse:
+class BestResponse(Generic[P_co, V_co]):
     """The follower's response at a fixed θ: its policy, values and residual.
 
     Attributes:
@@ -102,17 +143,17 @@ class BestResponse:
       steps: environment steps that the response took, per run.
     """
 
-    policy: Any
-    q: Any
-    v: Any
+    policy: P_co
+    q: V_co
+    v: V_co
     residual: Tensor
     optimal: bool
     solver_state: dict[str, Tensor] | None = None
-    actual_policy: Any = None
+    actual_policy: P_co | None = None
     steps: int = 0
 
     @property
-    def behavior_policy(self) -> Any:
+    def behavior_policy(self) -> P_co:
         """The policy that makes the trajectories."""
         return self.policy if self.actual_policy is None else self.actual_policy
 
@@ -169,7 +210,9 @@ class Follower(Protocol):
     def capabilities(self) -> Capabilities:
         """What it can do; optional."""
 
-    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+    def best_response(
+        self, model: Model, preferences: Preferences, init: BestResponse[Any, Any] | None = None
+    ) -> BestResponse:
         """The response to `model`; `init` is an earlier response to begin from."""
 
 
@@ -214,7 +257,12 @@ class LearningFollower(Protocol):
         """What it can do; optional."""
 
     def respond(
-        self, task: FollowerTask, theta: np.ndarray, model: Model, init: BestResponse | None, learn: bool = True
+        self,
+        task: FollowerTask,
+        theta: np.ndarray,
+        model: Model,
+        init: BestResponse[Any, Any] | None,
+        learn: bool = True,
     ) -> BestResponse:
         """The response at θ.
 
@@ -239,6 +287,16 @@ class LearningFollower(Protocol):
         """Puts it back; optional."""
 
 
+class Saves(Protocol):
+    """A follower that keeps what it has learnt."""
+
+    def state_dict(self) -> dict[str, object]:
+        """What has been learnt: tensors and numbers in dicts and lists."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts it back."""
+
+
 def capabilities_of(follower: Any) -> Capabilities:
     """What a follower can do: what it declares, or what its methods say where it declares nothing."""
     absent = lacking(follower, ("capabilities", "gives_values", "respond", "state_dict", "check"))
@@ -252,7 +310,12 @@ def capabilities_of(follower: Any) -> Capabilities:
     )
 
 
-def own_beta(follower: Any) -> float | None:
+def saves(follower: object) -> TypeGuard[Saves]:
+    """Whether a follower keeps what it has learnt, which a leader's file then holds."""
+    return capabilities_of(follower).saves
+
+
+def own_beta(follower: Follower | LearningFollower) -> float | None:
     """The β that a follower has of its own; None where it has none, or says nothing of it."""
     return None if lacking(follower, ["beta"]) else follower.beta
 
@@ -267,7 +330,7 @@ def missing_value(follower: Any, what: str) -> Missing:
     )
 
 
-def is_follower(thing: object) -> bool:
+def is_follower(thing: object) -> TypeIs[Follower | LearningFollower]:
     """Whether an object can answer, by `best_response` or by `respond`; classes cannot."""
     return not isinstance(thing, type) and (not lacking(thing, ["best_response"]) or capabilities_of(thing).learns)
 
@@ -291,7 +354,10 @@ def check_worth(follower: Any, task: FollowerTask) -> None:
 
 @with_gradients
 def response_of(
-    follower: Any, task: FollowerTask, init: BestResponse | None = None, learn: bool = True
+    follower: Follower | LearningFollower,
+    task: FollowerTask,
+    init: BestResponse[Any, Any] | None = None,
+    learn: bool = True,
 ) -> BestResponse:
     """The response of a planning or a learning follower.
 
@@ -301,12 +367,17 @@ def response_of(
       init: an earlier response.
       learn: False to answer with what has been learnt so far.
     """
-    if capabilities_of(follower).learns:
+    if _learns(follower):
         return follower.respond(task, task.theta, task.model, init, learn)
     return follower.best_response(task.model, task.preferences, init)
 
 
-def task_of_another(task: FollowerTask, follower: Any) -> FollowerTask:
+def _learns(follower: Follower | LearningFollower) -> TypeIs[LearningFollower]:
+    """Whether it has `respond`; otherwise it has `best_response`."""
+    return capabilities_of(follower).learns
+
+
+def task_of_another(task: FollowerTask, follower: Follower | LearningFollower) -> FollowerTask:
     """The same task for a follower inside another: with its own β, or the problem's, not with the outer one's."""
     preferences, beta = task.problem.preferences, own_beta(follower)
     return replace(task, preferences=preferences if beta is None else replace(preferences, beta=beta))

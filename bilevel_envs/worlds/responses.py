@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +16,7 @@ from bilevel_envs.worlds.tabular.model import Table
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.world import world_of
 
-PARTS = {
+PARTS: dict[frozenset[str], Callable[..., Any]] = {
     frozenset(field.name for field in fields(kind)): kind
     for kind in (BoltzmannPolicy, Table, GaussianPolicy, Quadratic)
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel_envs.core.checks import check_count, check_number
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.core.mdp import Model
 from leaders.algorithms.search import SearchLeader
 from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate
@@ -55,7 +55,7 @@ class CMAES(SearchLeader):
             for mean, seed in zip(means, self.seeds, strict=True)
         ]
 
-    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         same = self.noise.state_dict()
         candidates, returns, steps = [], [], []
         for _ in range(self._searches[0].population_size):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.mdp import Model
 from leaders import exact
 from leaders.config import LeaderConfig, changed
 from leaders.keywords import LeaderKeywords, accepted
@@ -37,7 +38,7 @@ class ExactGradient(Leader):
         given = accepted(type(self), keywords)
         super().__init__(env, changed(LeaderConfig(), given), given)
 
-    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         solves = 0
         if not best.optimal:
             best, solves = exact.best_response(model.detach(), self.env.preferences, best), 1

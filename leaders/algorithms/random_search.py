@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_envs.core.checks import check_number
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.core.mdp import Model
 from leaders.algorithms.search import SearchLeader
 from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate
@@ -39,7 +39,7 @@ class RandomSearch(SearchLeader):
         self._centre = self._flat()
         self._record = torch.full((self.runs,), -torch.inf, dtype=torch.float64)
 
-    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         drawn = self._centre + self.scale * torch.from_numpy(self.noise.normal(self._centre.shape[1]))
         found, steps = self._trial(drawn, best, self.noise)
         better = found > self._record

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_count, check_number
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.core.mdp import Model
 from leaders.algorithms.search import SearchLeader
 from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate
@@ -58,7 +58,7 @@ class ZerothOrder(SearchLeader):
         check_choice(one_sided, (True, False), "one_sided")
         self.one_sided = one_sided
 
-    def _estimate(self, theta: Tensor, model: TabularModel, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         here = self._flat()
         gradient, returns, steps = torch.zeros_like(here), [], []
         for _ in range(self.directions):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 
 
@@ -57,7 +56,7 @@ class Critic(Protocol):
     that were visited: 0 at all others, and in states where none was.
     """
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: BestResponse[Any, Any], model: Any, noise: Noise) -> None:
         """Learns from a batch; `model` is there for critics that need no samples, None where nobody knows it."""
 
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.model import look_up
 from leaders.critics.critic import Critic, capabilities_of
@@ -47,7 +46,7 @@ class Judges:
     """The values of a batch, by the critic of each of its parts.
 
     Attributes:
-      critics: one for each part, not fitted to it.
+      critics: one for each part, not fitted to it; their capabilities say what they have beside `Critic`'s methods.
       part: to which part each step belongs, int [R, N, T]; all 0 with a single critic.
       whole: the critic fitted to the whole batch, which is kept for the next.
       gamma: γ_L.
@@ -73,7 +72,7 @@ class Judges:
         """The steps that each critic judges, bool [R, N, T] each."""
         return [self.part == index for index in range(len(self.critics))]
 
-    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, ...]:
+    def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, ...]:
         """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each, of the batch that was dealt."""
         if self.learnt and self.seen:
             values = [self._known(batch, policy, *pair) for pair in zip(self.critics, self.seen, strict=True)]
@@ -81,7 +80,7 @@ class Judges:
             values = [critic.values(batch, policy) for critic in self.critics]
         return tuple(self.by_part(list(each)) for each in zip(*values, strict=True))
 
-    def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def leader_gradient(self, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
         """∇V_L as a function of the batch's states and steps."""
         gradients = [critic.leader_gradient(policy) for critic in self.critics]
         return lambda state, step: self.by_part([gradient(state, step) for gradient in gradients])
@@ -106,7 +105,7 @@ class Judges:
         first, second = each
         return torch.where(self.part.view(*self.part.shape, *[1] * (first.ndim - self.part.ndim)) == 0, first, second)
 
-    def _known(self, batch: Rollout, policy: Any, critic: Any, seen: Empirical) -> tuple[Tensor, Tensor, Tensor]:
+    def _known(self, batch: Rollout, policy: Policy, critic: Critic, seen: Empirical) -> tuple[Tensor, Tensor, Tensor]:
         """A critic's values where the world is known, and what says nothing elsewhere."""
         q, v, v_next = critic.values(batch, policy if critic is seen else seen.reachable)
         pairs = torch.from_numpy(seen.moves.known)
@@ -118,8 +117,8 @@ class Judges:
 def cross_fitted(
     critic: Critic,
     batch: Rollout,
-    best: BestResponse,
-    model: Model | None,
+    best: BestResponse[Any, Any],
+    model: Any,
     noise: Noise,
     *,
     gamma: float,
@@ -148,7 +147,7 @@ def cross_fitted(
         )
     parts = [replace(batch, valid=batch.valid & (half != judged)) for judged in range(HALVES)]
 
-    def fitted(one: Any, part: Rollout, response: BestResponse) -> Any:
+    def fitted(one: Critic, part: Rollout, response: BestResponse) -> Critic:
         try:
             one.fit(part, response, model, noise)
         except TooFewTransitions as error:
@@ -175,8 +174,8 @@ def cross_fitted(
 def fitted_to_all(
     critic: Critic,
     batch: Rollout,
-    best: BestResponse,
-    model: Model | None,
+    best: BestResponse[Any, Any],
+    model: Any,
     noise: Noise,
     *,
     gamma: float,

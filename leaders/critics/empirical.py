@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.model import TabularModel, look_up
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from leaders.critics.empirical_model import EmpiricalModel, KnownMoves
 
 
@@ -36,7 +35,7 @@ class Empirical:
         self.seen = EmpiricalModel(theta_moves)
         self._at: tuple[TabularModel, BoltzmannPolicy] | None = None
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Any, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: TabularResponse, model: TabularModel, noise: Noise) -> None:
         """Counts the batch; values are solved for when they are asked for, at the model's θ."""
         self.seen.add(batch, model.states, model.actions)
         self._at = model, best.policy

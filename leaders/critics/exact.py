@@ -38,7 +38,7 @@ class ExactCritic:
         self.q: Quadratic | None = None
         self.bumps: BumpValues | None = None
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Any, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: BestResponse[Any, Any], model: Any, noise: Noise) -> None:
         """Solves anew; the batch is not looked at."""
         if kind_of(model) == "linear_quadratic":
             if kind_of(best.policy) != "linear_quadratic":

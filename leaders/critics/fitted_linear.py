@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
-from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy, LinearResponse
 from leaders.exact.linear_quadratic import BumpValues
 
 RIDGE = 1e-12  # relative to the size of each column, against columns that say the same
@@ -37,7 +36,7 @@ class FittedLinear:
         self.gamma = gamma
         self.bumps: BumpValues | None = None
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: LinearResponse, model: Model | None, noise: Noise) -> None:
         """One least-squares problem per run."""
         if not isinstance(model, LinearQuadraticModel) or model.bump is None or model.horizon is None:
             raise TypeError(

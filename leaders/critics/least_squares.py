@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic
-from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy, LinearResponse
 from bilevel_envs.worlds.linear_quadratic.polynomials import lstd, products, symmetric
 from leaders.critics.exact import quadratic_values
 from leaders.functional.errors import TooFewTransitions
@@ -37,7 +36,7 @@ class LeastSquares:
         self.gamma = gamma
         self.q: Quadratic | None = None
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: LinearResponse, model: Model | None, noise: Noise) -> None:
         """One linear solve per run."""
         if kind_of(best.policy) != "linear_quadratic":
             raise TypeError(

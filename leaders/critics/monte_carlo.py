@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.model import look_up
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from leaders.functional.returns import returns_to_go
 from leaders.functional.visits import mean_table
 
@@ -32,7 +31,7 @@ class MonteCarlo:
         self.gamma = gamma
         self.q = self.v = torch.zeros(1, 0)
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: TabularResponse, model: Model | None, noise: Noise) -> None:
         """Means over visits; nothing is kept from batch to batch."""
         returns = returns_to_go(batch, self.gamma)
         states, actions = best.policy.log_probs.shape[-2:]

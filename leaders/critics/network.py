@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice, lacking
-from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.checks import check_choice
+from bilevel_envs.core.follower import BestResponse, Policy, action_shape_of, has_nodes
 from bilevel_envs.core.mdp import Model, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 DRAWS = 64
+Values = Callable[[Tensor], Tensor]  # of what a network reads
 AT_ONCE = 20_000  # states whose expectations are taken together
 
 
@@ -55,11 +58,11 @@ class NetworkCritic:
             used = used & ~(batch.truncated | batch.terminated | batch.cut).flatten(1)
             x_next = _shifted(self._inputs(batch.state, batch.action, policy))
 
-            def following(f: Any) -> Tensor:
+            def following(f: Values) -> Tensor:
                 return f(x_next) * used[..., None]
         else:
 
-            def following(f: Any) -> Tensor:
+            def following(f: Values) -> Tensor:
                 return self._average(batch.next_state, policy, f) * goes_on[..., None]
 
         x = self._inputs(batch.state, batch.action, policy)
@@ -70,7 +73,7 @@ class NetworkCritic:
             pairs = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy, pairs=True)
             self.pairs.fit(pairs, wanted, used, lambda f: torch.zeros_like(wanted), noise)
 
-    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
         shape = batch.r_leader.shape
         v, v_next = (
@@ -91,7 +94,7 @@ class NetworkCritic:
         other.pairs = None if self.pairs is None else self.pairs.copies(count)
         return other
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The networks'."""
         pairs = {} if self.pairs is None else {"pairs": self.pairs.state_dict()}
         return self.network.state_dict() | pairs
@@ -102,7 +105,7 @@ class NetworkCritic:
         if self.pairs is not None:
             self.pairs.load_state_dict(state["pairs"])
 
-    def _average(self, state: Tensor, policy: Any, f: Any) -> Tensor:
+    def _average(self, state: Tensor, policy: Policy, f: Values) -> Tensor:
         """E_b[f(s, b)] at states [R, N, T, ...], [R, N·T, D]; so many states at a time that memory is no concern."""
         means = []
         for part in state.flatten(1, 2).split(max(1, AT_ONCE // len(state)), 1):
@@ -110,11 +113,11 @@ class NetworkCritic:
             means.append(_expected(f, self._at_nodes(part, nodes, policy), nodes))
         return torch.cat(means, 1)
 
-    def _inputs(self, state: Tensor, action: Tensor, policy: Any) -> Tensor:
+    def _inputs(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
         """What the network reads at the steps of a batch, [R, N·T, d]."""
         return self._joined(state.flatten(1, 2), action.flatten(1, 2), policy)
 
-    def _at_nodes(self, state: Tensor, nodes: tuple[Tensor, Tensor], policy: Any) -> Tensor:
+    def _at_nodes(self, state: Tensor, nodes: tuple[Tensor, Tensor], policy: Policy) -> Tensor:
         """What it reads at states [R, K, ...] with each of J actions, [R, K, J, d]; J = 1 where actions are ignored."""
         action = nodes[0]
         if self.of != "action":
@@ -122,9 +125,9 @@ class NetworkCritic:
         beside = state[:, :, None].expand(*state.shape[:2], action.shape[2], *state.shape[2:])
         return self._joined(beside, action, policy)
 
-    def _joined(self, state: Tensor, action: Tensor, policy: Any, pairs: bool = False) -> Tensor:
+    def _joined(self, state: Tensor, action: Tensor, policy: Policy, pairs: bool = False) -> Tensor:
         if kind_of(policy) == "tabular":
-            states, actions = policy.log_probs.shape[-2:]
+            states, actions = cast(BoltzmannPolicy, policy).log_probs.shape[-2:]
             state = torch.nn.functional.one_hot(state, states).double()
             action = torch.nn.functional.one_hot(action, actions).double()
         if self.of != "action" and not pairs:
@@ -133,26 +136,26 @@ class NetworkCritic:
             action = action[..., None]
         return torch.cat([state, action], -1).double()
 
-    def _action_nodes(self, policy: Any, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _action_nodes(self, policy: Policy, state: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [R, K, J, ...] and weights [R|1, K|1, J] whose weighted sums are expectations under g."""
         flat = state.flatten(1, 2)
         runs, steps = flat.shape[:2]
         if self.of != "action":
             numbers = torch.int64 if kind_of(policy) == "tabular" else None
-            nothing = torch.zeros(runs, steps, 1, *policy.action_shape, dtype=numbers)
+            nothing = torch.zeros(runs, steps, 1, *action_shape_of(policy), dtype=numbers)
             return nothing, torch.ones(1, 1, 1, dtype=torch.float64)
-        few = self.how.draws is None or policy.action_shape == ()
-        nodes = None if not few or lacking(policy, ["action_nodes"]) else policy.action_nodes(flat)
+        few = self.how.draws is None or action_shape_of(policy) == ()
+        nodes = policy.action_nodes(flat) if few and has_nodes(policy) else None
         if nodes is not None:
             return nodes
-        (size,) = policy.action_shape
+        (size,) = action_shape_of(policy)
         draws = self.how.draws or DRAWS
         uniform = self._noise.uniform(steps, draws, size)
         many = flat[:, :, None].expand(-1, -1, draws, -1)
         return policy.sample(many, uniform), torch.full((1, 1, draws), 1 / draws, dtype=torch.float64)
 
 
-def _expected(f: Any, inputs: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
+def _expected(f: Values, inputs: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
     """Σ_j weight_j f(x_j), [R, K, D]."""
     return (f(inputs) * nodes[1][..., None]).sum(2)
 

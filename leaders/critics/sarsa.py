@@ -10,11 +10,10 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_per_run
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from leaders.critics.exact import table_values
 
 STARTS = ("zeros", "normal")
@@ -86,7 +85,7 @@ class Sarsa(LearnedTable):
         super().__init__(gamma, learning_rate, start)
         self.cut_is_end = cut_is_end
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: TabularResponse, model: Model | None, noise: Noise) -> None:
         """One shuffled pass over the batch."""
         self.begin(best.policy, noise)
         rows, horizon = batch.state.shape[1:]
@@ -120,7 +119,7 @@ class ExpectedSarsa(LearnedTable):
       start: first table: "zeros" or "normal".
     """
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: TabularResponse, model: Model | None, noise: Noise) -> None:
         """One backward pass over the batch."""
         self.begin(best.policy, noise)
         decay = self.gamma * (~batch.terminated).double()

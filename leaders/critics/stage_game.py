@@ -6,10 +6,10 @@ import numpy as np
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_count
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.kernels import stage_game
+from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.sarsa import LearnedTable
 
 
@@ -34,7 +34,7 @@ class StageGame(LearnedTable):
         super().__init__(gamma, learning_rate, start)
         self.leader_actions = check_count(leader_actions, "leader_actions")
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: TabularResponse, model: Model | None, noise: Noise) -> None:
         """One backward pass over the batch."""
         self.begin(best.policy, noise)
         decay = self.gamma * (~batch.terminated).double()

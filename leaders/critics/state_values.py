@@ -16,6 +16,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd, symmetric
 from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
 from bilevel_envs.worlds.tabular.model import Table
+from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.sarsa import LearnedTable
 from leaders.functional.monomials import Monomials
 
@@ -31,7 +32,7 @@ class StateTable(LearnedTable):
       start: first tables: "zeros" or "normal".
     """
 
-    def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
+    def fit(self, batch: Rollout, best: TabularResponse, model: Model | None, noise: Noise) -> None:
         """One backward pass over the batch for each table; of the policy only the size is read."""
         states, actions = best.policy.log_probs.shape[-2:]
         shape = (states, 1 + actions)  # V_L stands in the first column

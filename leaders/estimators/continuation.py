@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.cross_fit import Judges
 from leaders.critics.empirical import Empirical
 from leaders.critics.empirical_model import KnownMoves
@@ -27,7 +27,7 @@ def continuation(
     judges: Judges,
     model: TabularModel,
     batch: Rollout,
-    best: BestResponse,
+    best: TabularResponse,
     discounts: Tensor,
     weights: Weights,
     preferences: Preferences,
@@ -63,7 +63,7 @@ def continuation(
 def _from_here(
     seen: Empirical,
     model: TabularModel,
-    best: BestResponse,
+    best: TabularResponse,
     leader: np.ndarray,
     follower: np.ndarray,
     preferences: Preferences,

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.model import TabularModel
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from bilevel_envs.worlds.tabular.rollout import First, table_rollout
 from leaders.critics.monte_carlo import MonteCarlo
 from leaders.functional.returns import returns_to_go
@@ -76,7 +75,7 @@ def published_oracle_guiding(
 
 
 def oracle_weights(
-    oracle: Rollout, guiding: Tensor, best: BestResponse, preferences: Preferences, *, score_weight: str
+    oracle: Rollout, guiding: Tensor, best: TabularResponse, preferences: Preferences, *, score_weight: str
 ) -> Weights:
     """The weights of an oracle batch: the follower's part alone."""
     critic = MonteCarlo(preferences.gamma_leader)

@@ -23,7 +23,7 @@ class Sample:
 
     Attributes:
       theta: θ, [R, ...], with gradients.
-      model: the world at θ, with gradients.
+      model: the world at θ, with gradients; of which kind it and the response are, those parts know that read them.
       batch: the transitions.
       best: the follower's response.
       judges: the critics of the batch's parts.
@@ -37,7 +37,7 @@ class Sample:
     theta: Tensor
     model: Any
     batch: Rollout
-    best: BestResponse
+    best: BestResponse[Any, Any]
     judges: Judges
     discounts: Tensor
     tail: str

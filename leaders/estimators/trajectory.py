@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -15,9 +15,10 @@ from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse, NotAvailableError, capabilities_of, missing_value, tiled
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.config import EstimatorConfig, Forms, selected
 from leaders.critics.critic import Critic
@@ -35,6 +36,8 @@ from leaders.keywords import accepted
 from leaders.leader import Estimate, Leader, check_wrapped
 from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.games import is_game, published_leader
+from leaders.paper.linear_quadratic import LinearActorCritic
+from leaders.paper.tables import TableActorCritic
 from leaders.worlds.facts import facts_of
 from leaders.worlds.resolve import check_config, resolve
 from leaders.worlds.tabular import TABULAR
@@ -99,7 +102,7 @@ class TrajectoryLeader(Leader):
             chosen = {name: chosen[name] for name in ("estimator", "batch_size", "rows") if name in chosen}
         return shared | chosen
 
-    def _published(self, env: BilevelWrapper, given: Mapping[str, Any]) -> ActorCritic | None:
+    def _published(self, env: BilevelWrapper, given: Mapping[str, Any]) -> TableActorCritic | LinearActorCritic | None:
         """The published form of a game, an actor-critic, where that is asked for."""
         if given.get("preset") != "paper" or not is_game(env):
             return None
@@ -108,7 +111,7 @@ class TrajectoryLeader(Leader):
                 raise ValueError(f"`{name}` must be None with the published form of games, got {given[name]!r}")
         return published_leader(self.name, env.problem, bool(given.get("replay")))
 
-    def _estimate(self, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
         fixed = model.detach()
@@ -130,7 +133,8 @@ class TrajectoryLeader(Leader):
         if self.coverage is not None:
             self.coverage.check(judges, batch, drawn, sample.tail, self.progress.iterations + 1)
         if self.seen is not None and expects:
-            self.seen.seen.add(drawn.steps(1, None), fixed.states, fixed.actions)
+            table = cast(TabularModel, fixed)  # of which alone something is seen
+            self.seen.seen.add(drawn.steps(1, None), table.states, table.actions)
         return Estimate(
             surrogate=total,
             leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
@@ -150,7 +154,7 @@ class TrajectoryLeader(Leader):
         return _named(sampling.critic, "empirical") and sampling.tail == "continue" and sampling.estimator in EXPECTED
 
     def judges(
-        self, critic: Critic, seen: Empirical | None, batch: Rollout, best: BestResponse, model: Any, noise: Noise
+        self, critic: Critic, seen: Empirical | None, batch: Rollout, best: BestResponse, model: Model, noise: Noise
     ) -> Judges:
         """Who judges the batch; the critic, and what was seen of a table, learn from it."""
         gamma = self.env.preferences.gamma_leader
@@ -159,7 +163,9 @@ class TrajectoryLeader(Leader):
         first = self.progress.iterations == 0
         return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
 
-    def _published_game(self, actor_critic: ActorCritic, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+    def _published_game(
+        self, actor_critic: ActorCritic[Any, Any], theta: Tensor, model: Model, best: BestResponse
+    ) -> Estimate:
         """One outer iteration of a published leader in a game."""
         at = (theta.detach(), model.detach(), best)
         theta, model, best = actor_critic.behaviour(self.env, *at, self.progress.iterations)
@@ -176,7 +182,7 @@ class TrajectoryLeader(Leader):
     def sample(
         self,
         theta: Tensor,
-        model: Any,
+        model: Model,
         batch: Rollout,
         best: BestResponse,
         judges: Judges,

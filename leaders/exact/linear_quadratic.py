@@ -14,11 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.followers import Riccati
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic, block, discounted_sum
-from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy, LinearResponse
 
 
 def value(model: LinearQuadraticModel, policy: GaussianPolicy, gamma: float, horizon: int | None = None) -> Tensor:
@@ -117,7 +116,7 @@ def leader_values(model: LinearQuadraticModel, policy: GaussianPolicy, gamma: fl
     return Quadratic(-q, -behind), Quadratic(-p, -constant)
 
 
-def surrogates(model: LinearQuadraticModel, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
+def surrogates(model: LinearQuadraticModel, best: LinearResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
     reacting = Riccati().reaction(model, preferences).policy
     gamma = preferences.gamma_leader

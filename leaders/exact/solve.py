@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_count, check_number
-from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Preferences, kind_of
+from bilevel_envs.core.follower import BestResponse, Follower, Policy
+from bilevel_envs.core.mdp import Model, Numbers, Preferences, kind_of
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.followers import Riccati, SoftValueIteration
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
@@ -28,7 +28,7 @@ from leaders.exact.raw_parameters import theta_of
 class Solver(NamedTuple):
     """What solves the models of a kind: the follower's problem, and the leader's values and surrogates."""
 
-    planner: Callable[[], Any]
+    planner: Callable[[], Follower]
     module: ModuleType
 
 
@@ -41,7 +41,7 @@ SOLVERS = {
 
 def objective(
     env: gym.Env,
-    theta: Any,
+    theta: Numbers,
     horizon: int | None = None,
     discount: float | None = None,
     *,
@@ -79,12 +79,12 @@ def objective(
     elif not evaluates(model, policy):
         raise TypeError(f"`policy` must be one for a {type(model).__name__}, got {type(policy).__name__}")
     else:
-        world_of(model).check_policy(policy, 1 if single else len(theta), model)
+        world_of(model).check_policy(policy, 1 if single else np.shape(theta)[0], model)
     reached = value(model, policy, gamma, horizon)
     return float(reached[0]) if single else reached.numpy()
 
 
-def parts(env: gym.Env, theta: Any) -> dict[str, Any]:
+def parts(env: gym.Env, theta: Numbers) -> dict[str, Any]:
     """What the leader's objective is made of, before prices: discounted sums under the soft-optimal response.
 
     Args:
@@ -109,7 +109,9 @@ def parts(env: gym.Env, theta: Any) -> dict[str, Any]:
     return {name: float(total[0]) if single else total.numpy() for name, total in sums.items()}
 
 
-def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None) -> np.ndarray:
+def hypergradient(
+    env: gym.Env, theta: Numbers | None = None, *, parameters: torch.nn.Module | None = None
+) -> np.ndarray:
     """dJ_L/dθ, or the gradient of J_L in the raw parameters of a parameterisation.
 
     Args:
@@ -126,7 +128,7 @@ def hypergradient(env: gym.Env, theta: Any = None, *, parameters: torch.nn.Modul
 
 @with_gradients
 def hypergradient_parts(
-    env: gym.Env, theta: Any = None, *, parameters: torch.nn.Module | None = None
+    env: gym.Env, theta: Numbers | None = None, *, parameters: torch.nn.Module | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The direct term (the follower held fixed) and the guiding term (its reaction), each as in `hypergradient`."""
     if parameters is not None:
@@ -172,17 +174,17 @@ def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Te
     return torch.cat(flat, -1)
 
 
-def solves(model: Any) -> bool:
+def solves(model: object) -> bool:
     """Whether exact values are to be had of such a model."""
     return kind_of(model) in SOLVERS
 
 
-def evaluates(model: Any, policy: Any) -> bool:
+def evaluates(model: object, policy: object) -> bool:
     """Whether they are to be had under such a policy."""
     return solves(model) and kind_of(policy) == kind_of(model)
 
 
-def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> Tensor:
+def value(model: Model, policy: Policy, gamma: float, horizon: int | None = None) -> Tensor:
     """The leader's expected discounted return under a policy of the follower's, [R]."""
     if horizon is not None:
         check_count(horizon, "horizon")
@@ -190,17 +192,17 @@ def value(model: Any, policy: Any, gamma: float, horizon: int | None = None) -> 
 
 
 @with_gradients
-def surrogates(model: Any, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
+def surrogates(model: Model, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
     return SOLVERS[model.kind].module.surrogates(model, best, preferences)
 
 
-def best_response(model: Any, preferences: Preferences, start: BestResponse | None = None) -> BestResponse:
+def best_response(model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse[Any, Any]:
     """The soft optimum to the accuracy that exact values need."""
     return SOLVERS[model.kind].planner().best_response(model, preferences, start)
 
 
-def _problem(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
+def _problem(env: gym.Env, theta: Numbers) -> tuple[Any, Preferences, bool]:
     """The model at θ, whose preferences count, and whether θ came without a runs axis."""
     if not isinstance(env, gym.Env):
         raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.worlds.tabular.model import TabularModel
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 
 
 def value(model: TabularModel, policy: BoltzmannPolicy, gamma: float, horizon: int | None = None) -> Tensor:
@@ -36,7 +35,7 @@ def value(model: TabularModel, policy: BoltzmannPolicy, gamma: float, horizon: i
     return (model.initial * v).sum(-1)
 
 
-def surrogates(model: TabularModel, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
+def surrogates(model: TabularModel, best: TabularResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
     needed = model.transition.requires_grad
     direct, guiding = table_weights(model.detach(), best, preferences, with_transition=needed)
@@ -60,7 +59,7 @@ class TableWeights:
 
 
 def table_weights(
-    model: TabularModel, best: BestResponse, preferences: Preferences, *, with_transition: bool = True
+    model: TabularModel, best: TabularResponse, preferences: Preferences, *, with_transition: bool = True
 ) -> tuple[TableWeights, TableWeights]:
     """The weights of the direct and of the guiding term at a best response; no gradients."""
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower

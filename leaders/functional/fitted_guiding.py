@@ -15,13 +15,11 @@ weight for each of them, as an eligibility trace is, and no ∇ of a single step
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import lacking
+from bilevel_envs.core.follower import Policy, has_moments
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic, linear
 from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd_adjoint, with_one
 from leaders.functional.monomials import Monomials
@@ -29,7 +27,9 @@ from leaders.functional.monomials import Monomials
 GUIDINGS = ("sampled", "fitted")
 
 
-def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, weight: Tensor, gamma: float) -> Tensor:
+def fitted_trace(
+    batch: Rollout, q_leader: Polynomial | Quadratic, policy: Policy, weight: Tensor, gamma: float
+) -> Tensor:
     """What takes the place of the eligibility trace: the weight of what each step adds to ∇Q_F, [R, N, T].
 
     Third and fourth moments of the policy are taken for those of a Gaussian with its mean and covariance.
@@ -45,7 +45,7 @@ def fitted_trace(batch: Rollout, q_leader: Polynomial | Quadratic, policy: Any, 
       TypeError: if the policy has no `moments`, or Q_L is no polynomial.
       TooFewTransitions: if there are fewer transitions than numbers to fit.
     """
-    if lacking(policy, ["moments"]):
+    if not has_moments(policy):
         raise TypeError(
             '`guiding` must be "sampled" with a policy that has no method `moments` (mean and covariance of the '
             f'action), such as {type(policy).__name__}; got "fitted"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import xavier
 from bilevel_envs.wrapper import BilevelWrapper
@@ -50,10 +50,12 @@ class Stored:
         return Stored(**{name: torch.cat([getattr(other, name), part], 1) for name, part in vars(self).items()})
 
 
-Drawn = tuple[Tensor, Any, BestResponse]  # θ, the model there and the response that a batch is drawn with
+M = TypeVar("M", bound=Model)
+B = TypeVar("B", bound=BestResponse[Any, Any])
+Drawn: TypeAlias = tuple[Tensor, M, B]  # θ, the model there and the response that a batch is drawn with
 
 
-class ActorCritic:
+class ActorCritic(Generic[M, B]):
     """One outer iteration of a published leader in a game; subclasses know the game's spaces.
 
     The actor follows Q_L less its mean over the leader's own moves, b held fixed, and, for BC-HG, the benefit times
@@ -97,11 +99,11 @@ class ActorCritic:
     # What a subclass provides ---------------------------------------------------------------------------------
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Fields of `LeaderConfig` that the published code sets."""
         raise NotImplementedError
 
-    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Drawn:
+    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: M, best: B, iteration: int) -> Drawn[M, B]:
         """θ, the world and the follower's response that a batch is drawn with: random ones while the code explores.
 
         Args:
@@ -117,12 +119,12 @@ class ActorCritic:
         """A batch over s̄ as transitions of the game, rows one after another."""
         raise NotImplementedError
 
-    def _loss(self, index: Tensor, best: BestResponse, gamma: float) -> Tensor:
+    def _loss(self, index: Tensor, best: B, gamma: float) -> Tensor:
         """The critic's mean squared error at stored transitions `index` [R, 64], [R]."""
         raise NotImplementedError
 
     def _surrogate(
-        self, policy: torch.nn.Module, starts: Tensor, best: BestResponse, preferences: Preferences, noise: Noise
+        self, policy: torch.nn.Module, starts: Tensor, best: B, preferences: Preferences, noise: Noise
     ) -> Tensor:
         """Its gradient is the actor's, [R]; constants times log f at the drawn steps."""
         raise NotImplementedError
@@ -142,7 +144,7 @@ class ActorCritic:
         self,
         policy: torch.nn.Module,
         batch: Rollout,
-        best: BestResponse,
+        best: B,
         preferences: Preferences,
         noise: Noise,
     ) -> list[Callable[[], Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leaders.paper.actor_critic import ActorCritic
+from bilevel_envs.wrapper import BilevelWrapper
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import UPDATES, USUAL_UPDATES, TableActorCritic
 
@@ -12,12 +12,12 @@ from leaders.paper.tables import UPDATES, USUAL_UPDATES, TableActorCritic
 PUBLISHED = {"ToyMarkovGame": ("bchg", "naive-pgd", "bi-ac"), "BilevelLQR": ("bchg", "naive-pgd")}
 
 
-def is_game(env: Any) -> bool:
+def is_game(env: BilevelWrapper) -> bool:
     """Whether an environment is a Markov game, whose leader moves."""
     return env.problem.leader_actions is not None
 
 
-def published_leader(name: str, problem: Any, replay: bool) -> ActorCritic:
+def published_leader(name: str, problem: Any, replay: bool) -> TableActorCritic | LinearActorCritic:
     """The actor-critic that was published as a leader's form for a game.
 
     Args:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import through
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.linear_quadratic.policy import LinearResponse
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Drawn, Stored, replayed_trace
 
@@ -21,7 +21,7 @@ OWN_DRAWS = 32  # of the leader's move, for the advantage
 SEEN = 2  # entries of the state
 
 
-class LinearActorCritic(ActorCritic):
+class LinearActorCritic(ActorCritic[LinearQuadraticModel, LinearResponse]):
     r"""In the bilevel LQR: f = N(K s, W²) and a critic of (s, b, a), its target at the mean moves of both players.
 
     Further slips that are kept: ten steps of K on one batch, of which the first already moves K a hundred W away;
@@ -40,19 +40,21 @@ class LinearActorCritic(ActorCritic):
         super().__init__(kind, (SEEN + 2, *HIDDEN, 1), 2 if replay else 10, 5, 0.1, replay)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Adam with step 0.1; BC-HG alone clips its gradient."""
         clip = 1.0 if self.kind == "bchg" else float("inf")
         return {"learning_rate": 0.1, "optimizer": "adam", "max_grad_norm": clip}
 
-    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Drawn:
+    def behaviour(
+        self, env: BilevelWrapper, theta: Tensor, model: LinearQuadraticModel, best: LinearResponse, iteration: int
+    ) -> Drawn[LinearQuadraticModel, LinearResponse]:
         """Four episodes; the leader's moves from N(0, 1) at first, answered as if they were its policy's."""
         if kind_of(best.policy) != "linear_quadratic":
             raise TypeError(
                 f"`follower` must answer with a GaussianPolicy for the published form, got {type(best.policy).__name__}"
             )
         if iteration < AT_RANDOM:
-            model = replace(env.problem, deviation=1.0).model(torch.zeros_like(theta))  # type: ignore[type-var]
+            model = replace(env.problem, deviation=1.0).model(torch.zeros_like(theta))  # type: ignore[type-var, assignment]
         return theta, model, best
 
     def _transitions(self, batch: Rollout) -> Stored:
@@ -71,7 +73,7 @@ class LinearActorCritic(ActorCritic):
         x = torch.cat([state, action, leader_action], -1)
         return through(layers, x.flatten(1, -2)).view(x.shape[:-1])
 
-    def _loss(self, index: Tensor, best: BestResponse, gamma: float) -> Tensor:
+    def _loss(self, index: Tensor, best: LinearResponse, gamma: float) -> Tensor:
         s, a, b, following, reward = self._at(index)
         assert self.target_policy is not None
         with torch.no_grad():
@@ -81,7 +83,7 @@ class LinearActorCritic(ActorCritic):
         return (self._q(self.layers, s, b, a) - wanted).square().mean(-1)
 
     def _surrogate(
-        self, policy: torch.nn.Module, starts: Tensor, best: BestResponse, preferences: Preferences, noise: Noise
+        self, policy: torch.nn.Module, starts: Tensor, best: LinearResponse, preferences: Preferences, noise: Noise
     ) -> Tensor:
         assert self.stored is not None
         theta = policy()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +11,8 @@ from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import through
-from bilevel_envs.worlds.tabular.model import Table
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.model import Table, TabularModel
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.paper.actor_critic import DRAWS, HIDDEN, SAMPLE, ActorCritic, Drawn, Stored, replayed_trace
 
@@ -33,7 +31,7 @@ UPDATES = {  # steps of actor and critic per outer iteration, by leader, variant
 USUAL_UPDATES = (1, 1)  # for games that the paper does not show
 
 
-class TableActorCritic(ActorCritic):
+class TableActorCritic(ActorCritic[TabularModel, TabularResponse]):
     """In a finite game: a softmax network for f, a critic of (s, b) with one output per move of the leader.
 
     The critic's target is greedy in both players' policies, or a stage game's for Bi-AC. The first outer iteration is
@@ -55,11 +53,13 @@ class TableActorCritic(ActorCritic):
         super().__init__(kind, (states + actions, *HIDDEN, leader_actions), *updates, 1e-3, replay)
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Adam with step 1e-4, gradients not clipped."""
         return {"learning_rate": 1e-4, "optimizer": "adam", "max_grad_norm": float("inf")}
 
-    def behaviour(self, env: BilevelWrapper, theta: Tensor, model: Any, best: BestResponse, iteration: int) -> Drawn:
+    def behaviour(
+        self, env: BilevelWrapper, theta: Tensor, model: TabularModel, best: TabularResponse, iteration: int
+    ) -> Drawn[TabularModel, TabularResponse]:
         """Three episodes; the very first ones uniformly at random on both sides."""
         if iteration == 0:
             theta = torch.full_like(theta, 1 / theta.shape[-1])
@@ -89,7 +89,7 @@ class TableActorCritic(ActorCritic):
         """A follower's table over s̄ for each s and a, [R, S, A, ...]."""
         return table.expand(len(self.layers[0]), *table.shape[1:]).unflatten(1, (self.states, self.leader_actions))
 
-    def _loss(self, index: Tensor, best: BestResponse, gamma: float) -> Tensor:
+    def _loss(self, index: Tensor, best: TabularResponse, gamma: float) -> Tensor:
         assert self.stored is not None
         assert self.target_policy is not None
         data, run = self.stored, torch.arange(len(index))[:, None]
@@ -105,7 +105,7 @@ class TableActorCritic(ActorCritic):
         return (self._table(self.layers)[at] - wanted).square().mean(-1)
 
     def _surrogate(
-        self, policy: torch.nn.Module, starts: Tensor, best: BestResponse, preferences: Preferences, noise: Noise
+        self, policy: torch.nn.Module, starts: Tensor, best: TabularResponse, preferences: Preferences, noise: Noise
     ) -> Tensor:
         assert self.stored is not None
         data, run = self.stored, torch.arange(noise.runs)[:, None]
@@ -131,7 +131,7 @@ class TableActorCritic(ActorCritic):
         return (weight * log_f).flatten(1).sum(1)
 
 
-def untrained(runs: int, states: int, actions: int, beta: float) -> BestResponse:
+def untrained(runs: int, states: int, actions: int, beta: float) -> TabularResponse:
     """The follower before it has learnt: Q_F = 0, so that every action is as likely."""
     q = torch.zeros(runs, states, actions, dtype=torch.float64)
     policy = BoltzmannPolicy(torch.log_softmax(q, -1))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bilevel_envs.core.checks import lacking
-from bilevel_envs.core.follower import BestResponse, FollowerError, capabilities_of
+from bilevel_envs.core.follower import BestResponse, FollowerError, saves
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.worlds.responses import check_response, response_from
 from leaders.training.history import replace_file
@@ -143,9 +143,9 @@ def opened(path: str | Path, leader: str, changed: Mapping[str, Any]) -> tuple[d
     return arguments, Checkpoint(path, saved, state, history)
 
 
-def follower_state(follower: Any) -> dict[str, Any] | None:
+def follower_state(follower: object) -> dict[str, object] | None:
     """What a follower has learnt; None for one that learns nothing."""
-    if not capabilities_of(follower).saves:
+    if not saves(follower):
         return None
     if lacking(follower, ["load_state_dict"]):
         raise TypeError(f"`follower` must have `load_state_dict` beside `state_dict`, got {follower!r}")

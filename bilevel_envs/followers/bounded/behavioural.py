@@ -8,6 +8,7 @@ what a leader estimates then.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from bilevel_envs.core.follower import (
 )
 from bilevel_envs.core.mdp import Model, Preferences, kind_of
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 
 
 class _ChangedTable:
@@ -181,7 +182,9 @@ class Sticky(_ChangedTable):
         check_number(self.share, "share", at_least=0, below=1)
         check_planner(self.follower)
 
-    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+    def best_response(
+        self, model: Model, preferences: Preferences, init: TabularResponse | None = None
+    ) -> BestResponse:
         """The planner's response, mixed with `init`'s policy; arguments as the planner's.
 
         Raises:
@@ -204,4 +207,4 @@ def _table_of(best: BestResponse, follower: object) -> BoltzmannPolicy:
         raise UnsupportedModelError(
             f"`follower` must answer with a table for {type(follower).__name__}, got {type(best.policy).__name__}"
         )
-    return best.policy
+    return cast(BoltzmannPolicy, best.policy)  # or what calls itself a table

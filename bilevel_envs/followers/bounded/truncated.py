@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,9 @@ class Truncated:
         """The planner's worlds; not optimal."""
         return replace(self.follower.capabilities, optimal=False, cuts_short=False)
 
-    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+    def best_response(
+        self, model: Model, preferences: Preferences, init: BestResponse[Any, Any] | None = None
+    ) -> BestResponse:
         """The response after `rounds` rounds.
 
         Args:

@@ -12,7 +12,7 @@ from bilevel_envs.core.checks import check_number, keep_counts
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class Committed:
         keep_counts(self, "sweeps")
         check_number(self.tol, "tol", above=0)
 
-    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+    def best_response(
+        self, model: Model, preferences: Preferences, init: TabularResponse | None = None
+    ) -> TabularResponse:
         """The response to a game's table.
 
         Args:
@@ -78,7 +80,7 @@ class Committed:
         return BestResponse(policy, Table(q), Table(v), change, optimal=False)
 
     def cut_short(
-        self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
-    ) -> BestResponse:
+        self, model: Model, preferences: Preferences, init: TabularResponse | None, how: CutShort
+    ) -> TabularResponse:
         """The response after so many sweeps at most, from Q_F = 0 or from `init`'s."""
         return replace(self, sweeps=how.rounds).best_response(model, preferences, init if how.carries else None)

@@ -14,7 +14,7 @@ from bilevel_envs.core.checks import check_count, check_number
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic, block, discounted_sum
-from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy, LinearResponse
 
 MOST_DOUBLINGS = 64
 POLISHING = 20
@@ -51,7 +51,7 @@ class Riccati:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         check_number(self.tol, "tol", above=0)
 
-    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> LinearResponse:
         """The soft-optimal response to a linear-quadratic world.
 
         Args:
@@ -69,7 +69,7 @@ class Riccati:
 
     def cut_short(
         self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
-    ) -> BestResponse:
+    ) -> LinearResponse:
         """The response after so many steps of value iteration, from V = 0 or from where `init` ended."""
         model = check_model(model, LinearQuadraticModel, "Truncated(Riccati())")
         fixed, n = model.detach(), model.state_size
@@ -83,7 +83,7 @@ class Riccati:
         return replace(best, solver_state={"matrix": p, "constant": v})
 
     @with_gradients
-    def reaction(self, model: LinearQuadraticModel, preferences: Preferences) -> BestResponse:
+    def reaction(self, model: LinearQuadraticModel, preferences: Preferences) -> LinearResponse:
         """The same response; where the model's matrices carry gradients, so do those of the response."""
         beta = preferences.beta if self.beta is None else self.beta
         gamma = preferences.gamma_follower
@@ -134,7 +134,7 @@ class Riccati:
 
 def planned_ahead(
     model: LinearQuadraticModel, gamma: float, beta: float, steps: int, p: Tensor, v: Tensor
-) -> tuple[BestResponse, Tensor, Tensor]:
+) -> tuple[LinearResponse, Tensor, Tensor]:
     """The response of a follower who looks so many steps of value iteration ahead, from V(s) = −(sᵀ p s + v).
 
     Its Q_F is that of the last step but one, its V_F that of the last, so that β log g = Q_F − V_F holds.

@@ -13,7 +13,7 @@ from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, che
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.kernels import soft_policy_iteration
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 
 MOST_NEWTON_STEPS = 200
 
@@ -64,7 +64,9 @@ class SoftValueIteration:
         """Optimal unless it follows the fixed schedule."""
         return Capabilities(("tabular",), optimal=self.rounds is None, cuts_short=True)
 
-    def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
+    def best_response(
+        self, model: Model, preferences: Preferences, init: TabularResponse | None = None
+    ) -> TabularResponse:
         """The soft-optimal response to a table.
 
         Args:
@@ -85,8 +87,8 @@ class SoftValueIteration:
         return self._newton(model, gamma, beta, init)
 
     def cut_short(
-        self, model: Model, preferences: Preferences, init: BestResponse | None, how: CutShort
-    ) -> BestResponse:
+        self, model: Model, preferences: Preferences, init: TabularResponse | None, how: CutShort
+    ) -> TabularResponse:
         """The response after so many policy refreshes, from `how.first` or from the table that `init` reached.
 
         The memory holds the table to go on from, and how many first tables were drawn.
@@ -103,7 +105,7 @@ class SoftValueIteration:
         best.solver_state["calls"] = torch.tensor(calls + 1)
         return best
 
-    def _newton(self, model: TabularModel, gamma: float, beta: float, init: BestResponse | None) -> BestResponse:
+    def _newton(self, model: TabularModel, gamma: float, beta: float, init: TabularResponse | None) -> TabularResponse:
         v = np.zeros((model.runs, model.states))
         if init is not None and init.v.values.shape[-1] == model.states and len(init.v.values) in (1, model.runs):
             v[:] = init.v.values.numpy()
@@ -134,7 +136,7 @@ class SoftValueIteration:
 
 def scheduled_response(
     model: TabularModel, gamma: float, beta: float, rounds: int, sweeps: int, table: Tensor
-) -> BestResponse:
+) -> TabularResponse:
     """The response after a fixed number of rounds and sweeps.
 
     Args:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from bilevel_envs.core.follower import BestResponse, Missing
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic, along, linear
 
 POINTS = 5  # of Gauss–Hermite quadrature per action: exact for polynomials of degree 9
@@ -96,3 +97,6 @@ class GaussianPolicy:
         spread = (q.matrix[:, n:, n:] * self.covariance).sum((-2, -1))
         assert q.matrix.shape[-1] == n + m
         return Quadratic(follow.mT @ q.matrix @ follow, q.constant + spread)
+
+
+LinearResponse: TypeAlias = BestResponse[GaussianPolicy, Quadratic | Missing]  # to a `LinearQuadraticModel`

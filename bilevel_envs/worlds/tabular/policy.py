@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_envs.core.follower import BestResponse, Missing
 from bilevel_envs.worlds.tabular.model import Table, closed_cdf
 
 
@@ -55,3 +56,6 @@ class BoltzmannPolicy:
         """E_b[q(s, b)] under g, shaped like `state`; `q(state)` gives [..., B]."""
         state = torch.as_tensor(state)
         return (Table(self.probs)(state) * q(state)).sum(-1)
+
+
+TabularResponse: TypeAlias = BestResponse[BoltzmannPolicy, Table | Missing]  # to a `TabularModel`
