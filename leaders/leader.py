@@ -160,7 +160,7 @@ class Leader:
         }
         return selected(self.config, ("learning_rate", "optimizer"), without=NOT_SHOWN) | own
 
-    def _critic_state(self) -> dict[str, Any]:
+    def _critic_state(self) -> dict[str, object]:
         """What the subclass learns beside θ."""
         return {}
 

@@ -170,7 +170,7 @@ class TemporalDifference:
             setattr(other, name, scale if len(scale) == 1 else scale.repeat(count, 1, 1))
         return other
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Weights, scales and Adam's memory."""
         return {
             "first": [layer.clone() for layer in self.first],

@@ -70,7 +70,7 @@ class CMAES(SearchLeader):
         means = torch.from_numpy(np.stack([search.mean for search in self._searches]))
         return self._outcome(returns, steps, proposal=means)
 
-    def _critic_state(self) -> dict[str, Any]:
+    def _critic_state(self) -> dict[str, object]:
         return {"searches": [_attributes(search) for search in self._searches]}
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ class RandomSearch(SearchLeader):
         self._record = torch.where(better, found, self._record)
         return self._outcome([found], [steps], proposal=torch.where(better[:, None], drawn, self._flat()))
 
-    def _critic_state(self) -> dict[str, Any]:
+    def _critic_state(self) -> dict[str, object]:
         return {"centre": self._centre, "record": self._record}
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Baseline(Protocol):
     def copies(self, count: int) -> Baseline:
         """A baseline for `count` times as many runs, copy j of run i at j·R + i."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """What it has learnt, as tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -63,11 +63,11 @@ class QuadraticBaseline:
         """Another one: nothing is kept."""
         return QuadraticBaseline(self.gamma)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Nothing."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to put back."""
 
 
@@ -103,11 +103,11 @@ class NetworkBaseline:
         other.network = self.network.copies(count)
         return other
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The network's."""
         return self.network.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Puts back what `state_dict` gave."""
         self.network.load_state_dict(state)
 
@@ -140,7 +140,7 @@ class WithBaseline:
         """Of both."""
         return WithBaseline(self.critic.copies(count), self.baseline.copies(count))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Of both."""
         return {"critic": self.critic.state_dict(), "baseline": self.baseline.state_dict()}
 

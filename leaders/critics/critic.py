@@ -65,7 +65,7 @@ class Critic(Protocol):
     def copies(self, count: int) -> Critic:
         """A critic for `count` times as many runs, copy j of run i at j·R + i, each as this one is now."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """What the critic has learnt, as tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ class Empirical:
         other.seen = self.seen.copies(count)
         return other
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The counts."""
         return self.seen.state_dict()
 

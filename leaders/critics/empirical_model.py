@@ -140,7 +140,7 @@ class EmpiricalModel:
             other.__dict__["band"] = self.band
         return other
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The counts, as tensors, and the order of states that was good for them."""
         counts = {name: torch.from_numpy(getattr(self, name).copy()) for name in ("successor", "visits", "endings")}
         band = self.band

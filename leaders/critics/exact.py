@@ -87,11 +87,11 @@ class ExactCritic:
         """Another one: there is nothing to copy."""
         return ExactCritic(self.gamma)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Nothing: it is solved anew each time."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to put back."""
 
 

@@ -73,11 +73,11 @@ class FittedLinear:
         """Another one: nothing is kept."""
         return FittedLinear(self.gamma)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Nothing: it is fitted anew to each batch."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to put back."""
 
     def _fitted(self) -> BumpValues:

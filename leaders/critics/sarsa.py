@@ -34,7 +34,7 @@ class LearnedTable:
         """Look-ups; V_L is the expectation of Q_L under g."""
         return table_values(torch.from_numpy(self.table), batch, policy)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The table."""
         return {"table": torch.from_numpy(self.table.copy())}
 

@@ -121,9 +121,9 @@ class QuadraticState:
         """Another one: nothing is kept."""
         return QuadraticState(self.gamma)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Nothing: it is fitted anew to each batch."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to put back."""

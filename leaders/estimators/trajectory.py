@@ -323,7 +323,7 @@ class TrajectoryLeader(Leader):
         """Whether θ moves the transitions of a table."""
         return self.facts.world is TABULAR and self.env.model(self._theta()).transition.requires_grad
 
-    def _critic_state(self) -> dict[str, Any]:
+    def _critic_state(self) -> dict[str, object]:
         if self.actor_critic is not None:
             return self.actor_critic.state_dict()
         critic = {} if self.critic is self.seen else self.critic.state_dict()

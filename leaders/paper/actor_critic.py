@@ -197,7 +197,7 @@ class ActorCritic(Generic[M, B]):
         for slow, fast in (*own, *others):
             slow.lerp_(fast.detach(), POLYAK)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Networks, Adam's memory and what is stored."""
         return {
             "layers": [layer.detach().clone() for layer in self.layers],

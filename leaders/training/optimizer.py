@@ -89,7 +89,7 @@ class Ascent:
                     leaf.copy_(old + rate * (leaf - old))
         return norm.double()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The optimiser's memory."""
         return self._optimizer.state_dict()
 

@@ -174,7 +174,7 @@ class ObservedFollower:
         steps = hidden.steps + rows * horizon
         return BestResponse(policy, q, v, hidden.residual, False, actual_policy=hidden.behavior_policy, steps=steps)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Counts, networks, and what the follower inside has learnt."""
         return {
             "responses": self.responses,

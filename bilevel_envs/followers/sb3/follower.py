@@ -236,7 +236,7 @@ class SB3Follower:
         """Forgets everything: the next response begins with new agents and the first budget."""
         self.agents, self.responses, self.spent, self._residual = [], 0, 0, None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """The agents as SB3 saves them, with their replay buffers where those are kept."""
         with_buffers = self.buffer != "clear" and self.start == "warm"
         return {
