@@ -32,7 +32,7 @@ def make_vector_env(
     theta: Numbers | None = None,
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> ConfigurableVectorEnv:
     """Entry point of `gymnasium.make_vec`; arguments as in `make_env`.
 
@@ -50,7 +50,7 @@ def make_vector_env(
     return env_class.vector_class(made, num_envs, **how, **face)
 
 
-def _parts(path: str, kwargs: dict[str, Any]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, Any]]:
+def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, Any]]:
     """The environment that steps the problem, the problem, and the arguments that the environment takes itself."""
     cls = _named(path, "problem")
     allowed = [field.name for field in fields(cls) if field.init]

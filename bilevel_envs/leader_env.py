@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -22,6 +22,7 @@ from bilevel_envs.core.follower import (
     capabilities_of,
     check_given,
 )
+from bilevel_envs.core.mdp import Numbers
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.games.game import Game, Play, as_move, check_picture
 from bilevel_envs.games.pairs import Action, State
@@ -73,8 +74,9 @@ class LeaderEnv(gym.Env):
         if isinstance(follower, (str, type)):
             raise TypeError(f"`follower` must be a follower, not its name or class, got {follower!r}")
         check_given(follower, type(self.game).__name__)
-        self.follower: Any = follower
-        self._chair = _chair(game, follower) if capabilities_of(follower).learns else None
+        assert follower is not None
+        self.follower = follower
+        self._chair = _chair(game, self.follower) if capabilities_of(follower).learns else None
         self.observation_space, self.action_space = map(deepcopy, (self.game.game_states, self.game.leader_actions))
         self._play: Play | None = None
         self._over = True
@@ -101,12 +103,13 @@ class LeaderEnv(gym.Env):
             self._best = self._chair.best_response(array, self._best)
         else:
             model = self.game.model(torch.from_numpy(array)[None])
-            best = self.follower.best_response(model, self.game.preferences, self._best)
+            planner = cast(Follower, self.follower)  # one that learns has an environment to do so
+            best = planner.best_response(model, self.game.preferences, self._best)
             check_response(best, 1, model)
             self._best = best
         self.theta = array
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[State, dict]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None) -> tuple[State, dict]:
         """Starts an episode; `options={"theta": θ}` configures first."""
         super().reset(seed=seed)
         check_options(options)
@@ -150,7 +153,7 @@ class LeaderEnv(gym.Env):
         return self._play.picture()
 
 
-def _chair(game: object, follower: Any) -> BilevelWrapper:
+def _chair(game: object, follower: Follower | LearningFollower) -> BilevelWrapper:
     """The follower's environment, in which it learns."""
     if not isinstance(game, gym.Env):
         raise TypeError(

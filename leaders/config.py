@@ -140,7 +140,7 @@ class PublishedGame:
       rows: trajectories side by side.
     """
 
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     policy: str | None
     batch_size: int
     rows: int
@@ -178,7 +178,7 @@ PUBLISHED_LINEAR = EstimatorConfig(
 DECLARED = EstimatorConfig("bc_hg", batch_size=2_000, critic="td", tail="keep", sampler="steps", network_of="both")
 
 
-def changed(config: C, arguments: Mapping[str, Any]) -> C:
+def changed(config: C, arguments: Mapping[str, object]) -> C:
     """A frozen dataclass with those of its fields that stand in `arguments`, and not as None.
 
     NumPy's whole numbers become ints, which do not overflow.
@@ -188,14 +188,16 @@ def changed(config: C, arguments: Mapping[str, Any]) -> C:
     return replace(config, **{k: int(v) if isinstance(v, np.integer) else v for k, v in values.items()})
 
 
-def differs(value: Any, default: Any) -> bool:
+def differs(value: object, default: object) -> bool:
     """Whether a setting is another than the default, entry by entry for arrays."""
     return type(value) is not type(default) or bool(np.any(value != default))
 
 
-def selected(config: DataclassInstance, always: Collection[str] = (), without: Collection[str] = ()) -> dict[str, Any]:
+def selected(
+    config: DataclassInstance, always: Collection[str] = (), without: Collection[str] = ()
+) -> dict[str, object]:
     """The fields of a configuration that differ from their defaults, and those that are shown always."""
-    found = {}
+    found: dict[str, object] = {}
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name not in without and (field.name in always or differs(value, field.default)):
@@ -203,10 +205,10 @@ def selected(config: DataclassInstance, always: Collection[str] = (), without: C
     return found
 
 
-def described(arguments: dict[str, Any]) -> dict[str, Any]:
+def described(arguments: dict[str, object]) -> dict[str, object]:
     """Arguments as JSON; what cannot be written is named, so that `load` can ask for it."""
 
-    def one(value: Any) -> Any:
+    def one(value: object) -> object:
         if isinstance(value, (Tensor, np.ndarray, np.generic)):
             return value.tolist()
         if isinstance(value, (list, tuple)):

@@ -84,7 +84,7 @@ def parameters_of(leader: Any) -> list[inspect.Parameter]:
     return [*own, *generated]
 
 
-def accepted(leader: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+def accepted(leader: Any, given: Mapping[str, object]) -> dict[str, Any]:
     """The keywords that a leader was given.
 
     Raises:

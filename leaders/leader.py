@@ -72,7 +72,7 @@ class Estimate:
     proposal: Mapping[str, Tensor] | None = None
 
 
-def check_wrapped(env: Any) -> BilevelWrapper:
+def check_wrapped(env: object) -> BilevelWrapper:
     """Returns `env`; refuses all but a BilevelWrapper."""
     if not isinstance(env, BilevelWrapper):
         raise TypeError(
@@ -121,7 +121,7 @@ class Leader:
     def __init_subclass__(cls) -> None:
         document(cls)
 
-    def __init__(self, env: gym.Env, config: LeaderConfig, arguments: dict[str, Any]) -> None:
+    def __init__(self, env: gym.Env, config: LeaderConfig, arguments: dict[str, object]) -> None:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 f"{type(self).__name__} must be made outside of torch.inference_mode(), whose tensors cannot be trained"
@@ -149,7 +149,7 @@ class Leader:
         """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""
         raise NotImplementedError
 
-    def _chosen(self) -> dict[str, Any]:
+    def _chosen(self) -> dict[str, object]:
         """The settings that `repr` shows: of the configuration, and the subclass's own arguments."""
         shared = {one.name for one in fields(LeaderConfig)}
         defaults = {one.name: one.default for one in parameters_of(type(self))}
@@ -164,7 +164,7 @@ class Leader:
         """What the subclass learns beside θ."""
         return {}
 
-    def _load_critic_state(self, state: dict[str, Any]) -> None:
+    def _load_critic_state(self, state: dict[str, object]) -> None:
         """Puts it back."""
 
     # What a user calls ----------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class Leader:
         write(path, described_leader, state, self.history.state())
 
     @classmethod
-    def load(cls, path: str | Path, env: gym.Env, **changed: Any) -> Self:
+    def load(cls, path: str | Path, env: gym.Env, **changed: object) -> Self:
         """A leader as it was saved.
 
         Args:
@@ -441,7 +441,7 @@ class Leader:
         return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
 
     def _parameterization(self) -> torch.nn.Module:
-        policy: Any = self.config.policy
+        policy: object = self.config.policy
         make: Any = self.env.problem.parameterization
         if isinstance(policy, str):
             if make is None or "name" not in inspect.signature(make).parameters:

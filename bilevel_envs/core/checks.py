@@ -72,7 +72,7 @@ def check_number(
     return float(value)
 
 
-def check_per_run(value: Any, name: str, *, runs: int | None = None, **bounds: Any) -> None:
+def check_per_run(value: ArrayLike, name: str, *, runs: int | None = None, **bounds: Any) -> None:
     """Refuses `value` unless it is a number within the bounds of `check_number`, or one such number for each run."""
     if np.ndim(value) and np.shape(value) != (np.size(value) if runs is None else runs,):
         each = "one per run" if runs is None else f"one per run ({runs})"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_ordinary_tensors
 from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Numbers, Parameterization, Preferences
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_model, completed
 
+M = TypeVar("M", bound=Model)
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
 
 
@@ -45,7 +46,17 @@ def as_theta(problem: ConfigurableMDP, theta: Numbers) -> np.ndarray:
     return array
 
 
-class Face:
+class Display(Protocol):
+    """A window that shows pictures."""
+
+    def show(self, frame: np.ndarray) -> None:
+        """Shows one picture, uint8 [height, width, 3]."""
+
+    def close(self) -> None:
+        """Closes the window."""
+
+
+class Face(Generic[M]):
     """What the scalar and the vector form of an environment share: the problem, θ, what a follower sees."""
 
     problem: ConfigurableMDP
@@ -82,25 +93,26 @@ class Face:
         return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
 
     @with_ordinary_tensors
-    def model(self, theta: Numbers) -> Any:
+    def model(self, theta: Numbers) -> M:
         """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
-        model = self.problem.model(self._runs_first(theta))
-        check_model(model, self.problem, "model", self.model_kind)
-        return model
+        return self._of_kind(self.problem.model(self._runs_first(theta)), "model")
 
     @with_ordinary_tensors
-    def simulator(self, theta: Numbers) -> Any:
+    def simulator(self, theta: Numbers) -> M:
         """The world that `step` simulates at θ."""
-        model = self.problem.simulator(self._runs_first(theta))
-        check_model(model, self.problem, "simulator", self.model_kind)
-        return model
+        return self._of_kind(self.problem.simulator(self._runs_first(theta)), "simulator")
+
+    def _of_kind(self, model: object, method: str) -> M:
+        """A model that this environment steps; refuses others with a TypeError."""
+        check_model(model, self.problem, method, self.model_kind)
+        return cast(M, model)  # an object of `model_kind`
 
     def _runs_first(self, theta: Numbers) -> Tensor:
         checked = as_theta(self.problem, theta)
         tensor = theta.double() if isinstance(theta, Tensor) and theta.requires_grad else torch.tensor(checked)
         return tensor[None] if tensor.ndim == len(self.theta_space.shape) else tensor
 
-    def _prepared(self, theta: np.ndarray) -> Any:
+    def _prepared(self, theta: np.ndarray) -> object:
         """What `_load` takes at a θ that has been checked."""
         return self.simulator(theta)
 
@@ -114,7 +126,7 @@ class Face:
         return self.problem.draw(state, theta)
 
 
-class ConfigurableEnv(Face, gym.Env):
+class ConfigurableEnv(Face[M], gym.Env):
     """The follower's side of a configurable MDP: observations are states, actions are the follower's.
 
     θ has one owner, `configure`; `theta=` and `reset(options={"theta": ...})` call it, and what they set stays in
@@ -127,7 +139,7 @@ class ConfigurableEnv(Face, gym.Env):
     """
 
     metadata = {"render_modes": ["rgb_array", "human"], "render_fps": 10}  # noqa: RUF012 (Gymnasium's own form)
-    vector_class: Any = None  # the same environment, stepped as arrays
+    vector_class: ClassVar[Callable[..., ConfigurableVectorEnv]]  # the same environment, stepped as arrays
     face: ClassVar[tuple[str, ...]] = ()  # arguments that are the environment's own, not the problem's
     default_follower: ClassVar[str | None] = "soft_value_iteration"  # the exact one; None where one has to learn
 
@@ -136,7 +148,7 @@ class ConfigurableEnv(Face, gym.Env):
         check_render_mode(render_mode, self.metadata["render_modes"], problem)
         self.problem, self.render_mode = problem, render_mode
         self.observation_space, self.action_space = map(deepcopy, (self.observation_space, self.action_space))
-        self._window: Any = None
+        self._window: Display | None = None
         self._state: Any = None
         self._fresh = True  # the next reset begins a new block of random numbers
         self.configure(problem.default_theta if theta is None else theta)
@@ -147,15 +159,15 @@ class ConfigurableEnv(Face, gym.Env):
         """Makes ready to step in a model."""
         raise NotImplementedError
 
-    def _begin(self) -> Any:
+    def _begin(self) -> object:
         """A first state."""
         raise NotImplementedError
 
-    def _checked(self, action: Any) -> Any:
+    def _checked(self, action: ArrayLike) -> object:
         """The action in the form that `_advance` takes; a ValueError for what is none."""
         raise NotImplementedError
 
-    def _advance(self, action: Any) -> tuple[Any, float, bool, dict[str, Any]]:
+    def _advance(self, action: Any) -> tuple[object, float, bool, Mapping[str, object]]:
         """The state that follows, r_F, whether the episode ends, and what goes into `info`."""
         raise NotImplementedError
 
@@ -185,10 +197,12 @@ class ConfigurableEnv(Face, gym.Env):
         array = as_theta(self.problem, theta)
         if array.shape != self.theta_space.shape:
             raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
-        pending: Any = self._prepared(array)  # what fails here leaves the old θ
+        pending: object = self._prepared(array)  # what fails here leaves the old θ
         self._theta, self._pending = array, pending
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None) -> tuple[Any, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; `options={"theta": θ}` configures first."""
         super().reset(seed=seed)
         check_options(options)
@@ -203,7 +217,7 @@ class ConfigurableEnv(Face, gym.Env):
         self._show()
         return self._observe(self._state), {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: ArrayLike) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; the rewards are those of the state in which it begins."""
         if self._state is None or self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
@@ -238,7 +252,7 @@ class ConfigurableEnv(Face, gym.Env):
             self._window.show(self._frame())
 
 
-class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
+class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
     """Many copies of a configurable MDP, stepped as arrays; autoreset mode SAME_STEP.
 
     Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
@@ -317,7 +331,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
                 f"`theta` must have shape {list(self.theta_space.shape)}, or one more leading axis that divides "
                 f"num_envs = {self.num_envs}; got {list(array.shape)}"
             )
-        pending: Any = self._prepared(array)  # what fails here leaves the old θ
+        pending: object = self._prepared(array)  # what fails here leaves the old θ
         self._theta, self._pending = array, pending
 
     def reset(
@@ -354,7 +368,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         self._step = self._step + 1
         truncated = np.zeros(self.num_envs, bool) if self.time_limit is None else self._step >= self.time_limit
         ended = terminated | truncated
-        infos: dict[str, Any] = _infos(told, ~ended)
+        infos: dict[str, object] = _infos(told, ~ended)
         self._state = arrived
         if ended.any():
             final = np.empty(self.num_envs, object)
@@ -422,7 +436,7 @@ class ConfigurableVectorEnv(Face, gym.vector.VectorEnv):
         return uniform
 
 
-def _infos(told: dict[str, np.ndarray], where: np.ndarray) -> dict[str, Any]:
+def _infos(told: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:
     """Gymnasium's vector form: values where they apply, 0 elsewhere, and a mask each."""
     values = {key: np.where(where.reshape(-1, *[1] * (np.ndim(value) - 1)), value, 0) for key, value in told.items()}
     return values | {f"_{key}": where for key in told}

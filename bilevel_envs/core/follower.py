@@ -277,14 +277,25 @@ class LearningFollower(Protocol):
     def check(self, task: FollowerTask) -> None:
         """Refuses with a ValueError a world that it cannot learn in, before anything is spent; optional."""
 
-    def missing(self, what: str) -> Missing:
-        """What stands for a value, "Q_F" or "V_F", that it cannot give; optional, see `missing_value`."""
-
     def state_dict(self) -> dict[str, object]:
         """What has been learnt: tensors and numbers in dicts and lists; optional."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts it back; optional."""
+
+
+class NamesMissing(Protocol):
+    """A follower that says itself what stands for a value that it cannot give; see `missing_value`."""
+
+    def missing(self, what: str) -> Missing:
+        """What stands for a value, "Q_F" or "V_F"."""
+
+
+class ChecksWorlds(Protocol):
+    """A follower that refuses worlds before anything is spent on them."""
+
+    def check(self, task: FollowerTask) -> None:
+        """Refuses with a ValueError a world that it cannot learn in."""
 
 
 class Saves(Protocol):
@@ -320,9 +331,17 @@ def own_beta(follower: Follower | LearningFollower) -> float | None:
     return None if lacking(follower, ["beta"]) else follower.beta
 
 
-def missing_value(follower: Any, what: str) -> Missing:
+def _names_missing(follower: object) -> TypeGuard[NamesMissing]:
+    return not lacking(follower, ["missing"])
+
+
+def _checks(follower: object) -> TypeGuard[ChecksWorlds]:
+    return capabilities_of(follower).checks
+
+
+def missing_value(follower: object, what: str) -> Missing:
     """What stands for a value that a follower cannot give: by its own `missing`, or in general words without one."""
-    if not lacking(follower, ["missing"]):
+    if _names_missing(follower):
         return follower.missing(what)
     return Missing(
         f"{what} is not available from {type(follower).__name__}: wrap the follower, ObservedFollower(...), which "
@@ -346,9 +365,9 @@ def check_compatible(follower: object, model: Model) -> None:
         raise UnsupportedModelError(_unsuited([MODELS[kind] for kind in kinds], type(follower).__name__, model))
 
 
-def check_worth(follower: Any, task: FollowerTask) -> None:
+def check_worth(follower: object, task: FollowerTask) -> None:
     """Lets a follower that learns, or the one that is watched, refuse a world before anything is spent on it."""
-    if capabilities_of(follower).checks:
+    if _checks(follower):
         follower.check(task)
 
 
@@ -356,7 +375,7 @@ def check_worth(follower: Any, task: FollowerTask) -> None:
 def response_of(
     follower: Follower | LearningFollower,
     task: FollowerTask,
-    init: BestResponse[Any, Any] | None = None,
+    init: BestResponse | None = None,
     learn: bool = True,
 ) -> BestResponse:
     """The response of a planning or a learning follower.

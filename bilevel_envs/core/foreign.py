@@ -126,7 +126,7 @@ class ForeignEnv:
         own = self._own("observations")
         return None if own is None else own()
 
-    def _own(self, name: str, default: Any = None) -> Any:
+    def _own(self, name: str, default: object = None) -> Any:
         return getattr(self.env, name, default)
 
 

@@ -109,7 +109,7 @@ class BestKnown(float):
     def __repr__(self) -> str:
         return f"BestKnown({float(self):.6g}, {'optimum' if self.exact else 'lower bound'}: {self.source})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return BestKnown, (float(self), self.source, self.exact)
 
 
@@ -174,7 +174,7 @@ class ConfigurableMDP(Protocol):
         return None
 
     @property
-    def advised(self) -> Mapping[str, Any]:
+    def advised(self) -> Mapping[str, object]:
         """Default arguments of leaders in this environment, by name."""
         return {}
 

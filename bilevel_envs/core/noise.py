@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,11 +43,11 @@ class Noise:
         """Fresh seeds for environments that keep generators of their own, int64 [R, count]."""
         return np.stack([stream.integers(2**31 - 1, size=count) for stream in self._streams])
 
-    def state_dict(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> list[dict[str, object]]:
         """The state of every stream; JSON-able."""
         return [dict(stream.bit_generator.state) for stream in self._streams]
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+    def load_state_dict(self, state: Sequence[Mapping[str, object]]) -> None:
         """Puts every stream back to where `state_dict` found it."""
         for stream, saved in zip(self._streams, state, strict=True):
             stream.bit_generator.state = saved

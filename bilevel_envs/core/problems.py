@@ -66,14 +66,14 @@ def completed(problem: Any) -> ConfigurableMDP:
     if ConfigurableMDP in kind.__mro__:
         return problem
     hooks = {name for name in vars(ConfigurableMDP) if not name.startswith("_")}
-    own: dict[str, Any] = {name: _attribute(name) for name in hooks & set(vars(problem))}
+    own: dict[str, object] = {name: _attribute(name) for name in hooks & set(vars(problem))}
     if lacking(problem, ["default_theta"]):
         own["default_theta"] = property(lambda self: np.clip(0.0, self.theta_space.low, self.theta_space.high))
     known = None if lacking(problem, ["best_known"]) else problem.best_known
     if not callable(known):  # a value, as environments tell it
         own["best_known"] = lambda self, preferences: known
     own |= {"__module__": kind.__module__, "__reduce__": lambda self: (completed, (problem,))}
-    view: Any = object.__new__(type(kind.__name__, (kind, ConfigurableMDP), own))
+    view: ConfigurableMDP = object.__new__(type(kind.__name__, (kind, ConfigurableMDP), own))
     view.__dict__ = problem.__dict__
     return view
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 from gymnasium import wrappers
 
@@ -21,7 +19,7 @@ HARMLESS = (
 BY_NAME = ("bilevel_envs.wrapper.BilevelWrapper", "stable_baselines3.common.monitor.Monitor")  # not loaded here
 
 
-def check_transparent(env: Any) -> None:
+def check_transparent(env: object) -> None:
     """Refuses wrappers that may change rewards, actions or observations, with a TypeError.
 
     A wrapper's `step` and `reset` must be those of `gymnasium.Wrapper`, or of a wrapper known to leave all of that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -18,13 +19,13 @@ from bilevel_envs.core.noise import Noise
 class Checks(Protocol):
     """What a kind of world checks of trajectories; see `bilevel_envs.worlds.world.World`."""
 
-    def check_policy(self, policy: Policy, runs: int, model: Any) -> None:
+    def check_policy(self, policy: Policy, runs: int, model: Model | None) -> None:
         """Refuses what is no policy in the model."""
 
-    def check_observation(self, observation: np.ndarray, model: Any) -> None:
+    def check_observation(self, observation: np.ndarray, model: Model | None) -> None:
         """Refuses observations that are no states of the model."""
 
-    def check_batch(self, batch: Rollout, model: Any) -> None:
+    def check_batch(self, batch: Rollout, model: Model | None) -> None:
         """Refuses a batch that lies outside the model."""
 
 
@@ -119,7 +120,7 @@ def _by_run(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.reshape(x, shape if np.size(x) == shape[0] * shape[1] else (*shape, *np.shape(x)[1:]))
 
 
-def _leader_reward(infos: dict[str, Any]) -> np.ndarray:
+def _leader_reward(infos: Mapping[str, object]) -> np.ndarray:
     try:
         return np.asarray(infos["leader_reward"], float)
     except KeyError:

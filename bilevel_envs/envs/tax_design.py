@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -151,7 +151,7 @@ class TaxDesign(ConfigurableMDP):
 
     environment: ClassVar[str] = "bilevel_envs.envs.tax_env:TaxEnv"
     on_grid: ClassVar[bool] = True
-    advised: ClassVar[dict[str, Any]] = {
+    advised: ClassVar[dict[str, object]] = {
         "batch_size": 100_000,
         "rows": 2_000,
         "tail": "keep",

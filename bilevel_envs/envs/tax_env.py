@@ -22,7 +22,7 @@ ACTIONS = ("multi", "flat", "totals")
 DRAWS = 2  # uniform numbers that a step takes: for the noise and the bundle; at first for the assets and the type
 
 
-class _TaxFace(Face):
+class _TaxFace(Face[TabularModel]):
     """What the household sees and how it may speak."""
 
     model_kind = TabularModel
@@ -102,7 +102,7 @@ class _Stepper:
         return np.stack([arrived, state[:, 1]], 1), reward, info
 
 
-class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
+class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv[TabularModel]):
     """Many taxed households, stepped as arrays; autoreset mode SAME_STEP.
 
     Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i. The type asked for
@@ -168,7 +168,7 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv):
         return arrived, reward, np.zeros(self.num_envs, bool), info
 
 
-class TaxEnv(_TaxFace, ConfigurableEnv):
+class TaxEnv(_TaxFace, ConfigurableEnv[TabularModel]):
     """The follower's side of the tax world: a household that sees its assets.
 
     `step` simulates assets of any size, while `model(theta)` is a table on a grid of them; that is why leaders draw
@@ -187,8 +187,9 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
 
     def copies(self, count: int, max_episode_steps: int | None = None) -> TaxVectorEnv:
         """So many copies in which a household may learn: it knows its type, and chooses hours and total spending."""
-        how: dict[str, Any] = {"actions": "totals", "observe_type": True, "max_episode_steps": max_episode_steps}
-        return TaxVectorEnv(self.problem, count, **how)
+        return TaxVectorEnv(
+            self.problem, count, actions="totals", observe_type=True, max_episode_steps=max_episode_steps
+        )
 
     def observations(self) -> np.ndarray:
         """What it sees there in each state of the table, [S, 1 + types]."""
@@ -208,7 +209,9 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
         self._context: int | None = None
         super().__init__(problem, theta, render_mode)
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None) -> tuple[Any, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode; `options` may hold "theta", and "context", the type of this episode's household."""
         self._context, options = _without_context(options, cast(TaxDesign, self.problem))
         observation, info = super().reset(seed=seed, options=options)
@@ -227,7 +230,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
     def _checked(self, action: ArrayLike) -> np.ndarray:
         return _as_actions(action, self.action_space, (), "action")
 
-    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, dict[str, Any]]:
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, Mapping[str, object]]:
         arrived, reward, info = self._stepper.advance(self._state[None], action.reshape(1), self._uniform())
         self._assets.append(arrived[0, 0])
         self._acts.append(np.append(info["hours"], info["spending"]))
@@ -250,7 +253,7 @@ class TaxEnv(_TaxFace, ConfigurableEnv):
 def _as_actions(actions: ArrayLike, space: gym.Space, shape: tuple[int, ...], name: str) -> np.ndarray:
     """Row-major numbers of actions, int `shape`; a ValueError for what are none."""
     array = np.asarray(actions)
-    levels = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else np.array(cast(Any, space).n)
+    levels = space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else np.array(cast(gym.spaces.Discrete, space).n)
     wanted = (*shape, *levels.shape)
     if array.dtype.kind in "iu" and array.size == np.prod(wanted) and not levels.shape:
         array = array.reshape(wanted)  # policies also give one number as an array

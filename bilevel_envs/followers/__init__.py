@@ -1,8 +1,10 @@
 """Followers: ways of responding to a configured world."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from bilevel_envs.core.follower import Follower, LearningFollower
 from bilevel_envs.followers.bounded.behavioural import Mixture, Quantal, Sticky, Suboptimal
 from bilevel_envs.followers.bounded.truncated import Truncated
 from bilevel_envs.followers.learners.observed import ObservedFollower
@@ -12,7 +14,7 @@ from bilevel_envs.followers.planners.riccati import Riccati
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 from bilevel_envs.followers.sb3.follower import SB3Follower
 
-FOLLOWERS: dict[str, Any] = {
+FOLLOWERS: dict[str, Callable[..., Follower | LearningFollower]] = {
     "committed": Committed,
     "mixture": Mixture,
     "observed": ObservedFollower,

@@ -13,6 +13,7 @@ from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 
 from bilevel_envs.core.checks import check_choice, check_count, check_instance
+from bilevel_envs.core.env_base import Display
 from bilevel_envs.games.game import Game, Play, as_move, check_picture
 from bilevel_envs.games.pairs import Action, State
 
@@ -39,7 +40,7 @@ class TwoPlayerForm:
         }
         self.possible_agents = list(AGENTS)
         self.agents: list[str] = []  # none before the first reset
-        self._window: Any = None
+        self._window: Display | None = None
         self._rng = np.random.default_rng()
         # Own copies: a space carries the generator that samples from it.
         self._actions = {LEADER: deepcopy(game.leader_actions), FOLLOWER: deepcopy(game.follower_actions)}
@@ -227,7 +228,7 @@ def pettingzoo_forms(
       name: for `metadata`.
     """
 
-    def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> GameEnv:
+    def raw_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: object) -> GameEnv:
         """The game in AEC form: leader_0 moves, then follower_0, who sees its action."""
         return GameEnv(game(**kwargs), name, max_cycles, render_mode)
 

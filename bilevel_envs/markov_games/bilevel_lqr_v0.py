@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -148,7 +148,7 @@ class BilevelLQR(VectorGame):
         return np.zeros((1, 2)) if self.network is None else self.network.start(Noise([0]))[0]
 
     @property
-    def advised(self) -> dict[str, Any]:
+    def advised(self) -> dict[str, object]:
         """For K."""
         if self.network is not None:
             return {}

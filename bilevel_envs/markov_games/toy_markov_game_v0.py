@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ class ToyMarkovGame(TabularGame):
     gamma_leader: float = 0.99
     gamma_follower: float = 0.99
 
-    advised: ClassVar[dict[str, Any]] = {"batch_size": 450, "critic_learning_rate": 0.2, "learning_rate": 0.02}
+    advised: ClassVar[dict[str, object]] = {"batch_size": 450, "critic_learning_rate": 0.2, "learning_rate": 0.02}
     labels: ClassVar[str] = STATES
     positions: ClassVar[np.ndarray] = np.array([[0.5, 0.2], [0.2, 0.75], [0.8, 0.75]])
 
@@ -170,9 +170,9 @@ class ToyMarkovGame(TabularGame):
 env, raw_env, parallel_env = pettingzoo_forms(ToyMarkovGame, "toy_markov_game_v0")
 
 
-def _entries(text: str, sign: str) -> list[tuple[tuple[Any, ...], str]]:
+def _entries(text: str, sign: str) -> list[tuple[tuple[int | slice, ...], str]]:
     """Where in [state, leader action, action], and what stands there."""
-    entries = []
+    entries: list[tuple[tuple[int | slice, ...], str]] = []
     for word in text.split():
         where, what = word.split(sign)
         state, leader_action, action = where.split(",")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from bilevel_envs.core.checks import check_count, check_number, check_shape
 from bilevel_envs.core.noise import Noise
 
 FIRST_LOG_DEVIATION = -0.5
+Array = TypeVar("Array", Tensor, np.ndarray)
 EDGE = 1 - 1e-6  # squashed actions stay within ±EDGE: tanh rounds to 1 near 19, and float32 keeps this number below 1
 
 
@@ -93,7 +94,7 @@ class GaussianNetwork:
             x = (np.maximum(x, 0.0) if layer else x) @ weight[:, None] + bias[:, None, None]
         return x[..., 0, :] + np.exp(np.asarray(self._log_deviation(theta)))[:, None] * normal
 
-    def _layers(self, theta: Any) -> Iterator[tuple[Any, Any]]:
+    def _layers(self, theta: Array) -> Iterator[tuple[Array, Array]]:
         """Weight [R, inner, outer] and bias [R, outer] of each layer, of an array or a tensor."""
         read = 0
         for inner, outer in pairwise(self.sizes):
@@ -102,11 +103,11 @@ class GaussianNetwork:
             yield weight, theta[:, read : read + outer]
             read += outer
 
-    def _log_deviation(self, theta: Any) -> Any:
+    def _log_deviation(self, theta: Tensor | np.ndarray) -> Tensor:
         """log σ, [R|1, m]."""
         if self.deviation is not None:
             return torch.full((1, self.sizes[-1]), math.log(self.deviation), dtype=torch.float64)
-        return theta[:, self.count - self.sizes[-1] :]
+        return torch.as_tensor(theta[:, self.count - self.sizes[-1] :])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from scipy.stats import qmc
 from torch import Tensor
 
-Network = Callable[..., Any]
+Network = Callable[..., Tensor]
 TINY = 1e-6  # squashed actions are kept so far inside their interval
 NODES = 9  # of Gauss–Hermite quadrature
 AT_ONCE = 5_000  # states whose soft values are taken together

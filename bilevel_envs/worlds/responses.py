@@ -27,7 +27,7 @@ def check_response(best: BestResponse, runs: int, model: Model) -> None:
     world_of(model).check_response(best, runs, model)
 
 
-def response_state(best: BestResponse | None) -> dict[str, Any] | None:
+def response_state(best: BestResponse | None) -> dict[str, object] | None:
     """A response as tensors, for files; None where it is made of networks, which their follower keeps."""
     if best is None or not all(type(part) in PARTS.values() for part in (best.policy, best.q, best.v)):
         return None

@@ -85,7 +85,7 @@ class CMAES(SearchLeader):
 def _attributes(search: CMA) -> dict[str, Any]:
     """A search's attributes as tensors and plain values."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> Any:
         if isinstance(value, np.random.RandomState):
             algorithm, keys, *rest = value.get_state()
             return (algorithm, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import tyro
 
 from bilevel_envs.core.checks import check_choice, lacking
 from bilevel_envs.registration import PROBLEMS
+
+if TYPE_CHECKING:
+    from bilevel_envs.core.follower import Follower, LearningFollower
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
@@ -31,7 +35,7 @@ def env_arguments(command: Any) -> dict[str, Any]:
     return arguments
 
 
-def follower_of(name: str | None, pairs: tuple[str, ...]) -> Any:
+def follower_of(name: str | None, pairs: tuple[str, ...]) -> Follower | LearningFollower | None:
     """A follower by name, with its arguments; None for the environment's own."""
     further = key_values(pairs, "follower_args")
     if name is None:
@@ -55,7 +59,7 @@ def follower_of(name: str | None, pairs: tuple[str, ...]) -> Any:
     return make(**further)
 
 
-def follower_class(name: str) -> Any:
+def follower_class(name: str) -> Callable[..., Follower | LearningFollower]:
     """A follower's class by its name here, or by MODULE:CLASS."""
     from bilevel_envs.followers import FOLLOWERS
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bilevel_envs.core.checks import check_choice, check_count, check_number
 from leaders.cli.arguments import KeyValues, Text, config_of, env_arguments, env_of, follower_of, names_in
+
+if TYPE_CHECKING:
+    from bilevel_envs.wrapper import BilevelWrapper
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Compare:
         grid = _grid(self.grid)
         compare.grid_points(grid)
         check_choice(self.value, compare.VALUES, "value")
-        arguments: dict[str, Any] = {"preset": self.preset} | ({} if self.batch is None else {"batch_size": self.batch})
+        arguments: dict[str, object] = {"preset": self.preset} | (
+            {} if self.batch is None else {"batch_size": self.batch}
+        )
         for name in names:  # refuses bad settings before anything is written
             world = self._world()
             try:
@@ -87,9 +92,17 @@ class Compare:
         for name in names:
             if kept.get(name) is None:
                 bar = self.progress and sys.stderr.isatty()
-                settings: dict[str, Any] = {"runs": self.runs, "iterations": self.iterations, "seed": self.seed}
-                settings["value"] = self.value
-                kept[name] = compare.run_grid(self._world(), name, grid=grid, progress_bar=bar, **settings, **arguments)
+                kept[name] = compare.run_grid(
+                    self._world(),
+                    name,
+                    grid=grid,
+                    runs=self.runs,
+                    iterations=self.iterations,
+                    seed=self.seed,
+                    value=self.value,
+                    progress_bar=bar,
+                    **arguments,
+                )
                 compare.save_result(kept[name], paths[name])
         results = [kept[name] for name in names]
         lines = compare.write_table(results, self.out / "results.csv")
@@ -109,7 +122,7 @@ class Compare:
         title += f", batch {self.batch}" if self.batch else ""
         return title + (f", preset {self.preset}" if self.preset else "")
 
-    def _world(self) -> Any:
+    def _world(self) -> BilevelWrapper:
         """The environment with a follower that knows nothing of other leaders."""
         from bilevel_envs.wrapper import BilevelWrapper
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -16,9 +16,9 @@ OTHERWISE = ("batch_size", "runs", "seed", "verbose", "tensorboard_log")  # fiel
 NUMBERS = {"PerRun": float, "float": float, "int": int, "int | None": int, "bool": bool}  # every other field is a word
 
 
-def flags() -> dict[str, Any]:
+def flags() -> dict[str, object]:
     """The type of each generated flag, with its help text, by name; None is what nobody has said."""
-    found = {}
+    found: dict[str, object] = {}
     for config in (EstimatorConfig, LeaderConfig):
         docs = options(config, OTHERWISE)
         for one in fields(config):

@@ -18,7 +18,7 @@ from leaders.cli.train import Train
 from leaders.cli.video import Video
 
 # Each command with its name; one of its own file and one line here make another.
-COMMANDS: list[tuple[Any, ...]] = [
+COMMANDS: list[tuple[object, ...]] = [
     (Envs, tyro.conf.subcommand("envs")),
     (Train, tyro.conf.subcommand("train")),
     (Compare, tyro.conf.subcommand("compare")),

@@ -63,8 +63,9 @@ class FourRoomsFigure:
             for name in names:
                 result = kept[beta].get(name)
                 if result is None:
-                    settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
-                    result = reproduce.four_rooms_runs(name, beta, self.batch, progress_bar=bar, **settings)
+                    result = reproduce.four_rooms_runs(
+                        name, beta, self.batch, runs=self.runs, iterations=iterations, seed=self.seed, progress_bar=bar
+                    )
                     compare.save_result(result, paths[beta][name])
                 curve = four_rooms(name, beta, self.batch)
                 assert curve is not None
@@ -152,9 +153,15 @@ class BuildingFigure:
         for name in names:
             curves = kept.get(name)
             if curves is None:
-                settings: dict[str, Any] = {"runs": self.runs, "iterations": iterations, "seed": self.seed}
                 bar = self.progress and sys.stderr.isatty()
-                curves = building.building_runs(name, batch_size=self.batch, progress_bar=bar, **settings)
+                curves = building.building_runs(
+                    name,
+                    batch_size=self.batch,
+                    runs=self.runs,
+                    iterations=iterations,
+                    seed=self.seed,
+                    progress_bar=bar,
+                )
                 building.save_curves(curves, paths[name])
             results.append(curves)
         best = gym.make(building.ENV).unwrapped.best_known  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +15,9 @@ from bilevel_envs.core.checks import check_choice, check_count
 from leaders.cli.arguments import KeyValues, Text, config_of, env_arguments, env_of, follower_of, key_values
 from leaders.cli.flags import with_flags_of_leaders
 from leaders.keywords import parameters_of
+
+if TYPE_CHECKING:
+    from leaders.leader import Leader
 
 RUNS_SHOWN = 10  # runs whose θ is printed
 NOT_FOR_THE_CONSTRUCTORS = (
@@ -118,7 +121,7 @@ class Train:
         self._draw(leader)
         self._report(leader)
 
-    def resolved(self) -> tuple[gym.Env, Any, dict[str, Any]]:
+    def resolved(self) -> tuple[gym.Env, type[Leader], dict[str, Any]]:
         """The environment, the leader's class and its arguments."""
         from leaders import LEADERS
 
@@ -145,7 +148,7 @@ class Train:
             )
         return env, leader_class, given
 
-    def _log_to(self, leader: Any) -> None:
+    def _log_to(self, leader: Leader) -> None:
         from stable_baselines3.common.logger import configure
 
         leader.set_logger(configure(str(self.out / "tensorboard"), ["tensorboard"]))
@@ -167,7 +170,7 @@ class Train:
         if figure is not None:
             plots.save(figure, self.out / "incentives.png")
 
-    def _report(self, leader: Any) -> None:
+    def _report(self, leader: Leader) -> None:
         from leaders.experiments.run_directory import THETA
         from leaders.training.theta import one_line
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference
@@ -132,7 +132,7 @@ class WithBaseline:
         """The critic's; the baseline is fitted where ∇Q_F is known step by step."""
         self.critic.fit(batch, best, model, noise)
 
-    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
         """The critic's."""
         return self.critic.values(batch, policy)
 

@@ -33,7 +33,7 @@ class CriticCapabilities:
     has_rate: bool = False
 
 
-def capabilities_of(critic: Any) -> CriticCapabilities:
+def capabilities_of(critic: object) -> CriticCapabilities:
     """What a critic, or a class of critics, says of itself; the default where it says nothing."""
     names = fields(CriticCapabilities)
     declared: dict[str, Any] = {one.name: getattr(critic, one.name, one.default) for one in names}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.follower import Policy
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
@@ -60,7 +61,7 @@ class FittedLinear:
         )
         self.bumps = BumpValues(fitted, best.policy, self.gamma)
 
-    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
         at, k = self._fitted(), batch.step
         return at.q(batch.state, batch.action, k), at.v(batch.state, k), at.v(batch.next_state, k + 1)

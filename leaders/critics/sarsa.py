@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from leaders.critics.exact import table_values
 
+T = TypeVar("T", bound="LearnedTable")
 STARTS = ("zeros", "normal")
 
 
@@ -48,7 +49,7 @@ class LearnedTable:
         if self.table.shape != (noise.runs, *shape):
             self.table = noise.normal(*shape) if self.start == "normal" else np.zeros((noise.runs, *shape))
 
-    def copied(self, copy: Any, count: int) -> Any:
+    def copied(self, copy: T, count: int) -> T:
         """`copy` with `count` times this table."""
         copy.table = np.concatenate([self.table] * count)
         return copy

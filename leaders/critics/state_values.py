@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse, Policy, PolicyWithMoments
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd, symmetric
@@ -48,7 +48,7 @@ class StateTable(LearnedTable):
         sarsa(q, state, action, brought, np.zeros_like(brought), valid, order, self.rates())
         self.table = np.concatenate([v, q], -1)
 
-    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
         """Look-ups."""
         table = Table(torch.from_numpy(self.table))
         return (
@@ -96,7 +96,7 @@ class QuadraticState:
         q = lstd(seen.z, None, brought * seen.share, 0.0)[..., 0]
         self.q = Polynomial(symmetric(q, size + batch.action.shape[-1]))
 
-    def leader_gradient(self, policy: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def leader_gradient(self, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
         """∇V_L as a function of states; the step has no influence."""
         v = self.v
         assert v is not None, "fit first"
@@ -107,7 +107,7 @@ class QuadraticState:
         assert self.q is not None, "fit first"
         return self.q
 
-    def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, batch: Rollout, policy: PolicyWithMoments) -> tuple[Tensor, Tensor, Tensor]:
         """At the visited steps."""
         assert self.v is not None, "fit first"
         q, m = self.quadratic(), batch.action.shape[-1]

@@ -70,8 +70,8 @@ class TrajectoryLeader(Leader):
     def __init__(
         self,
         env: gym.Env,
-        own: dict[str, Any],
-        keywords: Mapping[str, Any],
+        own: dict[str, object],
+        keywords: Mapping[str, object],
         forms: Forms,
         estimator: str | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class TrajectoryLeader(Leader):
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
         self.guiding, self.transition = self._make_guiding(), self._make_transition()
 
-    def _chosen(self) -> dict[str, Any]:
+    def _chosen(self) -> dict[str, object]:
         estimation = {one.name for one in fields(EstimatorConfig)}
         shared = {name: value for name, value in super()._chosen().items() if name not in estimation}
         chosen = selected(self.estimator_config, SHOWN, without=("network", "network_of"))
@@ -102,7 +102,9 @@ class TrajectoryLeader(Leader):
             chosen = {name: chosen[name] for name in ("estimator", "batch_size", "rows") if name in chosen}
         return shared | chosen
 
-    def _published(self, env: BilevelWrapper, given: Mapping[str, Any]) -> TableActorCritic | LinearActorCritic | None:
+    def _published(
+        self, env: BilevelWrapper, given: Mapping[str, object]
+    ) -> TableActorCritic | LinearActorCritic | None:
         """The published form of a game, an actor-critic, where that is asked for."""
         if given.get("preset") != "paper" or not is_game(env):
             return None

@@ -38,7 +38,7 @@ from leaders.leader import Leader
 from leaders.training.checkpoint import UNREADABLE
 from leaders.training.history import History, replace_file
 
-CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, Any]]] = {
+CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, object]]] = {
     "bchg": (BCHG, {}),
     "hpgd-mc": (HPGD, {"variant": "mc"}),
     "hpgd-sa": (HPGD, {"variant": "sa"}),
@@ -122,7 +122,7 @@ def run_grid(
     seed: int = 0,
     value: str = "leader_value",
     progress_bar: bool = False,
-    **arguments: Any,
+    **arguments: object,
 ) -> Result:
     """Trains one leader at every grid point with every seed, all stacked.
 
@@ -147,7 +147,7 @@ def run_grid(
     leader, points = stacked_leader(env, name, grid=grid, runs=runs, seed=seed, **arguments)
     history: History = leader.history
 
-    def known(*_: Any) -> bool:
+    def known(*_: object) -> bool:
         if np.isnan(history.latest(value)).all():
             others = ", ".join(other for other in VALUES if not np.isnan(history.latest(other)).all())
             raise ValueError(f"`value` must be one that is known here, {others}; got {value!r}")

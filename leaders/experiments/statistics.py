@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from bilevel_envs.core.checks import check_count, check_number
@@ -32,7 +32,7 @@ class Summary:
 
 
 def summary(
-    scores: Mapping[str, Any] | Any, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
+    scores: Mapping[str, ArrayLike] | ArrayLike, *, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
 ) -> Summary:
     """Mean, interquartile mean and stratified bootstrap intervals.
 
@@ -63,7 +63,7 @@ def summary(
     def iqm(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
         return stats.trim_mean(np.concatenate(parts, axis), 0.25, axis)
 
-    def interval(statistic: Any) -> tuple[float, float]:
+    def interval(statistic: Callable[..., np.ndarray]) -> tuple[float, float]:
         if all(np.ptp(sample) == 0 for sample in samples):
             return (float(statistic(*samples)),) * 2  # all seeds agree: nothing to resample
         rng = np.random.default_rng(seed)
@@ -81,7 +81,7 @@ def summary(
     )
 
 
-def _per_seed(values: Any, name: str) -> np.ndarray:
+def _per_seed(values: ArrayLike, name: str) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError):

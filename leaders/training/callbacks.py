@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from stable_baselines3.common.callbacks import BaseCallback
 
 
@@ -16,7 +17,7 @@ class ProgressBar:
 
     shown: bool
     total: int
-    _bar: Any = field(default=None, init=False)
+    _bar: Progress | None = field(default=None, init=False)
 
     def __enter__(self) -> Callable[[float], None]:
         if not self.shown:
@@ -24,12 +25,12 @@ class ProgressBar:
         from rich import progress
 
         value = progress.TextColumn("leader value {task.fields[value]:.4f}")
-        self._bar = progress.Progress(
+        bar = self._bar = progress.Progress(
             progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn(), value
         )
-        task = self._bar.add_task("learn", total=self.total, value=float("nan"))
-        self._bar.start()
-        return lambda value: self._bar.update(task, advance=1, value=value)
+        task = bar.add_task("learn", total=self.total, value=float("nan"))
+        bar.start()
+        return lambda value: bar.update(task, advance=1, value=value)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

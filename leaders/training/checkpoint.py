@@ -29,7 +29,7 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def write(path: str | Path, described: dict[str, Any], state: dict[str, Any], history: np.ndarray) -> None:
+def write(path: str | Path, described: dict[str, object], state: dict[str, Any], history: np.ndarray) -> None:
     """Writes a zip file; replaced at once, never half-written.
 
     Args:

@@ -7,9 +7,9 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 COLUMNS = (
     "env_steps",
@@ -72,7 +72,7 @@ class History:
     def __repr__(self) -> str:
         return f"History({len(self)} iterations of {self.runs} runs: {', '.join(COLUMNS)})"
 
-    def append(self, **row: Any) -> None:
+    def append(self, **row: Tensor | np.ndarray | float) -> None:
         """Adds one iteration; every column is a number or [R]."""
         if self._length == len(self._data):
             grown = np.empty((max(256, 2 * self._length), len(COLUMNS), self.runs))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice, check_number, check_per_run
 from leaders.config import PerRun
 
-OPTIMIZERS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
 class Ascent:
@@ -93,7 +92,7 @@ class Ascent:
         """The optimiser's memory."""
         return self._optimizer.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         """Puts the memory back; the step size stays this optimiser's own."""
         own = [group["lr"] for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state)

@@ -70,7 +70,7 @@ def _same(then: list[str], now: list[str]) -> bool:
     return then[1] == now[1] if then[1] or now[1] else then[0] == now[0]
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 of everything in a value: numbers, arrays, tensors, containers, dataclasses, spaces, modules.
 
     Equal data give equal digests in every process. Other objects count by their class and what they tell of themselves,
@@ -87,7 +87,7 @@ def digest(value: Any) -> str:
     return found.hexdigest()
 
 
-def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
+def _pieces(value: object, around: tuple[int, ...]) -> Iterator[bytes]:
     """A value as bytes; `around` are the objects that it lies in."""
     if id(value) in around:
         yield b"itself"
@@ -123,7 +123,7 @@ def _pieces(value: Any, around: tuple[int, ...]) -> Iterator[bytes]:
         yield from _pieces(dict(_told(value)), inside)
 
 
-def _atom(value: Any) -> bytes | None:
+def _atom(value: object) -> bytes | None:
     """A value that holds no others, as bytes; None for all else."""
     if isinstance(value, Enum):
         return f"{type(value).__qualname__}.{value.name}".encode()
@@ -225,12 +225,12 @@ def _rounded(model: Any) -> list[tuple[str, Any]]:
     return [(name, part.float() + 0.0 if isinstance(part, Tensor) else part) for name, part in _told(model)]  # no −0
 
 
-def _speaks(value: Any) -> bool:
+def _speaks(value: object) -> bool:
     """Whether an object has a `__repr__` of its own, which is taken for what tells it from others."""
     return not is_dataclass(value) and not isinstance(value, gym.Env) and type(value).__repr__ is not object.__repr__
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """An object's own words, with arrays in full and without addresses."""
     with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
         return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
@@ -244,14 +244,14 @@ class _Short(reprlib.Repr):
         return x.__qualname__
 
 
-def _kind(value: Any) -> list[str]:
+def _kind(value: object) -> list[str]:
     return [_said(value)[:LONG], digest(value)] if _speaks(value) else [type(value).__qualname__, ""]
 
 
-def _parts(whole: str, value: Any) -> Task:
+def _parts(whole: str, value: object) -> Task:
     return {} if _speaks(value) else {f"{whole}: {name}": _part(part) for name, part in _told(value)}
 
 
-def _part(value: Any) -> list[str]:
+def _part(value: object) -> list[str]:
     text = value.__qualname__ if hasattr(value, "__qualname__") else _Short().repr(value)
     return [text.split(" at 0x")[0], digest(value)]

@@ -30,7 +30,7 @@ def world_of(model: Model) -> LeaderWorld:
 def facts_of(env: BilevelWrapper) -> Facts:
     """What a leader's configuration depends on in an environment with its follower."""
     model, follower = model_of(env), capabilities_of(env.follower)
-    problem: Any = env.problem
+    problem = env.problem
     world = world_of(model)
     linear = world is LINEAR_QUADRATIC
     return Facts(

@@ -43,7 +43,7 @@ def resolve(
     )
 
 
-def _advised(given: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
+def _advised(given: Mapping[str, object], facts: Facts) -> Mapping[str, object]:
     """What the problem recommends for the default form; rows that were made for its batch go with that batch only."""
     if given.get("preset") is not None:
         return {}
@@ -55,7 +55,7 @@ def _advised(given: Mapping[str, Any], facts: Facts) -> Mapping[str, Any]:
 def _leader_form(forms: Forms, preset: str | None, facts: Facts, game: PublishedGame | None) -> LeaderConfig:
     """The leader's settings before anybody has said anything."""
     if game is not None:
-        return LeaderConfig(**{"policy": game.policy, **game.settings})
+        return changed(LeaderConfig(policy=game.policy), game.settings)
     if preset is None:
         return LeaderConfig()
     return facts.world.published_steps(forms, facts)
@@ -63,8 +63,8 @@ def _leader_form(forms: Forms, preset: str | None, facts: Facts, game: Published
 
 def _estimator(
     default: EstimatorConfig,
-    given: Mapping[str, Any],
-    advised: Mapping[str, Any],
+    given: Mapping[str, object],
+    advised: Mapping[str, object],
     facts: Facts,
     game: PublishedGame | None,
 ) -> EstimatorConfig:
@@ -86,7 +86,7 @@ def _estimator(
     return config
 
 
-def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mapping[str, Any]) -> None:
+def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mapping[str, object]) -> None:
     """Raises ValueError if a setting is unknown or unsupported with the others or in this kind of world.
 
     Args:

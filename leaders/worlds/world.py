@@ -37,7 +37,7 @@ class Facts:
     world: LeaderWorld
     problem: str
     gamma: float
-    advised: Mapping[str, Any] = field(default_factory=dict)
+    advised: Mapping[str, object] = field(default_factory=dict)
     blocks: Mapping[str, slice] | None = None
     features: int = 0
     quadratic_reward: bool = True
@@ -111,7 +111,7 @@ class LeaderWorld:
         """Whether ∇Q_F is fitted unless the user says otherwise."""
         return False
 
-    def capabilities(self, critic: Any) -> CriticCapabilities:
+    def capabilities(self, critic: object) -> CriticCapabilities:
         """Those of a critic, or of the one that a name stands for."""
         if isinstance(critic, str):
             check_choice(critic, self.critics, "critic")

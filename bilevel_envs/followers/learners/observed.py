@@ -26,6 +26,7 @@ from bilevel_envs.core.follower import (
     check_worth,
     is_follower,
     response_of,
+    saves,
     task_of_another,
     tiled_part,
 )
@@ -98,7 +99,7 @@ class ObservedFollower:
     ) -> None:
         if not (follower is None or is_follower(follower)):
             raise TypeError(f"`follower` must be a follower or None, got {follower!r}")
-        self.follower: Any = follower
+        self.follower = follower
         self.observations = check_count(observations, "observations")
         check_choice(method, (None, *METHODS), "method")
         self.method, self.steps = method, check_count(steps, "steps")
@@ -112,7 +113,7 @@ class ObservedFollower:
         self._counts: dict[str, Tensor] = {}
         self._cloned: list[Tensor] = []
         self._values: TemporalDifference | None = None
-        self._saved_values: dict[str, Any] | None = None
+        self._saved_values: dict[str, object] | None = None
 
     def __repr__(self) -> str:
         names = ("observations", "method", "forget", "smoothing", "steps", "beta", "seed")
@@ -182,7 +183,7 @@ class ObservedFollower:
             "cloned": self._cloned,
             "values": self._saved_values if self._values is None else self._values.state_dict(),
             "hidden": response_state(self._hidden),
-            "follower": self.follower.state_dict() if capabilities_of(self.follower).saves else None,
+            "follower": self.follower.state_dict() if saves(self.follower) else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -191,7 +192,7 @@ class ObservedFollower:
         self._cloned = list(state["cloned"])
         self._saved_values, self._values = state["values"], None
         self._hidden = response_from(state["hidden"])
-        if state["follower"] is not None:
+        if saves(self.follower) and state["follower"] is not None:
             self.follower.load_state_dict(state["follower"])
 
     def _estimated(self, task: FollowerTask, seen: Rollout, noise: Noise) -> Estimate:

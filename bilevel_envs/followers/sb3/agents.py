@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,10 +18,14 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.follower import FollowerError
 
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
 NAMES = ("SAC", "SoftDQN", "DQN", "PPO", "A2C")
 
 
-def class_of(algorithm: str | type) -> Any:
+def class_of(algorithm: str | type) -> type[BaseAlgorithm]:
     """The class that a name means, or the class itself.
 
     Raises:
@@ -50,7 +54,7 @@ def arguments_of(algorithm: type) -> set[str]:
     return {name for init in own for name in inspect.signature(init).parameters} - {"self", "kwargs", "args"}
 
 
-def load_networks(agent: Any, model_file: Path) -> None:
+def load_networks(agent: BaseAlgorithm, model_file: Path) -> None:
     """Gives an agent the networks in a zip of SB3's ``save``.
 
     Raises:
@@ -114,7 +118,7 @@ def scheduled(agent: Any, begun: int, whole: int, waits_for: int | None) -> Iter
             agent.learning_starts = waits
 
 
-def check_networks(agent: Any, run: int) -> None:
+def check_networks(agent: BaseAlgorithm, run: int) -> None:
     """Raises a FollowerError that names what is not finite."""
     for name, weights in agent.get_parameters().items():
         for key, tensor in weights.items() if isinstance(weights, dict) else ():
@@ -122,7 +126,7 @@ def check_networks(agent: Any, run: int) -> None:
                 raise FollowerError(f"training of run {run} left {name}.{key} with NaN or infinite entries")
 
 
-def stores(agent: Any) -> bool:
+def stores(agent: BaseAlgorithm) -> TypeGuard[OffPolicyAlgorithm]:
     """Whether it has a replay buffer."""
     return getattr(agent, "replay_buffer", None) is not None
 

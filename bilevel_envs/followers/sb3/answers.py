@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_envs.core.follower import Policy, ValueFunction
 from bilevel_envs.networks.policies import (
     Network,
     NetworkActionValues,
@@ -22,7 +23,11 @@ from bilevel_envs.networks.policies import (
 from bilevel_envs.worlds.tabular.model import Table
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
-Answer = tuple[Any, Any, Any]
+if TYPE_CHECKING:
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.sac.policies import Actor, SACPolicy
+
+Answer: TypeAlias = tuple[Policy, ValueFunction | None, ValueFunction | None]
 
 
 def tables(kind: str, agents: Sequence[Any], seen: np.ndarray, beta: float, scale: float) -> Answer:
@@ -91,7 +96,7 @@ def functions(
 
 
 def _soft_actor_critic(
-    nets: Sequence[Any], bounds: tuple[np.ndarray, np.ndarray], beta: float, scale: float
+    nets: Sequence[SACPolicy], bounds: tuple[np.ndarray, np.ndarray], beta: float, scale: float
 ) -> tuple[NetworkGaussian, NetworkQ, NetworkV]:
     """Those of SAC."""
     low, high = (torch.from_numpy(bound) for bound in bounds)
@@ -121,8 +126,12 @@ def _greedy(q: Tensor, share: float) -> Tensor:
     return torch.log(torch.nn.functional.one_hot(q.argmax(-1), actions) * (1 - share) + share / actions)
 
 
-def _log_probs(policy: Any, seen: Tensor) -> Tensor:
-    return torch.log_softmax(policy.get_distribution(seen).distribution.logits.double(), -1)
+def _distribution(policy: ActorCriticPolicy, seen: Tensor) -> Any:
+    return policy.get_distribution(seen).distribution  # torch's own, of which SB3's annotation says less
+
+
+def _log_probs(policy: ActorCriticPolicy, seen: Tensor) -> Tensor:
+    return torch.log_softmax(_distribution(policy, seen).logits.double(), -1)
 
 
 def _scaled(network: Network, scale: float) -> Network:
@@ -137,23 +146,23 @@ def _greedily(values: Network, share: float) -> Network:
     return lambda x: _greedy(values(x).double(), share)
 
 
-def _categorical(policy: Any) -> Network:
+def _categorical(policy: ActorCriticPolicy) -> Network:
     return lambda x: _log_probs(policy, x)
 
 
-def _squashed(actor: Any) -> Network:
+def _squashed(actor: Actor) -> Network:
     return lambda x: torch.cat(actor.get_action_dist_params(x)[:2], -1)
 
 
-def _normal(policy: Any, low: Tensor, high: Tensor) -> Network:
+def _normal(policy: ActorCriticPolicy, low: Tensor, high: Tensor) -> Network:
     half, middle = ((high - low) / 2).float(), ((high + low) / 2).float()
 
     def network(x: Tensor) -> Tensor:
-        normal = policy.get_distribution(x).distribution
+        normal = _distribution(policy, x)
         return torch.cat([(normal.mean - middle) / half, torch.log(normal.stddev / half)], -1)
 
     return network
 
 
-def _least(critic: Network) -> Network:
+def _least(critic: Callable[..., tuple[Tensor, ...]]) -> Network:
     return lambda x, b: torch.cat(critic(x, b), 1).min(1, keepdim=True).values

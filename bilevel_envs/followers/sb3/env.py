@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 
 class FollowerVecEnv(VecEnv):
@@ -42,7 +43,7 @@ class FollowerVecEnv(VecEnv):
         self._first_seed: int | None = seed
         self._actions: np.ndarray = np.empty(0)
 
-    def reset(self) -> Any:
+    def reset(self) -> VecEnvObs:
         """First observations; seeded the first time."""
         observation, _ = self.envs.reset(seed=self._first_seed)
         self._first_seed = None
@@ -52,7 +53,7 @@ class FollowerVecEnv(VecEnv):
         """Remembers the actions."""
         self._actions = actions
 
-    def step_wait(self) -> Any:
+    def step_wait(self) -> VecEnvStepReturn:
         """Takes them."""
         observation, reward, terminated, truncated, told = self.envs.step(self.in_units(self._actions))
         self.paid.append(float(np.mean(reward)))
@@ -73,18 +74,20 @@ class FollowerVecEnv(VecEnv):
         """Closes the environments."""
         self.envs.close()
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The same for all."""
         return [getattr(self.envs, attr_name, None)] * len(list(self._get_indices(indices)))
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Refused: θ has one owner."""
         raise NotImplementedError("attributes of these environments cannot be set; use `configure` before")
 
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *args: object, indices: VecEnvIndices = None, **kwargs: object
+    ) -> list[object]:
         """Calls a method of the vector environment, once."""
         return [getattr(self.envs, method_name)(*args, **kwargs)]
 
-    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Never."""
         return [False] * len(list(self._get_indices(indices)))

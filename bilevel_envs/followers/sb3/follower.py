@@ -7,15 +7,24 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType, NoneType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_count, check_number, lacking
-from bilevel_envs.core.follower import BestResponse, Capabilities, FollowerError, FollowerTask, Missing, Policy
+from bilevel_envs.core.follower import (
+    BestResponse,
+    Capabilities,
+    FollowerError,
+    FollowerTask,
+    Missing,
+    Policy,
+    ValueFunction,
+)
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers.sb3.agents import (
@@ -35,6 +44,13 @@ from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.world import world_of
 
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.policies import BasePolicy
+
+    from bilevel_envs.followers.sb3.env import FollowerVecEnv
+
+Range: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | None
 STARTS = ("warm", "cold")
 BUFFERS = ("clear", "keep", "relabel")
 SCHEDULES = ("response", "total")
@@ -114,11 +130,11 @@ class SB3Follower:
         episode_steps: int | None = None,
         beta: float | None = None,
         reward_scale: float = 1.0,
-        action_range: Any = None,
+        action_range: Range = None,
         model_file: str | Path | None = None,
         seed: int = 0,
-        policy: Any = "MlpPolicy",
-        **kwargs: Any,
+        policy: str | type[BasePolicy] = "MlpPolicy",
+        **kwargs: object,
     ) -> None:
         self.told = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
         self.algorithm, self.policy, self.kwargs = class_of(algorithm), policy, kwargs
@@ -142,7 +158,7 @@ class SB3Follower:
             raise TypeError(f"`model_file` must be a path or None, got {model_file!r}")
         self.model_file = None if model_file is None else Path(model_file)
         self._check_arguments()
-        self.agents: list[Any] = []
+        self.agents: list[BaseAlgorithm] = []
         self.responses = self.spent = 0
         self._residual: Tensor | None = None
 
@@ -253,7 +269,8 @@ class SB3Follower:
         """Puts back what `state_dict` gave."""
         self.agents = [self.algorithm.load(as_file(content), device="cpu") for content in state["agents"]]
         for agent, content in zip(self.agents, state["buffers"], strict=False):
-            agent.load_replay_buffer(as_file(content))
+            if stores(agent):
+                agent.load_replay_buffer(as_file(content))
         self.responses, self.spent, self._residual = state["responses"], state["spent"], state["residual"]
 
     # Training -------------------------------------------------------------------------------------------------
@@ -281,7 +298,7 @@ class SB3Follower:
             with scheduled(agent, begun, whole, waits_for):
                 agent.learn(budget, reset_num_timesteps=fresh)
             world.close()
-            agent._logger = None  # it may hold files, and belongs to this response
+            agent._logger = None  # type: ignore[assignment]  # it may hold files, and belongs to this response
         check_networks(agent, run)
         return agent.num_timesteps - taken, world.paid
 
@@ -311,7 +328,7 @@ class SB3Follower:
                 'observation="index" and for linear-quadratic worlds; got "relabel"'
             )
 
-    def _agent(self, world: Any, preferences: Preferences) -> Any:
+    def _agent(self, world: FollowerVecEnv, preferences: Preferences) -> BaseAlgorithm:
         """A new agent, with the networks in `model_file` if there is one."""
         beta = preferences.beta / self.reward_scale
         own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
@@ -332,7 +349,7 @@ class SB3Follower:
             load_networks(agent, self.model_file)
         return agent
 
-    def _world(self, task: FollowerTask, run: int, seed: int) -> Any:
+    def _world(self, task: FollowerTask, run: int, seed: int) -> FollowerVecEnv:
         """The follower's environment at one run's θ."""
         envs = task.copies(self.envs, task.theta[run], self.episode_steps)
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
@@ -368,7 +385,7 @@ class SB3Follower:
 
     # Answers --------------------------------------------------------------------------------------------------
 
-    def _answer(self, task: FollowerTask) -> tuple[Any, Any, Any]:
+    def _answer(self, task: FollowerTask) -> tuple[Policy, ValueFunction, ValueFunction]:
         """g, Q_F and V_F as they are now."""
         beta, scale, space = self._preferences(task).beta, self.reward_scale, task.action_space
         if world_of(task.model).countable:
@@ -392,7 +409,7 @@ class SB3Follower:
         return shortfall(task, policy, self._preferences(task), episodes=EPISODES, noise=noise)
 
 
-def _check_spaces(agent: Any, world: Any) -> None:
+def _check_spaces(agent: BaseAlgorithm, world: FollowerVecEnv) -> None:
     """Refuses an environment with other spaces than that in which an agent has learnt."""
     if agent.observation_space != world.observation_space or agent.action_space != world.action_space:
         raise ValueError(
@@ -402,7 +419,7 @@ def _check_spaces(agent: Any, world: Any) -> None:
         )
 
 
-def _checked_range(told: Any) -> Any:
+def _checked_range(told: Range) -> Range:
     """`action_range`, numbers with low below high; whether they fit is known when the action space is."""
     if told is None:
         return None
@@ -416,6 +433,6 @@ def _checked_range(told: Any) -> Any:
     return told
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """A value as text, without an address."""
     return value.__name__ if isinstance(value, type | FunctionType) else repr(value).split(" at 0x")[0]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.dqn.policies import DQNPolicy
 
 from bilevel_envs.core.checks import check_number
 
@@ -26,7 +28,7 @@ class SoftDQN(DQN):
     Source: Haarnoja, Tang, Abbeel, Levine, Reinforcement learning with deep energy-based policies (2017).
     """
 
-    def __init__(self, policy: Any, env: Any, beta: float = 0.1, **kwargs: Any) -> None:
+    def __init__(self, policy: str | type[DQNPolicy], env: GymEnv | str, beta: float = 0.1, **kwargs: Any) -> None:
         self.beta = check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         super().__init__(policy, env, **kwargs)
 
@@ -54,7 +56,7 @@ class SoftDQN(DQN):
 
     def predict(
         self,
-        observation: Any,
+        observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,

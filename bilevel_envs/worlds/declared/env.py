@@ -87,7 +87,7 @@ class _Stepper:
         return np.concatenate([state, reply], 1)
 
 
-class SimulatedVectorEnv(ConfigurableVectorEnv):
+class SimulatedVectorEnv(ConfigurableVectorEnv[SimulatedModel]):
     """Many copies of a game, stepped as arrays; the leader's actions are drawn inside; autoreset mode SAME_STEP.
 
     Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
@@ -129,7 +129,7 @@ class SimulatedVectorEnv(ConfigurableVectorEnv):
         return self._stepper.advance(self._state, action, self._uniform(np.arange(self.num_envs)))
 
 
-class SimulatedEnv(ConfigurableEnv):
+class SimulatedEnv(ConfigurableEnv[SimulatedModel]):
     """The follower's side of a game: it observes s̄ = (s, a); the leader's actions are drawn inside.
 
     θ has one owner, `configure`; `theta=` and `reset(options={"theta": ...})` call it, and what they set stays in

@@ -7,13 +7,14 @@ a leader needs to differentiate is log f_θ.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_finite, check_shape
+from bilevel_envs.core.follower import Policy
 from bilevel_envs.core.noise import Noise
 
 
@@ -78,7 +79,7 @@ class SimulatedModel:
         state = state.to(theta.dtype)
         return self.network.log_prob(theta, state[..., :n], state[..., n:])
 
-    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+    def terms(self, rollout: Rollout, policy: Policy | None = None) -> Terms:
         """The differentiable terms at the visited steps; both rewards and the first s are free of θ.
 
         Args:

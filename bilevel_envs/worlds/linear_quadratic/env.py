@@ -58,7 +58,7 @@ class _Stepper:
         return arrived.reshape(state.shape), self.model.r_follower(s, b).numpy().reshape(-1), info
 
 
-class LinearVectorEnv(ConfigurableVectorEnv):
+class LinearVectorEnv(ConfigurableVectorEnv[LinearQuadraticModel]):
     """Many copies of a linear-quadratic world, stepped as arrays; autoreset mode SAME_STEP.
 
     Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
@@ -100,7 +100,7 @@ class LinearVectorEnv(ConfigurableVectorEnv):
         return arrived, reward, np.zeros(self.num_envs, bool), info
 
 
-class LinearEnv(ConfigurableEnv):
+class LinearEnv(ConfigurableEnv[LinearQuadraticModel]):
     """The follower's side of a linear-quadratic world: observations are states, actions vectors of any size.
 
     θ has one owner, `configure`; `theta=` and `reset(options={"theta": ...})` call it, and what they set stays in

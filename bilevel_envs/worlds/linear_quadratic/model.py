@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_count, check_finite, check_number, check_shape
+
+if TYPE_CHECKING:
+    from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
 
 MOST_DOUBLINGS = 64
 OTHERS = ("bound", "bump", "horizon")  # what a model has beside tensors that lead with runs
@@ -258,7 +261,7 @@ class LinearQuadraticModel:
         mean = self.start.view(len(self.start), *[1] * (state.ndim - 2), -1)
         return _log_density(state - mean, self.initial)
 
-    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+    def terms(self, rollout: Rollout, policy: GaussianPolicy | None = None) -> Terms:
         """The differentiable terms at the visited steps; None where no gradient can flow.
 
         Args:

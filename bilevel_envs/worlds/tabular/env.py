@@ -19,7 +19,7 @@ from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 OBSERVATIONS = ("index", "vector")
 
 
-class _TabularFace(Face):
+class _TabularFace(Face[TabularModel]):
     """The tables' size and what the follower sees of a state."""
 
     model_kind = TabularModel
@@ -46,7 +46,7 @@ class _TabularFace(Face):
         return self.problem.observe(state) if self.observation == "vector" else state
 
 
-class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
+class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
     """Many copies of a configurable table, stepped as arrays; autoreset mode SAME_STEP.
 
     Sub-environment i, seeded s + i, reproduces a scalar environment seeded s + i.
@@ -106,7 +106,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv):
         return (self._start_cdf[self._run[index]] <= self._uniform(index)).sum(1)
 
 
-class TabularEnv(_TabularFace, ConfigurableEnv):
+class TabularEnv(_TabularFace, ConfigurableEnv[TabularModel]):
     """The follower's side of a configurable table: observations are states, actions are the follower's.
 
     θ has one owner, `configure`; `theta=` and `reset(options={"theta": ...})` call it, and what they set stays in

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_distribution, check_finite, check_shape
 from bilevel_envs.worlds.tabular.banded import Band, band_of
 from bilevel_envs.worlds.tabular.kernels import solutions
+
+if TYPE_CHECKING:
+    from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,7 @@ class TabularModel:
         x = solutions(g, moves.successor, moves.going_on, *how)
         return torch.from_numpy(x)
 
-    def terms(self, rollout: Rollout, policy: Any = None) -> Terms:
+    def terms(self, rollout: Rollout, policy: BoltzmannPolicy | None = None) -> Terms:
         """The differentiable terms at the visited steps; None where no gradient can flow.
 
         Args:

@@ -106,7 +106,7 @@ def building_runs(
     leader = form.make(BilevelWrapper(gym.make(ENV)), runs=runs, seed=seed, **arguments)
     theta = [leader.theta]
 
-    def remember(*_: Any) -> bool:
+    def remember(*_: object) -> bool:
         theta.append(leader.theta)
         return True
 

@@ -121,7 +121,7 @@ def _evaluated(
     leader = form.make(env, runs=runs, seed=seed, **form.arguments)
     thetas, done = [leader.theta], [0]
 
-    def remember(*_: Any) -> bool:
+    def remember(*_: object) -> bool:
         if leader.progress.iterations % EVERY == 0 or leader.progress.iterations == iterations:
             thetas.append(leader.theta)
             done.append(leader.progress.iterations)
