@@ -442,7 +442,7 @@ class Leader:
 
     def _parameterization(self) -> torch.nn.Module:
         policy: object = self.config.policy
-        make: Any = self.env.problem.parameterization
+        make: Callable[..., object] | None = self.env.problem.parameterization
         if isinstance(policy, str):
             if make is None or "name" not in inspect.signature(make).parameters:
                 raise ValueError(

@@ -120,7 +120,7 @@ class Face(Generic[M]):
         """What the follower sees of a state."""
         return state
 
-    def _picture(self, state: Any, theta: np.ndarray) -> np.ndarray:
+    def _picture(self, state: object, theta: np.ndarray) -> np.ndarray:
         """The problem's picture of a state."""
         assert self.problem.draw is not None, "a render_mode is refused for problems without `draw`"
         return self.problem.draw(state, theta)

@@ -119,7 +119,7 @@ def world_called(name: str) -> World[Any, Any]:
     return import_module(WORLDS[name]).WORLD
 
 
-def world_of(model: Model) -> World[Any, Any]:
+def world_of(model: Model) -> World[Any, Policy]:
     """The kind of world that a model is of.
 
     Raises:

@@ -51,7 +51,7 @@ class Stored:
 
 
 M = TypeVar("M", bound=Model)
-B = TypeVar("B", bound=BestResponse[Any, Any])
+B = TypeVar("B", bound=BestResponse)
 Drawn: TypeAlias = tuple[Tensor, M, B]  # θ, the model there and the response that a batch is drawn with
 
 

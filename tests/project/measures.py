@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +79,46 @@ def _tests_kind(node: ast.AST) -> bool:
 def any_annotations() -> Measure:
     """Uses of `Any`, for every thousand lines."""
     lines = sum(len(path.read_text().splitlines()) for path in FILES)
-    uses = Counter[str]()
-    for name, tree in trees():
-        uses[name] += sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(tree))
+    aliases = {alias for _, tree in trees() for alias in _aliases_of_any(tree)}
+    uses = Counter({name: uses_of_any(tree, aliases) for name, tree in trees()})
     where = tuple(f"{name} ({count})" for name, count in uses.most_common(10) if count)
     return Measure("uses of Any per 1,000 lines", round(1_000 * sum(uses.values()) / lines, 1), 6, where)
+
+
+def uses_of_any(tree: ast.Module, aliases: Collection[str] = ()) -> int:
+    """How often a module says `Any`, `typing.Any` or an alias, also in annotations that are strings."""
+    names = {"Any", *aliases, *_aliases_of_any(tree)}
+    found = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            found += node.id in names
+        elif isinstance(node, ast.Attribute):
+            found += node.attr == "Any"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.search(r"\bAny\b", node.value):
+            found += _is_annotation(node.value)
+    return found
+
+
+def _is_annotation(text: str) -> bool:
+    """Whether a string that says Any is code, not prose."""
+    try:
+        ast.parse(text, mode="eval")
+    except SyntaxError:
+        return False
+    return True
+
+
+def _aliases_of_any(tree: ast.Module) -> set[str]:
+    """Other names that a module gives to `Any`: by import, or by an assignment of `Any` alone."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            found |= {one.asname for one in node.names if one.name == "Any" and one.asname}
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if ast.unparse(node.value).strip("'\"").rpartition(".")[2] == "Any":
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:

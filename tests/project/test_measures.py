@@ -44,6 +44,24 @@ if array.ndim != 1:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
+    [
+        ("from typing import Any", 0),
+        ("def f(x: Any) -> dict[str, Any]: ...", 2),
+        ("import typing as t\ndef f(x: t.Any): ...", 1),
+        ("from typing import Any as Thing\ndef f(x: Thing): ...", 1),
+        ("Thing = typing.Any\ndef f(x: Thing) -> Thing: ...", 4),  # the assignment says it twice
+        ('Thing: TypeAlias = "Any"\ndef f(x: "list[Any]"): ...', 3),
+        ('"""Any number goes."""', 0),
+    ],
+)
+def test_any_is_counted_under_every_name(text, expected):
+    import ast
+
+    assert measures.uses_of_any(ast.parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
     [("def f(): return 1", 1), ("def f(x):\n  if x and x > 1:\n    return [y for y in x if y]", 5)],
 )
 def test_complexity_counts_decisions(text, expected):
