@@ -16,7 +16,7 @@ from bilevel_envs.worlds.world import world_of
 
 
 def make_env(
-    problem: str, theta: Numbers | None = None, render_mode: str | None = None, **kwargs: Any
+    problem: str, theta: Numbers | None = None, render_mode: str | None = None, **kwargs: object
 ) -> ConfigurableEnv:
     """Entry point of the scalar ids; arguments in the environment's `face` are its own, the rest the problem's."""
     env_class, made, face = _parts(problem, kwargs)
@@ -50,7 +50,7 @@ def make_vector_env(
     return env_class.vector_class(made, num_envs, **how, **face)
 
 
-def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, Any]]:
+def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, object]]:
     """The environment that steps the problem, the problem, and the arguments that the environment takes itself."""
     cls = _named(path, "problem")
     allowed = [field.name for field in fields(cls) if field.init]

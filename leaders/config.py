@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bilevel_envs.networks.temporal_differences import DEFAULT_FIT, PUBLISHED_FIT, Fit
+from leaders.critics.critic import Critic
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -96,7 +97,7 @@ class EstimatorConfig:
     """
 
     estimator: str
-    critic: Any = "empirical"
+    critic: Critic | str = "empirical"
     critic_learning_rate: PerRun = 0.5
     critic_start: str = "zeros"
     control_variate: str | Callable[[Tensor], Tensor] = "constant"

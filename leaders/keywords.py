@@ -8,12 +8,16 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from leaders.config import EstimatorConfig, LeaderConfig, PerRun
+from leaders.critics.critic import Critic
+
+if TYPE_CHECKING:
+    from leaders.leader import Leader
 
 NOT_GIVEN = ("blocks", "estimator", "network", "network_of")  # fields that follow from others
 
@@ -35,7 +39,7 @@ class LeaderKeywords(TypedDict, total=False):
 class EstimatorKeywords(LeaderKeywords, total=False):
     """The keywords of leaders that look at trajectories; see `EstimatorConfig`."""
 
-    critic: Any
+    critic: Critic | str | None
     critic_learning_rate: PerRun | None
     critic_start: str | None
     control_variate: str | Callable[[Tensor], Tensor] | None
@@ -69,13 +73,13 @@ def options(config: type, without: Collection[str] = ()) -> dict[str, str]:
     return {one.name: docs[one.name] for one in fields(config) if one.name not in (*NOT_GIVEN, *without)}
 
 
-def options_of(leader: Any) -> dict[str, str]:
+def options_of(leader: type[Leader]) -> dict[str, str]:
     """The generated keywords of a leader's constructor, with their documentation."""
     estimator = options(EstimatorConfig, leader.without) if leader.looks_at_trajectories else {}
     return estimator | options(LeaderConfig, leader.without)
 
 
-def parameters_of(leader: Any) -> list[inspect.Parameter]:
+def parameters_of(leader: type[Leader]) -> list[inspect.Parameter]:
     """All that a leader's constructor takes: its own parameters, then the generated keywords."""
     own = [one for one in inspect.signature(leader.__init__).parameters.values() if one.kind is not one.VAR_KEYWORD]
     defaults = {"seed": 0, "verbose": 0}
@@ -84,7 +88,7 @@ def parameters_of(leader: Any) -> list[inspect.Parameter]:
     return [*own, *generated]
 
 
-def accepted(leader: Any, given: Mapping[str, object]) -> dict[str, Any]:
+def accepted(leader: type[Leader], given: Mapping[str, object]) -> dict[str, object]:
     """The keywords that a leader was given.
 
     Raises:
@@ -99,10 +103,10 @@ def accepted(leader: Any, given: Mapping[str, object]) -> dict[str, Any]:
     return dict(given)
 
 
-def document(leader: Any) -> None:
+def document(leader: type[Leader]) -> None:
     """Gives a leader's class the signature of its constructor, and lists the generated keywords in its docstring."""
     parameters = parameters_of(leader)
-    leader.__signature__ = inspect.Signature(parameters[1:])  # without `self`
+    leader.__signature__ = inspect.Signature(parameters[1:])  # type: ignore[attr-defined]  # without `self`
     text = leader.__doc__ or ""
     written = {one.name for one in parameters if f"        {one.name}: " in text}
     wrap = textwrap.TextWrapper(120, " " * 8, " " * 12, break_long_words=False)

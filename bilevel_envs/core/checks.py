@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,13 +71,20 @@ def check_number(
     return float(value)
 
 
-def check_per_run(value: ArrayLike, name: str, *, runs: int | None = None, **bounds: Any) -> None:
+def check_per_run(
+    value: ArrayLike,
+    name: str,
+    *,
+    runs: int | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> None:
     """Refuses `value` unless it is a number within the bounds of `check_number`, or one such number for each run."""
     if np.ndim(value) and np.shape(value) != (np.size(value) if runs is None else runs,):
         each = "one per run" if runs is None else f"one per run ({runs})"
         raise ValueError(f"`{name}` must be a number or {each}, got shape {list(np.shape(value))}")
     for number in np.atleast_1d(value).ravel():
-        check_number(number, name, **bounds)
+        check_number(number, name, above=above, at_most=at_most)
 
 
 def check_count(value: object, name: str, *, at_least: int = 1) -> int:

@@ -246,7 +246,10 @@ class FollowerTask:
 
 
 class LearningFollower(Protocol):
-    """A follower that needs the environment itself, and keeps what it has learnt."""
+    """A follower that needs the environment itself, and keeps what it has learnt.
+
+    It may also have the methods of `ChecksWorlds`, `NamesMissing` and `Saves`.
+    """
 
     @property
     def beta(self) -> float | None:
@@ -274,15 +277,6 @@ class LearningFollower(Protocol):
           learn: False to answer with what has been learnt so far.
         """
 
-    def check(self, task: FollowerTask) -> None:
-        """Refuses with a ValueError a world that it cannot learn in, before anything is spent; optional."""
-
-    def state_dict(self) -> dict[str, object]:
-        """What has been learnt: tensors and numbers in dicts and lists; optional."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts it back; optional."""
-
 
 class NamesMissing(Protocol):
     """A follower that says itself what stands for a value that it cannot give; see `missing_value`."""
@@ -295,7 +289,7 @@ class ChecksWorlds(Protocol):
     """A follower that refuses worlds before anything is spent on them."""
 
     def check(self, task: FollowerTask) -> None:
-        """Refuses with a ValueError a world that it cannot learn in."""
+        """Refuses with a ValueError a world that it cannot learn in, before anything is spent."""
 
 
 class Saves(Protocol):

@@ -92,7 +92,7 @@ def check_theta_space(space: object, name: str) -> None:
         )
 
 
-def check_model(model: object, problem: Any, method: str = "model", kind: type | None = None) -> None:
+def check_model(model: object, problem: ConfigurableMDP, method: str = "model", kind: type | None = None) -> None:
     """Refuses what a problem returned as a model, with a TypeError, unless it is one.
 
     Args:

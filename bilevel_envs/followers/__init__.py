@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from bilevel_envs.core.follower import Follower, LearningFollower
 from bilevel_envs.followers.bounded.behavioural import Mixture, Quantal, Sticky, Suboptimal
@@ -13,6 +13,9 @@ from bilevel_envs.followers.planners.committed import Committed
 from bilevel_envs.followers.planners.riccati import Riccati
 from bilevel_envs.followers.planners.soft_value_iteration import SoftValueIteration
 from bilevel_envs.followers.sb3.follower import SB3Follower
+
+if TYPE_CHECKING:
+    from bilevel_envs.followers.sb3.soft_dqn import SoftDQN
 
 FOLLOWERS: dict[str, Callable[..., Follower | LearningFollower]] = {
     "committed": Committed,
@@ -29,7 +32,7 @@ FOLLOWERS: dict[str, Callable[..., Follower | LearningFollower]] = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`SoftDQN`, which loads Stable-Baselines3, on first use."""
     if name == "SoftDQN":
         return import_module("bilevel_envs.followers.sb3.soft_dqn").SoftDQN

@@ -236,7 +236,9 @@ def pettingzoo_forms(
         """The game in AEC form with PettingZoo's order and bounds checks; arguments of `raw_env`."""
         return OrderEnforcingWrapper(raw_env(**kwargs))
 
-    def parallel_env(render_mode: str | None = None, max_cycles: int | None = None, **kwargs: Any) -> ParallelGameEnv:
+    def parallel_env(
+        render_mode: str | None = None, max_cycles: int | None = None, **kwargs: object
+    ) -> ParallelGameEnv:
         """The game in Parallel form: the caller draws a, then b given a (`observe_follower`), and steps with both."""
         return ParallelGameEnv(game(**kwargs), name, max_cycles, render_mode)
 

@@ -114,7 +114,7 @@ class World(Generic[M, P]):
         raise NotImplementedError(f"rewards are not known in a {self.name} world")
 
 
-def world_called(name: str) -> World[Any, Any]:
+def world_called(name: str) -> World[Any, Policy]:
     """The kind of a name in `WORLDS`."""
     return import_module(WORLDS[name]).WORLD
 

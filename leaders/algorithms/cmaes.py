@@ -82,10 +82,10 @@ class CMAES(SearchLeader):
             search._rng.set_state((algorithm, keys.numpy(), *rest))
 
 
-def _attributes(search: CMA) -> dict[str, Any]:
+def _attributes(search: CMA) -> dict[str, object]:
     """A search's attributes as tensors and plain values."""
 
-    def plain(value: object) -> Any:
+    def plain(value: object) -> object:
         if isinstance(value, np.random.RandomState):
             algorithm, keys, *rest = value.get_state()
             return (algorithm, torch.from_numpy(np.array(keys, dtype=np.int64)), *rest)

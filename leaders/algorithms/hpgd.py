@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 import gymnasium as gym
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_count, lacking
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
+from bilevel_envs.worlds.tabular.model import TabularModel
 from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms
 from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critics.critic import Critic
@@ -108,15 +109,29 @@ class HPGD(TrajectoryLeader):
         if self.variant != "oracle":
             return Guiding(rule, config.control_variate, HPGD_RULE)
 
-        def simulator(theta: Tensor) -> Any:
+        def simulator(theta: Tensor) -> TabularModel:
             return self.env.unwrapped.simulator(theta).detach()  # type: ignore[attr-defined]
 
-        how: dict[str, Any] = {"simulator": simulator, "score_weight": config.score_weight}
         if self.published:
-            how |= {"size": self.oracle_size, "rows": self.rows, "time_limit": self.env.time_limit}
-            return PublishedOracleGuiding(rule, config.control_variate, HPGD_RULE, **how)
-        how |= {"draws": self.oracle_draws, "horizon": whole_episode_horizon(self.env.preferences)}
-        return OracleGuiding(rule, config.control_variate, HPGD_RULE, **how)
+            return PublishedOracleGuiding(
+                rule,
+                config.control_variate,
+                HPGD_RULE,
+                simulator=simulator,
+                score_weight=config.score_weight,
+                size=self.oracle_size,
+                rows=self.rows,
+                time_limit=self.env.time_limit,
+            )
+        return OracleGuiding(
+            rule,
+            config.control_variate,
+            HPGD_RULE,
+            simulator=simulator,
+            score_weight=config.score_weight,
+            draws=self.oracle_draws,
+            horizon=whole_episode_horizon(self.env.preferences),
+        )
 
     def _expects(self) -> bool:
         return False  # it centres by visits, or by an oracle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import gymnasium as gym
 import torch
@@ -36,7 +36,7 @@ class SearchLeader(Leader):
     differentiates: ClassVar[bool] = False
     ascends: ClassVar[bool] = False  # whether it moves by a gradient, to which a regulariser's may be added
 
-    def __init__(self, env: gym.Env, own: dict[str, Any], keywords: Mapping[str, Any], episodes: int) -> None:
+    def __init__(self, env: gym.Env, own: Mapping[str, object], keywords: Mapping[str, object], episodes: int) -> None:
         given = accepted(type(self), {**own, "episodes": episodes, **keywords})
         super().__init__(env, changed(LeaderConfig(), given), given)
         self.episodes = check_count(episodes, "episodes")

@@ -20,13 +20,17 @@ from bilevel_envs.core.checks import check_choice, lacking
 from bilevel_envs.registration import PROBLEMS
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from bilevel_envs.core.follower import Follower, LearningFollower
+    from leaders.cli.compare import Compare
+    from leaders.cli.train import Train
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 
 
-def env_arguments(command: Any) -> dict[str, Any]:
+def env_arguments(command: Train | Compare) -> dict[str, object]:
     """The environment's arguments: flags first, then what `--env-args` says."""
     arguments = key_values(command.env_args, "env_args")
     for name in ("beta", "dynamics"):
@@ -125,7 +129,7 @@ def _whereabouts(module: ModuleType) -> str:
 
 
 def key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key:
@@ -136,7 +140,7 @@ def key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
     return parsed
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """JSON, Python's names and numbers, or the text itself."""
     try:
         return json.loads(text)
@@ -148,7 +152,7 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def config_of(command: Any) -> dict[str, Any]:
+def config_of(command: DataclassInstance) -> dict[str, object]:
     """The arguments of a command that belong to its results, as JSON."""
     kept = {name: value for name, value in asdict(command).items() if name not in ("out", "resume", "progress")}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}

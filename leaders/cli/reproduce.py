@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from bilevel_envs.core.checks import check_choice, check_count
 from leaders.cli.arguments import config_of, names_in
+
+if TYPE_CHECKING:
+    from leaders.experiments.reproduce.games import Form, Returns
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,7 @@ class LQRFigure:
         print(f"\n{text}\nwrote {self.out}")
 
 
-def _begin(command: Any, forms: Any) -> list[str]:
+def _begin(command: ToyFigure | LQRFigure, forms: Mapping[str, Form]) -> list[str]:
     """Checks the arguments of a game's figure and makes its directory; returns the leaders' names."""
     import torch
 
@@ -273,8 +276,12 @@ def _begin(command: Any, forms: Any) -> list[str]:
 
 
 def _returns(
-    command: Any, names: Sequence[str], prefix: str, run: Callable[..., Any], forms: dict[str, Any]
-) -> list[Any]:
+    command: ToyFigure | LQRFigure,
+    names: Sequence[str],
+    prefix: str,
+    run: Callable[..., Returns],
+    forms: Mapping[str, Form],
+) -> list[Returns]:
     """The results of a game's leaders, from what is there or run anew."""
     from leaders.experiments.reproduce import games as games
 

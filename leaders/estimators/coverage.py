@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 
 from bilevel_envs.core.batch import Rollout
@@ -29,9 +29,9 @@ class Coverage:
     def __init__(self, leader: str, seen: Empirical) -> None:
         self.leader, self.seen, self.warned = leader, seen, False
 
-    def columns(self) -> dict[str, Any]:
-        """What the history records."""
-        return dict(zip(("coverage", "visits_per_pair"), self.seen.seen.coverage(), strict=True))
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the history records: the share of pairs visited, and transitions for each of those, [R] each."""
+        return self.seen.seen.coverage()
 
     def check(self, judges: Judges, batch: Rollout, drawn: Rollout, tail: str, done: int) -> None:
         """Says once, after some iterations, that too little has been seen."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.worlds.linear_quadratic.polynomials import products
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.rollout import First, table_rollout
 from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_guiding
 from leaders.estimators.sample import Sample
@@ -112,7 +112,7 @@ class OracleGuiding(Guiding):
       draws: episodes from each visited pair and state.
     """
 
-    simulator: Callable[[Tensor], Any] = field(kw_only=True)
+    simulator: Callable[[Tensor], TabularModel] = field(kw_only=True)
     score_weight: str = "td_error"
     draws: int = 1
     horizon: int = 1
@@ -156,9 +156,15 @@ class PublishedOracleGuiding(OracleGuiding):
         A pair that the oracle never saw has Q_L = 0 and ∇Q_F = 0, as in the published code.
         """
         world, policy = self.simulator(sample.theta.detach()), sample.best.behavior_policy
-        how: dict[str, Any] = {"horizon": self.size // self.rows, "time_limit": self.time_limit}
-        first = First(np.full(world.states, 1 / world.states))
-        oracle = table_rollout(world, policy, sample.noise, rows=self.rows, first=first, **how)
+        oracle = table_rollout(
+            world,
+            policy,
+            sample.noise,
+            rows=self.rows,
+            horizon=self.size // self.rows,
+            time_limit=self.time_limit,
+            first=First(np.full(world.states, 1 / world.states)),
+        )
         at = (sample.batch, sample.discounts, sample.preferences, world.states, world.actions)
         return oracle, published_oracle_guiding(oracle, *at)
 

@@ -44,6 +44,7 @@ from leaders.worlds.tabular import TABULAR
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
 LITTLE = 0.05  # rows that are continued go on until max(γ_L, γ_F)^T falls below
+UNKNOWN = float("nan")  # what is not counted
 CHUNK = 2_000_000  # transitions that `gradient_samples` holds at a time
 FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
@@ -70,7 +71,7 @@ class TrajectoryLeader(Leader):
     def __init__(
         self,
         env: gym.Env,
-        own: dict[str, object],
+        own: Mapping[str, object],
         keywords: Mapping[str, object],
         forms: Forms,
         estimator: str | None = None,
@@ -137,12 +138,14 @@ class TrajectoryLeader(Leader):
         if self.seen is not None and expects:
             table = cast(TabularModel, fixed)  # of which alone something is seen
             self.seen.seen.add(drawn.steps(1, None), table.states, table.actions)
+        coverage, visits_per_pair = (UNKNOWN, UNKNOWN) if self.coverage is None else self.coverage.columns()
         return Estimate(
             surrogate=total,
             leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
             env_steps=self.estimator_config.batch_size + further_steps,
             episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
-            **({} if self.coverage is None else self.coverage.columns()),
+            coverage=coverage,
+            visits_per_pair=visits_per_pair,
         )
 
     def _expects(self) -> bool:
@@ -364,7 +367,7 @@ class TrajectoryLeader(Leader):
         return rows, size // rows
 
 
-def _named(critic: Any, name: str) -> bool:
+def _named(critic: object, name: str) -> bool:
     """Whether a critic is given by this name."""
     return isinstance(critic, str) and critic == name
 

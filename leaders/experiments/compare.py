@@ -191,7 +191,7 @@ def stacked_leader(
     grid: Mapping[str, Sequence[float]] | None = None,
     runs: int = 10,
     seed: int = 0,
-    **arguments: Any,
+    **arguments: object,
 ) -> tuple[Leader, list[dict[str, float]]]:
     """A leader with a run for every grid point and seed, and the points; arguments as those of `run_grid`."""
     check_choice(name, CONTENDERS, "leaders")

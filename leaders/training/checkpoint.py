@@ -29,7 +29,7 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def write(path: str | Path, described: dict[str, object], state: dict[str, Any], history: np.ndarray) -> None:
+def write(path: str | Path, described: Mapping[str, object], state: Mapping[str, object], history: np.ndarray) -> None:
     """Writes a zip file; replaced at once, never half-written.
 
     Args:
@@ -40,13 +40,13 @@ def write(path: str | Path, described: dict[str, object], state: dict[str, Any],
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("leader.json", json.dumps({"format": FORMAT} | described, indent=1))
+        archive.writestr("leader.json", json.dumps({"format": FORMAT, **described}, indent=1))
         archive.writestr("state.pt", _bytes(lambda file: torch.save(state, file)))
         archive.writestr("history.npy", _bytes(lambda file: np.save(file, history)))
     replace_file(path, buffer.getvalue())
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any], np.ndarray]:
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarray]:
     """What `write` was given.
 
     Raises:
@@ -115,7 +115,7 @@ class Checkpoint:
         return best
 
 
-def opened(path: str | Path, leader: str, changed: Mapping[str, Any]) -> tuple[dict[str, Any], Checkpoint]:
+def opened(path: str | Path, leader: str, changed: Mapping[str, object]) -> tuple[dict[str, Any], Checkpoint]:
     """The arguments of a saved leader, some of them changed, and all else that was saved.
 
     Args:
@@ -152,7 +152,7 @@ def follower_state(follower: object) -> dict[str, object] | None:
     return follower.state_dict()
 
 
-def _bytes(write: Callable[[io.BytesIO], Any]) -> bytes:
+def _bytes(write: Callable[[io.BytesIO], object]) -> bytes:
     buffer = io.BytesIO()
     write(buffer)
     return buffer.getvalue()

@@ -164,7 +164,7 @@ def _code(code: CodeType, inside: tuple[int, ...]) -> Iterator[bytes]:
     )
 
 
-def _cell(cell: CellType) -> Any:
+def _cell(cell: CellType) -> object:
     """What a closure holds in a cell, which may be empty yet."""
     try:
         return cell.cell_contents
@@ -188,7 +188,7 @@ def _array(value: np.ndarray | Tensor, inside: tuple[int, ...]) -> Iterator[byte
         yield np.ascontiguousarray(array).tobytes()
 
 
-def _told(value: Any) -> list[tuple[str, Any]]:
+def _told(value: object) -> list[tuple[str, object]]:
     """What an object is made of, by name."""
     if is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in fields(value)]
@@ -208,7 +208,7 @@ def _told(value: Any) -> list[tuple[str, Any]]:
     return [(name, getattr(value, name)) for name in taken if hasattr(value, name)]
 
 
-def _models(env: BilevelWrapper) -> Iterator[Any]:
+def _models(env: BilevelWrapper) -> Iterator[object]:
     """The model at the default θ, and at one near it where that is allowed, in single precision."""
     space, problem = env.theta_space, env.problem
     theta = problem.default_theta
@@ -220,7 +220,7 @@ def _models(env: BilevelWrapper) -> Iterator[Any]:
         yield None
 
 
-def _rounded(model: Any) -> list[tuple[str, Any]]:
+def _rounded(model: object) -> list[tuple[str, object]]:
     """A model's parts with tensors in single precision."""
     return [(name, part.float() + 0.0 if isinstance(part, Tensor) else part) for name, part in _told(model)]  # no −0
 

@@ -13,7 +13,6 @@ spec.loader.exec_module(measures)
 
 # What does not meet its limit yet; these numbers may only fall.
 REACHED = {
-    "any_annotations": 19.0,
     "long_signatures": 1,  # SB3Follower, whose parameters are those of an agent
     "private_accesses": 8,  # of Stable-Baselines3, Gymnasium's TimeLimit and cmaes, which offer nothing public
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
@@ -58,7 +56,7 @@ class FollowerVecEnv(VecEnv):
         observation, reward, terminated, truncated, told = self.envs.step(self.in_units(self._actions))
         self.paid.append(float(np.mean(reward)))
         ended = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos: list[dict[str, object]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(ended):
             infos[index]["terminal_observation"] = told["final_obs"][index]
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
@@ -74,7 +72,7 @@ class FollowerVecEnv(VecEnv):
         """Closes the environments."""
         self.envs.close()
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[object]:
         """The same for all."""
         return [getattr(self.envs, attr_name, None)] * len(list(self._get_indices(indices)))
 

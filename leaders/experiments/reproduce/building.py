@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -40,8 +39,8 @@ QUANTITIES = {
     "airflow": "airflow cost",
 }
 # Networks as published cost minutes per outer iteration; least squares on quadratics hold the same values exactly.
-QUADRATIC = {"preset": "paper", "critic": "lstd"}
-NETWORK = {"preset": "paper"}
+QUADRATIC: dict[str, object] = {"preset": "paper", "critic": "lstd"}
+NETWORK: dict[str, object] = {"preset": "paper"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Form:
     """
 
     make: Callable[..., Leader]
-    arguments: dict[str, Any]
+    arguments: dict[str, object]
     label: str
     published: str | None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -90,9 +89,16 @@ def four_rooms_runs(
     """A leader's published form in the published (mismatched) dynamics."""
     env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0", beta=beta, dynamics="mismatched"))
     grid = {key: [value] for key, value in settings_of(leader, beta, batch_size).items()}
-    arguments: dict[str, Any] = {"preset": "paper", "batch_size": batch_size}
     return run_grid(
-        env, leader, grid=grid, runs=runs, iterations=iterations, seed=seed, progress_bar=progress_bar, **arguments
+        env,
+        leader,
+        grid=grid,
+        runs=runs,
+        iterations=iterations,
+        seed=seed,
+        progress_bar=progress_bar,
+        preset="paper",
+        batch_size=batch_size,
     )
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bilevel_envs.core.follower import Follower
 from bilevel_envs.followers import Committed, SoftValueIteration
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
@@ -48,7 +49,7 @@ class Form:
 
     make: Callable[..., Leader]
     label: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
     published: str | None = None
     committed: bool = False
     most: int | None = None
@@ -103,7 +104,7 @@ def toy_runs(
 ) -> Returns:
     """Trains one leader of the toy game, all seeds stacked, and evaluates its policies exactly."""
     form = TOY_FORMS[name]
-    follower: Any = Committed() if form.committed else SoftValueIteration()
+    follower: Follower = Committed() if form.committed else SoftValueIteration()
     env = BilevelWrapper(gym.make(TOY, variant=variant), follower)
     return _evaluated(env, form, name, STEPS, runs, iterations, seed, progress_bar)
 
@@ -236,7 +237,7 @@ def landscape_figure(variant: str) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    followers: dict[str, Any] = {
+    followers: dict[str, Follower] = {
         "exact follower": SoftValueIteration(),
         "follower as published": Committed(sweeps=5_000),
     }
@@ -282,13 +283,13 @@ def _last(key: str, form: Form) -> str:
     return f"{curve.mean[-1]:.2f} ± {curve.sem[-1]:.2f}"
 
 
-def _draw(axes: Any, x: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
+def _draw(axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
     mean, deviation = values.mean(1), values.std(1, ddof=1)
     axes.plot(x, mean, color=colour, label=label)
     axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
 
 
-def _draw_published(axes: Any, key: str, colour: str, label: str) -> None:
+def _draw_published(axes: Axes, key: str, colour: str, label: str) -> None:
     x, mean, deviation = game_curve(key)
     axes.plot(x, mean, color=colour, linestyle="--", linewidth=1, label=label)
     axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.08, linewidth=0)
