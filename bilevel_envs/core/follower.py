@@ -97,7 +97,7 @@ class ValueFunction(Protocol):
         """Values, [R, ...]."""
 
 
-class SmoothValue(ValueFunction, Protocol):
+class DifferentiableValueFunction(ValueFunction, Protocol):
     """A value function of states that are vectors, with its gradient."""
 
     def gradient(self, x: Tensor, /) -> Tensor:
@@ -248,7 +248,7 @@ class FollowerTask:
 class LearningFollower(Protocol):
     """A follower that needs the environment itself, and keeps what it has learnt.
 
-    It may also have the methods of `ChecksWorlds`, `NamesMissing` and `Saves`.
+    It may also have the methods of `CheckingFollower`, `ExplainingFollower` and `StatefulFollower`.
     """
 
     @property
@@ -278,21 +278,21 @@ class LearningFollower(Protocol):
         """
 
 
-class NamesMissing(Protocol):
+class ExplainingFollower(Protocol):
     """A follower that says itself what stands for a value that it cannot give; see `missing_value`."""
 
     def missing(self, what: str) -> Missing:
         """What stands for a value, "Q_F" or "V_F"."""
 
 
-class ChecksWorlds(Protocol):
+class CheckingFollower(Protocol):
     """A follower that refuses worlds before anything is spent on them."""
 
     def check(self, task: FollowerTask) -> None:
         """Refuses with a ValueError a world that it cannot learn in, before anything is spent."""
 
 
-class Saves(Protocol):
+class StatefulFollower(Protocol):
     """A follower that keeps what it has learnt."""
 
     def state_dict(self) -> dict[str, object]:
@@ -315,7 +315,7 @@ def capabilities_of(follower: Any) -> Capabilities:
     )
 
 
-def saves(follower: object) -> TypeGuard[Saves]:
+def saves(follower: object) -> TypeGuard[StatefulFollower]:
     """Whether a follower keeps what it has learnt, which a leader's file then holds."""
     return capabilities_of(follower).saves
 
@@ -325,17 +325,17 @@ def own_beta(follower: Follower | LearningFollower) -> float | None:
     return None if lacking(follower, ["beta"]) else follower.beta
 
 
-def _names_missing(follower: object) -> TypeGuard[NamesMissing]:
+def _explains(follower: object) -> TypeGuard[ExplainingFollower]:
     return not lacking(follower, ["missing"])
 
 
-def _checks(follower: object) -> TypeGuard[ChecksWorlds]:
+def _checks(follower: object) -> TypeGuard[CheckingFollower]:
     return capabilities_of(follower).checks
 
 
 def missing_value(follower: object, what: str) -> Missing:
     """What stands for a value that a follower cannot give: by its own `missing`, or in general words without one."""
-    if _names_missing(follower):
+    if _explains(follower):
         return follower.missing(what)
     return Missing(
         f"{what} is not available from {type(follower).__name__}: wrap the follower, ObservedFollower(...), which "

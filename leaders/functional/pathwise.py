@@ -17,7 +17,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import SmoothValue
+from bilevel_envs.core.follower import DifferentiableValueFunction
 from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.followers import Riccati
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
@@ -32,7 +32,7 @@ def pathwise(
     batch: Rollout,
     model: LinearQuadraticModel,
     v_leader: Callable[[Tensor, Tensor], Tensor],
-    v_follower: SmoothValue | None,
+    v_follower: DifferentiableValueFunction | None,
     preferences: Preferences,
 ) -> Weights:
     """Moves the weights of ∇log p and ∇log ρ0 to the means of next and first states.
