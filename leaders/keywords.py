@@ -8,18 +8,21 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import ClassVar, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from leaders.config import EstimatorConfig, LeaderConfig, PerRun
-from leaders.critics.critic import Critic
-
-if TYPE_CHECKING:
-    from leaders.leader import Leader
 
 NOT_GIVEN = ("blocks", "estimator", "network", "network_of")  # fields that follow from others
+
+
+class TakesKeywords(Protocol):
+    """What is asked of a leader's class, before it is one; see `leaders.leader.Leader`."""
+
+    looks_at_trajectories: ClassVar[bool]
+    without: ClassVar[frozenset[str]]
 
 
 class LeaderKeywords(TypedDict, total=False):
@@ -39,7 +42,7 @@ class LeaderKeywords(TypedDict, total=False):
 class EstimatorKeywords(LeaderKeywords, total=False):
     """The keywords of leaders that look at trajectories; see `EstimatorConfig`."""
 
-    critic: Critic | str | None
+    critic: object
     critic_learning_rate: PerRun | None
     critic_start: str | None
     control_variate: str | Callable[[Tensor], Tensor] | None
@@ -73,13 +76,13 @@ def options(config: type, without: Collection[str] = ()) -> dict[str, str]:
     return {one.name: docs[one.name] for one in fields(config) if one.name not in (*NOT_GIVEN, *without)}
 
 
-def options_of(leader: type[Leader]) -> dict[str, str]:
+def options_of(leader: type[TakesKeywords]) -> dict[str, str]:
     """The generated keywords of a leader's constructor, with their documentation."""
     estimator = options(EstimatorConfig, leader.without) if leader.looks_at_trajectories else {}
     return estimator | options(LeaderConfig, leader.without)
 
 
-def parameters_of(leader: type[Leader]) -> list[inspect.Parameter]:
+def parameters_of(leader: type[TakesKeywords]) -> list[inspect.Parameter]:
     """All that a leader's constructor takes: its own parameters, then the generated keywords."""
     own = [one for one in inspect.signature(leader.__init__).parameters.values() if one.kind is not one.VAR_KEYWORD]
     defaults = {"seed": 0, "verbose": 0}
@@ -88,7 +91,7 @@ def parameters_of(leader: type[Leader]) -> list[inspect.Parameter]:
     return [*own, *generated]
 
 
-def accepted(leader: type[Leader], given: Mapping[str, object]) -> dict[str, object]:
+def accepted(leader: type[TakesKeywords], given: Mapping[str, object]) -> dict[str, object]:
     """The keywords that a leader was given.
 
     Raises:
@@ -103,7 +106,7 @@ def accepted(leader: type[Leader], given: Mapping[str, object]) -> dict[str, obj
     return dict(given)
 
 
-def document(leader: type[Leader]) -> None:
+def document(leader: type[TakesKeywords]) -> None:
     """Gives a leader's class the signature of its constructor, and lists the generated keywords in its docstring."""
     parameters = parameters_of(leader)
     leader.__signature__ = inspect.Signature(parameters[1:])  # type: ignore[attr-defined]  # without `self`
