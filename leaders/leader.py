@@ -82,7 +82,7 @@ def check_wrapped(env: object) -> BilevelWrapper:
     return env
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A setting on a line: numbers and words as they are, of objects the class."""
     if isinstance(value, (str, int, float, NoneType)):
         return str(value)

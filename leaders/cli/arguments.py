@@ -48,8 +48,9 @@ def follower_of(name: str | None, pairs: tuple[str, ...]) -> Follower | Learning
         return None
     make = follower_class(name)
     inner = {key.partition(".")[2]: further.pop(key) for key in list(further) if key.startswith("follower.")}
-    if isinstance(further.get("follower"), str):
-        further["follower"] = follower_class(further["follower"])(**inner)
+    planner = further.get("follower")
+    if isinstance(planner, str):
+        further["follower"] = follower_class(planner)(**inner)
     elif inner:
         raise ValueError(f"`follower.{next(iter(inner))}` needs follower=NAME, the one that is observed or errs")
     takes = inspect.signature(make).parameters
@@ -128,7 +129,7 @@ def _whereabouts(module: ModuleType) -> str:
     return f"the module {module.__name__} ({getattr(module, '__file__', None) or 'built in'})"
 
 
-def key_values(pairs: tuple[str, ...], name: str) -> dict[str, Any]:
+def key_values(pairs: tuple[str, ...], name: str) -> dict[str, object]:
     parsed: dict[str, object] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
