@@ -25,9 +25,9 @@ import tyro
 from leaders import BCHG, exact
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "leaders"))  # the worlds are those of the tests
+sys.path.insert(0, str(ROOT))  # the worlds are those of the tests
 
-from strangers import STRANGERS, policy_at  # noqa: E402
+from tests.helpers import STRANGERS, leader_at_fixed_theta, policy_at, training_estimates  # noqa: E402
 
 WARM_UP = 100
 BEFORE = ROOT / "docs" / "data" / "critic_bias_before.json"
@@ -50,11 +50,8 @@ class Args:
 def measured(env: Any, batch_size: int, count: int, settings: dict[str, Any]) -> tuple[float, float]:
     """‖mean − exact‖ and the standard deviation of an estimate, both relative to ‖exact‖."""
     theta = env.problem.default_theta
-    fixed = {"policy": policy_at(theta), "optimizer": "sgd", "learning_rate": 1e-300, "max_grad_norm": float("inf")}
-    leader = BCHG(env, batch_size=batch_size, **fixed, **settings).learn(WARM_UP)
-    estimates: list[np.ndarray] = []
-    leader.learn(count, callback=lambda *_: estimates.append(-leader.policy.raw.grad.flatten().numpy().copy()))
-    truth, samples = exact.hypergradient(env, theta).flatten(), np.array(estimates)
+    leader = leader_at_fixed_theta(BCHG, env, policy_at(theta), batch_size=batch_size, **settings).learn(WARM_UP)
+    truth, samples = exact.hypergradient(env, theta).flatten(), training_estimates(leader, count).reshape(count, -1)
     size = float(np.linalg.norm(truth))
     return float(np.linalg.norm(samples.mean(0) - truth)) / size, float(np.linalg.norm(samples.std(0, ddof=1))) / size
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ import torch
 import bilevel_envs  # noqa: F401  (registers BiLevel/*)
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import SoftValueIteration
+from tests.helpers import wrapped_env
 
 torch.set_num_threads(1)
 
@@ -22,7 +22,7 @@ def make() -> Callable[..., BilevelWrapper]:
     """`make("FourRooms", beta=1e-3)`: the environment with a soft-optimal follower."""
 
     def wrapped(name: str, **kwargs: Any) -> BilevelWrapper:
-        return BilevelWrapper(gym.make(f"BiLevel/{name}-v0", **kwargs), SoftValueIteration())
+        return wrapped_env(name, SoftValueIteration(), **kwargs)
 
     return wrapped
 

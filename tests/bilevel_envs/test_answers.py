@@ -14,6 +14,7 @@ from bilevel_envs.worlds.responses import check_response
 from bilevel_envs.worlds.tabular.model import Table
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG, NaivePGD
+from tests.helpers import toll_bridge
 
 
 class Own:
@@ -28,10 +29,6 @@ class Own:
         best = SoftValueIteration().best_response(model, preferences)
         self.left -= 1
         return self.spoil(best) if self.left == 0 else best
-
-
-def toll(follower):
-    return BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), follower)
 
 
 def louder(best):
@@ -70,15 +67,15 @@ SPOILT = [
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILT)
 def test_a_wrong_answer_is_named_and_the_run_goes_on_as_if_it_had_not_been(spoil, message):
-    leader = BCHG(toll(Own(spoil)), seed=0)
+    leader = BCHG(toll_bridge(Own(spoil)), seed=0)
     with pytest.raises(FollowerError, match=f"outer iteration 2: the follower failed .*{message}"):
         leader.learn(5)
-    undisturbed = BCHG(toll(Own(spoil, at=-1)), seed=0).learn(5)
+    undisturbed = BCHG(toll_bridge(Own(spoil, at=-1)), seed=0).learn(5)
     np.testing.assert_array_equal(leader.learn(3).theta, undisturbed.theta)
 
 
 def test_what_may_be_missing_or_certain_is_no_mistake():
-    env = toll(None)
+    env = toll_bridge(None)
     best = env.best_response(np.array([0.5]))
     certain = torch.full_like(best.policy.log_probs, -float("inf"))
     certain[..., 0] = 0.0
@@ -94,7 +91,7 @@ def test_mistakes_in_a_followers_own_code_name_the_iteration():
             return model
 
     with pytest.raises(FollowerError, match=r"outer iteration 0: the follower failed \(TypeError: .*positional arg"):
-        NaivePGD(toll(Wrong())).learn(1)
+        NaivePGD(toll_bridge(Wrong())).learn(1)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +124,7 @@ def test_what_is_learnt_can_be_put_back_or_is_not_saved(tmp_path):
         def state_dict(self):
             return {}
 
-    leader = NaivePGD(toll(HalfSaved(None, at=-1))).learn(1)
+    leader = NaivePGD(toll_bridge(HalfSaved(None, at=-1))).learn(1)
     with pytest.raises(TypeError, match="`follower` must have `load_state_dict` beside `state_dict`"):
         leader.save(tmp_path / "leader.zip")
     assert not (tmp_path / "leader.zip").exists()

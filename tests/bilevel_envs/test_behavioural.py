@@ -21,32 +21,31 @@ from bilevel_envs.followers import (
 )
 from bilevel_envs.followers.sb3.shortfall import soft_evaluation
 from leaders import BCHG, exact
-
-
-def mdp(follower=None):
-    return BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), follower)
+from tests.helpers import random_mdp
 
 
 def thetas(count):
-    return np.random.default_rng(0).normal(size=(count, *mdp().theta_space.shape))
+    return np.random.default_rng(0).normal(size=(count, *random_mdp().theta_space.shape))
 
 
 def test_a_mixture_is_one():
-    env = mdp(Mixture(0.3))
+    env = random_mdp(Mixture(0.3))
     (theta,) = thetas(1)
-    best, plan = env.best_response(theta), mdp().best_response(theta)
+    best, plan = env.best_response(theta), random_mdp().best_response(theta)
     np.testing.assert_allclose(best.policy.probs, 0.7 * plan.policy.probs + 0.1, atol=1e-12)  # 3 actions
     assert not best.optimal
-    np.testing.assert_allclose(mdp(Mixture(0.0)).best_response(theta).policy.probs, plan.policy.probs, atol=1e-12)
+    np.testing.assert_allclose(
+        random_mdp(Mixture(0.0)).best_response(theta).policy.probs, plan.policy.probs, atol=1e-12
+    )
 
 
 def test_a_suboptimal_follower_keeps_its_promise():
     theta = thetas(3)
-    env = mdp()
+    env = random_mdp()
     model, preferences = env.model(theta).detach(), env.preferences
     optimum = env.best_response(theta)
     for delta in (0.1, 1.0):
-        best = mdp(Suboptimal(delta, seed=3)).best_response(theta)
+        best = random_mdp(Suboptimal(delta, seed=3)).best_response(theta)
         # β log g is the optimal Q_F, off by at most δ (1 − γ) / 2, up to a number per state
         off = 0.2 * best.policy.log_probs - optimum.q.values
         spread = (off - off.mean(-1, keepdim=True)).abs().max()
@@ -55,23 +54,23 @@ def test_a_suboptimal_follower_keeps_its_promise():
         loss = optimum.v.values - own
         assert loss.min() > 0
         assert loss.max() <= delta
-    again = mdp(Suboptimal(1.0, seed=3)).best_response(theta)
+    again = random_mdp(Suboptimal(1.0, seed=3)).best_response(theta)
     np.testing.assert_array_equal(best.policy.probs, again.policy.probs)
-    alone = mdp(Suboptimal(1.0, seed=3)).best_response(theta[:1])
+    alone = random_mdp(Suboptimal(1.0, seed=3)).best_response(theta[:1])
     np.testing.assert_allclose(alone.policy.probs[0], best.policy.probs[0], atol=1e-9)
 
 
 def test_soft_evaluation_of_the_optimum_is_its_value():
-    env, (theta,) = mdp(), thetas(1)
+    env, (theta,) = random_mdp(), thetas(1)
     best = env.best_response(theta)
     own = soft_evaluation(env.model(theta).detach(), best.policy, 0.9, 0.2)
     np.testing.assert_allclose(own, best.v.values, atol=1e-8)
 
 
 def test_a_sticky_follower_changes_its_ways_slowly():
-    env, (one, two) = mdp(Sticky(0.6)), thetas(2)
+    env, (one, two) = random_mdp(Sticky(0.6)), thetas(2)
     first = env.best_response(one)
-    plan = mdp().best_response(two).policy.probs
+    plan = random_mdp().best_response(two).policy.probs
     response = env.best_response(two, first)
     np.testing.assert_allclose(response.policy.probs, 0.4 * plan + 0.6 * first.policy.probs, atol=1e-12)
     for _ in range(60):
@@ -82,9 +81,9 @@ def test_a_sticky_follower_changes_its_ways_slowly():
 @pytest.mark.slow
 def test_of_a_quantal_follower_the_guiding_term_is_estimated_times_its_beta_over_the_leaders():
     theta = thetas(1)[0]
-    own = mdp(SoftValueIteration(beta=0.5))
+    own = random_mdp(SoftValueIteration(beta=0.5))
     direct, guiding = exact.hypergradient_parts(own, theta)
-    env = mdp(Quantal(0.5))
+    env = random_mdp(Quantal(0.5))
     assert env.preferences.beta == 0.2
     leader = BCHG(env, critic="exact", control_variate="none")
     leader.policy.raw.data[:] = torch.from_numpy(theta)

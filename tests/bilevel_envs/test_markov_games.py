@@ -17,6 +17,7 @@ from bilevel_envs.games.pettingzoo_env import ParallelGameEnv
 from bilevel_envs.markov_games import bilevel_lqr_v0, guided_cartpole_v0, guided_pendulum_v0, toy_markov_game_v0
 from bilevel_envs.markov_games.toy_markov_game_v0 import INDIFFERENT, VARIANTS, ToyMarkovGame
 from leaders import exact
+from tests.helpers import bilevel_lqr, toy_policy
 
 with warnings.catch_warnings():  # PettingZoo's tests load one of its own games in a way that it deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,13 +34,6 @@ GAMES = [
 ]
 IDS = ["toy-R1", "toy-R2", "lqr", "cartpole", "cartpole-flip", "pendulum", "pendulum-flip"]
 NAMES = list(registration.GAMES)
-
-
-def policy_at(p):
-    """The leader's policy with f(0|A) = p."""
-    theta = np.full((3, 2), 0.5)
-    theta[1] = [p, 1 - p]
-    return theta
 
 
 # Its heuristics suspect a first observation of 0 and unbounded spaces, which are meant here.
@@ -184,19 +178,19 @@ def test_the_other_variants_are_read_as_written():
 def test_the_toys_optima(variant, p, value, discounted, undiscounted, goes):
     """Specification, section 6."""
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant=variant))
-    theta = policy_at(p)
+    theta = toy_policy(p)
     assert exact.objective(env, theta) == pytest.approx(value, abs=1e-6)
     assert exact.objective(env, theta, horizon=150) == pytest.approx(discounted, abs=2e-6)
     assert exact.objective(env, theta, horizon=150, discount=1.0) == pytest.approx(undiscounted, abs=2e-6)
     assert float(env.best_response(theta).policy.probs[0, 0, 1]) == pytest.approx(goes, abs=1e-6)
     assert float(env.best_known) == pytest.approx(value, abs=1e-6)
-    assert exact.objective(env, policy_at(p + 1e-3)) < value > exact.objective(env, policy_at(p - 1e-3))
+    assert exact.objective(env, toy_policy(p + 1e-3)) < value > exact.objective(env, toy_policy(p - 1e-3))
 
 
 def test_the_toys_hypergradient():
     """Specification, sections 3 and 7.4: −1.49598 at p = 1/2 on R2, of which −15.633 is direct; and differences."""
     env = gym.make("BiLevel/ToyMarkovGame-v0", variant="R2")
-    direct, guiding = exact.hypergradient_parts(env, policy_at(0.5))
+    direct, guiding = exact.hypergradient_parts(env, toy_policy(0.5))
     along = np.array([1.0, -1.0])  # dθ[A] / dp
     assert (direct + guiding)[1] @ along == pytest.approx(-1.4959815, abs=1e-6)
     assert direct[1] @ along == pytest.approx(-15.633, abs=1e-3)
@@ -204,8 +198,8 @@ def test_the_toys_hypergradient():
     np.testing.assert_allclose((direct + guiding).sum(-1), 0, atol=1e-9)  # each row's mean is removed
     for variant, p in (("R1", 0.7), ("R2", 0.3)):
         env, h = gym.make("BiLevel/ToyMarkovGame-v0", variant=variant), 1e-5
-        difference = (exact.objective(env, policy_at(p + h)) - exact.objective(env, policy_at(p - h))) / (2 * h)
-        assert exact.hypergradient(env, policy_at(p))[1] @ along == pytest.approx(difference, rel=1e-6)
+        difference = (exact.objective(env, toy_policy(p + h)) - exact.objective(env, toy_policy(p - h))) / (2 * h)
+        assert exact.hypergradient(env, toy_policy(p))[1] @ along == pytest.approx(difference, rel=1e-6)
 
 
 def test_the_followers_gradient_starts_one_step_later():
@@ -215,11 +209,11 @@ def test_the_followers_gradient_starts_one_step_later():
     solve = SoftValueIteration(tol=1e-13).best_response
 
     def response(p):
-        return solve(problem.model(torch.tensor(policy_at(p))[None]), preferences)
+        return solve(problem.model(torch.tensor(toy_policy(p))[None]), preferences)
 
     p = 0.5
     difference = (response(p + h).q.values - response(p - h).q.values)[0] / (2 * h)  # dQ_F/dp, [6, 3]
-    best, model = response(p), problem.model(torch.tensor(policy_at(p))[None])
+    best, model = response(p), problem.model(torch.tensor(toy_policy(p))[None])
     # score d log f(a|s)/dp: at A, 1/p for a = 0 and −1/(1 − p) for a = 1
     score = torch.tensor([0, 0, 1 / p, -1 / (1 - p), 0, 0], dtype=torch.float64)
     arrives = best.v.values[0] * score  # V score where a step arrives
@@ -236,14 +230,14 @@ def test_the_followers_gradient_starts_one_step_later():
 def test_a_follower_that_does_not_see_the_draw_lives_in_three_states():
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", sees_leader=False))
     assert env.observation_space == gym.spaces.Discrete(3)
-    theta = policy_at(0.3)
+    theta = toy_policy(0.3)
     model = env.model(theta)
     # at A, b: 0.3 of going on to B for 2, 0.7 of paying 1 and being sent back
     assert float(model.r_follower[0, 1, 2]) == pytest.approx(0.3 * 2 - 0.7)
     np.testing.assert_allclose(model.transition[0, 1, 2], [0.7, 0.0, 0.3], atol=1e-12)
     h = 1e-5
-    moved = [exact.objective(env, policy_at(0.5 + sign * h)) for sign in (1, -1)]
-    along = exact.hypergradient(env, policy_at(0.5))[1] @ [1, -1]
+    moved = [exact.objective(env, toy_policy(0.5 + sign * h)) for sign in (1, -1)]
+    along = exact.hypergradient(env, toy_policy(0.5))[1] @ [1, -1]
     assert along == pytest.approx((moved[0] - moved[1]) / (2 * h), rel=1e-5)
 
 
@@ -253,7 +247,7 @@ def test_observations_and_indices():
     pairs = np.array([[0, 1], [2, 0]])
     np.testing.assert_array_equal(env.problem.index(pairs), [1, 4])
     np.testing.assert_array_equal(env.problem.observe(np.array([1, 4])), pairs)
-    best = env.best_response(policy_at(0.5))
+    best = env.best_response(toy_policy(0.5))
     assert best.policy.probs.shape == (1, 6, 3)
 
 
@@ -290,16 +284,16 @@ def test_a_follower_as_published_looks_one_move_less_ahead():
     """Specification, section 6: the optima with the published operator, and section 2.2: indifference at 0.4025."""
     for variant, p, value, goes in (("R2", 0.509374, 39.760813, 0.987200), ("R1", 0.841812, 34.915791, 0.975875)):
         env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant=variant), Committed(sweeps=20_000, tol=1e-12))
-        best = env.best_response(policy_at(p))
-        assert exact.objective(env, policy_at(p), policy=best.policy) == pytest.approx(value, abs=1e-6)
+        best = env.best_response(toy_policy(p))
+        assert exact.objective(env, toy_policy(p), policy=best.policy) == pytest.approx(value, abs=1e-6)
         assert float(best.policy.probs[0, 0, 1]) == pytest.approx(goes, abs=1e-6)
         assert not best.optimal
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"), Committed(sweeps=20_000, tol=1e-12))
-    assert float(env.best_response(policy_at(0.4025)).policy.probs[0, 0, 1]) == pytest.approx(0.5, abs=0.03)
+    assert float(env.best_response(toy_policy(0.4025)).policy.probs[0, 0, 1]) == pytest.approx(0.5, abs=0.03)
     # by convexity its values lie below the exact ones
-    exact_v = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0")).best_response(policy_at(0.5)).v.values
-    assert (env.best_response(policy_at(0.5)).v.values < exact_v).all()
-    again = env.follower.best_response(env.model(policy_at(0.5)), env.preferences, env.best_response(policy_at(0.5)))
+    exact_v = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0")).best_response(toy_policy(0.5)).v.values
+    assert (env.best_response(toy_policy(0.5)).v.values < exact_v).all()
+    again = env.follower.best_response(env.model(toy_policy(0.5)), env.preferences, env.best_response(toy_policy(0.5)))
     assert float(again.residual) <= 1e-12
 
 
@@ -307,7 +301,7 @@ def test_a_follower_as_published_looks_one_move_less_ahead():
 
 
 def test_the_leaders_chair():
-    env = LeaderEnv(gym.make("BiLevel/ToyMarkovGame-v0", variant="R2"), theta=policy_at(0.5))
+    env = LeaderEnv(gym.make("BiLevel/ToyMarkovGame-v0", variant="R2"), theta=toy_policy(0.5))
     check_env(env, skip_render_check=True)
     assert (env.observation_space, env.action_space) == (gym.spaces.Discrete(3), gym.spaces.Discrete(2))
     rng, total = np.random.default_rng(0), []
@@ -320,15 +314,15 @@ def test_the_leaders_chair():
             assert not terminated
         assert info["step"] == 149
         total.append(paid)
-    expected = exact.objective(gym.make("BiLevel/ToyMarkovGame-v0"), policy_at(0.5), horizon=150, discount=1.0)
+    expected = exact.objective(gym.make("BiLevel/ToyMarkovGame-v0"), toy_policy(0.5), horizon=150, discount=1.0)
     assert abs(np.mean(total) - expected) < 4 * np.std(total) / len(total) ** 0.5
     # the reply is to the policy last told
     before = env.best.policy.probs[0, 0].clone()
-    env.configure(policy_at(0.1))
+    env.configure(toy_policy(0.1))
     assert float((env.best.policy.probs[0, 0] - before).abs().max()) > 0.1
     with pytest.raises(ValueError, match="`theta` must be probabilities"):
         env.configure(np.full((3, 2), 0.4))
-    np.testing.assert_array_equal(env.theta, policy_at(0.1))
+    np.testing.assert_array_equal(env.theta, toy_policy(0.1))
     with pytest.raises(TypeError, match="`game` must be a game with two players"):
         LeaderEnv(gym.make("BiLevel/FourRooms-v0"))
     for game in (toy_markov_game_v0.env(), toy_markov_game_v0.parallel_env(), ToyMarkovGame(), bilevel_lqr_v0.env()):
@@ -340,13 +334,9 @@ def test_the_leaders_chair():
 # The linear-quadratic game -----------------------------------------------------------------------------------------
 
 
-def lqr(**arguments):
-    return BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0", **arguments))
-
-
 def test_the_lqr_followers_numbers():
     """Specification, section 3, at K = 0 and K = (−10, −10)."""
-    best = lqr().best_response(np.zeros((1, 2)))
+    best = bilevel_lqr().best_response(np.zeros((1, 2)))
     matrix = -best.v.matrix[0]
     np.testing.assert_allclose(matrix[:2, :2], np.diag([1.0, 1.95]), atol=1e-12)
     assert float(best.v.constant) == pytest.approx(-1.17621089, abs=1e-8)
@@ -354,7 +344,7 @@ def test_the_lqr_followers_numbers():
     # K_w = (0, 0.18188066) meets the leader's noise w = C (a − K s) only in its first entry: gain 0 on (s, a)
     np.testing.assert_allclose(best.policy.gain, 0, atol=1e-12)
     # P over (s, w) from the matrix over (s, a): s' (M) with a = K s, here K = 0
-    best = lqr().best_response(np.array([[-10.0, -10.0]]))
+    best = bilevel_lqr().best_response(np.array([[-10.0, -10.0]]))
     follow = np.array([[1, 0], [0, 1], [-10, -10]])  # s ↦ (s, K s)
     np.testing.assert_allclose(follow.T @ -best.v.matrix[0].numpy() @ follow, np.diag([20.0, 1.0]), atol=1e-9)
     np.testing.assert_allclose(best.policy.gain[0].numpy() @ follow, 0, atol=1e-9)
@@ -366,7 +356,7 @@ def test_the_lqr_followers_numbers():
 )
 def test_the_lqr_leaders_numbers(gain, discounted, undiscounted):
     """Specification, section 7."""
-    env = lqr()
+    env = bilevel_lqr()
     if discounted is not None:
         assert exact.objective(env, [gain]) == pytest.approx(discounted, abs=1e-6)
         assert float(env.best_known) == pytest.approx(discounted, abs=1e-6)
@@ -377,7 +367,7 @@ def test_the_lqr_leaders_numbers(gain, discounted, undiscounted):
 
 def test_the_lqr_gradients():
     """At K = 0 the undiscounted gradient is (−2.760e-4, 2.745e-4); elsewhere differences of the exact objective."""
-    env, h = lqr(), 1e-5
+    env, h = bilevel_lqr(), 1e-5
     for gain, discount in (((0.0, 0.0), 1.0), ((-8.0, -7.0), 0.99)):
         differences = []
         for entry in np.eye(2):
@@ -393,7 +383,7 @@ def test_the_lqr_gradients():
 
 
 def test_the_bumps_mean_is_an_integral():
-    bump = lqr().problem.bump
+    bump = bilevel_lqr().problem.bump
     mean, covariance = torch.tensor([-0.7, 0.01]).double(), torch.diag(torch.tensor([0.02, 3e-4])).double()
     draws = (
         mean + torch.randn(400_000, 2, generator=torch.Generator().manual_seed(0)).double() * covariance.diag().sqrt()
@@ -407,7 +397,7 @@ def test_the_bumps_mean_is_an_integral():
 
 @pytest.mark.parametrize("gain", [(-9.9, -9.8), (-5.0, -3.0)])
 def test_the_lqr_is_played_as_it_is_solved(gain):
-    env = lqr()
+    env = bilevel_lqr()
     theta = np.array([gain])
     best = env.best_response(theta)
     batch = env.rollout(theta, best, Noise([0]), rows=4_000, horizon=100)
@@ -434,7 +424,7 @@ def test_lqr_picture_and_bad_arguments():
     with pytest.raises(ValueError, match="`target` must be two numbers"):
         bilevel_lqr_v0.env(target=(1.0,))
     with pytest.raises(ValueError, match="`theta` must lie in theta_space"):
-        lqr().model([[200.0, 0.0]])
+        bilevel_lqr().model([[200.0, 0.0]])
 
 
 @pytest.mark.parametrize("make", [toy_markov_game_v0.env, toy_markov_game_v0.parallel_env])

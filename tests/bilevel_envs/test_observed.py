@@ -17,14 +17,7 @@ from bilevel_envs.followers.sb3.shortfall import soft_evaluation
 from bilevel_envs.parameterizations import Free
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG, exact
-
-
-def mdp(follower=None):
-    return BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), follower)
-
-
-def building(follower=None):
-    return BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), follower)
+from tests.helpers import building, random_mdp
 
 
 def theta_of(env, seed=0):
@@ -81,11 +74,11 @@ def test_counts_may_be_forgotten():
 
 @pytest.mark.parametrize("hidden", [SoftValueIteration(), Mixture(0.4)])
 def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
-    theta, errors = theta_of(mdp()), []
+    theta, errors = theta_of(random_mdp()), []
     for count in (300, 3_000, 100_000):
-        env = mdp(ObservedFollower(hidden, count))
+        env = random_mdp(ObservedFollower(hidden, count))
         best = env.best_response(theta)
-        truth = mdp(hidden).best_response(theta)
+        truth = random_mdp(hidden).best_response(theta)
         values = soft_evaluation(env.model(theta).detach(), truth.policy, 0.9, 0.2)
         errors.append((best.policy.probs - truth.policy.probs).abs().max() + (best.v.values - values).abs().max())
         assert best.behavior_policy.log_probs.shape == truth.policy.log_probs.shape
@@ -96,7 +89,7 @@ def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
 
 @pytest.mark.parametrize("method", ["counts", pytest.param("network", marks=pytest.mark.slow)])
 def test_the_hypergradient_comes_to_the_white_box_one(method):
-    env = mdp(ObservedFollower(None, 30_000, method=method, steps=1_500))
+    env = random_mdp(ObservedFollower(None, 30_000, method=method, steps=1_500))
     # θ where the follower's reaction matters, and where it stays
     leader = BCHG(env, critic="exact", batch_size=100, policy=Free(np.full((1, 5), -0.3)), learning_rate=1e-300)
     leader.learn(1)
@@ -151,7 +144,7 @@ def test_bc_hg_leads_whom_it_only_watches():
 def test_state_values_are_unbiased_where_they_are_right():
     from leaders.critics import StateTable
 
-    env = mdp()
+    env = random_mdp()
     leader = BCHG(env, critic=StateTable(0.9, 1e-12), control_variate="none")
     theta = leader.theta
     best, model = env.best_response(theta), env.model(theta).detach()
@@ -179,15 +172,15 @@ def test_state_values_end_where_episodes_do():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [mdp, building])
+@pytest.mark.parametrize("world", [random_mdp, building])
 def test_state_values_come_to_the_exact_ones(world):
     env = world()
     theta = env.unwrapped.theta
-    size = {"critic_learning_rate": 0.05} if world is mdp else {"gradient": "pathwise"}
+    size = {"critic_learning_rate": 0.05} if world is random_mdp else {"gradient": "pathwise"}
     leader = BCHG(env, critic="state_values", batch_size=20_000, learning_rate=1e-9, **size).learn(60)
     theta = leader.theta
     best, model = env.best_response(theta), env.model(theta).detach()
-    if world is mdp:
+    if world is random_mdp:
         v = model.resolvent(best.policy.probs, 0.9, (best.policy.probs * model.r_leader).sum(-1))
         q = model.r_leader + 0.9 * model.expected_next(v)
         np.testing.assert_allclose(leader.critic.table[..., 0], v, atol=0.5)
@@ -205,7 +198,7 @@ def test_state_values_come_to_the_exact_ones(world):
 
 
 def test_samples_watch_at_the_present_theta_and_remember_nothing():
-    env = mdp(ObservedFollower(None, 5_000, forget=0.1))
+    env = random_mdp(ObservedFollower(None, 5_000, forget=0.1))
     leader = BCHG(env, critic="exact").learn(2)
     before = {name: part.clone() for name, part in env.follower._counts.items()}
     seen = leader.gradient_samples(3, episodes=400)
@@ -223,7 +216,10 @@ def test_samples_watch_at_the_present_theta_and_remember_nothing():
         (lambda: ObservedFollower(method="guess"), "`method` must be one of"),
         (lambda: ObservedFollower(forget=0.0), "`forget` must be above 0"),
         (lambda: ObservedFollower(smoothing=0.0), "`smoothing` must be above 0"),
-        (lambda: mdp(ObservedFollower(method="linear")).best_response(np.zeros(5)), '`method` must be "counts" or'),
+        (
+            lambda: random_mdp(ObservedFollower(method="linear")).best_response(np.zeros(5)),
+            '`method` must be "counts" or',
+        ),
         (
             lambda: building(ObservedFollower(method="counts")).best_response(np.full(8, 0.5)),
             '`method` must be "linear',
@@ -237,25 +233,25 @@ def test_bad_settings_are_refused(make, message):
 
 @pytest.mark.parametrize("hidden", [Sticky(0.9), Truncated(rounds=3)])
 def test_whoever_is_watched_keeps_its_memory(hidden, tmp_path):
-    one, two = (theta_of(mdp(), seed) for seed in (0, 1))
-    bare, watched = mdp(hidden), mdp(ObservedFollower(hidden, 200))
+    one, two = (theta_of(random_mdp(), seed) for seed in (0, 1))
+    bare, watched = random_mdp(hidden), random_mdp(ObservedFollower(hidden, 200))
     before = bare.best_response(one)
     watched.best_response(one)
     wanted = bare.best_response(two, before).policy.log_probs
     sampled = watched.best_response(two, learn=False).behavior_policy.log_probs
     np.testing.assert_array_equal(sampled, wanted)
     np.testing.assert_array_equal(watched.best_response(two).behavior_policy.log_probs, wanted)
-    straight = BCHG(mdp(ObservedFollower(hidden, 200))).learn(3)
-    first = BCHG(mdp(ObservedFollower(hidden, 200))).learn(2)
+    straight = BCHG(random_mdp(ObservedFollower(hidden, 200))).learn(3)
+    first = BCHG(random_mdp(ObservedFollower(hidden, 200))).learn(2)
     first.save(tmp_path / "leader.zip")
-    other = BCHG.load(tmp_path / "leader.zip", mdp(ObservedFollower(hidden, 200))).learn(1)
+    other = BCHG.load(tmp_path / "leader.zip", random_mdp(ObservedFollower(hidden, 200))).learn(1)
     np.testing.assert_array_equal(straight.theta, other.theta)
 
 
 @pytest.mark.parametrize("method", ["counts", "network"])
 def test_what_is_watched_is_saved(method, tmp_path):
     def env():
-        return mdp(ObservedFollower(None, 200, method=method, steps=20, forget=0.5))
+        return random_mdp(ObservedFollower(None, 200, method=method, steps=20, forget=0.5))
 
     straight = BCHG(env()).learn(3)
     first = BCHG(env()).learn(2)
@@ -342,8 +338,8 @@ def test_what_is_made_of_a_follower_that_bends_by_hand():
 
 
 def test_the_hidden_beta_stays_hidden():
-    env = mdp(ObservedFollower(SoftValueIteration(beta=1.0), 2_000, beta=0.3))
+    env = random_mdp(ObservedFollower(SoftValueIteration(beta=1.0), 2_000, beta=0.3))
     assert env.preferences.beta == 0.3
     best = env.best_response(theta_of(env))
-    truth = mdp(SoftValueIteration(beta=1.0)).best_response(theta_of(env))
+    truth = random_mdp(SoftValueIteration(beta=1.0)).best_response(theta_of(env))
     np.testing.assert_allclose(best.behavior_policy.log_probs, truth.policy.log_probs, atol=1e-9)

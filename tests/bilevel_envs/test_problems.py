@@ -24,6 +24,7 @@ from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.worlds.declared.env import SimulatedEnv
 from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
 from leaders import BCHG
+from tests.helpers import ForeignEnv
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,13 @@ def test_a_model_is_checked_at_every_theta():
     assert env.theta.tolist() == [0.5, -1.0]  # as before
 
 
-class Foreign(gym.Env):
+class Foreign(ForeignEnv):
     """Somebody's environment around the switch."""
 
     def __init__(self, **parts):
-        self.inner = TabularEnv(Switch())
-        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
-        for name in ("theta_space", "preferences", "configure", "model"):
-            setattr(self, name, parts.get(name, getattr(self.inner, name)))
+        super().__init__(TabularEnv(Switch()))
+        for name, part in parts.items():
+            setattr(self, name, part)
 
 
 def test_what_a_foreign_environment_gives_is_checked_too():

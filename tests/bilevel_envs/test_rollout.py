@@ -17,6 +17,7 @@ from bilevel_envs.parameterizations import Free
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.tabular.rollout import First, table_rollout
 from leaders import BCHG
+from tests.helpers import ForeignEnv
 
 STEPS = 1_000_000
 
@@ -153,21 +154,11 @@ def test_noise_is_one_stream_per_run():
     np.testing.assert_array_equal(together.normal(2), first)
 
 
-class Foreign(gym.Env):
+class Foreign(ForeignEnv):
     """Somebody's configurable environment, known by its methods alone; every episode takes exactly five steps."""
 
     def __init__(self):
-        self._inner = gym.make("BiLevel/RandomMDP-v0").unwrapped
-        self.observation_space, self.action_space = self._inner.observation_space, self._inner.action_space
-        for name in ("theta_space", "preferences", "configure", "model"):
-            setattr(self, name, getattr(self._inner, name))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self._inner.reset(seed=seed, options=options)
-
-    def step(self, action):
-        return self._inner.step(action)
+        super().__init__(gym.make("BiLevel/RandomMDP-v0").unwrapped)
 
 
 def test_an_environment_of_any_make_is_stepped_copy_by_copy():

@@ -18,21 +18,10 @@ from bilevel_envs.followers.sb3.answers import functions
 from bilevel_envs.followers.sb3.soft_dqn import SoftDQN
 from bilevel_envs.networks.policies import NetworkGaussian, NetworkQ, NetworkV
 from leaders import BCHG, NaivePGD
+from tests.helpers import building, random_mdp, toll_bridge
 
 SMALL = {"net_arch": [16]}
 QUICK = {"learning_starts": 50, "buffer_size": 2_000, "policy_kwargs": SMALL}
-
-
-def toll(follower=None, **arguments):
-    return BilevelWrapper(gym.make("BiLevel/TollBridge-v0", **arguments), follower)
-
-
-def mdp(follower=None):
-    return BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), follower)
-
-
-def building(follower=None):
-    return BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), follower)
 
 
 def soft_dqn(steps=300, **arguments):
@@ -45,9 +34,11 @@ def test_soft_dqn_comes_to_the_soft_optimum():
     how |= {"learning_starts": 200, "buffer_size": 10_000, "gradient_steps": 4, "train_freq": 1, "gamma": 0.9}
     how.pop("gamma")
     for scale in (1.0, 10.0):  # what the agent is paid in makes no difference
-        env = toll(SB3Follower("SoftDQN", 6_000, envs=4, reward_scale=scale, policy_kwargs={"net_arch": [64]}, **how))
+        env = toll_bridge(
+            SB3Follower("SoftDQN", 6_000, envs=4, reward_scale=scale, policy_kwargs={"net_arch": [64]}, **how)
+        )
         theta = np.array([0.7])
-        best, truth = env.best_response(theta), toll().best_response(theta)
+        best, truth = env.best_response(theta), toll_bridge().best_response(theta)
         assert float((best.policy.probs - truth.policy.probs)[0, 0].abs().max()) < 0.03  # at home
         assert float((best.q.values - truth.q.values)[0, :3].abs().max()) < 0.05
         assert 0 <= float(best.residual[0]) < 0.01
@@ -55,7 +46,7 @@ def test_soft_dqn_comes_to_the_soft_optimum():
 
 
 def test_its_target_is_soft():
-    env = toll(soft_dqn())
+    env = toll_bridge(soft_dqn())
     env.best_response(np.array([0.5]))
     agent = env.follower.agents[0]
     agent.set_logger(Logger(None, []))
@@ -77,7 +68,7 @@ def test_its_target_is_soft():
 
 
 def test_soft_dqn_acts_by_its_boltzmann_policy():
-    env = toll(soft_dqn(exploration_final_eps=0.25, exploration_fraction=0.01))
+    env = toll_bridge(soft_dqn(exploration_final_eps=0.25, exploration_fraction=0.01))
     best = env.best_response(np.array([0.5]))
     agent = env.follower.agents[0]
     torch.manual_seed(0)
@@ -172,7 +163,7 @@ def test_the_agent_is_paid_entropy_in_real_units():
 
 
 def test_the_residual_is_the_shortfall_of_the_soft_return():
-    env = mdp(soft_dqn())
+    env = random_mdp(soft_dqn())
     theta = np.random.default_rng(0).normal(size=env.theta_space.shape)
     best = env.best_response(theta)
     model, g = env.model(theta).detach(), best.policy.probs[0].numpy()
@@ -213,7 +204,7 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
 def test_budgets_schedules_and_warm_starts():
     rates = []
     follower = soft_dqn(200, first_steps=400, total_steps=700, learning_rate=lambda left: rates.append(left) or 1e-3)
-    env, theta = toll(follower), np.array([0.5])
+    env, theta = toll_bridge(follower), np.array([0.5])
     steps = []
     for _ in range(4):
         rates.clear()
@@ -225,7 +216,7 @@ def test_budgets_schedules_and_warm_starts():
     assert steps == [400, 200, 100, 0]
     assert follower.agents[0].num_timesteps == follower.spent == 700
     total = soft_dqn(200, total_steps=400, schedule="total", learning_rate=lambda left: rates.append(left) or 1e-3)
-    env = toll(total)
+    env = toll_bridge(total)
     env.best_response(theta)
     assert 0.5 <= rates[-1] < 0.52
     env.best_response(theta)
@@ -253,7 +244,7 @@ def test_episodes_of_the_training_may_be_shorter():
 
 def test_an_agent_is_not_taken_into_another_world():
     agent = soft_dqn(60)
-    toll(agent).best_response(np.array([0.5]))
+    toll_bridge(agent).best_response(np.array([0.5]))
     other = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), agent)
     with pytest.raises(
         ValueError, match=r"`env` must be one like that in which the follower has learnt, .* `reset\(\)`"
@@ -263,7 +254,7 @@ def test_an_agent_is_not_taken_into_another_world():
 
 def test_what_sb3_refuses_is_said_to_be_its_own():
     with pytest.raises(ValueError, match="SB3's SoftDQN refuses its arguments: Policy Nope unknown"):
-        toll(SB3Follower("SoftDQN", 60, policy="Nope")).best_response(np.array([0.5]))
+        toll_bridge(SB3Follower("SoftDQN", 60, policy="Nope")).best_response(np.array([0.5]))
 
 
 def test_dqn_answers_with_its_best_action_where_states_are_vectors():
@@ -308,7 +299,7 @@ def test_moments_are_those_of_many_draws():
 
 
 def test_cold_agents_begin_anew():
-    env = toll(soft_dqn(100, start="cold"))
+    env = toll_bridge(soft_dqn(100, start="cold"))
     for _ in range(2):
         env.best_response(np.array([0.5]))
         assert env.follower.agents[0].num_timesteps == 100
@@ -317,7 +308,7 @@ def test_cold_agents_begin_anew():
 
 @pytest.mark.parametrize(("buffer", "stored"), [("clear", 100), ("keep", 200), ("relabel", 200)])
 def test_what_becomes_of_earlier_transitions(buffer, stored):
-    env = mdp(soft_dqn(100, buffer=buffer, reward_scale=2.0))
+    env = random_mdp(soft_dqn(100, buffer=buffer, reward_scale=2.0))
     one, two = np.random.default_rng(0).normal(size=(2, *env.theta_space.shape))
     env.best_response(one)
     env.best_response(two)
@@ -333,7 +324,7 @@ def test_what_becomes_of_earlier_transitions(buffer, stored):
 
 
 def test_relabelling_is_done_for_each_run():
-    env = mdp(soft_dqn(100, buffer="relabel"))
+    env = random_mdp(soft_dqn(100, buffer="relabel"))
     one, two = np.random.default_rng(0).normal(size=(2, 2, *env.theta_space.shape))
     env.best_response(one)
     env.best_response(two)
@@ -346,12 +337,12 @@ def test_relabelling_is_done_for_each_run():
 
 def test_time_limits_are_no_ends_and_ends_are():
     agent = SB3Follower("SoftDQN", 300, **QUICK)
-    env = mdp(agent)  # truncated after 100 steps, never terminated
+    env = random_mdp(agent)  # truncated after 100 steps, never terminated
     env.best_response(np.zeros(env.theta_space.shape))
     store = agent.agents[0].replay_buffer
     assert store.timeouts[99, 0]
     assert store.timeouts[:300].sum() == 3
-    env = toll(SB3Follower("SoftDQN", 30, **QUICK))
+    env = toll_bridge(SB3Follower("SoftDQN", 30, **QUICK))
     env.best_response(np.array([0.5]))
     store = env.follower.agents[0].replay_buffer
     assert store.dones[:30].sum() == 15  # two steps to work
@@ -377,10 +368,10 @@ def test_relabelling_needs_known_rewards():
 
 def test_runs_learn_apart_and_reproducibly():
     theta = np.array([[0.2], [1.4]])
-    best = toll(soft_dqn()).best_response(theta)
-    again = toll(soft_dqn()).best_response(theta)
+    best = toll_bridge(soft_dqn()).best_response(theta)
+    again = toll_bridge(soft_dqn()).best_response(theta)
     np.testing.assert_array_equal(best.policy.log_probs, again.policy.log_probs)
-    alone = toll(soft_dqn()).best_response(theta[:1])
+    alone = toll_bridge(soft_dqn()).best_response(theta[:1])
     np.testing.assert_array_equal(best.policy.log_probs[0], alone.policy.log_probs[0])
     assert not torch.equal(best.policy.log_probs[0], best.policy.log_probs[1])
 
@@ -393,7 +384,7 @@ def test_global_random_numbers_are_left_alone():
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     random.seed(3)
-    toll(soft_dqn()).best_response(np.array([0.5]))
+    toll_bridge(soft_dqn()).best_response(np.array([0.5]))
     found = torch.rand(2), np.random.rand(2), random.random()  # noqa: NPY002
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
     np.testing.assert_array_equal(found[1], expected[1])
@@ -403,10 +394,10 @@ def test_global_random_numbers_are_left_alone():
 @pytest.mark.parametrize(
     ("env", "make"),
     [
-        (toll, lambda: soft_dqn(100)),
-        (toll, lambda: soft_dqn(100, buffer="keep")),
+        (toll_bridge, lambda: soft_dqn(100)),
+        (toll_bridge, lambda: soft_dqn(100, buffer="keep")),
         (building, lambda: SB3Follower("SAC", 60, action_range=20.0, **QUICK)),
-        (toll, lambda: ObservedFollower(SB3Follower("A2C", 100, n_steps=50), 300, forget=0.5)),
+        (toll_bridge, lambda: ObservedFollower(SB3Follower("A2C", 100, n_steps=50), 300, forget=0.5)),
     ],
 )
 def test_a_run_goes_on_bit_for_bit(env, make, tmp_path):
@@ -417,7 +408,7 @@ def test_a_run_goes_on_bit_for_bit(env, make, tmp_path):
     second = BCHG.load(tmp_path / "leader.zip", env(make())).learn(1)
     np.testing.assert_array_equal(straight.history.state(), second.history.state())
     np.testing.assert_array_equal(straight.theta, second.theta)
-    assert straight.history["follower_steps"][-1][0] == (3 * 100 if env is toll else 180) + (
+    assert straight.history["follower_steps"][-1][0] == (3 * 100 if env is toll_bridge else 180) + (
         900 if "Observed" in repr(make()) else 0
     )
 
@@ -425,7 +416,7 @@ def test_a_run_goes_on_bit_for_bit(env, make, tmp_path):
 @pytest.mark.parametrize("algorithm", ["DQN", "PPO", "A2C"])
 def test_what_is_not_soft_says_so(algorithm):
     how = {"DQN": {**QUICK, "exploration_final_eps": 0.1}, "PPO": {"n_steps": 64}, "A2C": {}}[algorithm]
-    env = toll(SB3Follower(algorithm, 128, **how))
+    env = toll_bridge(SB3Follower(algorithm, 128, **how))
     best = env.best_response(np.array([0.5]))
     np.testing.assert_allclose(best.policy.probs.sum(-1), 1)
     with pytest.raises(NotAvailableError, match=f"Q_F is not available from {algorithm}, whose values are not soft"):
@@ -433,12 +424,12 @@ def test_what_is_not_soft_says_so(algorithm):
     NaivePGD(env).learn(2)  # it asks for g alone
     with pytest.raises(NotAvailableError, match=r"V_F is not available from .*ObservedFollower\(SB3Follower"):
         BCHG(env).learn(1)
-    leader = BCHG(toll(ObservedFollower(SB3Follower(algorithm, 128, **how), 500))).learn(2)
+    leader = BCHG(toll_bridge(ObservedFollower(SB3Follower(algorithm, 128, **how), 500))).learn(2)
     assert np.isfinite(leader.history["grad_norm"]).all()
 
 
 def test_dqn_is_greedy_but_for_its_exploration():
-    env = toll(SB3Follower("DQN", 128, **QUICK, exploration_final_eps=0.1))
+    env = toll_bridge(SB3Follower("DQN", 128, **QUICK, exploration_final_eps=0.1))
     best = env.best_response(np.array([0.5]))
     np.testing.assert_allclose(sorted(best.policy.probs[0, 0].tolist()), [0.05, 0.95], atol=1e-9)
 
@@ -459,16 +450,16 @@ def test_ppo_gives_the_density_that_it_draws_from():
 
 
 def test_an_agent_may_begin_from_a_file(tmp_path):
-    env = toll(soft_dqn(200))
+    env = toll_bridge(soft_dqn(200))
     env.best_response(np.array([0.5]))
     path = tmp_path / "agent.zip"
     env.follower.agents[0].save(path)
-    other = toll(soft_dqn(1, model_file=path, learning_starts=10))
+    other = toll_bridge(soft_dqn(1, model_file=path, learning_starts=10))
     best = other.best_response(np.array([0.5]))
     wanted = env.follower.agents[0].q_net(torch.arange(4)).detach()
     np.testing.assert_allclose(best.q.values[0], wanted, atol=1e-6)
     path.unlink()
-    lost = toll(soft_dqn(1, model_file=path, start="cold"))
+    lost = toll_bridge(soft_dqn(1, model_file=path, start="cold"))
     with pytest.raises(
         FollowerError, match=r"outer iteration 0: .*`model_file` must be a zip of SB3's save; there is none"
     ):
@@ -501,18 +492,18 @@ class Failing:
     [("raises", "ZeroDivisionError: its own reasons"), ("nan", r"its policy \(log_probs\) holds NaN")],
 )
 def test_a_failing_follower_stops_the_run_and_nothing_is_lost(how, message, tmp_path):
-    leader = BCHG(toll(Failing(how, 3)), runs=2)
+    leader = BCHG(toll_bridge(Failing(how, 3)), runs=2)
     with pytest.raises(FollowerError, match=f"outer iteration 3: the follower failed .*{message}"):
         leader.learn(10)
     assert len(leader.history) == leader.progress.iterations == 3
     leader.save(tmp_path / "leader.zip")
-    again = BCHG.load(tmp_path / "leader.zip", toll(Failing(how, 10**9))).learn(2)
-    straight = BCHG(toll(Failing(how, 10**9)), runs=2).learn(5)
+    again = BCHG.load(tmp_path / "leader.zip", toll_bridge(Failing(how, 10**9))).learn(2)
+    straight = BCHG(toll_bridge(Failing(how, 10**9)), runs=2).learn(5)
     np.testing.assert_array_equal(again.history.state(), straight.history.state())
 
 
 def test_weights_that_are_not_finite_are_named():
-    env = toll(SB3Follower("DQN", 100, **QUICK, learning_rate=lambda left: 1e-3 if left == 1 else float("nan")))
+    env = toll_bridge(SB3Follower("DQN", 100, **QUICK, learning_rate=lambda left: 1e-3 if left == 1 else float("nan")))
     with pytest.raises(FollowerError, match=r"outer iteration 0: .*left policy.* with NaN or infinite entries"):
         NaivePGD(env).learn(1)
 
@@ -541,7 +532,7 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower(action_range=(1,)), r"`action_range` must be a number, one per action, or a tuple"),
         (lambda: SB3Follower(model_file=3), "`model_file` must be a path or None, got 3"),
         (
-            lambda: toll(SB3Follower()).best_response(np.zeros(1)),
+            lambda: toll_bridge(SB3Follower()).best_response(np.zeros(1)),
             "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for",
         ),
         (
@@ -568,7 +559,7 @@ def test_a_range_must_fit():
 def test_an_agent_inside_has_its_own_beta():
     for inside, outside, wanted in ((0.9, None, 0.9), (None, 0.9, 0.2), (0.5, 0.7, 0.5)):
         agent = soft_dqn(60, beta=inside)
-        env = toll(ObservedFollower(agent, 100, beta=outside))
+        env = toll_bridge(ObservedFollower(agent, 100, beta=outside))
         env.best_response(np.array([0.5]))
         assert agent.agents[0].beta == wanted
         assert env.preferences.beta == (0.2 if outside is None else outside)
@@ -586,14 +577,14 @@ def test_a_response_is_a_snapshot():
 
 
 def test_what_was_saved_is_loaded_into_the_same_follower_only(tmp_path):
-    BCHG(toll(soft_dqn(100, beta=0.3))).learn(1).save(tmp_path / "leader.zip")
+    BCHG(toll_bridge(soft_dqn(100, beta=0.3))).learn(1).save(tmp_path / "leader.zip")
     for other in ({"beta": 0.4}, {"beta": 0.3, "reward_scale": 2.0}, {"beta": 0.3, "first_steps": 200}):
         with pytest.raises(ValueError, match="`env` must be the task that the leader was saved in; follower"):
-            BCHG.load(tmp_path / "leader.zip", toll(soft_dqn(100, **other)))
+            BCHG.load(tmp_path / "leader.zip", toll_bridge(soft_dqn(100, **other)))
 
 
 def test_a_refused_call_trains_nobody():
-    env = toll(soft_dqn(100))
+    env = toll_bridge(soft_dqn(100))
     leader = BCHG(env, runs=2).learn(1)
     steps = [agent.num_timesteps for agent in env.follower.agents]
     with pytest.raises(ValueError, match=r"`runs` must be as many as the follower was trained with \(2\), got 1"):
@@ -604,7 +595,7 @@ def test_a_refused_call_trains_nobody():
 
 
 def test_an_emptied_buffer_fills_before_it_is_learnt_from():
-    env = toll(soft_dqn(200, learning_starts=10, train_freq=1))
+    env = toll_bridge(soft_dqn(200, learning_starts=10, train_freq=1))
     env.best_response(np.array([0.5]))
     agent = env.follower.agents[0]
     updates = agent._n_updates
@@ -625,7 +616,7 @@ def test_subclasses_are_known_by_their_kind():
 
 
 def test_samples_ask_for_no_more_training():
-    env = toll(soft_dqn(100))
+    env = toll_bridge(soft_dqn(100))
     leader = BCHG(env)
     with pytest.raises(FollowerError, match="has learnt nothing yet"):
         leader.gradient_samples(2)

@@ -20,6 +20,7 @@ from bilevel_envs.worlds.tabular.rollout import table_rollout
 from bilevel_envs.worlds.world import world_of
 from leaders import BCHG, CMAES, RandomSearch, ZerothOrder, exact
 from leaders.training.checkpoint import read, write
+from tests.helpers import ForeignEnv
 
 
 def uniform(states, actions, runs=1):
@@ -122,26 +123,22 @@ class Corridor(ConfigurableMDP):
         return TabularModel(transition, torch.eye(3, dtype=torch.float64)[:1], reward, reward, continues)
 
 
-class Foreign(gym.Env):
+class Foreign(ForeignEnv):
     """The corridor as somebody else would write it; `goal` is the observation with which it ends."""
 
     def __init__(self, goal=2, paid=1.0, kind=np.int64, shift=0):
+        super().__init__(TabularEnv(Corridor()))
         whole = np.issubdtype(kind, np.integer)
         self.observation_space = (
             gym.spaces.Discrete(10, dtype=kind) if whole else gym.spaces.Box(0.0, 9.0, (), np.float64)
         )
-        self.action_space = gym.spaces.Discrete(2)
         self.goal, self.paid, self.kind, self.shift = goal, paid, kind, shift
-        self.inner = TabularEnv(Corridor())
-        for name in ("theta_space", "preferences", "configure", "model"):
-            setattr(self, name, getattr(self.inner, name))
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.kind(self.inner.reset(seed=seed, options=options)[0] + self.shift), {}
+        return self.kind(super().reset(seed=seed, options=options)[0] + self.shift), {}
 
     def step(self, action):
-        state, reward, over, cut, info = self.inner.step(action)
+        state, reward, over, cut, info = super().step(action)
         return self.kind(self.goal if over else state + self.shift), reward * self.paid, over, cut, info
 
 

@@ -5,20 +5,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import solve_discrete_lyapunov
-from truth import central_differences
 
-from bilevel_envs import BilevelWrapper
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.followers import Riccati, SoftValueIteration
 from bilevel_envs.worlds.linear_quadratic.model import discounted_sum
 from leaders import BCHG, NaivePGD, RandomSearch, exact
+from tests.helpers import central_differences, wrapped_env
 
 OFF = [torch.no_grad, torch.inference_mode]
-
-
-def make(name, follower=None):
-    """The environment with a follower, by default the one that solves it."""
-    return BilevelWrapper(gym.make(f"BiLevel/{name}-v0"), follower)
 
 
 class Own(torch.nn.Module):
@@ -35,7 +29,7 @@ class Own(torch.nn.Module):
 @pytest.mark.parametrize("off", OFF)
 @pytest.mark.parametrize("name", ["TollBridge", "RandomMDP", "BuildingThermalControl"])
 def test_the_exact_hypergradient_is_right_with_autograd_off(name, off):
-    env = make(name)
+    env = wrapped_env(name)
     theta = np.asarray(env.unwrapped.theta) + 0.01
     differences = central_differences(lambda x: exact.objective(env, x), theta)
     raw = env.unwrapped.parameterization()
@@ -51,7 +45,7 @@ def test_the_exact_hypergradient_is_right_with_autograd_off(name, off):
 @pytest.mark.parametrize("off", OFF)
 @pytest.mark.parametrize("name", ["FourRooms", "RandomMDP", "BuildingThermalControl"])
 def test_leaders_learn_the_same_with_autograd_off(name, off):
-    on, without = (BCHG(make(name), runs=2, seed=0) for _ in range(2))
+    on, without = (BCHG(wrapped_env(name), runs=2, seed=0) for _ in range(2))
     on.learn(3)
     samples, raw = on.gradient_samples(4), on.gradient_samples(4, raw=True)
     with off():
@@ -65,7 +59,7 @@ def test_leaders_learn_the_same_with_autograd_off(name, off):
 
 @pytest.mark.parametrize("off", OFF)
 def test_reactions_and_surrogates_carry_gradients_with_autograd_off(off):
-    env = make("BuildingThermalControl")
+    env = wrapped_env("BuildingThermalControl")
     theta = torch.full((1, 8), 0.4, dtype=torch.float64, requires_grad=True)
     model = env.model(theta)
 
@@ -92,12 +86,12 @@ def test_a_discounted_sum_is_right_without_a_gradient():
 
 @pytest.mark.parametrize("name", ["TaxDesign-small", "FourRooms"])
 def test_what_an_environment_keeps_has_gradients_after_a_first_use_in_inference_mode(name):
-    env = make(name)
+    env = wrapped_env(name)
     theta = env.unwrapped.theta
     with torch.inference_mode():
         exact.objective(env, theta)
         env.best_response(theta)
-    fresh = make(name)
+    fresh = wrapped_env(name)
     np.testing.assert_array_equal(exact.hypergradient(env, theta), exact.hypergradient(fresh, theta))
 
 
@@ -106,11 +100,11 @@ def test_what_is_made_in_inference_mode_is_refused():
         tax = gym.make("BiLevel/TaxDesign-small-v0")
         policy = Own(lambda raw: raw * 1.0)
         with pytest.raises(RuntimeError, match="BCHG must be made outside of torch.inference_mode"):
-            BCHG(make("RandomMDP"))
+            BCHG(wrapped_env("RandomMDP"))
     with pytest.raises(ValueError, match="made inside torch.inference_mode.*make the environment, the policy and"):
         exact.hypergradient(tax, tax.unwrapped.theta)
     with pytest.raises(ValueError, match="`policy` must be made outside of torch.inference_mode"):
-        BCHG(make("RandomMDP"), policy=policy)
+        BCHG(wrapped_env("RandomMDP"), policy=policy)
 
 
 def test_followers_that_learn_may_use_gradients():
@@ -123,7 +117,7 @@ def test_followers_that_learn_may_use_gradients():
             assert float(weight.grad) == 2.0
             return SoftValueIteration().best_response(model, env.problem.preferences, start)
 
-    env = make("RandomMDP", Fits())
+    env = wrapped_env("RandomMDP", Fits())
     for off in OFF:
         with off():
             env.best_response(env.unwrapped.theta)
@@ -146,15 +140,15 @@ BROKEN = [
 @pytest.mark.parametrize(("rule", "kind", "message"), BROKEN)
 def test_a_policy_that_yields_no_theta_is_refused(rule, kind, message):
     with pytest.raises(kind, match="`policy.*" + message):
-        BCHG(make("RandomMDP"), policy=Own(rule))
+        BCHG(wrapped_env("RandomMDP"), policy=Own(rule))
     with pytest.raises(kind, match="`parameters.*" + message):
-        exact.hypergradient(make("RandomMDP"), parameters=Own(rule))
+        exact.hypergradient(wrapped_env("RandomMDP"), parameters=Own(rule))
 
 
 @pytest.mark.parametrize(("rule", "kind", "message"), BROKEN)
 def test_a_policy_that_breaks_later_stops_the_run(rule, kind, message):
     policy = Own(lambda raw: raw * 1.0)
-    leader = BCHG(make("RandomMDP"), policy=policy).learn(1)
+    leader = BCHG(wrapped_env("RandomMDP"), policy=policy).learn(1)
     before, policy.rule = policy.raw.detach().clone(), rule
     if rule is not BROKEN[3][0]:  # by then no entry is 0
         with pytest.raises(kind, match="`policy.*" + message):
@@ -164,13 +158,13 @@ def test_a_policy_that_breaks_later_stops_the_run(rule, kind, message):
 
 
 def test_search_needs_no_derivative_of_its_policy():
-    leader = RandomSearch(make("RandomMDP"), policy=Own(lambda raw: raw.detach() * 1.0), seed=0)
+    leader = RandomSearch(wrapped_env("RandomMDP"), policy=Own(lambda raw: raw.detach() * 1.0), seed=0)
     assert len(leader.learn(2).history) == 2
 
 
 def test_a_gradient_of_zero_is_no_error():
     # TollBridge: neither r_L nor the transitions depend on the toll
-    leader = NaivePGD(make("TollBridge"), seed=0)
+    leader = NaivePGD(wrapped_env("TollBridge"), seed=0)
     before = leader.theta
     leader.learn(3)
     np.testing.assert_array_equal(leader.theta, before)
@@ -178,7 +172,7 @@ def test_a_gradient_of_zero_is_no_error():
 
 
 def test_a_model_without_gradients_is_refused(make):
-    env = make("RandomMDP")
+    env = wrapped_env("RandomMDP")
     leader = BCHG(env)
     inner = env.unwrapped.model
     env.unwrapped.model = lambda theta: inner(theta).detach()

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from truth import unrolled_values
 
 from bilevel_envs import Preferences, Rollout, TabularModel
 from bilevel_envs.core.noise import Noise
@@ -15,6 +14,7 @@ from leaders.critics.cross_fit import Judges
 from leaders.estimators.continuation import continuation
 from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.weights import Weights
+from tests.helpers import unrolled_values
 
 RUNS, STATES, ACTIONS, BRANCHES, DIM = 3, 6, 2, 3, 4
 PREFERENCES = Preferences(0.9, 0.8, 0.5)

@@ -1,37 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from test_weights import rollout
 
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.model import Table
-from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders.critics import ExactCritic, ExpectedSarsa, MonteCarlo, Sarsa
+from tests.helpers import response, two_episodes
 
-
-def response(probs):
-    probs = torch.tensor(probs, dtype=torch.float64)[None]
-    table = Table(torch.zeros_like(probs))
-    return BestResponse(BoltzmannPolicy(probs.log()), table, table, torch.zeros(1), True)
-
-
-HALF = response([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
-# 0 → 1 → end, with rewards 1 and 2; then 0 → 2, cut
-BATCH = {
-    "state": [[[0, 1, 0]]],
-    "action": [[[0, 1, 1]]],
-    "terminated": [[[0, 1, 0]]],
-    "next_state": [[[1, 2, 2]]],
-    "r_leader": [[[1.0, 2.0, 4.0]]],
-}
+HALF = response([[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]])
 
 
 def test_sarsa_by_hand():
     critic = Sarsa(0.9, learning_rate=0.5)
     critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
-    critic.pass_over(rollout(**BATCH), HALF.policy, np.array([[1, 0, 2]]))
+    critic.pass_over(two_episodes(), HALF.policy, np.array([[1, 0, 2]]))
     # (1,1): 0 + ½(2 − 0) = 1; then (0,0): 0 + ½(1 + .9·1 − 0) = .95; the cut step looks at V(2) = 15: ½(4 + 13.5)
     np.testing.assert_allclose(critic.table[0], [[0.95, 8.75], [0.0, 1.0], [10.0, 20.0]])
 
@@ -40,7 +22,7 @@ def test_published_sarsa_takes_the_cut_for_the_end():
     critic = Sarsa(0.9, learning_rate=0.5, cut_is_end=True)
     critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
-    critic.pass_over(rollout(**BATCH), HALF.policy, np.array([[0, 1, 2]]))
+    critic.pass_over(two_episodes(), HALF.policy, np.array([[0, 1, 2]]))
     # in this order (0,0) still sees Q(1,1) = 0; the cut step's target is its reward alone
     np.testing.assert_allclose(critic.table[0], [[0.5, 2.0], [0.0, 1.0], [10.0, 20.0]])
 
@@ -49,15 +31,15 @@ def test_expected_sarsa_by_hand():
     critic = ExpectedSarsa(0.9, learning_rate=0.5)
     critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
-    critic.fit(rollout(**BATCH), HALF, None, Noise([0]))
+    critic.fit(two_episodes(), HALF, None, Noise([0]))
     # backwards: (0,1): ½(4 + .9·15) = 8.75; (1,1): ½·2 = 1; (0,0): ½(1 + .9·½·1) = .725
     np.testing.assert_allclose(critic.table[0], [[0.725, 8.75], [0.0, 1.0], [10.0, 20.0]])
 
 
 def test_monte_carlo_by_hand():
     critic = MonteCarlo(0.9)
-    critic.fit(rollout(**BATCH), HALF, None, Noise([0]))
-    q, v, v_next = critic.values(rollout(**BATCH), HALF.policy)
+    critic.fit(two_episodes(), HALF, None, Noise([0]))
+    q, v, v_next = critic.values(two_episodes(), HALF.policy)
     # returns: 1 + .9·2 = 2.8, 2, 4; state 0 was left twice: (2.8 + 4) / 2; state 2 never
     np.testing.assert_allclose(q[0, 0], [2.8, 2.0, 4.0])
     np.testing.assert_allclose(v[0, 0], [3.4, 2.0, 3.4])

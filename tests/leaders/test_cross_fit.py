@@ -6,29 +6,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from test_weights import rollout
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.parameterizations import Free
 from bilevel_envs.worlds.tabular.banded import Band, band_of
-from bilevel_envs.worlds.tabular.model import Table, TabularModel
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import BCHG, HPGD
 from leaders.critics import Empirical
 from leaders.critics.cross_fit import Judges, cross_fitted, halves
 from leaders.critics.empirical_model import EmpiricalModel
+from tests.helpers import response, rollout
 
 NOISE = Noise([0])
 GAMMA = 0.9
-
-
-def response(probs):
-    """A follower with this policy; its values are not looked at."""
-    probs = torch.as_tensor(probs, dtype=torch.float64)
-    table = Table(torch.zeros_like(probs))
-    return BestResponse(BoltzmannPolicy(probs.log()), table, table, torch.zeros(1), True)
 
 
 def plain_model(states, actions):

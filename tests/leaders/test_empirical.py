@@ -6,8 +6,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from test_critics import BATCH, HALF
-from test_weights import rollout
 
 from bilevel_envs import TabularModel
 from bilevel_envs.core.noise import Noise
@@ -18,8 +16,10 @@ from leaders.critics.cross_fit import Judges, cross_fitted, halves
 from leaders.estimators.continuation import continuation
 from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.weights import Weights
+from tests.helpers import response, rollout, two_episodes
 
 NOISE = Noise([0])
+HALF = response([[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]])
 
 
 def world(continues=None):
@@ -58,7 +58,7 @@ def test_values_by_hand():
     model, _ = world()
     critic = Empirical(0.9)
     model = model.with_rewards(torch.tensor([[[1.0, 4.0], [0.0, 2.0], [9.0, 9.0]]]).double(), model.r_follower)
-    critic.fit(rollout(**BATCH), HALF, model, NOISE)
+    critic.fit(two_episodes(), HALF, model, NOISE)
     q, v = critic.tables
     # V(1) = 2, V(0) = 1 + .9 · 2; (0, 1) and (1, 0) have the value of their state, and no benefit
     np.testing.assert_allclose(v[0], [2.8, 2.0, 0.0], rtol=1e-15)
@@ -130,7 +130,7 @@ def test_saved_counts_that_lead_nowhere_are_refused():
 def test_coverage_by_hand():
     model, _ = world()
     critic = Empirical(0.9)
-    critic.fit(rollout(**BATCH), HALF, model, NOISE)
+    critic.fit(two_episodes(), HALF, model, NOISE)
     share, visits = critic.seen.coverage()
     np.testing.assert_allclose(share, [3 / 6])  # (0, 0), (1, 1) and (0, 1)
     np.testing.assert_allclose(visits, [1.0])

@@ -4,7 +4,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from truth import central_differences, unrolled_objective
 
 from bilevel_envs import Preferences
 from bilevel_envs.envs.random_mdp import RandomMDP
@@ -12,6 +11,7 @@ from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.parameterizations import Budget
 from leaders import exact
+from tests.helpers import central_differences, unrolled_objective
 
 # four_rooms specification, section 6: θ = 0 in raw coordinates; J_L and the norms of ∇J, direct and guiding term
 KNOWN = [

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from truth import z_scores
 
 from bilevel_envs import BilevelWrapper, FiniteGame, Preferences, TabularEnv
 from bilevel_envs.parameterizations import Free
 from leaders import BCHG, NaivePGD, exact
+from tests.helpers import z_scores
 
 SAMPLES = 400
 

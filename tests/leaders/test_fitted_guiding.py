@@ -25,15 +25,7 @@ from leaders import BCHG, HPGD, exact
 from leaders.critics import NetworkCritic, QuadraticState
 from leaders.functional.fitted_guiding import _covariances, fitted_trace
 from leaders.functional.per_step import per_step_gradient
-
-
-def building(follower=None):
-    return BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), follower)
-
-
-def at_half(leader):
-    torch.nn.init.zeros_(leader.policy.raw)
-    return leader
+from tests.helpers import building, leader_at_half
 
 
 def monomials(x):
@@ -212,7 +204,7 @@ def test_values_of_states_tell_their_gradient():
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["exact", "lstd", "state_values"])
 def test_the_estimate_averages_to_the_exact_hypergradient(critic):
-    leader = at_half(BCHG(building(), critic=critic, gradient="pathwise", guiding="fitted", batch_size=10_000))
+    leader = leader_at_half(BCHG(building(), critic=critic, gradient="pathwise", guiding="fitted", batch_size=10_000))
     samples = leader.gradient_samples(400, episodes=100)
     direct, guiding = exact.hypergradient_parts(building(), np.full(8, 0.5))
     error = samples.std(0, ddof=1) / 400**0.5
@@ -224,7 +216,9 @@ def test_the_estimate_averages_to_the_exact_hypergradient(critic):
 def test_it_has_less_noise_than_trajectories():
     deviations = []
     for guiding in ("sampled", "fitted"):
-        leader = at_half(BCHG(building(), critic="exact", gradient="pathwise", guiding=guiding, batch_size=10_000))
+        leader = leader_at_half(
+            BCHG(building(), critic="exact", gradient="pathwise", guiding=guiding, batch_size=10_000)
+        )
         deviations.append(np.linalg.norm(leader.gradient_samples(40, episodes=50).std(0)))
     assert deviations[0] > 2 * deviations[1]
 

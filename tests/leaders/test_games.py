@@ -19,27 +19,18 @@ from leaders.functional.weights import discount_weights
 from leaders.paper.games import published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import TableActorCritic, untrained
+from tests.helpers import bilevel_lqr, toy_policy
 
 
 def toy(variant="R2", follower=None, **arguments):
     return BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant=variant, **arguments), follower)
 
 
-def lqr():
-    return BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"))
-
-
-def policy_at(p, runs=1):
-    theta = np.full((runs, 3, 2), 0.5)
-    theta[:, 1] = [p, 1 - p]
-    return theta
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "p"), [("R2", 0.45), ("R1", 0.7)])
 def test_estimates_in_the_toy_game_are_unbiased(variant, p):
     env = toy(variant)
-    leader = BCHG(env, critic="exact", policy=Softmax(np.log(policy_at(p))))
+    leader = BCHG(env, critic="exact", policy=Softmax(np.log(toy_policy(p)[None])))
     direct, guiding = (part[1, 0] for part in exact.hypergradient_parts(env, leader.theta))
     assert abs(guiding) > abs(direct)
     samples = leader.gradient_samples(400, episodes=10)[:, 1, 0]
@@ -53,7 +44,7 @@ def test_estimates_in_the_toy_game_are_unbiased(variant, p):
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["analytic", "pathwise"])
 def test_estimates_in_the_lqr_are_unbiased(gradient):
-    env, gain = lqr(), np.array([[[-9.5, -9.0]]])
+    env, gain = bilevel_lqr(), np.array([[[-9.5, -9.0]]])
     leader = BCHG(env, critic="exact", policy=Free(gain), gradient=gradient)
     direct, guiding = exact.hypergradient_parts(env, gain[0])
     samples = leader.gradient_samples(400, episodes=2)[:, 0]
@@ -66,9 +57,9 @@ def test_estimates_in_the_lqr_are_unbiased(gradient):
 def test_the_sum_from_zero_has_the_same_mean_and_more_variance():
     """Eq. (9) as printed starts one step early: V_F(s, a) ∇log f(a | s) of the step itself, times the benefit."""
     env, p = toy("R2", beta=1.0), 0.45  # a follower that is not sure, so that benefits vary
-    theta = torch.tensor(policy_at(p, 200))
+    theta = torch.tensor(np.tile(toy_policy(p), (200, 1, 1)))
     best = env.best_response(theta)
-    leader = BCHG(env, critic="exact", policy=Softmax(np.log(policy_at(p, 200))), runs=200)
+    leader = BCHG(env, critic="exact", policy=Softmax(np.log(np.tile(toy_policy(p), (200, 1, 1)))), runs=200)
     batch = env.rollout(theta, best, Noise(range(200)), rows=10, horizon=600)
     leader.critic.fit(batch, best, env.model(theta), Noise([0]))
     guiding = guiding_bc_hg(
@@ -106,7 +97,7 @@ def test_first_order_leaders_fall_into_the_trap_as_published(make, arguments):
 
 @pytest.mark.slow
 def test_the_lqrs_ridge_is_climbed():
-    env = lqr()
+    env = bilevel_lqr()
     leader = BCHG(env, runs=4, seed=0).learn(800)
     assert leader.num_timesteps <= 200_000
     assert (exact.objective(env, leader.theta, horizon=100, discount=1.0) > 17).all()
@@ -114,7 +105,7 @@ def test_the_lqrs_ridge_is_climbed():
 
 def test_the_stage_games_backup_by_hand():
     env = toy("R2")
-    theta = torch.tensor(policy_at(0.5))
+    theta = torch.tensor(toy_policy(0.5))[None]
     best = untrained(1, 6, 3, 0.05)
     batch = env.rollout(theta, best, Noise([0]), rows=1, horizon=40)
     critic = StageGame(0.9, 0.5, leader_actions=2)
@@ -175,7 +166,7 @@ def test_the_published_actor_is_what_its_specification_says(kind):
 
 @pytest.mark.parametrize("kind", ["bchg", "naive-pgd"])
 def test_the_published_actor_of_the_lqr_is_what_its_specification_says(kind):
-    env, gain = lqr(), np.array([[[0.7, -0.4]]])
+    env, gain = bilevel_lqr(), np.array([[[0.7, -0.4]]])
     policy = Free(gain)
     best = env.best_response(gain)
     actor = LinearActorCritic(kind, 1e-3, replay=False)
@@ -220,7 +211,7 @@ def test_the_published_actor_of_the_lqr_is_what_its_specification_says(kind):
 
 
 def test_the_published_critic_of_the_lqr_bootstraps_at_mean_moves():
-    env, gain = lqr(), np.array([[[0.7, -0.4]]])
+    env, gain = bilevel_lqr(), np.array([[[0.7, -0.4]]])
     policy, best = Free(gain), env.best_response(gain)
     actor = LinearActorCritic("naive-pgd", 1e-3, replay=False)
     actor.begin(policy, Noise([5]))
@@ -251,8 +242,8 @@ def test_the_published_critic_of_the_lqr_bootstraps_at_mean_moves():
         (BCHG, {}, lambda: toy("R1")),
         (NaivePGD, {"replay": True}, lambda: toy("R1")),
         (BiAC, {}, lambda: toy("R1")),
-        (BCHG, {}, lqr),
-        (NaivePGD, {"replay": True}, lqr),
+        (BCHG, {}, bilevel_lqr),
+        (NaivePGD, {"replay": True}, bilevel_lqr),
     ],
 )
 def test_published_games_go_on_bit_for_bit(make, arguments, game, tmp_path):
@@ -264,7 +255,7 @@ def test_published_games_go_on_bit_for_bit(make, arguments, game, tmp_path):
 
 
 def test_advice_gives_way_to_what_is_told():
-    assert BCHG(lqr()).estimator_config.batch_size == 100
+    assert BCHG(bilevel_lqr()).estimator_config.batch_size == 100
     assert BCHG(toy()).estimator_config.batch_size == 450
     assert BCHG(toy()).config.learning_rate == 0.02
     leader = BCHG(toy(), batch_size=300, learning_rate=0.1)
@@ -285,7 +276,7 @@ def test_what_does_not_go_with_games_is_refused_by_name():
     with pytest.raises(ValueError, match="`gradient_samples` needs another `preset`"):
         BCHG(toy(), preset="paper").gradient_samples(2)
     with pytest.raises(TypeError, match="`model` must be a TabularModel for Committed"):
-        Committed().best_response(lqr().model(np.zeros((1, 2))), lqr().preferences)
+        Committed().best_response(bilevel_lqr().model(np.zeros((1, 2))), bilevel_lqr().preferences)
     for arguments, message in (({"sweeps": 0}, "`sweeps`"), ({"tol": 0.0}, "`tol`"), ({"beta": -1.0}, "`beta`")):
         with pytest.raises(ValueError, match=message):
             Committed(**arguments)
@@ -293,7 +284,7 @@ def test_what_does_not_go_with_games_is_refused_by_name():
 
 @pytest.mark.parametrize("gain", [(-9.8, -9.5), (-3.0, -2.0)])
 def test_a_fitted_loop_has_the_exact_values(gain):
-    env, theta = lqr(), np.array([gain])
+    env, theta = bilevel_lqr(), np.array([gain])
     best, model = env.best_response(theta), env.model(theta)
     batch = env.rollout(theta, best, Noise([0]), rows=20, horizon=100)
     fitted, truth = FittedLinear(0.99), ExactCritic(0.99)
@@ -307,7 +298,7 @@ def test_a_fitted_loop_has_the_exact_values(gain):
 
 @pytest.mark.slow
 def test_the_ridge_is_climbed_without_the_matrices():
-    leader = BCHG(lqr(), critic="fitted_linear", gradient="pathwise", runs=2, seed=0).learn(100)
+    leader = BCHG(bilevel_lqr(), critic="fitted_linear", gradient="pathwise", runs=2, seed=0).learn(100)
     value = leader.history["leader_value"]
     assert (value[-1] > 10 * value[0]).all()
 
@@ -319,16 +310,16 @@ def test_a_fitted_loop_needs_a_bump():
 
 def test_the_lqr_refuses_what_it_has_no_use_for():
     with pytest.raises(ValueError, match="`preset` must be None for bi-ac in BilevelLQR"):
-        published_leader("bi-ac", lqr().problem, replay=False)
+        published_leader("bi-ac", bilevel_lqr().problem, replay=False)
     with pytest.raises(ValueError, match="`critic` must be None with the published form of games"):
-        BCHG(lqr(), preset="paper", critic="exact")
+        BCHG(bilevel_lqr(), preset="paper", critic="exact")
     with pytest.raises(ValueError, match="`replay` must be None for bchg"):
-        published_leader("bchg", lqr().problem, replay=True)
+        published_leader("bchg", bilevel_lqr().problem, replay=True)
     with pytest.raises(
         ValueError,
         match='`critic` is quadratic and cannot represent the Gaussian-shaped leader reward of BilevelLQR: use "td"',
     ):
-        BCHG(lqr(), critic="lstd")
+        BCHG(bilevel_lqr(), critic="lstd")
     with pytest.raises(ValueError, match="`preset` must be None for sobirl in ToyMarkovGame"):
         SoBiRL(toy(), preset="paper")
 
@@ -336,5 +327,7 @@ def test_the_lqr_refuses_what_it_has_no_use_for():
 @pytest.mark.slow
 def test_a_game_is_filmed_within_its_time_limit(tmp_path):
     path = tmp_path / "film.mp4"
-    assert follower_film(toy(), policy_at(0.5)[0], policy_at(0.3)[0], path, steps=5, fps=5) == 5 + 1 + 5
-    assert follower_film(lqr(), np.zeros((1, 2)), np.array([[-9.0, -9.0]]), path, steps=300, fps=5) == 100 + 1 + 5
+    assert follower_film(toy(), toy_policy(0.5), toy_policy(0.3), path, steps=5, fps=5) == 5 + 1 + 5
+    assert (
+        follower_film(bilevel_lqr(), np.zeros((1, 2)), np.array([[-9.0, -9.0]]), path, steps=300, fps=5) == 100 + 1 + 5
+    )

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from truth import z_scores
 
+from bilevel_envs import Preferences
 from bilevel_envs.parameterizations import Budget, Free
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL, exact
+from tests.helpers import rollout, values_like, z_scores
 
 SAMPLES = 400
+PREFS = Preferences(0.9, 0.8, 0.5)
 
 
 def check_unbiased(leader):
@@ -193,7 +195,6 @@ def test_the_published_oracle_agrees_where_it_sees_everything(make):
 
 def test_hpgd_is_naive_when_no_state_repeats(make):
     import torch
-    from test_weights import PREFS, rollout, values_like
 
     from leaders.functional.guiding import guiding_hpgd
     from leaders.functional.weights import discount_weights

@@ -1,42 +1,30 @@
 """Sampled leaders in a linear-quadratic world: unbiased at every level of gradient, and they reach the optimum."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 from bilevel_envs import BilevelWrapper
-from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Riccati
-from bilevel_envs.parameterizations import Free
 from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
-from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from leaders import BCHG, NaivePGD, SoBiRL, exact
 from leaders.critics import LeastSquares
 from leaders.exact import linear_quadratic as exact_linear
+from tests.helpers import Pendulums, building, leader_at_half
 
 GRADIENTS = ["score", "pathwise", "analytic"]
 # One estimate from 100 episodes at θ = 0.5, opening of the first vent, raw coordinates (specification 9, item 16).
 MOST_DEVIATION = {"score": 2_500, "pathwise": 45, "analytic": 5}
 
 
-def make(**kwargs):
-    return BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0", **kwargs))
-
-
-def at_half(leader):
-    torch.nn.init.zeros_(leader.policy.raw)
-    return leader
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_estimates_are_unbiased_and_no_wider_than_they_should_be(gradient):
-    env = make()
-    leader = at_half(BCHG(env, critic="exact", gradient=gradient, guiding="sampled", batch_size=10_000))
+    env = building()
+    leader = leader_at_half(BCHG(env, critic="exact", gradient=gradient, guiding="sampled", batch_size=10_000))
     samples = leader.gradient_samples(400, raw=True, episodes=100)
     direct, guiding = exact.hypergradient_parts(env, parameters=leader.policy)
     deviation = samples.std(0, ddof=1)
@@ -46,27 +34,6 @@ def test_estimates_are_unbiased_and_no_wider_than_they_should_be(gradient):
     if gradient != "score":  # the plain score is too noisy to tell what is missing from 400 samples
         for wrong in (direct, direct - guiding):
             assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()
-
-
-@dataclass(frozen=True)
-class Pendulums(ConfigurableMDP):
-    """Two coupled swings with noise as large as the states: here the score form is precise enough to be tested."""
-
-    preferences = Preferences(0.8, 0.7, 1.0)
-    theta_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float64)
-    default_theta = np.array([0.3, -0.2])
-    state_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
-
-    def model(self, theta):
-        one, two = torch.eye(1).double()[None], torch.eye(2).double()[None]
-        a = torch.diag_embed(theta) + 0.5 * two.flip(-1)
-        b = torch.tensor([[[1.0], [0.4]]], dtype=torch.float64)
-        # the leader minds the power far more than the states: how the follower reacts is most of the gradient
-        return LinearQuadraticModel(a, b, two, two, two, 0.5 * one, 0.02 * two, 2 * one, torch.zeros(1).double())
-
-    def parameterization(self, runs, noise):
-        return Free(np.tile(self.default_theta, (runs, 1)))
 
 
 @pytest.mark.slow
@@ -94,9 +61,9 @@ def test_every_level_of_knowledge_sees_the_guiding_term(gradient, guiding):
 
 @pytest.mark.slow
 def test_naive_estimates_agree_with_the_direct_term():
-    env = make()
+    env = building()
     for gradient in GRADIENTS:
-        leader = at_half(NaivePGD(env, critic="exact", gradient=gradient, batch_size=10_000))
+        leader = leader_at_half(NaivePGD(env, critic="exact", gradient=gradient, batch_size=10_000))
         samples = leader.gradient_samples(400, raw=True, episodes=100)
         direct, _ = exact.hypergradient_parts(env, parameters=leader.policy)
         z = (samples.mean(0) - direct) / (samples.std(0, ddof=1) / 400**0.5)
@@ -105,9 +72,9 @@ def test_naive_estimates_agree_with_the_direct_term():
 
 def test_the_state_control_variate_tames_the_score():
     deviations = [
-        at_half(
+        leader_at_half(
             BCHG(
-                make(),
+                building(),
                 critic="exact",
                 gradient="score",
                 guiding="sampled",
@@ -124,7 +91,7 @@ def test_the_state_control_variate_tames_the_score():
 
 @pytest.mark.parametrize(("share_of_noise", "error"), [(1e-12, 1e-7), (1.0, 0.02)])
 def test_least_squares_find_the_exact_values(share_of_noise, error):
-    env = make()
+    env = building()
     theta = np.full((2, 8), 0.5)
     best, model = env.best_response(theta), env.model(theta)
     model = replace(model, noise=share_of_noise * model.noise)
@@ -153,7 +120,7 @@ def _at(q, policy, batch):
     ],
 )
 def test_the_optimum_is_reached(settings, iterations, above):
-    leader = BCHG(make(), runs=3, **settings).learn(iterations)
+    leader = BCHG(building(), runs=3, **settings).learn(iterations)
     value = leader.history["leader_value"]
     assert (value[-1] > above).all()
     assert value.max() <= leader.env.best_known + 1e-3
@@ -161,34 +128,34 @@ def test_the_optimum_is_reached(settings, iterations, above):
 
 @pytest.mark.slow
 def test_the_naive_leader_ends_at_its_own_stationary_point():
-    leader = NaivePGD(make(), runs=3, batch_size=2_000).learn(500)
+    leader = NaivePGD(building(), runs=3, batch_size=2_000).learn(500)
     assert np.abs(leader.history["leader_value"][-1] + 197.2).max() < 1
 
 
 def test_a_larger_ring_is_led_too():
-    leader = BCHG(make(zones=6), batch_size=1_000).learn(5)
+    leader = BCHG(building(zones=6), batch_size=1_000).learn(5)
     assert leader.theta.shape == (12,)
     assert leader.history["leader_value"][-1] > leader.history["leader_value"][0]
 
 
 def test_batches_grow_with_what_least_squares_must_fit():
-    assert BCHG(make()).estimator_config.batch_size == 1_000  # 1 + 6·7/2 = 22 features
-    assert BCHG(make(zones=16)).estimator_config.batch_size == 2_000  # 1 + 24·25/2 = 301
+    assert BCHG(building()).estimator_config.batch_size == 1_000  # 1 + 6·7/2 = 22 features
+    assert BCHG(building(zones=16)).estimator_config.batch_size == 2_000  # 1 + 24·25/2 = 301
     with pytest.raises(ValueError, match=r"fits 301 numbers .* in each half of a batch, got 200: raise `batch_size`"):
-        BCHG(make(zones=16), batch_size=400).learn(1)
+        BCHG(building(zones=16), batch_size=400).learn(1)
 
 
 def test_save_and_load_go_on_bit_for_bit(tmp_path):
-    one = BCHG(make(), runs=2, batch_size=500).learn(3)
+    one = BCHG(building(), runs=2, batch_size=500).learn(3)
     one.save(tmp_path / "leader.zip")
-    other = BCHG.load(tmp_path / "leader.zip", make()).learn(2)
+    other = BCHG.load(tmp_path / "leader.zip", building()).learn(2)
     one.learn(2)
     np.testing.assert_array_equal(one.theta, other.theta)
     np.testing.assert_array_equal(one.history.state(), other.history.state())
 
 
 def test_what_does_not_go_with_vectors_is_refused_by_name():
-    env = make()
+    env = building()
     with pytest.raises(ValueError, match="`gradient` must be one of 'score', 'pathwise', 'analytic', got 'all'"):
         BCHG(env, gradient="all")
     with pytest.raises(ValueError, match="`tail` must be \"keep\" where states are vectors, got 'drop'"):

@@ -20,15 +20,15 @@ from leaders.critics.baseline import QuadraticBaseline
 from leaders.critics.cross_fit import fitted_to_all
 from leaders.functional.per_step import clipped, per_step_gradient
 from leaders.functional.weights import discount_weights
-from tests.leaders.test_linear_leaders import Pendulums, make
+from tests.helpers import Pendulums, building
 
 SHORT = replace(PUBLISHED_FIT, steps=5)
 
 
 @pytest.fixture(scope="module")
-def building():
+def half_open():
     """The building at θ = 1/2 in two runs, a batch of ten episodes each."""
-    env = make()
+    env = building()
     theta = np.full((2, 8), 0.5)
     best, model = env.best_response(theta), env.model(theta)
     return env, best, model, env.rollout(theta, best, Noise([0, 1]), rows=10, horizon=100)
@@ -71,8 +71,8 @@ def by_a_plain_loop(first, batches, gamma, how):
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_published_fit_of_the_critic_is_a_plain_loop(building, normalised):
-    env, best, _, batch = building
+def test_the_published_fit_of_the_critic_is_a_plain_loop(half_open, normalised):
+    env, best, _, batch = half_open
     how = replace(PUBLISHED_FIT, steps=6, normalised=normalised)
     other = env.rollout(np.full((2, 8), 0.5), best, Noise([7, 8]), rows=10, horizon=100)
     critic = NetworkCritic(0.9, how)
@@ -90,11 +90,11 @@ def test_the_published_fit_of_the_critic_is_a_plain_loop(building, normalised):
         torch.testing.assert_close(q[run].flatten(), expected(batches[-1][0])[:, 0], rtol=1e-9, atol=1e-12)
 
 
-def test_the_published_fit_of_the_baseline_is_a_plain_loop(building):
-    _, _, _, batch = building
+def test_the_published_fit_of_the_baseline_is_a_plain_loop(half_open):
+    _, _, _, batch = half_open
     added = torch.randn(2, 10, 100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     added = added * torch.tensor([1.0, 10.0, 1e4]).double()
-    baseline = HPGD(make(), "td", preset="paper", critic="lstd", runs=2).critic.baseline
+    baseline = HPGD(building(), "td", preset="paper", critic="lstd", runs=2).critic.baseline
     assert baseline.how == replace(PUBLISHED_FIT, normalised=True)
     baseline.how = baseline.network.how = replace(baseline.how, steps=6)
     baseline.fit(batch, added, batch.valid, Noise([0, 1]))
@@ -121,8 +121,8 @@ def test_targets_stand_still_between_refreshes():
     assert not torch.equal(asked[0], asked[1])
 
 
-def test_a_network_goes_on_where_it_ended_unless_it_restarts(building):
-    _, best, _, batch = building
+def test_a_network_goes_on_where_it_ended_unless_it_restarts(half_open):
+    _, best, _, batch = half_open
     for restart in (False, True):
         critic = NetworkCritic(0.9, Fit(steps=3, minibatch=None, restart=restart))
         critic.fit(batch, best, None, Noise([0, 1]))
@@ -131,8 +131,8 @@ def test_a_network_goes_on_where_it_ended_unless_it_restarts(building):
         assert torch.equal(once, critic.network.layers[0]) == restart
 
 
-def test_copies_stand_beside_their_runs(building):
-    _, best, _, batch = building
+def test_copies_stand_beside_their_runs(half_open):
+    _, best, _, batch = half_open
     critic = NetworkCritic(0.9, Fit(steps=3))
     critic.fit(batch, best, None, Noise([0, 1]))
     copies = critic.copies(3).network
@@ -145,14 +145,14 @@ def test_copies_stand_beside_their_runs(building):
 
 @pytest.mark.slow
 def test_a_runs_network_is_the_same_alone_and_beside_others():
-    together = BCHG(make(), critic="td", runs=3, seed=5).learn(3)
-    alone = BCHG(make(), critic="td", runs=1, seed=7).learn(3)
+    together = BCHG(building(), critic="td", runs=3, seed=5).learn(3)
+    alone = BCHG(building(), critic="td", runs=1, seed=7).learn(3)
     np.testing.assert_allclose(together.theta[2], alone.theta[0], rtol=1e-8)
     np.testing.assert_allclose(together.history["grad_norm"][:, 2], alone.history["grad_norm"][:, 0], rtol=1e-6)
 
 
-def test_what_a_state_dict_gave_stays(building):
-    _, best, _, batch = building
+def test_what_a_state_dict_gave_stays(half_open):
+    _, best, _, batch = half_open
     critic = NetworkCritic(0.9, Fit(steps=3))
     critic.fit(batch, best, None, Noise([0, 1]))
     state, before = critic.state_dict(), critic.values(batch, best.policy)[0]
@@ -167,11 +167,11 @@ def test_what_a_state_dict_gave_stays(building):
 
 
 def test_loading_with_another_kind_of_critic_is_refused(tmp_path):
-    BCHG(make(), batch_size=500).learn(1).save(tmp_path / "leader.zip")
+    BCHG(building(), batch_size=500).learn(1).save(tmp_path / "leader.zip")
     with pytest.raises(ValueError, match="`critic` and `baseline` must be of the kind"):
-        BCHG.load(tmp_path / "leader.zip", make(), critic="td")
+        BCHG.load(tmp_path / "leader.zip", building(), critic="td")
     with pytest.raises(ValueError, match="`preset` cannot be changed on loading"):
-        BCHG.load(tmp_path / "leader.zip", make(), preset="paper")
+        BCHG.load(tmp_path / "leader.zip", building(), preset="paper")
 
 
 def test_published_networks_start_orthogonal_and_each_run_has_its_own():
@@ -189,8 +189,8 @@ def test_published_networks_start_orthogonal_and_each_run_has_its_own():
 
 
 @pytest.mark.parametrize("draws", [None, 4_000])
-def test_expectations_over_actions_agree_with_the_closed_form(building, draws):
-    _, best, model, batch = building
+def test_expectations_over_actions_agree_with_the_closed_form(half_open, draws):
+    _, best, model, batch = half_open
     exact_critic = ExactCritic(0.9)
     exact_critic.fit(batch, best, model, Noise([0]))
     critic = NetworkCritic(0.9, Fit(draws=draws))
@@ -205,14 +205,14 @@ def test_expectations_over_actions_agree_with_the_closed_form(building, draws):
 
 
 def test_many_actions_are_drawn():
-    env = make(zones=8)
+    env = building(zones=8)
     leader = BCHG(env, critic="td", batch_size=200).learn(2)
     assert leader.critic._action_nodes(leader.progress.best.policy, torch.zeros(1, 1, 3, 8).double())[0].shape[2] == 64
 
 
 @pytest.mark.slow
-def test_the_network_learns_the_leaders_values_in_the_building(building):
-    env, best, model, batch = building
+def test_the_network_learns_the_leaders_values_in_the_building(half_open):
+    env, best, model, batch = half_open
     critic, truth = NetworkCritic(0.9, Fit(steps=500)), ExactCritic(0.9)
     for seed in range(20):
         more = env.rollout(np.full((2, 8), 0.5), best, Noise([2 * seed + 10, 2 * seed + 11]), rows=10, horizon=100)
@@ -240,10 +240,10 @@ def test_the_network_learns_the_leaders_values_in_tables():
         assert float((found - true).norm() / true.norm()) < 0.25
 
 
-def test_per_step_scores_agree_with_their_closed_form(building):
+def test_per_step_scores_agree_with_their_closed_form(half_open):
     """∂ log p / ∂α_i = −δ_i s_i (s'_i − μ_i) / σ², and for the vent between zones i and j
     (s_j − s_i) [A0_ij (s'_i − μ_i) − A0_ji (s'_j − μ_j)] / σ²."""
-    env, _, _, batch = building
+    env, _, _, batch = half_open
     theta = torch.full((2, 8), 0.5, dtype=torch.float64, requires_grad=True)
     model = env.model(theta)
     score = per_step_gradient(model.terms(batch).log_arrival, theta)
@@ -269,7 +269,7 @@ def test_clipping_is_by_block_and_in_raw_parameters():
 
 @pytest.mark.slow
 def test_the_quadratic_baseline_is_the_followers_gradient():
-    env = make()
+    env = building()
     leader = HPGD(env, "td", runs=1)
     torch.nn.init.zeros_(leader.policy.raw)
     theta = torch.full((1, 8), 0.5, dtype=torch.float64, requires_grad=True)
@@ -369,7 +369,7 @@ def realised(reward):
 
 @pytest.mark.parametrize("kind", ["bchg", "naive-pgd", "hpgd-mc", "hpgd-td"])
 def test_the_published_form_is_what_its_specification_says(kind):
-    env = make()
+    env = building()
     made = {
         "bchg": lambda: BCHG(env, preset="paper", critic="lstd", batch_size=2_000),
         "naive-pgd": lambda: NaivePGD(env, preset="paper", critic="lstd", batch_size=2_000),
@@ -407,7 +407,7 @@ def test_the_published_form_is_what_its_specification_says(kind):
 
 
 def test_published_settings():
-    env = make()
+    env = building()
     rates = {"bchg": 0.1, "naive": 0.1, "mc": 0.001, "td": 0.01}
     leaders = {
         "bchg": BCHG(env, preset="paper"),
@@ -439,7 +439,7 @@ def test_published_settings():
 
 
 def test_blocks_are_clipped_apart():
-    leader = NaivePGD(make(), preset="paper", critic="lstd", batch_size=2_000)
+    leader = NaivePGD(building(), preset="paper", critic="lstd", batch_size=2_000)
     before = leader.policy.raw.detach().clone()
     leader.learn(1)
     moved = (leader.policy.raw.detach() - before)[0]
@@ -457,10 +457,10 @@ def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
         return HPGD, {"variant": kind, "critic": "td", "baseline": "td"}
 
     cls, arguments = new()
-    one = cls(make(), runs=2, batch_size=500, **arguments).learn(2)
+    one = cls(building(), runs=2, batch_size=500, **arguments).learn(2)
     one.save(tmp_path / "leader.zip")
     again = {"critic": new()[1]["critic"]} if kind == "bchg" else {}
-    other = cls.load(tmp_path / "leader.zip", make(), **again).learn(2)
+    other = cls.load(tmp_path / "leader.zip", building(), **again).learn(2)
     one.learn(2)
     np.testing.assert_array_equal(one.theta, other.theta)
     np.testing.assert_array_equal(one.history.state(), other.history.state())
@@ -471,12 +471,12 @@ def test_the_published_networks_run():
         (BCHG, {"critic": NetworkCritic(0.9, SHORT)}),
         (NaivePGD, {"critic": NetworkCritic(0.9, SHORT, of="state")}),
     ):
-        leader = cls(make(), preset="paper", batch_size=1_000, **arguments).learn(2)
+        leader = cls(building(), preset="paper", batch_size=1_000, **arguments).learn(2)
         assert np.isfinite(leader.theta).all()
 
 
 def test_bad_settings_are_refused_by_name():
-    env = make()
+    env = building()
     with pytest.raises(ValueError, match="`steps` must be"):
         Fit(steps=0)
     for arguments, kind, message in (
@@ -513,7 +513,7 @@ def test_bad_settings_are_refused_by_name():
         BCHG(rooms, score_weight="clipped")
 
 
-def test_discount_weights_of_whole_episodes_is_the_discount_over_their_number(building):
-    _, _, _, batch = building
+def test_discount_weights_of_whole_episodes_is_the_discount_over_their_number(half_open):
+    _, _, _, batch = half_open
     counts = discount_weights(batch, 0.9, "keep")
     np.testing.assert_allclose(counts[0, 0, :3], [0.1, 0.09, 0.081])

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from truth import z_scores
 
 from bilevel_envs.parameterizations import Free
 from leaders import CMAES, RandomSearch, ZerothOrder, exact
+from tests.helpers import z_scores
 
 ALL = [ZerothOrder, CMAES, RandomSearch]
 

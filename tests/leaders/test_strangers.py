@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from strangers import CLIFF, STRANGERS, policy_at, wrapped
-from truth import z_scores
 
 from leaders import BCHG, ExactGradient, NaivePGD, exact
+from tests.helpers import CLIFF, STRANGERS, leader_at_fixed_theta, policy_at, training_estimates, wrapped, z_scores
 
 WARM_UP = 100
 ESTIMATES = {100: 800, 300: 400, 1000: 400}  # by batch size; estimates from small batches have heavy tails
@@ -14,23 +13,14 @@ BATCH = 100
 EXACT_STEPS = 400  # of the exact gradient, after which it stands nearly still
 
 
-def training_estimates(leader_class, env, theta, batch_size, **settings):
+def estimates_at(leader_class, env, theta, batch_size, **settings):
     """The hypergradient estimates of outer iterations at a fixed θ, after 100 to warm up, [n, dim θ]."""
-    leader = leader_class(
-        env,
-        policy=policy_at(theta),
-        batch_size=batch_size,
-        optimizer="sgd",
-        learning_rate=1e-300,  # θ stays
-        max_grad_norm=float("inf"),
-        **settings,
-    ).learn(WARM_UP)
-    estimates = []
-    leader.learn(
-        ESTIMATES[batch_size], callback=lambda *_: estimates.append(-leader.policy.raw.grad.flatten().numpy().copy())
-    )
+    leader = leader_at_fixed_theta(leader_class, env, policy_at(theta), batch_size=batch_size, **settings)
+    leader.learn(WARM_UP)
+    count = ESTIMATES[batch_size]
+    estimates = training_estimates(leader, count).reshape(count, -1)
     np.testing.assert_allclose(leader.theta, theta, rtol=0, atol=1e-200)
-    return np.array(estimates)
+    return estimates
 
 
 def check_bias(estimates, truth):
@@ -49,7 +39,7 @@ def test_estimates_of_the_default_are_right(world, batch_size):
     env = STRANGERS[world]()
     theta = env.problem.default_theta
     truth = exact.hypergradient(env, theta).flatten()
-    check_bias(training_estimates(BCHG, env, theta, batch_size), truth)
+    check_bias(estimates_at(BCHG, env, theta, batch_size), truth)
 
 
 @pytest.mark.slow
@@ -58,7 +48,7 @@ def test_the_direct_term_does_not_shrink_with_the_batch(theta):
     """Batches of 100, episodes that go on for longer than any row: half of this term was missing."""
     env = wrapped(CLIFF)
     direct, _ = exact.hypergradient_parts(env, [theta])
-    check_bias(training_estimates(NaivePGD, env, [theta], 100), direct)
+    check_bias(estimates_at(NaivePGD, env, [theta], 100), direct)
 
 
 @pytest.mark.slow
@@ -68,7 +58,7 @@ def test_the_guiding_term_is_there_and_has_its_sign(world, batch_size):
     theta = env.problem.default_theta if world == "queue" else np.array([0.1])
     direct, guiding = exact.hypergradient_parts(env, theta)
     assert np.linalg.norm(guiding) > np.linalg.norm(direct)
-    estimates = training_estimates(BCHG, env, theta, batch_size)
+    estimates = estimates_at(BCHG, env, theta, batch_size)
     check_bias(estimates, direct + guiding)
     assert np.abs(z_scores(estimates, direct)).max() > 8
     assert np.abs(z_scores(estimates, direct - guiding)).max() > 8

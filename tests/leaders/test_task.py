@@ -19,6 +19,7 @@ from bilevel_envs.parameterizations import Free
 from leaders import BCHG, NaivePGD
 from leaders.cli.main import main
 from leaders.training.task import differences, digest, task_of
+from tests.helpers import ForeignEnv
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,28 +117,24 @@ def test_data_that_no_field_holds_count_too(monkeypatch):
     assert differences(before, task_of(steeper)) == ["problem: other data in `model(θ)`"]
 
 
-class Foreign(gym.Env):
+class Foreign(ForeignEnv):
     """Somebody's environment, which changes while it is used."""
 
     def __init__(self, size=10, bonus=0.0):
-        self.inner = TabularEnv(Elsewhere())
-        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+        super().__init__(TabularEnv(Elsewhere()), ("theta_space", "preferences", "configure", "parameterization"))
         self.steps, self.bonus = 0, bonus
-        for name in ("theta_space", "preferences", "configure", "parameterization"):
-            setattr(self, name, getattr(self.inner, name))
 
     def model(self, theta):
         model = self.inner.model(theta)
         return model.with_rewards(model.r_leader + self.bonus, model.r_follower)
 
     def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = self.inner.reset(seed=seed, options=options)[0]
-        return self.state, {}
+        self.state, info = super().reset(seed=seed, options=options)
+        return self.state, info
 
     def step(self, action):
         self.steps += 1
-        return self.inner.step(action)
+        return super().step(action)
 
 
 @pytest.fixture

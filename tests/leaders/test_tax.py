@@ -4,11 +4,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from truth import z_scores
 
 from bilevel_envs import BilevelWrapper
 from leaders import BCHG, ExactGradient, NaivePGD, exact
 from leaders.experiments.reproduce.tax import draw_left_out, draw_value, landscape
+from tests.helpers import z_scores
 
 FIRST = np.full(4, 0.3)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.logger import configure
-from strangers import Stock, wrapped
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.worlds.tabular.banded import band_of
 from leaders import BCHG, HPGD, LEADERS, ExactGradient, NaivePGD, SoBiRL, exact
+from tests.helpers import Stock, wrapped
 
 
 class StopAfter(BaseCallback):

@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from strangers import wrapped
-from truth import z_scores
 
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.parameterizations import Free
 from leaders import BCHG, HPGD, NaivePGD, SoBiRL, exact
+from tests.helpers import leader_at_fixed_theta, training_estimates, wrapped, z_scores
 
 RUNS, WARM_UP, ITERATIONS = 40, 12, 4  # after the first, the rarest pairs are known too
 ROWS, STEPS = 100, 3  # what lies behind a cut counts for half, γ³
@@ -38,22 +37,12 @@ GRADIENTS = [("empirical", True), ("empirical", False), ("exact", False)]  # cri
 
 def estimates(leader_class, env, rows=ROWS, **settings):
     """The mean estimate of each run over some iterations at a fixed θ, [R, dim]; runs are independent."""
-    leader = leader_class(
-        env,
-        runs=RUNS,
-        policy=Free(np.tile(THETA, (RUNS, 1))),
-        rows=rows,
-        batch_size=rows * STEPS,
-        optimizer="sgd",
-        learning_rate=1e-300,  # θ stays
-        max_grad_norm=float("inf"),
-        **settings,
-    ).learn(WARM_UP)
+    policy = Free(np.tile(THETA, (RUNS, 1)))
+    leader = leader_at_fixed_theta(leader_class, env, policy, runs=RUNS, rows=rows, batch_size=rows * STEPS, **settings)
+    leader.learn(WARM_UP)
     assert leader.estimator_config.tail == "continue"
     assert leader.estimator_config.cross_fit
-    found = []
-    leader.learn(ITERATIONS, callback=lambda *_: found.append(-leader.policy.raw.grad.numpy().copy()))
-    return np.mean(found, 0)
+    return training_estimates(leader, ITERATIONS).mean(0)
 
 
 def check(found, truth, wrong):

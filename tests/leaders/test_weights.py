@@ -4,42 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bilevel_envs import Preferences, Rollout
+from bilevel_envs import Preferences
 from leaders.functional.guiding import guiding_bc_hg, guiding_bc_hg_shared, guiding_naive_pgd
 from leaders.functional.values import Values
 from leaders.functional.visits import visit_mean
 from leaders.functional.weights import discount_weights, eligibility_trace, residualised, weights_from_guiding
+from tests.helpers import rollout, values_like
 
 PREFS = Preferences(0.9, 0.8, 0.5)
-
-
-def rollout(state, action=None, terminated=None, next_state=None, r_leader=None):
-    """A batch from lists [R][N][T]; an episode ends where `terminated` says."""
-    state = torch.tensor(state)
-    shape = state.shape
-    terminated = torch.zeros(shape, dtype=torch.bool) if terminated is None else torch.tensor(terminated).bool()
-    if next_state is None:
-        next_state = torch.cat([state[..., 1:], state[..., -1:]], -1)
-    step = torch.zeros(shape, dtype=torch.long)
-    for k in range(1, shape[-1]):
-        step[..., k] = torch.where(terminated[..., k - 1], 0, step[..., k - 1] + 1)
-    zeros = torch.zeros(shape).double()
-    return Rollout(
-        state,
-        torch.zeros(shape, dtype=torch.long) if action is None else torch.tensor(action),
-        torch.as_tensor(next_state),
-        zeros if r_leader is None else torch.tensor(r_leader, dtype=torch.float64),
-        zeros,
-        terminated,
-        torch.zeros(shape, dtype=torch.bool),
-        step,
-        torch.ones(shape, dtype=torch.bool),
-    )
-
-
-def values_like(batch, seed=0):
-    draw = np.random.default_rng(seed).normal
-    return Values(*(torch.from_numpy(draw(size=batch.state.shape)) for _ in range(5)))
 
 
 def test_trace_by_hand():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.project.measures import FILES, ROOT
 
 ROWS = [
     ["bilevel_envs.core", "bilevel_envs.rendering"],
@@ -29,7 +29,6 @@ ROWS = [
     ["leaders.cli"],
 ]
 ROW = {folder: row for row, folders in enumerate(ROWS) for folder in folders}
-FILES = sorted(path for package in ("bilevel_envs", "leaders") for path in (ROOT / package).rglob("*.py"))
 
 
 def module_of(path: Path) -> str:

@@ -1,22 +1,230 @@
-"""Worlds that are not ours: tables that a user might bring, small enough to solve exactly."""
+"""Functions and classes that several test modules use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs import BilevelWrapper, ConfigurableMDP, Preferences, TabularEnv, TabularModel
+from bilevel_envs import BilevelWrapper, ConfigurableMDP, Preferences, Rollout, TabularEnv, TabularModel
+from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.games.tables import GameTables, on_the_simplex
 from bilevel_envs.parameterizations import Box, Free, Parameterization, Softmax
+from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
+from bilevel_envs.worlds.tabular.model import Table
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders.functional.values import Values
+
+# References: slow, plain, independent forms of what the package computes fast ----------------------------------
+
+
+def unrolled_objective(model: TabularModel, preferences: Preferences, rounds: int = 60) -> Tensor:
+    """J_L with gradients through every step of the follower's solver: dense soft policy iteration, no adjoint."""
+    return model.initial[0] @ unrolled_values(model, preferences, rounds)[0]
+
+
+def unrolled_values(
+    model: TabularModel, preferences: Preferences, rounds: int = 60, run: int = 0
+) -> tuple[Tensor, Tensor]:
+    """V_L and V_F of a run, [S] each, with the same gradients."""
+    transition, continues, r_leader, r_follower = (
+        table[run % len(table)] for table in (model.transition, model.continues, model.r_leader, model.r_follower)
+    )
+    kernel = transition * continues[..., None]
+    eye = torch.eye(len(kernel), dtype=torch.float64)
+    v = torch.zeros(len(kernel), dtype=torch.float64)
+    for _ in range(rounds):
+        q = r_follower + preferences.gamma_follower * (kernel @ v)
+        log_g = torch.log_softmax(q / preferences.beta, -1)
+        g = log_g.exp()
+        moves = (g[..., None] * kernel).sum(1)
+        reward = (g * (r_follower - preferences.beta * log_g)).sum(-1)
+        v = torch.linalg.solve(eye - preferences.gamma_follower * moves, reward)
+    g = torch.softmax((r_follower + preferences.gamma_follower * (kernel @ v)) / preferences.beta, -1)
+    moves = (g[..., None] * kernel).sum(1)
+    return torch.linalg.solve(eye - preferences.gamma_leader * moves, (g * r_leader).sum(-1)), v
+
+
+def central_differences(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
+    """Fourth-order central differences, coordinate by coordinate."""
+    gradient = np.empty_like(x)
+    for i in range(len(x)):
+        e = np.zeros_like(x)
+        e[i] = step
+        near, far = function(x + e) - function(x - e), function(x + 2 * e) - function(x - 2 * e)
+        gradient[i] = (8 * near - far) / (12 * step)
+    return gradient
+
+
+def z_scores(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(mean − truth) / standard error, per coordinate; a coordinate that never varies must be exactly right."""
+    error, miss = samples.std(0, ddof=1) / len(samples) ** 0.5, samples.mean(0) - truth
+    return np.divide(miss, error, out=np.where(np.abs(miss) > 1e-12, np.inf, 0.0), where=error > 0)
+
+
+# Environments of this package with a follower ------------------------------------------------------------------
+
+
+def wrapped_env(name: str, follower: Any = None, **arguments: Any) -> BilevelWrapper:
+    """`wrapped_env("FourRooms", beta=1e-3)`: the environment with a follower, by default the one that solves it."""
+    return BilevelWrapper(gym.make(f"BiLevel/{name}-v0", **arguments), follower)
+
+
+def toll_bridge(follower: Any = None, **arguments: Any) -> BilevelWrapper:
+    """The toll bridge with a follower."""
+    return wrapped_env("TollBridge", follower, **arguments)
+
+
+def random_mdp(follower: Any = None, **arguments: Any) -> BilevelWrapper:
+    """The random MDP with a follower."""
+    return wrapped_env("RandomMDP", follower, **arguments)
+
+
+def building(follower: Any = None, **arguments: Any) -> BilevelWrapper:
+    """The building with a follower."""
+    return wrapped_env("BuildingThermalControl", follower, **arguments)
+
+
+def bilevel_lqr(**arguments: Any) -> BilevelWrapper:
+    """The game of linear moves with its own follower."""
+    return wrapped_env("BilevelLQR", **arguments)
+
+
+def wrapped(problem: ConfigurableMDP) -> BilevelWrapper:
+    """With a soft-optimal follower, without a time limit."""
+    return BilevelWrapper(TabularEnv(problem))
+
+
+# Policies, responses and batches -------------------------------------------------------------------------------
+
+
+def policy_at(theta: np.ndarray) -> Free:
+    """A parameterisation that is θ itself."""
+    return Free(np.asarray(theta, float)[None])
+
+
+def toy_policy(p: float) -> np.ndarray:
+    """The leader's policy in the toy game with f(0|A) = p, [3, 2]."""
+    return np.array([[0.5, 0.5], [p, 1 - p], [0.5, 0.5]])
+
+
+def leader_at_fixed_theta(leader_class: Any, env: BilevelWrapper, policy: Free, **settings: Any) -> Any:
+    """A leader that estimates in every iteration and never moves: a step is as good as nothing."""
+    steps = {"optimizer": "sgd", "learning_rate": 1e-300, "max_grad_norm": float("inf")}
+    return leader_class(env, policy=policy, **steps, **settings)
+
+
+def training_estimates(leader: Any, iterations: int) -> np.ndarray:
+    """The hypergradient estimates of the leader's next iterations, [iterations, R, *θ]."""
+    found: list[np.ndarray] = []
+    leader.learn(iterations, callback=lambda *_: found.append(-leader.policy.raw.grad.numpy().copy()))
+    return np.array(found)
+
+
+def leader_at_half(leader: Any) -> Any:
+    """The leader with raw parameters of 0, where every opening of a vent is 1/2."""
+    torch.nn.init.zeros_(leader.policy.raw)
+    return leader
+
+
+def response(probs: Any) -> BestResponse:
+    """A follower with this policy [R, S, B]; its values are not looked at."""
+    probs = torch.as_tensor(probs, dtype=torch.float64)
+    table = Table(torch.zeros_like(probs))
+    return BestResponse(BoltzmannPolicy(probs.log()), table, table, torch.zeros(1), True)
+
+
+def rollout(
+    state: Any, action: Any = None, terminated: Any = None, next_state: Any = None, r_leader: Any = None
+) -> Rollout:
+    """A batch from lists [R][N][T]; an episode ends where `terminated` says."""
+    state = torch.tensor(state)
+    shape = state.shape
+    terminated = torch.zeros(shape, dtype=torch.bool) if terminated is None else torch.tensor(terminated).bool()
+    if next_state is None:
+        next_state = torch.cat([state[..., 1:], state[..., -1:]], -1)
+    step = torch.zeros(shape, dtype=torch.long)
+    for k in range(1, shape[-1]):
+        step[..., k] = torch.where(terminated[..., k - 1], 0, step[..., k - 1] + 1)
+    zeros = torch.zeros(shape).double()
+    return Rollout(
+        state,
+        torch.zeros(shape, dtype=torch.long) if action is None else torch.tensor(action),
+        torch.as_tensor(next_state),
+        zeros if r_leader is None else torch.tensor(r_leader, dtype=torch.float64),
+        zeros,
+        terminated,
+        torch.zeros(shape, dtype=torch.bool),
+        step,
+        torch.ones(shape, dtype=torch.bool),
+    )
+
+
+def values_like(batch: Rollout, seed: int = 0) -> Values:
+    """Random values of every kind at the steps of a batch."""
+    draw = np.random.default_rng(seed).normal
+    return Values(*(torch.from_numpy(draw(size=batch.state.shape)) for _ in range(5)))
+
+
+def two_episodes() -> Rollout:
+    """0 → 1 → end, with rewards 1 and 2; then 0 → 2 with reward 4, cut."""
+    return rollout(
+        state=[[[0, 1, 0]]],
+        action=[[[0, 1, 1]]],
+        terminated=[[[0, 1, 0]]],
+        next_state=[[[1, 2, 2]]],
+        r_leader=[[[1.0, 2.0, 4.0]]],
+    )
+
+
+# Worlds of users: tables and matrices that somebody might bring, small enough to solve exactly -----------------
+
+
+class ForeignEnv(gym.Env):
+    """Somebody's environment, known by its methods alone, around one of ours."""
+
+    def __init__(self, inner: Any, names: tuple[str, ...] = ("theta_space", "preferences", "configure", "model")):
+        self.inner = inner
+        self.observation_space, self.action_space = inner.observation_space, inner.action_space
+        for name in names:
+            setattr(self, name, getattr(inner, name))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.inner.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return self.inner.step(action)
+
+
+@dataclass(frozen=True)
+class Pendulums(ConfigurableMDP):
+    """Two coupled swings with noise as large as the states: here the score form is precise enough to be tested."""
+
+    preferences = Preferences(0.8, 0.7, 1.0)
+    theta_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float64)
+    default_theta = np.array([0.3, -0.2])
+    state_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+
+    def model(self, theta: Tensor) -> LinearQuadraticModel:
+        one, two = torch.eye(1).double()[None], torch.eye(2).double()[None]
+        a = torch.diag_embed(theta) + 0.5 * two.flip(-1)
+        b = torch.tensor([[[1.0], [0.4]]], dtype=torch.float64)
+        # the leader minds the power far more than the states: how the follower reacts is most of the gradient
+        return LinearQuadraticModel(a, b, two, two, two, 0.5 * one, 0.02 * two, 2 * one, torch.zeros(1).double())
+
+    def parameterization(self, runs: int, noise: Noise) -> Free:
+        return Free(np.tile(self.default_theta, (runs, 1)))
+
 
 MOVES = 4  # of toy-text grids: each action's neighbours in this order are the moves to its sides
 
@@ -39,7 +247,7 @@ class InABox(ConfigurableMDP):
         return Box(logit + 0.1 * noise.normal(len(self.start)), 0.0, 1.0)
 
 
-def grid(name: str, **kwargs: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def toy_text_grid(name: str, **kwargs: object) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A deterministic toy-text grid: where each action leads [B, S], its reward, whether it ends there, and ρ0."""
     world = gym.make(name, **kwargs).unwrapped
     table = [[world.P[s][b][0] for s in range(len(world.P))] for b in range(MOVES)]
@@ -73,7 +281,7 @@ class Slippery(InABox):
     def _grid(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kwargs = {"is_slippery": False} if self.name.startswith("FrozenLake") else {}
         kwargs |= {"map_name": "8x8"} if self.name == "FrozenLake8x8-v1" else {}
-        to, reward, over, initial = grid(self.name, **kwargs)
+        to, reward, over, initial = toy_text_grid(self.name, **kwargs)
         states = to.shape[1]
         move = torch.nn.functional.one_hot(torch.from_numpy(to), states).double().transpose(0, 1)  # [S, B, S]
         # What ends an episode in the grid ends it here after one more step, which brings nothing.
@@ -272,11 +480,6 @@ class BoundedRandomMDP(RandomMDP):
         return Box(0.1 * noise.normal(self.dim), -1.0, 1.0)
 
 
-def wrapped(problem: ConfigurableMDP) -> BilevelWrapper:
-    """With a soft-optimal follower, without a time limit."""
-    return BilevelWrapper(TabularEnv(problem))
-
-
 STRANGERS: dict[str, Callable[[], BilevelWrapper]] = {
     "cliff, slip": lambda: wrapped(CLIFF),
     "cliff, penalties": lambda: wrapped(CLIFF_PENALTIES),
@@ -287,8 +490,3 @@ STRANGERS: dict[str, Callable[[], BilevelWrapper]] = {
     "random, everywhere": lambda: wrapped(BoundedRandomMDP(seed=4, states=200)),
     "pursuit": lambda: wrapped(Pursuit()),
 }
-
-
-def policy_at(theta: np.ndarray) -> Free:
-    """A parameterisation that is θ itself."""
-    return Free(np.asarray(theta, float)[None])
