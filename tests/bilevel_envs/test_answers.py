@@ -66,7 +66,7 @@ SPOILT = [
 
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILT)
-def test_a_wrong_answer_is_named_and_the_run_goes_on_as_if_it_had_not_been(spoil, message):
+def test_an_invalid_response_is_named_and_leaves_the_run_undisturbed(spoil, message):
     leader = BCHG(toll_bridge(Own(spoil)), seed=0)
     with pytest.raises(FollowerError, match=f"outer iteration 2: the follower failed .*{message}"):
         leader.learn(5)
@@ -74,7 +74,7 @@ def test_a_wrong_answer_is_named_and_the_run_goes_on_as_if_it_had_not_been(spoil
     np.testing.assert_array_equal(leader.learn(3).theta, undisturbed.theta)
 
 
-def test_what_may_be_missing_or_certain_is_no_mistake():
+def test_a_response_without_values_and_with_a_certain_action_is_valid():
     env = toll_bridge(None)
     best = env.best_response(np.array([0.5]))
     certain = torch.full_like(best.policy.log_probs, -float("inf"))
@@ -113,13 +113,13 @@ def test_mistakes_in_a_followers_own_code_name_the_iteration():
         ("TollBridge", Riccati(), r"got TabularModel; .*: SoftValueIteration\(\)"),
     ],
 )
-def test_followers_say_which_world_they_are_for(world, follower, message):
+def test_followers_name_the_kind_of_world_that_they_need(world, follower, message):
     env = BilevelWrapper(gym.make(f"BiLevel/{world}-v0"), follower)
     with pytest.raises(UnsupportedModelError, match=message):
         NaivePGD(env).learn(1)
 
 
-def test_what_is_learnt_can_be_put_back_or_is_not_saved(tmp_path):
+def test_a_follower_that_saves_and_cannot_load_is_not_saved(tmp_path):
     class HalfSaved(Own):
         def state_dict(self):
             return {}

@@ -81,7 +81,7 @@ def test_hubs_leave_the_band_and_the_solution_alone(hubs, transpose, runs):
 
 
 @pytest.mark.parametrize("transpose", [False, True])
-def test_a_border_is_the_same_loop_in_python(transpose):
+def test_the_compiled_solution_with_a_border_is_that_of_the_same_loop_in_python(transpose):
     rng = np.random.default_rng(0)
     moves = world(with_hubs(chain(70, rng), [5, 50], rng), rng).structure.stepping
     policy, y, band = rng.dirichlet(np.ones(2), 70), rng.normal(size=70), moves.band
@@ -102,7 +102,7 @@ def test_the_soft_optimum_of_a_world_with_hubs_satisfies_its_equation():
     np.testing.assert_allclose(v, 0.1 * np.logaddexp(plain[:, 0] / 0.1, plain[:, 1] / 0.1), rtol=0, atol=1e-10)
 
 
-def test_few_neighbours_more_than_others_are_enough_to_be_kept_out_of_the_band():
+def test_a_state_with_a_few_more_neighbours_than_others_is_kept_out_of_the_band():
     rng = np.random.default_rng(0)
     moves = chain(200, rng)
     moves[0, 7, 0] = 0.0

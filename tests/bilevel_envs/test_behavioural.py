@@ -28,7 +28,7 @@ def thetas(count):
     return np.random.default_rng(0).normal(size=(count, *random_mdp().theta_space.shape))
 
 
-def test_a_mixture_is_one():
+def test_a_mixture_mixes_the_planners_policy_with_the_uniform_one():
     env = random_mdp(Mixture(0.3))
     (theta,) = thetas(1)
     best, plan = env.best_response(theta), random_mdp().best_response(theta)
@@ -39,7 +39,7 @@ def test_a_mixture_is_one():
     )
 
 
-def test_a_suboptimal_follower_keeps_its_promise():
+def test_a_suboptimal_follower_loses_no_more_than_it_promises():
     theta = thetas(3)
     env = random_mdp()
     model, preferences = env.model(theta).detach(), env.preferences
@@ -67,7 +67,7 @@ def test_soft_evaluation_of_the_optimum_is_its_value():
     np.testing.assert_allclose(own, best.v.values, atol=1e-8)
 
 
-def test_a_sticky_follower_changes_its_ways_slowly():
+def test_a_sticky_follower_changes_its_policy_slowly():
     env, (one, two) = random_mdp(Sticky(0.6)), thetas(2)
     first = env.best_response(one)
     plan = random_mdp().best_response(two).policy.probs
@@ -79,7 +79,7 @@ def test_a_sticky_follower_changes_its_ways_slowly():
 
 
 @pytest.mark.slow
-def test_of_a_quantal_follower_the_guiding_term_is_estimated_times_its_beta_over_the_leaders():
+def test_the_guiding_term_of_a_quantal_follower_is_estimated_times_its_beta_over_the_problems():
     theta = thetas(1)[0]
     own = random_mdp(SoftValueIteration(beta=0.5))
     direct, guiding = exact.hypergradient_parts(own, theta)
@@ -94,7 +94,7 @@ def test_of_a_quantal_follower_the_guiding_term_is_estimated_times_its_beta_over
     assert (np.abs(samples.mean(0) - direct - guiding) > 8 * error).any()
 
 
-def test_value_iteration_of_a_linear_world_by_hand():
+def test_value_iteration_in_a_linear_world_is_that_made_by_hand():
     # from V = 0: one step sees the reward alone, so Q_F = r_F and b ~ N(0, β/2 R⁻¹); P becomes Q
     env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), Truncated(Riccati(), rounds=1, start="reset"))
     best, model = env.best_response(np.full(8, 0.5)), env.model(np.full(8, 0.5))
@@ -106,7 +106,7 @@ def test_value_iteration_of_a_linear_world_by_hand():
     np.testing.assert_allclose(0.1 * best.policy.log_prob(s, b), best.q(s, b) - best.v(s), atol=1e-10)
 
 
-def test_looking_further_ahead_arrives_at_the_riccati_solution():
+def test_value_iteration_with_more_rounds_approaches_the_riccati_solution():
     theta = np.full((2, 8), 0.5)
     theta[1] = 0.3
     exactly = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0")).best_response(theta)
@@ -125,7 +125,7 @@ def test_looking_further_ahead_arrives_at_the_riccati_solution():
 
 
 @pytest.mark.parametrize("planner", [Committed(), SoftQLearning()])
-def test_other_planners_are_cut_short_too(planner):
+def test_other_planners_are_truncated_too(planner):
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"), Truncated(planner, rounds=3))
     theta = env.unwrapped.theta
     first = env.best_response(theta)
@@ -155,7 +155,7 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
-def test_vectors_cannot_be_mixed():
+def test_mixtures_of_policies_over_vectors_are_refused():
     env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), Mixture(0.1, Riccati()))
     with pytest.raises(TypeError, match=r"must be a TabularModel for Mixture to plan in, .* suits it: Riccati\(\)"):
         env.best_response(np.full(8, 0.5))

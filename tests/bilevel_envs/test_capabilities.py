@@ -76,7 +76,7 @@ class Learner:
         (SB3Follower("SAC"), None, False),
     ],
 )
-def test_what_is_called_optimal_and_for_which_worlds(follower, kinds, optimal):
+def test_followers_declare_whether_and_in_which_worlds_they_are_optimal(follower, kinds, optimal):
     declared = capabilities_of(follower)
     assert (declared.kinds, declared.optimal) == (kinds, optimal)
     assert declared.learns == hasattr(follower, "respond")
@@ -94,7 +94,7 @@ def test_followers_that_declare_nothing_are_taken_by_their_methods():
     assert capabilities_of(Learner()) == Capabilities(gives_values=False, learns=True, saves=True)
 
 
-def test_values_that_are_missing_say_what_to_do_instead():
+def test_missing_values_name_the_remedy():
     with pytest.raises(NotAvailableError, match="V_F is not available from PPO, whose values are not soft: wrap the"):
         missing_value(SB3Follower("PPO"), "V_F")(0)
     env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), Learner())
@@ -148,7 +148,7 @@ def test_a_follower_inside_another_goes_by_its_own_beta_or_the_problems():
     assert inside.given[0].preferences == env.problem.preferences
 
 
-def test_watching_without_learning_changes_nothing():
+def test_observing_without_learning_changes_nothing():
     follower = ObservedFollower(None, 50, method="network", steps=2)
     env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), follower)
     env.best_response(np.array([0.5]))

@@ -48,7 +48,7 @@ def test_the_intended_move_has_its_probability(dynamics, intended):
     assert corner[STATE[1, 1]] == pytest.approx(intended + (1 - intended) / 3, abs=1e-12)
 
 
-def test_mismatched_plans_in_the_other_world():
+def test_mismatched_dynamics_are_planned_in_one_world_and_simulated_in_another():
     rooms = FourRooms(dynamics="mismatched")
     theta = torch.from_numpy(rooms.default_theta)[None]
     planned = FourRooms(dynamics="published").model(theta)
@@ -111,7 +111,7 @@ def test_best_known_values_say_where_they_are_from(beta, value):
     assert gym.make("BiLevel/FourRooms-v0", beta=beta, dynamics="classic").unwrapped.best_known is None
 
 
-def test_toll_bridge_moves():
+def test_the_toll_bridge_has_the_moves_of_its_map():
     model = default(TollBridge())
     assert model.transition[0, HOME, 0, BRIDGE] == 1
     assert model.transition[0, HOME, 1, FERRY] == 1
@@ -128,7 +128,7 @@ def test_random_mdp_has_its_branching_and_alignment():
     torch.testing.assert_close(against.r_leader, -against.r_follower, rtol=0, atol=0)
 
 
-def test_shares_switch_theta_off():
+def test_shares_of_zero_leave_theta_without_effect():
     mdp = RandomMDP(reward_share=0.0, transition_share=0.0, start_share=0.0)
     one, other = mdp.model(torch.zeros(1, 5).double()), mdp.model(torch.ones(1, 5).double())
     for name in ("transition", "initial", "r_leader", "r_follower"):

@@ -249,7 +249,7 @@ def test_the_game_behind_every_environment_is_found(of):
     assert LeaderEnv(of(one)).game is one
 
 
-def test_what_is_no_game_is_refused():
+def test_an_object_that_is_no_game_is_refused():
     for wrong in (gym.make("BiLevel/TollBridge-v0"), gym.make("CartPole-v1"), object(), None, tables()):
         with pytest.raises(TypeError, match="`game` must be a game with two players"):
             game_of(wrong)
@@ -323,7 +323,7 @@ def test_a_game_of_spaces_and_steps_is_played_by_two():
             make(tug, render_mode="ansi")
 
 
-def test_what_the_follower_sees_follows_from_the_spaces_of_our_games():
+def test_the_followers_observations_follow_from_the_spaces_of_our_games():
     toy = toy_markov_game_v0.env().unwrapped.game
     assert toy.seen_space == gym.spaces.MultiDiscrete([3, 2])
     assert toy.unseen_space == gym.spaces.MultiDiscrete([3, 3])

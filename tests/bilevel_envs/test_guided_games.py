@@ -60,7 +60,7 @@ class AtRandom:
 
 
 @pytest.mark.parametrize("push", [0, 1])
-def test_a_calm_cart_is_gymnasiums(push):
+def test_a_cart_without_wind_moves_as_gymnasiums(push):
     classic, states = CartPoleEnv(), carts(200)
     following, _, r_follower = GuidedCartPole().advance_many(states, np.zeros(200), np.full(200, 2.0 * push - 1))
     ends = GuidedCartPole().ends(following)
@@ -74,7 +74,7 @@ def test_a_calm_cart_is_gymnasiums(push):
     assert not ends.all()
 
 
-def test_a_calm_pendulum_is_gymnasiums_below_its_top_speed():
+def test_a_pendulum_without_wind_moves_as_gymnasiums_below_its_top_speed():
     classic, rng = PendulumEnv(), np.random.default_rng(0)
     angle, spin, torque = (rng.uniform(-x, x, 300) for x in (np.pi, 6.0, 2.0))  # at most 6 + 0.05 · 21 < 8
     following, _, r_follower = GuidedPendulum().advance_many(pendulum_states(angle, spin), np.zeros(300), torque)
@@ -93,7 +93,7 @@ def test_the_pendulum_moves_with_the_speed_before_it_is_cut():
     np.testing.assert_allclose(following[0], pendulum_states(np.pi / 2 + 0.4475, 8.0), atol=1e-13)
 
 
-def test_a_gust_by_hand():
+def test_a_gust_moves_the_state_as_computed_by_hand():
     # cart at rest, upright, b = 1, a = 1/2: u = 10/1.1 = 9.090909, ϑ''₀ = −u / (0.5 (4/3 − 0.1/1.1)) = −14.634146,
     # x'' = u + 0.05 · 14.634146 / 1.1 = 9.756098, ϑ'' = ϑ''₀ + 20/2 = −4.634146
     following, r_leader, r_follower = GuidedCartPole().advance(np.zeros(4), np.array([0.5]), np.array([1.0]))
@@ -133,7 +133,7 @@ def test_the_leader_is_paid_where_the_step_leads():
     assert paid(0.48, (0.5, 0.75)) == 0
 
 
-def test_the_pendulums_leader_pays_for_one_half():
+def test_the_pendulums_leader_pays_on_one_side_only():
     angle = np.array([0.0, np.pi / 2, np.pi / 6, -np.pi / 2, -0.1])
     _, r_leader, r_follower = GuidedPendulum().advance_many(pendulum_states(angle, 0 * angle), *np.zeros((2, 5)))
     np.testing.assert_allclose(r_leader, [0, -1, -0.5, 0, 0], atol=1e-15)
@@ -162,7 +162,7 @@ def test_actions_are_cut_to_their_reach():
         np.testing.assert_array_equal(got, expected)
 
 
-def test_first_states():
+def test_first_states_have_the_specified_distributions():
     uniform = np.random.default_rng(0).random((20_000, 4))
     start = GuidedCartPole().start_many(uniform)
     assert (np.abs(start).max(0) < 0.05).all()
@@ -183,7 +183,7 @@ def some_weights(network, runs=1, seed=0):
     return theta + 0.2 * np.random.default_rng(seed).standard_normal(theta.shape)
 
 
-def test_the_network_is_torchs():
+def test_the_network_agrees_with_layers_of_torch():
     """Layer by layer, weights row by row: input first."""
     network = GaussianNetwork((3, 5, 4, 2))
     theta, rng = some_weights(network, 2), np.random.default_rng(1)
@@ -246,7 +246,7 @@ def test_the_score_has_mean_zero_under_the_sampler():
 
 
 @pytest.mark.parametrize("network", [GaussianTanhNetwork((3, 4, 1), 2.0), GaussianNetwork((3, 4, 1), 0.1)])
-def test_the_gradient_is_that_of_differences(network):
+def test_the_gradient_of_the_log_density_is_that_of_differences(network):
     rng, h = np.random.default_rng(4), 1e-6
     theta = torch.from_numpy(some_weights(network, 2))
     state, action = torch.from_numpy(rng.normal(size=(2, 5, 3))), torch.from_numpy(rng.uniform(-0.9, 0.9, (2, 5, 1)))
@@ -260,7 +260,7 @@ def test_the_gradient_is_that_of_differences(network):
         torch.testing.assert_close(gradient[:, entry], difference, rtol=1e-5, atol=1e-6)
 
 
-def test_no_weights_and_no_action_make_infinite_densities():
+def test_densities_are_finite_at_all_weights_and_actions():
     network = GaussianTanhNetwork((4, 64, 64, 1))
     rng = np.random.default_rng(0)
     for theta in (rng.choice([-100.0, 100.0], (1, network.count)), np.full((1, network.count), 100.0)):
@@ -316,7 +316,7 @@ def test_every_form_passes_the_checkers(name, arguments):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("arguments", CHOICES[1:], ids=str)
-def test_many_are_one_for_hundreds_of_steps(name, arguments):
+def test_a_vector_environment_takes_the_steps_of_its_scalar_ones(name, arguments):
     count, runs = 6, 2
     theta = gym.make(name, **arguments).unwrapped.parameterization(runs, seed=3)().detach().numpy()
     envs = gym.make_vec(name, num_envs=count, theta=theta, **arguments)
@@ -341,7 +341,7 @@ def test_many_are_one_for_hundreds_of_steps(name, arguments):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_are_the_games(name):
+def test_the_environment_takes_the_steps_of_its_game(name):
     env = gym.make(name, theta=None)
     game = env.unwrapped.problem
     state, _ = env.reset(seed=0)
@@ -459,7 +459,7 @@ def test_whole_episodes_end_where_the_cart_falls():
     assert (batch.r_follower[batch.valid] == 1).all()
 
 
-def test_who_does_not_know_the_world_must_bring_a_follower():
+def test_a_follower_must_be_given_where_no_model_is_known():
     for name in NAMES:
         message = rf"`follower` must be given: nobody knows tables or matrices of {name}.*SB3Follower\(\"SAC\"\)"
         with pytest.raises(ValueError, match=message):
@@ -471,7 +471,7 @@ def test_who_does_not_know_the_world_must_bring_a_follower():
 @pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("module", "reach"), [(guided_cartpole_v0, 1.0), (guided_pendulum_v0, 2.0)])
-def test_the_leaders_chair(module, reach, flip):
+def test_the_leaders_side_of_a_guided_game_takes_its_steps_and_can_be_repeated(module, reach, flip):
     env = LeaderEnv(module.env(flip=flip, render_mode="rgb_array"), AtRandom(1.0 if flip else reach))
     check_env(env, skip_render_check=True)
     assert float(env.action_space.high[0]) == (reach if flip else 1.0)
@@ -505,7 +505,7 @@ def test_games_with_the_same_seed_begin_alike_and_others_do_not():
         assert seen["follower_0"][-1] == -np.inf
 
 
-def test_the_turns_end_where_the_cart_falls():
+def test_the_turns_of_the_game_end_where_the_cart_falls():
     env = guided_cartpole_v0.env()
     env.reset(seed=0)
     total = dict.fromkeys(env.possible_agents, 0.0)
@@ -589,7 +589,7 @@ def test_a_network_that_is_linear_leads_the_lqr_as_its_gain_does():
 
 
 @pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
-def test_the_lqrs_network_is_an_environment_like_others():
+def test_the_lqr_led_by_a_network_passes_the_checks_of_an_environment():
     name = "BiLevel/BilevelLQR-v0"
     env = gym.make(name, policy="mlp")
     assert env.unwrapped.theta_space.shape == (2 * 64 + 64 + 64 * 64 + 64 + 64 + 1,)
@@ -611,7 +611,7 @@ def test_the_lqrs_network_is_an_environment_like_others():
 
 
 @pytest.mark.parametrize(("module", "size"), [(guided_cartpole_v0, (320, 480, 3)), (guided_pendulum_v0, (360, 360, 3))])
-def test_pictures_show_what_acts(module, size):
+def test_pictures_show_both_players_actions(module, size):
     pictures = []
     for flip, wind in ((False, 1.0), (False, -1.0), (True, 1.0)):
         env = module.parallel_env(render_mode="rgb_array", flip=flip)

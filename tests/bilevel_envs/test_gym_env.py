@@ -90,7 +90,7 @@ def test_every_space_can_be_sampled_and_is_the_environments_own(name, kwargs):
         ("BiLevel/GuidedCartPole-v0", {"observation_space": 4}),
     ],
 )
-def test_what_nothing_bounds_is_infinite(name, unbounded):
+def test_unbounded_entries_of_spaces_are_infinite(name, unbounded):
     for part, entries in unbounded.items():
         space = getattr(gym.make(name).unwrapped, part)
         assert (np.isneginf(space.low) & np.isposinf(space.high)).sum() == entries
@@ -124,7 +124,7 @@ def test_spec_survives_json(name):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_p_allows_what_step_does(name):
+def test_every_step_is_a_transition_in_p(name):
     env = gym.make(name, observation="index")
     table, rng = env.unwrapped.P, np.random.default_rng(0)
     state, _ = env.reset(seed=0)
@@ -151,7 +151,7 @@ def test_p_is_the_models_table(name):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_many_steps_are_the_same_again(name):
+def test_an_environment_with_the_same_seeds_takes_the_same_steps(name):
     def life():
         env = gym.make(name)
         env.action_space.seed(1)
@@ -169,7 +169,7 @@ def test_many_steps_are_the_same_again(name):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_vector_env_lives_the_scalar_envs_lives(name):
+def test_a_vector_environment_seeded_s_takes_the_steps_of_scalar_ones_seeded_s_plus_i(name):
     # more steps than one block of random numbers holds
     envs = gym.make_vec(name, num_envs=3)
     scalars = [gym.make(name) for _ in range(3)]
@@ -192,7 +192,7 @@ def test_vector_env_lives_the_scalar_envs_lives(name):
             assert same(observation[i], o)
 
 
-def test_resetting_some_leaves_the_others():
+def test_resetting_some_environments_leaves_the_others():
     envs = gym.make_vec("BiLevel/FourRooms-v0", num_envs=4)
     envs.reset(seed=0)
     for _ in range(10):

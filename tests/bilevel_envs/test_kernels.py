@@ -14,7 +14,7 @@ def test_outcomes_follow_the_cumulative_sums():
     assert drawn == [1, 1, 2, 3, 3]
 
 
-def test_means_by_key():
+def test_means_by_key_are_those_made_by_hand():
     x, key = np.array([[1.0, 2.0, 4.0, 8.0]]), np.array([[0, 2, 2, 0]])
     valid = np.array([[True, True, True, False]])
     assert kernels.mean_by_key(x, key, valid, 4).tolist() == [[1.0, 0.0, 3.0, 0.0]]
@@ -27,7 +27,7 @@ def test_decaying_sum_is_a_geometric_one():
 
 
 @pytest.mark.parametrize("whole_episodes", [False, True])
-def test_a_walk_keeps_to_its_rows(whole_episodes):
+def test_a_walk_moves_along_the_rows_of_its_tables(whole_episodes):
     rng = np.random.default_rng(1)
     uniform = rng.random((2, 3, 30, 4))
     policy, move = rng.dirichlet(np.ones(3), (1, 5)), rng.dirichlet(np.ones(2), (2, 5, 3))
@@ -60,7 +60,7 @@ def test_a_walk_keeps_to_its_rows(whole_episodes):
         assert valid.all()
 
 
-def test_the_band_holds_no_padding():
+def test_padding_of_the_successors_is_kept_out_of_the_band():
     # four rooms: most moves have fewer successors than the widest one, padded with states that lie far away
     moves = FourRooms()._planned.structure.stepping
     policy, where = np.full((104, 4), 0.25), (moves.band.position, moves.band.width)

@@ -28,7 +28,7 @@ def tensor(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def test_the_building_at_a_hand_checked_theta():
+def test_the_building_has_the_hand_checked_numbers_at_one_theta():
     # specification 2.1 and 2.4: one transition with its mean, rewards, density and score
     theta = tensor(0.2, 0.4, 0.6, 0.8, 0.7, 0.5, 0.3, 0.1)[None].requires_grad_()
     model = model_at(theta)
@@ -106,7 +106,7 @@ def test_expectations_of_quadratics_are_those_of_draws():
     torch.testing.assert_close(policy.log_prob(many, action), density, rtol=1e-10, atol=1e-10)
 
 
-def test_discounted_sums_and_their_gradients():
+def test_discounted_sums_solve_the_lyapunov_equation_and_have_its_gradients():
     rng = np.random.default_rng(3)
     step = torch.from_numpy(0.2 * rng.normal(size=(2, 3, 3)))
     first = torch.from_numpy(rng.normal(size=(2, 3, 3)))
@@ -134,7 +134,7 @@ def test_reactions_have_the_gradients_of_finite_differences():
     assert torch.autograd.gradcheck(reaction, theta, check_undefined_grad=False)
 
 
-def test_a_follower_that_cannot_cope_is_a_clear_error():
+def test_a_world_that_cannot_be_stabilised_is_a_clear_error():
     one = torch.ones(1, 1, 1, dtype=torch.float64)
     model = LinearQuadraticModel(3 * one, 0 * one, one, one, one, one, one, one, one[0, 0])
     with pytest.raises(RuntimeError, match="no finite solution.*unable|no finite solution.*cannot keep"):
@@ -149,7 +149,7 @@ def scalar_world(a, q, r=1.0, b=1.0, **more):
 
 
 @pytest.mark.parametrize("follower", [Riccati(), Truncated(Riccati(), rounds=200)])
-def test_states_that_pay_are_no_hindrance_while_actions_cost_more(follower):
+def test_a_follower_paid_by_states_is_solved_while_actions_cost_more(follower):
     # γP² + (1 − γQ − γA²) P − Q = 0 with γ = 0.95, A = 0.5, Q = −0.1, R = 1: P = −0.13759
     linear = 1 + 0.95 * 0.1 - 0.95 * 0.25
     p = (-linear + (linear**2 - 4 * 0.95 * 0.1) ** 0.5) / (2 * 0.95)

@@ -39,7 +39,7 @@ NAMES = list(registration.GAMES)
 # Its heuristics suspect a first observation of 0 and unbounded spaces, which are meant here.
 @pytest.mark.filterwarnings("ignore:.*(all zeros|probably should be|different|infinite|infinity):UserWarning")
 @pytest.mark.parametrize(("module", "arguments"), GAMES, ids=IDS)
-def test_pettingzoos_own_checks(module, arguments):
+def test_pettingzoos_own_checks_pass(module, arguments):
     api_test(module.env(**arguments), num_cycles=400)
     parallel_api_test(module.parallel_env(**arguments), num_cycles=400)
     seed_test(lambda: module.env(**arguments))
@@ -137,7 +137,7 @@ def test_a_game_must_have_a_step():
 # The toy game ------------------------------------------------------------------------------------------------------
 
 
-def test_the_toys_table_is_the_papers():
+def test_the_toy_games_table_is_the_papers():
     t = ToyMarkovGame(variant="R2").tables
     # (s, a, b) → (s', r_L, r_F), from the specification's table
     S, A, B = range(3)
@@ -154,7 +154,7 @@ def test_the_toys_table_is_the_papers():
     assert float(ToyMarkovGame(variant="R1").tables.r_follower[A, 0, 2]) == 1
 
 
-def test_the_other_variants_are_read_as_written():
+def test_the_other_variants_of_the_toy_game_have_their_published_tables():
     t = ToyMarkovGame(variant="3_1a").tables  # base −1, B,*,s:0
     assert float(t.r_follower[0, 0, 0]) == -1
     assert float(t.r_follower[2, 1, 0]) == 0
@@ -175,7 +175,7 @@ def test_the_other_variants_are_read_as_written():
         ("R1", 0.833544, 34.992641, 27.315561, 52.324139, 0.975011),
     ],
 )
-def test_the_toys_optima(variant, p, value, discounted, undiscounted, goes):
+def test_the_toy_game_has_its_specified_optima(variant, p, value, discounted, undiscounted, goes):
     """Specification, section 6."""
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant=variant))
     theta = toy_policy(p)
@@ -187,7 +187,7 @@ def test_the_toys_optima(variant, p, value, discounted, undiscounted, goes):
     assert exact.objective(env, toy_policy(p + 1e-3)) < value > exact.objective(env, toy_policy(p - 1e-3))
 
 
-def test_the_toys_hypergradient():
+def test_the_toys_hypergradient_is_that_of_the_specification_and_of_differences():
     """Specification, sections 3 and 7.4: −1.49598 at p = 1/2 on R2, of which −15.633 is direct; and differences."""
     env = gym.make("BiLevel/ToyMarkovGame-v0", variant="R2")
     direct, guiding = exact.hypergradient_parts(env, toy_policy(0.5))
@@ -227,7 +227,7 @@ def test_the_followers_gradient_starts_one_step_later():
     assert float((from_zero - difference).abs().max()) > 100  # the specification: up to 124
 
 
-def test_a_follower_that_does_not_see_the_draw_lives_in_three_states():
+def test_a_follower_that_does_not_see_the_draw_has_three_states():
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", sees_leader=False))
     assert env.observation_space == gym.spaces.Discrete(3)
     theta = toy_policy(0.3)
@@ -241,7 +241,7 @@ def test_a_follower_that_does_not_see_the_draw_lives_in_three_states():
     assert along == pytest.approx((moved[0] - moved[1]) / (2 * h), rel=1e-5)
 
 
-def test_observations_and_indices():
+def test_observations_of_the_toy_game_correspond_to_its_state_indices():
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0"))
     assert env.observation_space == gym.spaces.MultiDiscrete([3, 2])
     pairs = np.array([[0, 1], [2, 0]])
@@ -270,7 +270,7 @@ def test_parameterisations_are_policies():
         problem.parameterization(1, Noise([0]), "table")
 
 
-def test_pictures_highlight_the_move():
+def test_pictures_of_the_toy_game_show_the_move():
     env = toy_markov_game_v0.parallel_env(render_mode="rgb_array")
     env.reset(seed=0)
     before = env.render()
@@ -300,7 +300,7 @@ def test_a_follower_as_published_looks_one_move_less_ahead():
 # The leader's chair ------------------------------------------------------------------------------------------------
 
 
-def test_the_leaders_chair():
+def test_the_leaders_side_of_the_toy_game_pays_what_the_policy_is_worth():
     env = LeaderEnv(gym.make("BiLevel/ToyMarkovGame-v0", variant="R2"), theta=toy_policy(0.5))
     check_env(env, skip_render_check=True)
     assert (env.observation_space, env.action_space) == (gym.spaces.Discrete(3), gym.spaces.Discrete(2))
@@ -334,7 +334,7 @@ def test_the_leaders_chair():
 # The linear-quadratic game -----------------------------------------------------------------------------------------
 
 
-def test_the_lqr_followers_numbers():
+def test_the_lqr_followers_values_are_those_of_the_specification():
     """Specification, section 3, at K = 0 and K = (−10, −10)."""
     best = bilevel_lqr().best_response(np.zeros((1, 2)))
     matrix = -best.v.matrix[0]
@@ -354,7 +354,7 @@ def test_the_lqr_followers_numbers():
     ("gain", "discounted", "undiscounted"),
     [((-9.965494, -10.0), None, 18.426353), ((-9.961465, -10.0), 11.309047, None), ((0.0, 0.0), None, 0.01494905)],
 )
-def test_the_lqr_leaders_numbers(gain, discounted, undiscounted):
+def test_the_lqr_leaders_values_are_those_of_the_specification(gain, discounted, undiscounted):
     """Specification, section 7."""
     env = bilevel_lqr()
     if discounted is not None:
@@ -365,7 +365,7 @@ def test_the_lqr_leaders_numbers(gain, discounted, undiscounted):
         assert found == pytest.approx(undiscounted, abs=1e-6)
 
 
-def test_the_lqr_gradients():
+def test_the_lqr_gradients_are_those_of_differences():
     """At K = 0 the undiscounted gradient is (−2.760e-4, 2.745e-4); elsewhere differences of the exact objective."""
     env, h = bilevel_lqr(), 1e-5
     for gain, discount in (((0.0, 0.0), 1.0), ((-8.0, -7.0), 0.99)):
@@ -414,7 +414,7 @@ def test_the_lqr_is_played_as_it_is_solved(gain):
     assert float(off.std()) == pytest.approx(1e-3, rel=0.3)
 
 
-def test_lqr_picture_and_bad_arguments():
+def test_the_lqr_draws_a_picture_and_refuses_bad_arguments():
     env = bilevel_lqr_v0.parallel_env(render_mode="rgb_array")
     env.reset()
     env.step({"leader_0": np.array([-10.0]), "follower_0": np.zeros(1)})

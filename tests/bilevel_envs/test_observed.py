@@ -40,14 +40,14 @@ def little_rollout():
     return Rollout(state, action, following, reward, reward, ends, never, step, always)
 
 
-def test_counts_by_hand():
+def test_the_estimates_from_counts_are_those_made_by_hand():
     counts = _counts(little_rollout(), 3, 2)
     assert counts["pairs"][0].tolist() == [[1, 2], [1, 1], [1, 0]]
     assert counts["moves"][0].tolist() == [[1, 2, 0], [0, 0, 2], [0, 0, 0]]
     assert counts["rewards"][0].tolist() == [10, 8, 3]
 
 
-def test_the_soft_evaluation_by_hand():
+def test_the_soft_evaluation_of_a_policy_is_that_made_by_hand():
     follower = ObservedFollower(smoothing=1.0)
     policy, q, v = follower._from_counts(3, 2, little_rollout(), beta=0.5, gamma=0.9)
     g = np.array([[2 / 5, 3 / 5], [2 / 4, 2 / 4], [2 / 3, 1 / 3]])
@@ -65,7 +65,7 @@ def test_the_soft_evaluation_by_hand():
     np.testing.assert_allclose(q.values[0].numpy(), v.values[0].numpy()[:, None] + 0.5 * np.log(g))
 
 
-def test_counts_may_be_forgotten():
+def test_earlier_counts_may_be_forgotten():
     follower = ObservedFollower(forget=0.25, smoothing=1e-9)
     for _ in range(2):
         follower._from_counts(3, 2, little_rollout(), beta=0.5, gamma=0.9)
@@ -73,7 +73,7 @@ def test_counts_may_be_forgotten():
 
 
 @pytest.mark.parametrize("hidden", [SoftValueIteration(), Mixture(0.4)])
-def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
+def test_estimates_from_more_observations_approach_the_hidden_policy_and_values(hidden):
     theta, errors = theta_of(random_mdp()), []
     for count in (300, 3_000, 100_000):
         env = random_mdp(ObservedFollower(hidden, count))
@@ -88,7 +88,7 @@ def test_with_more_observations_the_estimates_come_to_what_is_hidden(hidden):
 
 
 @pytest.mark.parametrize("method", ["counts", pytest.param("network", marks=pytest.mark.slow)])
-def test_the_hypergradient_comes_to_the_white_box_one(method):
+def test_the_estimate_with_an_observed_follower_approaches_the_exact_hypergradient(method):
     env = random_mdp(ObservedFollower(None, 30_000, method=method, steps=1_500))
     # θ where the follower's reaction matters, and where it stays
     leader = BCHG(env, critic="exact", batch_size=100, policy=Free(np.full((1, 5), -0.3)), learning_rate=1e-300)
@@ -100,7 +100,7 @@ def test_the_hypergradient_comes_to_the_white_box_one(method):
     assert cosine(direct, truth) < 0.8
 
 
-def test_vectors_are_cloned_by_least_squares():
+def test_policies_over_vectors_are_cloned_by_least_squares():
     theta = np.random.default_rng(1).uniform(0.3, 0.9, (2, 8))
     env = building(ObservedFollower(Riccati(), 20_000))
     best, truth = env.best_response(theta), building().best_response(theta)
@@ -114,7 +114,7 @@ def test_vectors_are_cloned_by_least_squares():
 
 
 @pytest.mark.slow
-def test_vectors_are_cloned_by_networks():
+def test_policies_over_vectors_are_cloned_by_networks():
     theta = np.full((2, 8), 0.5)
     env = building(ObservedFollower(Riccati(), 5_000, method="network", steps=2_000))
     best, truth = env.best_response(theta), building().best_response(theta)
@@ -128,7 +128,7 @@ def test_vectors_are_cloned_by_networks():
 
 
 @pytest.mark.slow
-def test_bc_hg_leads_whom_it_only_watches():
+def test_bc_hg_leads_an_observed_follower_in_the_building():
     env = building(ObservedFollower(Riccati(), 2_000))
     leader = BCHG(env, batch_size=10_000, learning_rate=0.1, seed=0)
     assert (leader.estimator_config.critic, leader.estimator_config.gradient) == ("state_values", "pathwise")
@@ -141,7 +141,7 @@ def test_bc_hg_leads_whom_it_only_watches():
 
 
 @pytest.mark.slow
-def test_state_values_are_unbiased_where_they_are_right():
+def test_estimates_with_exact_state_values_are_unbiased():
     from leaders.critics import StateTable
 
     env = random_mdp()
@@ -159,7 +159,7 @@ def test_state_values_are_unbiased_where_they_are_right():
     assert (np.abs(samples.mean(0) - direct + guiding) > 8 * error).any()
 
 
-def test_state_values_end_where_episodes_do():
+def test_state_values_take_the_ends_of_episodes_into_account():
     env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"))
     leader = BCHG(env, critic="state_values", critic_learning_rate=0.05, learning_rate=1e-12, batch_size=2_000).learn(
         30
@@ -197,7 +197,7 @@ def test_state_values_come_to_the_exact_ones(world):
         assert float((benefit - wanted).norm() / wanted.norm()) < 0.2
 
 
-def test_samples_watch_at_the_present_theta_and_remember_nothing():
+def test_gradient_samples_observe_at_the_present_theta_and_leave_no_counts():
     env = random_mdp(ObservedFollower(None, 5_000, forget=0.1))
     leader = BCHG(env, critic="exact").learn(2)
     before = {name: part.clone() for name, part in env.follower._counts.items()}
@@ -232,7 +232,7 @@ def test_bad_settings_are_refused(make, message):
 
 
 @pytest.mark.parametrize("hidden", [Sticky(0.9), Truncated(rounds=3)])
-def test_whoever_is_watched_keeps_its_memory(hidden, tmp_path):
+def test_an_observed_follower_that_remembers_keeps_its_memory(hidden, tmp_path):
     one, two = (theta_of(random_mdp(), seed) for seed in (0, 1))
     bare, watched = random_mdp(hidden), random_mdp(ObservedFollower(hidden, 200))
     before = bare.best_response(one)
@@ -249,7 +249,7 @@ def test_whoever_is_watched_keeps_its_memory(hidden, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["counts", "network"])
-def test_what_is_watched_is_saved(method, tmp_path):
+def test_an_observed_follower_saves_its_observations(method, tmp_path):
     def env():
         return random_mdp(ObservedFollower(None, 200, method=method, steps=20, forget=0.5))
 
@@ -261,7 +261,7 @@ def test_what_is_watched_is_saved(method, tmp_path):
     np.testing.assert_array_equal(straight.theta, other.theta)
 
 
-def test_what_ends_now_and_then_counts_by_its_share():
+def test_a_step_that_ends_in_part_of_the_visits_counts_by_its_share():
     # state 0 goes on to 1 twice and ends twice; state 1 always ends, in reward 2: V(0) = 1 + γ/2 · 2 (entropy aside)
     state = torch.tensor([[[0, 1, 0, 1], [0, 0, 9, 9]]]).clamp(max=1)
     valid = torch.tensor([[[True] * 4, [True, True, False, False]]])
@@ -274,7 +274,7 @@ def test_what_ends_now_and_then_counts_by_its_share():
     np.testing.assert_allclose(v.values[0].numpy(), [1 + 0.9 / 2 * 2, 2, (4 * 1.9 + 2 * 2) / 6], atol=1e-9)
 
 
-def test_a_follower_watched_in_the_leaders_chair_acts_as_it_does():
+def test_the_leaders_side_is_played_against_the_observed_followers_own_policy():
     from bilevel_envs import LeaderEnv
 
     game = gym.make("BiLevel/ToyMarkovGame-v0")
@@ -293,7 +293,7 @@ def test_a_follower_watched_in_the_leaders_chair_acts_as_it_does():
         LeaderEnv(game, "sb3")
 
 
-def test_leaders_keep_what_makes_them_what_they_are():
+def test_leaders_of_observed_followers_keep_their_own_critics():
     from leaders import HPGD, BiAC
 
     rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), ObservedFollower())
@@ -308,7 +308,7 @@ def test_leaders_keep_what_makes_them_what_they_are():
         BCHG(lqr.env, critic="state_values")
 
 
-def test_what_is_made_of_a_follower_that_bends_by_hand():
+def test_a_follower_that_is_not_linear_is_fitted_by_weighted_least_squares():
     draw, shape = np.random.default_rng(0), (2, 5, 30)
     state = draw.normal(size=(*shape, 2)) * np.array([1.0, 4.0])[:, None, None, None]
     action = np.tanh(state @ [[0.5], [-0.3]]) + 0.1 * draw.normal(size=(*shape, 1))

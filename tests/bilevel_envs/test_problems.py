@@ -141,7 +141,7 @@ def test_a_class_in_place_of_an_object_is_refused(make, name):
         ),
     ],
 )
-def test_what_is_wrong_with_a_problem_is_said_when_it_is_put_into_an_environment(env, problem, error, message):
+def test_an_invalid_problem_is_refused_when_it_is_put_into_an_environment(env, problem, error, message):
     with pytest.raises(error, match=re.escape(message)):
         env(problem)
 
@@ -173,7 +173,7 @@ class Foreign(ForeignEnv):
             setattr(self, name, part)
 
 
-def test_what_a_foreign_environment_gives_is_checked_too():
+def test_parts_of_a_foreign_environment_are_checked_too():
     with pytest.raises(TypeError, match=r"`theta_space` of Foreign must be a gymnasium.spaces.Box, got \(-1, 1\)"):
         BilevelWrapper(Foreign(theta_space=(-1, 1)))
     env = BilevelWrapper(Foreign(model=lambda theta: None))

@@ -64,7 +64,7 @@ def sampled_counts(env, sampler, shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FourRooms", "RandomMDP"])
 @pytest.mark.parametrize("way", ["scalar", "steps", "fused"])
-def test_transition_frequencies_are_the_tables(make, name, way):
+def test_transition_frequencies_are_those_of_the_table(make, name, way):
     env = make(name)
     shape = (env.unwrapped.states, env.unwrapped.actions)
     counts = scalar_counts(f"BiLevel/{name}-v0", shape) if way == "scalar" else sampled_counts(env, way, shape)
@@ -161,7 +161,7 @@ class Foreign(ForeignEnv):
         super().__init__(gym.make("BiLevel/RandomMDP-v0").unwrapped)
 
 
-def test_an_environment_of_any_make_is_stepped_copy_by_copy():
+def test_a_foreign_environment_is_stepped_copy_by_copy():
     gym.register("Foreign-v0", entry_point=Foreign, max_episode_steps=5)
     try:
         env = BilevelWrapper(gym.make("Foreign-v0", disable_env_checker=True))
@@ -206,7 +206,7 @@ class Elsewhere(RandomMDP):
 
 
 @pytest.mark.parametrize("sampler", ["fused", "steps"])
-def test_what_is_simulated_is_the_simulator(sampler):
+def test_leaders_draw_from_the_simulator_of_a_problem(sampler):
     leader = BCHG(BilevelWrapper(TabularEnv(Elsewhere())), runs=1, sampler=sampler).learn(1)
     horizon = leader.horizon
     expected = 7 * (1 - 0.9**horizon) / 0.1

@@ -45,7 +45,7 @@ def test_soft_dqn_comes_to_the_soft_optimum():
         assert best.steps == 6_000
 
 
-def test_its_target_is_soft():
+def test_the_target_of_soft_dqn_is_soft():
     env = toll_bridge(soft_dqn())
     env.best_response(np.array([0.5]))
     agent = env.follower.agents[0]
@@ -87,7 +87,7 @@ def squashed(scale=0.3):
 
 
 @pytest.mark.parametrize("scale", [0.3, 2.0])
-def test_densities_are_in_real_units(scale):
+def test_densities_of_actions_are_in_real_units(scale):
     policy = squashed(scale)
     state = torch.tensor([[[0.3, 0.4]]]).double()
     grid = torch.linspace(-2, 6, 400_001, dtype=torch.float64)[1:-1]
@@ -201,7 +201,7 @@ def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
     assert float(shortfall[0]) > 30
 
 
-def test_budgets_schedules_and_warm_starts():
+def test_a_follower_keeps_its_budgets_of_steps_and_runs_through_its_schedule():
     rates = []
     follower = soft_dqn(200, first_steps=400, total_steps=700, learning_rate=lambda left: rates.append(left) or 1e-3)
     env, theta = toll_bridge(follower), np.array([0.5])
@@ -252,7 +252,7 @@ def test_an_agent_is_not_taken_into_another_world():
         other.best_response(other.unwrapped.theta)
 
 
-def test_what_sb3_refuses_is_said_to_be_its_own():
+def test_an_error_of_sb3_says_that_sb3_refuses():
     with pytest.raises(ValueError, match="SB3's SoftDQN refuses its arguments: Policy Nope unknown"):
         toll_bridge(SB3Follower("SoftDQN", 60, policy="Nope")).best_response(np.array([0.5]))
 
@@ -270,7 +270,7 @@ def test_dqn_answers_with_its_best_action_where_states_are_vectors():
     torch.testing.assert_close(chances.sum(-1), torch.ones(2, 30).double())
 
 
-def test_time_limits_hold_in_anybodys_environment():
+def test_time_limits_hold_in_foreign_environments():
     gym.register("Plain-v0", entry_point=Plain, max_episode_steps=20)
     try:
         env = BilevelWrapper(gym.make("Plain-v0", disable_env_checker=True))
@@ -284,7 +284,7 @@ def test_time_limits_hold_in_anybodys_environment():
         del gym.registry["Plain-v0"]
 
 
-def test_moments_are_those_of_many_draws():
+def test_moments_of_a_squashed_gaussian_are_those_of_many_draws():
     def network(x):
         return torch.cat([x / 3, 0.2 * x - 1], -1)
 
@@ -298,7 +298,7 @@ def test_moments_are_those_of_many_draws():
         torch.testing.assert_close(covariance[0, at], torch.cov(drawn[:, at].mT), atol=0.02, rtol=0.01)
 
 
-def test_cold_agents_begin_anew():
+def test_agents_with_a_cold_start_begin_anew():
     env = toll_bridge(soft_dqn(100, start="cold"))
     for _ in range(2):
         env.best_response(np.array([0.5]))
@@ -307,7 +307,7 @@ def test_cold_agents_begin_anew():
 
 
 @pytest.mark.parametrize(("buffer", "stored"), [("clear", 100), ("keep", 200), ("relabel", 200)])
-def test_what_becomes_of_earlier_transitions(buffer, stored):
+def test_earlier_transitions_are_kept_relabelled_or_dropped(buffer, stored):
     env = random_mdp(soft_dqn(100, buffer=buffer, reward_scale=2.0))
     one, two = np.random.default_rng(0).normal(size=(2, *env.theta_space.shape))
     env.best_response(one)
@@ -323,7 +323,7 @@ def test_what_becomes_of_earlier_transitions(buffer, stored):
         np.testing.assert_allclose(store.rewards[:stored, 0], at[1], atol=1e-5)
 
 
-def test_relabelling_is_done_for_each_run():
+def test_transitions_are_relabelled_in_every_run():
     env = random_mdp(soft_dqn(100, buffer="relabel"))
     one, two = np.random.default_rng(0).normal(size=(2, 2, *env.theta_space.shape))
     env.best_response(one)
@@ -335,7 +335,7 @@ def test_relabelling_is_done_for_each_run():
         np.testing.assert_allclose(store.rewards[:200, 0], wanted, atol=1e-5)
 
 
-def test_time_limits_are_no_ends_and_ends_are():
+def test_the_agent_tells_time_limits_from_ends_of_episodes():
     agent = SB3Follower("SoftDQN", 300, **QUICK)
     env = random_mdp(agent)  # truncated after 100 steps, never terminated
     env.best_response(np.zeros(env.theta_space.shape))
@@ -351,7 +351,7 @@ def test_time_limits_are_no_ends_and_ends_are():
     assert set(store.next_observations[:30, 0, 0][ended]) == {3}  # what was reached, not the next episode's home
 
 
-def test_relabelling_vectors():
+def test_relabelling_leaves_rewards_that_do_not_depend_on_theta():
     env = building(SB3Follower("SAC", 60, action_range=20.0, buffer="relabel", **QUICK))
     env.best_response(np.full(8, 0.5))
     before = env.follower.agents[0].replay_buffer.rewards[:60].copy()
@@ -414,7 +414,7 @@ def test_a_run_goes_on_bit_for_bit(env, make, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["DQN", "PPO", "A2C"])
-def test_what_is_not_soft_says_so(algorithm):
+def test_algorithms_without_soft_values_say_so(algorithm):
     how = {"DQN": {**QUICK, "exploration_final_eps": 0.1}, "PPO": {"n_steps": 64}, "A2C": {}}[algorithm]
     env = toll_bridge(SB3Follower(algorithm, 128, **how))
     best = env.best_response(np.array([0.5]))
@@ -550,13 +550,13 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
-def test_a_range_must_fit():
+def test_an_action_range_must_fit_the_actions():
     env = building(SB3Follower("SAC", 60, action_range=[1.0, 2.0, 3.0], **QUICK))
     with pytest.raises(ValueError, match=r"`action_range` must fit actions of shape \[2\], got \[1.0, 2.0, 3.0\]"):
         env.best_response(np.full(8, 0.5))
 
 
-def test_an_agent_inside_has_its_own_beta():
+def test_an_observed_agent_has_a_beta_of_its_own():
     for inside, outside, wanted in ((0.9, None, 0.9), (None, 0.9, 0.2), (0.5, 0.7, 0.5)):
         agent = soft_dqn(60, beta=inside)
         env = toll_bridge(ObservedFollower(agent, 100, beta=outside))
@@ -576,14 +576,14 @@ def test_a_response_is_a_snapshot():
     assert not torch.equal(second.v(state), before[0])
 
 
-def test_what_was_saved_is_loaded_into_the_same_follower_only(tmp_path):
+def test_a_saved_leader_is_loaded_with_the_same_follower_only(tmp_path):
     BCHG(toll_bridge(soft_dqn(100, beta=0.3))).learn(1).save(tmp_path / "leader.zip")
     for other in ({"beta": 0.4}, {"beta": 0.3, "reward_scale": 2.0}, {"beta": 0.3, "first_steps": 200}):
         with pytest.raises(ValueError, match="`env` must be the task that the leader was saved in; follower"):
             BCHG.load(tmp_path / "leader.zip", toll_bridge(soft_dqn(100, **other)))
 
 
-def test_a_refused_call_trains_nobody():
+def test_a_refused_call_trains_no_agent():
     env = toll_bridge(soft_dqn(100))
     leader = BCHG(env, runs=2).learn(1)
     steps = [agent.num_timesteps for agent in env.follower.agents]
@@ -615,7 +615,7 @@ def test_subclasses_are_known_by_their_kind():
     assert not SB3Follower("PPO").soft
 
 
-def test_samples_ask_for_no_more_training():
+def test_gradient_samples_train_the_follower_no_further():
     env = toll_bridge(soft_dqn(100))
     leader = BCHG(env)
     with pytest.raises(FollowerError, match="has learnt nothing yet"):
@@ -669,7 +669,7 @@ class Plain(gym.Env):
         return self.state, reward, False, False, {"leader_reward": reward}
 
 
-def test_an_agent_learns_in_anybodys_environment():
+def test_an_agent_learns_in_a_foreign_environment():
     gym.register("Plain-v0", entry_point=Plain, max_episode_steps=20)
     try:
         env = BilevelWrapper(

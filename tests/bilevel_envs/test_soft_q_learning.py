@@ -11,7 +11,7 @@ from bilevel_envs.worlds.tabular.kernels import soft_q_pass
 from leaders import BCHG, exact
 
 
-def test_one_step_by_hand():
+def test_one_step_of_soft_q_learning_is_that_made_by_hand():
     table = np.array([[[0.0, 1.0], [2.0, 0.0]]])
     one = np.zeros((1, 1, 1), dtype=np.int64)
     largest = soft_q_pass(
@@ -24,7 +24,7 @@ def test_one_step_by_hand():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["TollBridge", "RandomMDP", "ToyMarkovGame"])
-def test_it_comes_to_the_planner(name):
+def test_soft_q_learning_approaches_the_planners_values(name):
     gamma = {"gamma_follower": 0.8} if name == "ToyMarkovGame" else {}
     learner = SoftQLearning(rounds=300)
     env = BilevelWrapper(gym.make(f"BiLevel/{name}-v0", **gamma), learner)
@@ -38,7 +38,7 @@ def test_it_comes_to_the_planner(name):
         assert not torch.equal(learnt.q.values[0], learnt.q.values[1])
 
 
-def test_it_goes_on_where_it_ended():
+def test_soft_q_learning_continues_from_the_last_response():
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", gamma_follower=0.8), SoftQLearning(rounds=3))
     theta = env.problem.default_theta
     planned = BilevelWrapper(env.env).best_response(theta)
@@ -51,7 +51,7 @@ def test_it_goes_on_where_it_ended():
     torch.testing.assert_close(again.q.values, env.best_response(theta).q.values, rtol=0, atol=0)
 
 
-def test_a_leader_leads_it():
+def test_a_leader_learns_with_a_soft_q_learning_follower():
     env = BilevelWrapper(gym.make("BiLevel/ToyMarkovGame-v0", variant="R2"), SoftQLearning(rounds=20))
     leader = BCHG(env, runs=2, seed=0).learn(5)
     assert np.isfinite(leader.history["leader_value"]).all()

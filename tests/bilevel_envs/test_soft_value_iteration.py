@@ -35,7 +35,7 @@ def test_the_answer_satisfies_the_soft_bellman_equation(seed, beta, gamma):
     torch.testing.assert_close(beta * best.policy.log_probs, q - v[..., None], rtol=0, atol=1e-9)
 
 
-def test_one_state_by_hand():
+def test_the_solution_in_one_state_is_the_closed_form():
     # one state, rewards 0 and 1, γ = 1/2, β = 1: V = ln(e^{V/2} + e^{1 + V/2}) = V/2 + ln(1 + e), so V = 2 ln(1 + e)
     one = torch.ones(1, 1, 2, 1).double()
     reward = torch.tensor([[[0.0, 1.0]]], dtype=torch.float64)
@@ -184,7 +184,7 @@ def test_a_constant_added_to_all_rewards_leaves_the_policy_alone_where_nothing_e
 
 
 @pytest.mark.parametrize(("gamma", "offset", "beta"), [(0.9999, 1e6, 0.05), (0.999, 0.0, 1e-5)])
-def test_what_float64_cannot_tell_apart_is_refused_where_episodes_end(gamma, offset, beta):
+def test_values_too_large_for_float64_beside_beta_are_refused_where_episodes_end(gamma, offset, beta):
     # values of 1e10 beside β = 0.05, and of 600 beside 1e-5: rounding alone moves log g by more than 1e-6
     with pytest.raises(
         RuntimeError, match=r"β; `tol` accepts 1e-10 β\. V_F reaches .* Raise `beta`, take constants out"

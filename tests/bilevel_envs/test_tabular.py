@@ -52,7 +52,7 @@ def test_bad_tables_are_refused_by_name(change, message):
         two_states(**change)
 
 
-def test_refusing_rewards_of_the_wrong_shape_after_the_fact():
+def test_with_rewards_refuses_rewards_of_the_wrong_shape():
     with pytest.raises(ValueError, match="`r_leader` must have shape"):
         two_states().with_rewards(torch.zeros(1, 3, 2), torch.zeros(1, 2, 2))
 
@@ -84,7 +84,7 @@ def test_single_precision_tables_are_refused():
         two_states(transition=torch.full((1, 2, 2, 2), 0.5))
 
 
-def test_tables_refuse_actions_that_are_none():
+def test_tables_refuse_actions_out_of_range():
     table = Table(torch.arange(24.0).view(3, 4, 2))
     assert table(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])).tolist() == [0.0, 11.0, 20.0]
     with pytest.raises(IndexError):

@@ -34,7 +34,7 @@ def value(problem, theta=FIRST):
     ("beta", "mean", "households"),
     [(0.1, 28.74, (28.18, 29.30)), (0.2, 31.70, (31.35, 32.04)), (0.3, 35.18, (34.95, 35.41))],
 )
-def test_objective_at_the_first_taxes(beta, mean, households):
+def test_the_objective_at_the_first_taxes_is_that_of_the_specification(beta, mean, households):
     problem = TaxDesign(beta=beta)
     assert exact.objective(gym.make(ENV, beta=beta), FIRST) == pytest.approx(mean, abs=0.05)
     for context, expected in enumerate(households):
@@ -54,7 +54,7 @@ def test_objective_at_the_first_taxes(beta, mean, households):
         ((1.2, 0.3, 0.3, 0.3), -51.39),
     ],
 )
-def test_objective_at_other_taxes(theta, expected):
+def test_the_objective_at_other_taxes_is_that_of_the_specification(theta, expected):
     # Kinks cost it up to 0.1 where households are in debt.
     assert value(TaxDesign(), np.array(theta)) == pytest.approx(expected, abs=0.1)
 
@@ -64,7 +64,7 @@ def test_a_finer_grid_changes_little():
     assert coarse == pytest.approx(fine, abs=0.02)
 
 
-def test_published_constants():
+def test_the_world_has_the_published_constants():
     problem = TaxDesign()
     assert problem.levels == (10, 5, 5, 5)
     assert problem.hours[-1] == pytest.approx(8.01)
@@ -75,7 +75,7 @@ def test_published_constants():
     np.testing.assert_allclose(problem.parameterization(3, None)().detach().numpy(), 0.3, rtol=1e-12)
 
 
-def test_rewards_by_hand():
+def test_rewards_are_those_computed_by_hand():
     problem, action = TaxDesign(), [3, 4, 2, 1]  # h = 2.67, c = (5, 2.5, 1.25)
     x, y = 0.4, np.array([0.1, 0.7, 1.2])
     received = np.array([5, 2.5, 1.25]) / (1 + y)
@@ -113,7 +113,7 @@ def test_nothing_bought_is_worth_nothing_and_has_no_slope():
     assert (slope == 0).all()
 
 
-def test_lumping_by_brute_force():
+def test_lumped_rewards_are_those_of_all_bundles_one_by_one():
     problem = TaxDesign(beta=0.2)
     lumped = problem.lumped(RATES)
     for context, hour, total in ((0, 0, 0), (0, 3, 1), (1, 7, 6), (1, 2, 12)):
@@ -155,7 +155,7 @@ def test_log_prob_transition_is_a_density_and_its_score_averages_to_nothing():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_hypergradient_against_central_differences(seed):
+def test_the_hypergradient_is_that_of_central_differences(seed):
     env = gym.make(SMALL, beta=0.3)
     theta = np.random.default_rng(seed).uniform(0.05, 0.9, 4)
     slope = [
@@ -167,7 +167,7 @@ def test_hypergradient_against_central_differences(seed):
     np.testing.assert_allclose(exact.hypergradient(env, theta), slope, rtol=1e-4, atol=1e-3)
 
 
-def test_hypergradient_at_the_first_taxes_against_central_differences():
+def test_the_hypergradient_at_the_first_taxes_is_that_of_central_differences():
     env = gym.make(ENV)
     e = np.array([1e-3, 0, 0, 0])
     slope = (exact.objective(env, FIRST + e) - exact.objective(env, FIRST - e)) / 2e-3

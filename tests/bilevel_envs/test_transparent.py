@@ -103,7 +103,7 @@ def test_a_game_is_not_looked_for_behind_wrappers():
         LeaderEnv(wrappers.ClipReward(game, -1.0, 1.0))
 
 
-def test_wrappers_outside_are_the_others_affair():
+def test_wrappers_around_the_bilevel_wrapper_work_and_are_no_env_of_a_leader():
     inner = BilevelWrapper(gym.make(ROOMS))
     doubled = wrappers.TransformReward(inner, lambda r: 2 * r)
     before = doubled.reset(seed=0), doubled.step(0)[1]

@@ -18,7 +18,7 @@ def kl_to_optimum(best):
     return float((best.policy.probs * difference).sum(-1).mean())
 
 
-def test_one_round_by_hand():
+def test_one_round_of_the_planner_is_that_made_by_hand():
     # one round of two sweeps from a given table, written out with plain arrays
     follower = Truncated(rounds=1, sweeps=2, seed=4)
     best = follower.best_response(MODEL, ROOMS.preferences)
@@ -35,14 +35,14 @@ def test_one_round_by_hand():
     assert not best.optimal
 
 
-def test_more_rounds_come_closer_and_many_arrive():
+def test_the_policy_approaches_the_optimum_with_more_rounds():
     distance = [kl_to_optimum(Truncated(rounds=m).best_response(MODEL, ROOMS.preferences)) for m in (1, 10, 50, 400)]
     assert distance == sorted(distance, reverse=True)
     assert distance[0] > 1
     assert distance[-1] < 1e-6
 
 
-def test_carrying_goes_on_and_resetting_begins_anew():
+def test_a_follower_that_carries_continues_and_one_that_resets_begins_anew():
     carry, reset = Truncated(rounds=10), Truncated(rounds=10, start="reset")
     at_once = Truncated(rounds=20).best_response(MODEL, ROOMS.preferences)
     first = carry.best_response(MODEL, ROOMS.preferences)
@@ -95,7 +95,7 @@ def test_runs_may_have_seeds_of_their_own():
         Truncated(seed=[1, 2, 3]).best_response(MODEL, ROOMS.preferences)
 
 
-def test_its_noise_is_not_the_leaders():
+def test_the_followers_noise_is_not_the_leaders():
     first = Truncated(seed=0).first_tables(1, (MODEL.states, MODEL.actions), 0).flatten()[:105]
     leader = np.random.default_rng(0).standard_normal(105)
     assert abs(np.corrcoef(first.numpy(), leader)[0, 1]) < 0.5

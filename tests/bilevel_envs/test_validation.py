@@ -82,14 +82,14 @@ class TooManyActions:
 
 
 @pytest.mark.parametrize("leader", [ZerothOrder, CMAES, RandomSearch])
-def test_what_a_follower_answers_in_a_trial_is_checked(leader):
+def test_a_followers_response_in_a_trial_is_checked(leader):
     env = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), TooManyActions())
     message = r"outer iteration 0: .*its policy must be a table of shape \[1, 10, 3\], got \[1, 10, 4\]"
     with pytest.raises(FollowerError, match=message):
         leader(env).learn(1)
 
 
-def test_what_a_follower_answers_is_checked_wherever_it_is_asked():
+def test_a_followers_response_is_checked_wherever_it_is_asked_for():
     env = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"), TooManyActions())
     leader = BCHG(env).learn(1)
     with pytest.raises(FollowerError, match=r"got \[1, 10, 4\]"):
@@ -162,7 +162,7 @@ def foreign():
         ({"kind": float}, "`observations` must be whole numbers, one a step, .* got torch.float64"),
     ],
 )
-def test_what_a_foreign_environment_gives_is_checked_against_its_table(foreign, kwargs, message):
+def test_steps_of_a_foreign_environment_are_checked_against_its_table(foreign, kwargs, message):
     leader = BCHG(foreign(**kwargs), policy=Free(np.full((1, 1), 0.5)), sampler="steps")
     with pytest.raises(ValueError, match=message):
         leader.learn(3)
@@ -221,12 +221,12 @@ def test_the_objective_of_a_policy_is_its_own(make):
     ],
 )
 @pytest.mark.parametrize("horizon", [None, 7])
-def test_the_objective_refuses_what_is_no_policy_here(make, policy, message, horizon):
+def test_the_objective_refuses_a_policy_of_another_world(make, policy, message, horizon):
     with pytest.raises(ValueError, match=message):
         exact.objective(make("RandomMDP"), np.zeros(5), horizon, policy=policy)
 
 
-def test_the_objective_of_a_gaussian_refuses_what_is_none():
+def test_the_objective_refuses_an_invalid_gaussian():
     env = gym.make("BiLevel/BuildingThermalControl-v0")
     theta = env.unwrapped.theta
     policy = BilevelWrapper(env).best_response(theta).policy

@@ -38,7 +38,7 @@ def test_every_world_of_ours_is_of_the_kind_that_its_model_declares(name):
 
 
 @pytest.mark.parametrize("thing", [None, 3, "tabular", TabularModel, torch.zeros(2)])
-def test_what_is_no_model_is_of_no_kind(thing):
+def test_an_object_that_is_no_model_is_of_no_kind(thing):
     with pytest.raises(TypeError, match="`model` must be a TabularModel, a LinearQuadraticModel or a SimulatedModel"):
         world_of(thing)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_four_rooms(tmp_path):
+def test_the_four_rooms_script_runs(tmp_path):
     command = [
         sys.executable,
         str(EXAMPLES / "four_rooms.py"),
@@ -23,7 +23,7 @@ def test_four_rooms(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "incentives.png", "leader.zip"}
 
 
-def test_building_thermal_control(tmp_path):
+def test_the_building_thermal_control_script_runs(tmp_path):
     script = str(EXAMPLES / "building_thermal_control.py")
     size = ["--iterations", "2", "--runs", "2", "--batch", "200", "--out", str(tmp_path)]
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
@@ -31,7 +31,7 @@ def test_building_thermal_control(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"building.png", "leader.zip"}
 
 
-def test_markov_game(tmp_path):
+def test_the_markov_game_script_runs(tmp_path):
     script = str(EXAMPLES / "markov_game.py")
     size = ["--iterations", "2", "--runs", "2", "--out", str(tmp_path)]
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
@@ -39,7 +39,7 @@ def test_markov_game(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"game.png", "leader.zip"}
 
 
-def test_sb3_follower(tmp_path):
+def test_the_sb3_follower_script_runs(tmp_path):
     script = str(EXAMPLES / "sb3_follower.py")
     size = ["--first-steps", "600", "--steps", "100", "--iterations", "2", "--out", str(tmp_path)]
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
@@ -48,7 +48,7 @@ def test_sb3_follower(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"sac.png"}
 
 
-def test_observed_follower(tmp_path):
+def test_the_observed_follower_script_runs(tmp_path):
     script = str(EXAMPLES / "observed_follower.py")
     size = ["--iterations", "2", "--runs", "2", "--out", str(tmp_path)]
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
@@ -56,7 +56,7 @@ def test_observed_follower(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"observed.png"}
 
 
-def test_guided_pendulum(tmp_path):
+def test_the_guided_pendulum_script_runs(tmp_path):
     script = str(EXAMPLES / "guided_pendulum.py")
     size = ["--first-steps", "600", "--steps", "100", "--iterations", "2", "--out", str(tmp_path)]
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout

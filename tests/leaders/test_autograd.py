@@ -85,7 +85,7 @@ def test_a_discounted_sum_is_right_without_a_gradient():
 
 
 @pytest.mark.parametrize("name", ["TaxDesign-small", "FourRooms"])
-def test_what_an_environment_keeps_has_gradients_after_a_first_use_in_inference_mode(name):
+def test_tensors_that_an_environment_keeps_have_gradients_after_a_first_use_in_inference_mode(name):
     env = wrapped_env(name)
     theta = env.unwrapped.theta
     with torch.inference_mode():
@@ -95,7 +95,7 @@ def test_what_an_environment_keeps_has_gradients_after_a_first_use_in_inference_
     np.testing.assert_array_equal(exact.hypergradient(env, theta), exact.hypergradient(fresh, theta))
 
 
-def test_what_is_made_in_inference_mode_is_refused():
+def test_objects_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         tax = gym.make("BiLevel/TaxDesign-small-v0")
         policy = Own(lambda raw: raw * 1.0)
@@ -157,7 +157,7 @@ def test_a_policy_that_breaks_later_stops_the_run(rule, kind, message):
         assert len(leader.history) == 1
 
 
-def test_search_needs_no_derivative_of_its_policy():
+def test_search_leaders_need_no_derivative_of_their_policy():
     leader = RandomSearch(wrapped_env("RandomMDP"), policy=Own(lambda raw: raw.detach() * 1.0), seed=0)
     assert len(leader.learn(2).history) == 2
 

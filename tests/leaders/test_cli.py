@@ -59,13 +59,13 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
     assert len(history(out).splitlines()) == 1 + 2 * done > 1
 
 
-def test_a_run_is_not_cut_back(finished, capsys):
+def test_a_resumed_run_cannot_be_shorter(finished, capsys):
     with pytest.raises(SystemExit):
         main([*QUICK, "--out", str(finished), "--iterations", "10", "--resume"])
     assert "`iterations` must be at least 30" in capsys.readouterr().err
 
 
-def test_a_damaged_directory_is_said_to_be_so(finished, tmp_path, capsys):
+def test_a_damaged_directory_is_named(finished, tmp_path, capsys):
     for name, content in (("config.json", b"\xff"), ("config.json", b'{"arguments": [1]}'), ("leader.zip", b"PK")):
         out = tmp_path / f"{name}{len(content)}"
         shutil.copytree(finished, out)

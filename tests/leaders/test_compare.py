@@ -24,7 +24,7 @@ def test_a_grid_point_is_what_it_would_be_alone(make):
     assert result.follower_solves[:, 0].tolist() == list(range(1, 9))
 
 
-def test_what_a_leader_has_no_use_for_is_left_out_of_its_grid(make):
+def test_settings_that_a_leader_does_not_take_are_left_out_of_its_grid(make):
     env = make("FourRooms")
     for name, points in (("naive-pgd", 2), ("hpgd-mc", 2), ("hpgd-sa", 4), ("exact", 2)):
         result = compare.run_grid(env, name, grid=GRID, runs=2, iterations=2, preset="paper", batch_size=100)
@@ -105,7 +105,7 @@ def test_leaders_are_compared_with_the_follower_that_is_there(tmp_path, make):
 
 
 @pytest.mark.slow
-def test_what_nobody_knows_is_not_compared():
+def test_values_that_are_not_known_are_refused_in_a_comparison():
     env = BilevelWrapper(gym.make("BiLevel/GuidedPendulum-v0"), SB3Follower("SAC", 60, learning_starts=20))
     how = {"runs": 2, "iterations": 1, "batch_size": 40}
     with pytest.raises(ValueError, match="`value` must be one that is known here, leader_return; got 'leader_value'"):

@@ -114,7 +114,7 @@ def test_a_published_game_brings_its_own_settings():
         (Forms(FORMS.tables, FORMS.linear), {}, UNKNOWN, "`env` must have a known model for BCHG"),
     ],
 )
-def test_what_cannot_be_resolved_is_named(forms, given, facts, message):
+def test_keywords_that_contradict_the_world_are_refused_by_name(forms, given, facts, message):
     with pytest.raises(ValueError, match=message):
         resolve("BCHG", forms, given, facts)
 

@@ -90,7 +90,7 @@ def arriving(batch, weight, part, run):
     return total
 
 
-def test_behind_cuts_of_stacked_runs_lie_the_hypergradients_of_their_own_worlds():
+def test_continuations_of_stacked_runs_are_the_hypergradients_of_their_own_worlds():
     """Everything was seen: autodiff through the follower's solver, from where the cuts arrive."""
     rng = np.random.default_rng(1)
     world, theta = tables(1, moves=True, ends=0.2), torch.from_numpy(rng.normal(size=(RUNS, DIM))).requires_grad_()
@@ -178,7 +178,7 @@ def dense_surrogate(model, best, visits, endings, leader, follower, rule, theta_
 
 @pytest.mark.parametrize("rule", ["bc_hg", "naive_pgd", "sobirl_modified", "sobirl"])
 @pytest.mark.parametrize("theta_moves", [True, False])
-def test_behind_cuts_lies_the_hypergradient_of_what_was_seen_by_the_other_part(theta_moves, rule):
+def test_continuations_are_the_hypergradient_of_what_the_other_part_has_seen(theta_moves, rule):
     """Each part of the batch goes on in its own world, each run in its own, with probabilistic endings and gaps."""
     rng = np.random.default_rng(2)
     world, rule = tables(2, moves=theta_moves, ends=0.0), ESTIMATORS[rule]
@@ -209,7 +209,7 @@ def test_behind_cuts_lies_the_hypergradient_of_what_was_seen_by_the_other_part(t
     torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
 
 
-def test_nothing_goes_on_where_every_episode_of_a_part_has_ended():
+def test_continuations_are_zero_where_every_episode_of_a_part_has_ended():
     rng = np.random.default_rng(3)
     world, theta = tables(3, moves=True, ends=0.0), torch.zeros(RUNS, DIM, dtype=torch.float64, requires_grad=True)
     model = world(theta)

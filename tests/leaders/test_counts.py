@@ -88,7 +88,7 @@ def test_vector_environments_count_in_ints():
     ],
     ids=lambda made: type(made).__name__,
 )
-def test_what_is_kept_is_an_int(made):
+def test_counts_that_a_leader_keeps_are_ints(made):
     assert not narrow_numbers(made)
 
 

@@ -9,7 +9,7 @@ from tests.helpers import response, two_episodes
 HALF = response([[[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]])
 
 
-def test_sarsa_by_hand():
+def test_sarsa_updates_are_those_made_by_hand():
     critic = Sarsa(0.9, learning_rate=0.5)
     critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
@@ -27,7 +27,7 @@ def test_published_sarsa_takes_the_cut_for_the_end():
     np.testing.assert_allclose(critic.table[0], [[0.5, 2.0], [0.0, 1.0], [10.0, 20.0]])
 
 
-def test_expected_sarsa_by_hand():
+def test_expected_sarsa_updates_are_those_made_by_hand():
     critic = ExpectedSarsa(0.9, learning_rate=0.5)
     critic.begin(HALF.policy, Noise([0]))
     critic.table[0, 2] = [10.0, 20.0]
@@ -36,7 +36,7 @@ def test_expected_sarsa_by_hand():
     np.testing.assert_allclose(critic.table[0], [[0.725, 8.75], [0.0, 1.0], [10.0, 20.0]])
 
 
-def test_monte_carlo_by_hand():
+def test_monte_carlo_values_are_those_made_by_hand():
     critic = MonteCarlo(0.9)
     critic.fit(two_episodes(), HALF, None, Noise([0]))
     q, v, v_next = critic.values(two_episodes(), HALF.policy)
@@ -71,7 +71,7 @@ def test_exact_critic_satisfies_the_bellman_equation(make):
     torch.testing.assert_close(q, model.r_leader + 0.9 * (model.transition @ v[0]), rtol=0, atol=1e-10)
 
 
-def test_copies_start_alike_and_part(make):
+def test_copies_of_a_critic_start_alike_and_part(make):
     env = make("FourRooms")
     best, noise = env.best_response(env.unwrapped.theta), Noise([0, 1])
     critic = ExpectedSarsa(0.99, np.array([0.5, 0.1]))
@@ -84,7 +84,7 @@ def test_copies_start_alike_and_part(make):
     assert not np.array_equal(copy.table[:2], critic.table)
 
 
-def test_bad_rates_are_refused():
+def test_bad_learning_rates_are_refused():
     with pytest.raises(ValueError, match="`critic_learning_rate` must be above 0 and at most 1, got 1.5"):
         Sarsa(0.9, 1.5)
     with pytest.raises(ValueError, match="`start` must be one of 'zeros', 'normal'"):

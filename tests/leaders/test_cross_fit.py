@@ -213,7 +213,7 @@ def test_weights_of_a_half_do_not_move_with_its_own_outcomes(make, kind, critic)
         assert others.max() > 1e-3
 
 
-def test_where_states_are_vectors_hpgd_weighs_a_half_by_the_other_half_too():
+def test_hpgd_weighs_a_half_by_the_other_half_where_states_are_vectors_too():
     """The same of c_k and of its trace; the fitted ∇V_F that centres them is not cross-fitted."""
     env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"))
     theta = np.full((1, *env.theta_space.shape), 0.5)

@@ -53,7 +53,7 @@ def test_a_world_that_was_seen_in_its_proportions_has_its_exact_values(times):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
 
 
-def test_values_by_hand():
+def test_the_critics_values_are_those_made_by_hand():
     # 0 → 1 (1), 1 → end (2); then 0 → 2 (4), where the batch ends: nothing is known of 2, so of (0, 1) neither
     model, _ = world()
     critic = Empirical(0.9)
@@ -66,7 +66,7 @@ def test_values_by_hand():
     assert critic.moves.known[0].tolist() == [[True, False], [False, True], [False, False]]
 
 
-def test_what_ends_an_episode_is_counted():
+def test_steps_that_end_an_episode_are_counted():
     continues = torch.ones(1, 3, 2, dtype=torch.float64)
     continues[0, 1] = 0.0
     model, successor = world(continues)
@@ -77,7 +77,7 @@ def test_what_ends_an_episode_is_counted():
     np.testing.assert_allclose(critic.tables[0], truth.table, rtol=1e-12)
 
 
-def test_where_theta_moves_the_transitions_their_present_probabilities_count():
+def test_present_probabilities_count_where_theta_moves_the_transitions():
     model, successor = world()
     batch = every_move(successor)
     biased = torch.where(model.transition > 0, model.transition * torch.tensor([1.6, 1.0, 0.4]), 0.0)
@@ -127,7 +127,7 @@ def test_saved_counts_that_lead_nowhere_are_refused():
         other.seen.add(every_move(successor), 4, 2)
 
 
-def test_coverage_by_hand():
+def test_the_coverage_of_a_batch_is_that_made_by_hand():
     model, _ = world()
     critic = Empirical(0.9)
     critic.fit(two_episodes(), HALF, model, NOISE)
@@ -140,7 +140,7 @@ def test_coverage_by_hand():
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.6])
-def test_behind_a_cut_lies_the_hypergradient_of_the_world_begun_there(make, gamma):
+def test_the_continuation_of_a_cut_is_the_hypergradient_of_the_world_started_there(make, gamma):
     """A whole leader's count that arrives in state 4, no trace: the exact hypergradient from there, all of θ."""
     env = make("RandomMDP", seed=2, gamma_follower=gamma)
     theta = torch.tensor([[0.3, -0.2, 0.5, 0.1, -0.4]], dtype=torch.float64, requires_grad=True)

@@ -45,7 +45,7 @@ def test_the_last_value_is_shown_and_resumed(make, tmp_path):
     ("evaluating", "rest", "every"),
     [(0.09, 0.001, 1), (0.5, 1.0, 1), (0.5, 0.2, 3), (2.0, 0.01, 200), (900.0, 0.0, 1_000)],
 )
-def test_dear_evaluations_are_thinned_until_they_cost_as_much_as_the_rest(caplog, evaluating, rest, every):
+def test_slow_evaluations_are_thinned_until_they_take_as_long_as_the_rest(caplog, evaluating, rest, every):
     evaluation = Evaluation("BCHG", None)
     with caplog.at_level(logging.INFO, logger="leaders"):
         evaluation._thin(evaluating, rest)
@@ -69,6 +69,6 @@ def test_a_slow_evaluation_is_thinned_and_theta_does_not_notice(make, monkeypatc
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5])
-def test_an_interval_is_a_count(make, every):
+def test_an_evaluation_interval_must_be_a_count(make, every):
     with pytest.raises((TypeError, ValueError), match="evaluate_every"):
         BCHG(make("TollBridge"), evaluate_every=every)

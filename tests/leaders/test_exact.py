@@ -25,7 +25,9 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("beta", "dynamics", "value", "total", "direct", "guiding"), KNOWN)
-def test_four_rooms_at_zero(make, beta, dynamics, value, total, direct, guiding):
+def test_the_four_rooms_have_the_specified_value_and_gradients_at_zero(
+    make, beta, dynamics, value, total, direct, guiding
+):
     env = make("FourRooms", beta=beta, dynamics=dynamics)
     raw = Budget(np.zeros((1, 105)), -0.2)
     direct_part, guiding_part = exact.hypergradient_parts(env, parameters=raw)
@@ -36,7 +38,7 @@ def test_four_rooms_at_zero(make, beta, dynamics, value, total, direct, guiding)
     assert np.linalg.norm(guiding_part) == pytest.approx(guiding, abs=half)
 
 
-def test_mismatched_values_are_the_planners(make):
+def test_the_value_under_mismatched_dynamics_is_the_planners(make):
     raw = Budget(np.zeros((1, 105)), -0.2)
     theta = raw().detach()[0]
     mismatched, published = make("FourRooms", dynamics="mismatched"), make("FourRooms", dynamics="published")
@@ -45,7 +47,7 @@ def test_mismatched_values_are_the_planners(make):
 
 @pytest.mark.parametrize("dynamics", ["published", "classic"])
 @pytest.mark.parametrize("start", ["zero", "random", "blocked"])
-def test_four_rooms_gradient_against_differences(make, monkeypatch, blocked_corridor, dynamics, start):
+def test_the_four_rooms_gradient_is_that_of_differences(make, monkeypatch, blocked_corridor, dynamics, start):
     monkeypatch.setattr("leaders.exact.solve.TOLERANCE", 1e-13)
     env = make("FourRooms", dynamics=dynamics)
     raw = {
@@ -63,7 +65,7 @@ def test_four_rooms_gradient_against_differences(make, monkeypatch, blocked_corr
 
 
 @pytest.mark.parametrize("theta", [0.0, 0.3, 1.2, 2.0])
-def test_toll_bridge_is_its_closed_form(make, theta):
+def test_the_toll_bridges_hypergradient_is_its_closed_form(make, theta):
     env = make("TollBridge")
     sail = 1 / (1 + np.exp(-(0.5 - 1 + theta) / 0.2))
     assert exact.objective(env, [theta]) == pytest.approx(0.9 * sail, abs=1e-12)
@@ -74,7 +76,7 @@ def test_toll_bridge_is_its_closed_form(make, theta):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_random_mdp_against_autodiff_through_the_solver(make, seed):
+def test_the_random_mdps_hypergradient_is_that_of_autodiff_through_the_solver(make, seed):
     env = make("RandomMDP", seed=seed, gamma_leader=0.8, gamma_follower=0.7, alignment=0.3)
     theta = np.random.default_rng(seed).normal(size=5)
     leaf = torch.from_numpy(theta).requires_grad_()
@@ -89,7 +91,7 @@ def test_random_mdp_against_autodiff_through_the_solver(make, seed):
 
 
 @pytest.mark.parametrize("share", ["reward_share", "transition_share", "start_share"])
-def test_each_channel_of_theta_alone(make, share):
+def test_the_hypergradient_is_right_where_theta_moves_one_part_alone(make, share):
     shares = {"reward_share": 0.0, "transition_share": 0.0, "start_share": 0.0} | {share: 1.0}
     env = make("RandomMDP", seed=7, **shares)
     leaf = torch.full((5,), 0.2).double().requires_grad_()
@@ -109,7 +111,7 @@ def test_runs_are_evaluated_side_by_side(make):
         assert exact.objective(env, theta)[run] == pytest.approx(exact.objective(env, theta[run]), rel=1e-12)
 
 
-def test_horizon_and_discount(make):
+def test_the_objective_keeps_to_a_given_horizon_and_discount(make):
     env = make("TollBridge")
     sail = 1 / (1 + np.exp(0.5 / 0.2))
     # the ferry is boarded with the second step
@@ -122,7 +124,7 @@ def test_horizon_and_discount(make):
     )
 
 
-def test_the_followers_beta_counts(make):
+def test_the_objective_is_at_the_followers_own_beta(make):
     from bilevel_envs import BilevelWrapper
 
     env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), SoftValueIteration(beta=1e-3))

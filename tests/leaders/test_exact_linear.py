@@ -30,7 +30,7 @@ def close(actual, expected, *, rel=1e-9):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_number_of_the_oracles(env, name):
+def test_the_building_has_every_number_of_the_oracles(env, name):
     oracle, test = ORACLES[name], ORACLES["_test_state"]
     theta = np.array(oracle["theta"])
     model, best = env.model(theta), env.best_response(theta)
@@ -56,7 +56,7 @@ def test_every_number_of_the_oracles(env, name):
     close(exact.hypergradient(env, theta), oracle["grad"])
 
 
-def test_gradients_of_both_value_functions(env):
+def test_gradients_of_both_value_functions_are_the_oracles(env):
     test = ORACLES["_test_state"]
     theta = torch.tensor([test["theta"]], dtype=torch.float64, requires_grad=True)
     best = env.follower.reaction(env.model(theta), env.preferences)
@@ -78,7 +78,7 @@ def test_the_leaders_values_belong_together(env):
 
 
 @pytest.mark.parametrize("zones", [4, 6])
-def test_hypergradient_is_that_of_differences(zones):
+def test_the_hypergradient_is_that_of_differences(zones):
     env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0", zones=zones))
     theta = np.random.default_rng(zones).uniform(0.1, 0.9, 2 * zones)
     step = 1e-5 * np.eye(2 * zones)
@@ -104,7 +104,7 @@ def test_the_objective_is_what_trajectories_bring(env):
 
 
 @pytest.mark.slow
-def test_noise_free_reference_points(env):
+def test_exact_ascent_passes_the_reference_points(env):
     # specification 9, item 19: SGD 0.1, each block's gradient clipped to 1; here one clip for both, so a longer way
     leader = ExactGradient(env, learning_rate=0.1).learn(400)
     value = leader.history["leader_value"][:, 0]

@@ -42,7 +42,7 @@ def test_the_adjoint_of_a_fit_weighs_rewards_as_the_fit_does():
     torch.testing.assert_close((weights[..., None] * reward).sum(1), wanted)
 
 
-def test_polynomials_are_what_they_say():
+def test_polynomials_have_the_values_and_gradients_of_their_matrix():
     matrix = torch.tensor([[[1.0, 2.0, 0.0], [2.0, 3.0, -1.0], [0.0, -1.0, 0.5]]], dtype=torch.float64)
     x, y = torch.tensor([[[2.0]]], dtype=torch.float64), torch.tensor([[[-3.0]]], dtype=torch.float64)
     f = Polynomial(matrix)
@@ -162,7 +162,7 @@ def test_runs_side_by_side_have_traces_of_their_own():
         assert float((trace[run].numpy() * added[run]).sum()) == pytest.approx(wanted, rel=1e-6)
 
 
-def test_units_have_no_influence():
+def test_units_of_the_states_have_no_influence():
     batch = three_runs()
     share = relative(batch.state.flatten(1, 2), batch.valid.flatten(1))
     torch.testing.assert_close(relative(1e3 * batch.state.flatten(1, 2), batch.valid.flatten(1)), share)
@@ -170,7 +170,7 @@ def test_units_have_no_influence():
     assert float(share.max()) > 20 * float(share[share > 0].min())
 
 
-def test_values_of_states_are_two_fits():
+def test_fitted_state_values_are_two_least_squares_fits():
     batch = three_runs()
     batch = replace(batch, r_leader=torch.from_numpy(np.random.default_rng(7).normal(size=batch.step.shape)))
     critic = QuadraticState(0.9)
@@ -190,7 +190,7 @@ def test_values_of_states_are_two_fits():
         np.testing.assert_allclose(q[run][valid].numpy(), z @ x, atol=1e-8)
 
 
-def test_values_of_states_tell_their_gradient():
+def test_fitted_state_values_tell_their_gradient():
     env = building()
     best = env.best_response(np.full(8, 0.5))
     batch = env.rollout(np.full((1, 8), 0.5), best, Noise([6]), rows=20, horizon=60)
@@ -213,7 +213,7 @@ def test_the_estimate_averages_to_the_exact_hypergradient(critic):
         assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()
 
 
-def test_it_has_less_noise_than_trajectories():
+def test_fitted_guiding_has_less_noise_than_trajectories():
     deviations = []
     for guiding in ("sampled", "fitted"):
         leader = leader_at_half(
@@ -280,7 +280,7 @@ def test_a_world_that_runs_away_does_not_turn_values_around():
 
 
 @pytest.mark.slow
-def test_networks_are_led_with_it(tmp_path):
+def test_agents_with_networks_are_led_by_fitted_guiding(tmp_path):
     agent = SB3Follower("SAC", 300, learning_starts=100, action_range=60.0, reward_scale=200.0)
     leader = BCHG(building(agent), batch_size=1_000, seed=0)
     assert (leader.estimator_config.critic, leader.estimator_config.guiding) == ("state_values", "fitted")
@@ -303,7 +303,7 @@ def test_networks_are_led_with_it(tmp_path):
         ("BilevelLQR", {"critic": QuadraticState(0.99)}, "`critic` is quadratic and cannot represent"),
     ],
 )
-def test_what_it_does_not_go_with_is_refused(world, settings, message):
+def test_settings_that_fitted_guiding_does_not_allow_are_refused(world, settings, message):
     with pytest.raises(ValueError, match=message):
         BCHG(BilevelWrapper(gym.make(f"BiLevel/{world}-v0")), guiding="fitted", **settings)
 
@@ -344,7 +344,7 @@ def test_a_half_too_small_for_the_reaction_is_named():
         leader.learn(1)
 
 
-def test_q_must_be_a_polynomial():
+def test_fitted_guiding_needs_a_polynomial_q():
     env, theta = building(), np.full((1, 8), 0.5)
     best = env.best_response(theta[0])
     batch = env.rollout(theta, best, Noise([0]), rows=2, horizon=50)
@@ -364,7 +364,7 @@ def test_q_must_be_a_polynomial():
     torch.testing.assert_close(*traces)
 
 
-def test_a_policy_must_tell_its_moments():
+def test_fitted_guiding_needs_the_policys_moments():
     env, theta = building(), np.full((1, 8), 0.5)
     best = env.best_response(theta[0])
     batch = env.rollout(theta, best, Noise([0]), rows=2, horizon=50)
@@ -388,11 +388,11 @@ def test_a_policy_must_tell_its_moments():
         ({"preset": "paper"}, "sampled"),
     ],
 )
-def test_what_is_fitted_unless_told_otherwise(settings, guiding):
+def test_guiding_is_fitted_by_default_where_it_can_be(settings, guiding):
     assert BCHG(building(), **settings).estimator_config.guiding == guiding
 
 
-def test_other_leaders_have_no_such_choice():
+def test_leaders_but_bc_hg_refuse_a_choice_of_guiding():
     with pytest.raises(TypeError, match="guiding"):
         HPGD(building(), guiding="fitted")
     with pytest.raises(ValueError, match="`guiding` must be one of 'sampled', 'fitted', got 'fit'"):

@@ -96,14 +96,14 @@ def test_first_order_leaders_fall_into_the_trap_as_published(make, arguments):
 
 
 @pytest.mark.slow
-def test_the_lqrs_ridge_is_climbed():
+def test_leaders_climb_the_lqrs_ridge():
     env = bilevel_lqr()
     leader = BCHG(env, runs=4, seed=0).learn(800)
     assert leader.num_timesteps <= 200_000
     assert (exact.objective(env, leader.theta, horizon=100, discount=1.0) > 17).all()
 
 
-def test_the_stage_games_backup_by_hand():
+def test_the_stage_games_backup_is_that_made_by_hand():
     env = toy("R2")
     theta = torch.tensor(toy_policy(0.5))[None]
     best = untrained(1, 6, 3, 0.05)
@@ -254,7 +254,7 @@ def test_published_games_go_on_bit_for_bit(make, arguments, game, tmp_path):
     np.testing.assert_array_equal(one.theta, other.theta)
 
 
-def test_advice_gives_way_to_what_is_told():
+def test_given_settings_override_those_that_a_game_advises():
     assert BCHG(bilevel_lqr()).estimator_config.batch_size == 100
     assert BCHG(toy()).estimator_config.batch_size == 450
     assert BCHG(toy()).config.learning_rate == 0.02
@@ -264,7 +264,7 @@ def test_advice_gives_way_to_what_is_told():
     assert (paper.config.learning_rate, paper.config.optimizer, paper.rows) == (1e-4, "adam", 3)
 
 
-def test_what_does_not_go_with_games_is_refused_by_name():
+def test_settings_that_games_do_not_allow_are_refused_by_name():
     with pytest.raises(ValueError, match='`replay` must be None without `preset="paper"`'):
         BiAC(toy(), replay=True)
     with pytest.raises(ValueError, match="`preset` must be None for hpgd in ToyMarkovGame"):
@@ -297,7 +297,7 @@ def test_a_fitted_loop_has_the_exact_values(gain):
 
 
 @pytest.mark.slow
-def test_the_ridge_is_climbed_without_the_matrices():
+def test_leaders_climb_the_lqrs_ridge_without_its_matrices():
     leader = BCHG(bilevel_lqr(), critic="fitted_linear", gradient="pathwise", runs=2, seed=0).learn(100)
     value = leader.history["leader_value"]
     assert (value[-1] > 10 * value[0]).all()

@@ -70,7 +70,7 @@ class Record:
 
 
 @pytest.mark.parametrize(("name", "leader", "arguments"), [("bchg", BCHG, {}), ("hpgd_sarsa", HPGD, {"variant": "sa"})])
-def test_leaders_with_a_sarsa_table(make, name, leader, arguments):
+def test_gradients_with_a_sarsa_table_are_the_recorded_ones(make, name, leader, arguments):
     record = Record(make, name, leader, **arguments)
     critic = record.leader.critic
     critic.table = record.data["QL_before"][None].astype(float)
@@ -81,20 +81,20 @@ def test_leaders_with_a_sarsa_table(make, name, leader, arguments):
     assert np.linalg.norm(actual) == pytest.approx(float(record.data["grad_norm"]), rel=1e-4)
 
 
-def test_hpgd_mc(make):
+def test_the_gradient_of_hpgd_mc_is_the_recorded_one(make):
     record = Record(make, "hpgd", HPGD, variant="mc")
     record.fit()
     assert record.error(record.gradient(record.own())) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "leader"), [("baseline", NaivePGD), ("sobirl", SoBiRL)])
-def test_leaders_without_a_guiding_term_here(make, name, leader):
+def test_gradients_without_a_guiding_term_are_the_recorded_ones(make, name, leader):
     record = Record(make, name, leader)
     record.fit()
     assert record.error(record.gradient(record.own())) <= 1e-3  # a small sum of large terms, in float32 there
 
 
-def test_hpgd_oracle(make):
+def test_the_gradient_of_hpgd_with_an_oracle_is_the_recorded_one(make):
     record = Record(make, "hpgd_oracle", HPGD, variant="oracle", oracle_size=2000)
     record.fit()
     oracle = recorded_batch(record.data, record.model.detach(), "oracle_")

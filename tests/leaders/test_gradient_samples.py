@@ -25,16 +25,16 @@ def check_unbiased(leader):
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-def test_random_mdp(make, seed):
+def test_estimates_in_random_mdps_are_unbiased(make, seed):
     check_unbiased(BCHG(make("RandomMDP", seed=seed), critic="exact"))
 
 
-def test_random_mdp_without_the_td_error(make):
+def test_estimates_without_the_td_error_are_unbiased(make):
     check_unbiased(BCHG(make("RandomMDP", seed=0), critic="exact", score_weight="value"))
 
 
 @pytest.mark.parametrize("control_variate", ["constant", "none", "one-hot"])
-def test_random_mdp_with_each_control_variate(make, control_variate):
+def test_estimates_with_each_control_variate_are_unbiased(make, control_variate):
     import torch
 
     def one_hot(state):
@@ -49,18 +49,18 @@ def test_random_mdp_with_each_control_variate(make, control_variate):
     )
 
 
-def test_random_mdp_with_two_different_discounts(make):
+def test_estimates_with_two_different_discounts_are_unbiased(make):
     policy = Free(np.array([[0.5, -0.3, 0.8, 0.1, -0.6]]))
     env = make("RandomMDP", seed=1, gamma_leader=0.7, gamma_follower=0.8)
     check_unbiased(BCHG(env, critic="exact", policy=policy))
 
 
-def test_four_rooms(make, blocked_corridor):
+def test_estimates_in_the_four_rooms_are_unbiased(make, blocked_corridor):
     env = make("FourRooms")
     check_unbiased(BCHG(env, critic="exact", policy=Budget(blocked_corridor[None], -0.2)))
 
 
-def test_four_rooms_in_raw_coordinates(make, blocked_corridor):
+def test_estimates_in_raw_coordinates_are_unbiased(make, blocked_corridor):
     leader = BCHG(make("FourRooms"), critic="exact", policy=Budget(blocked_corridor[None], -0.2))
     samples = leader.gradient_samples(SAMPLES, raw=True)
     assert samples.shape == (SAMPLES, 105)
@@ -68,7 +68,7 @@ def test_four_rooms_in_raw_coordinates(make, blocked_corridor):
     assert np.abs(z_scores(samples, truth)).max() < 4
 
 
-def test_toll_bridge_and_its_blind_naive_leader(make):
+def test_estimates_at_the_toll_bridge_are_unbiased_and_naive_ones_zero(make):
     env = make("TollBridge")
     check_unbiased(BCHG(env, critic="exact"))
     assert (NaivePGD(env, critic="exact").gradient_samples(20) == 0).all()
@@ -82,12 +82,12 @@ def test_naive_pgd_averages_to_the_direct_term(make):
     assert np.abs(z_scores(samples, direct + guiding)).max() > 8
 
 
-def test_stepping_an_environment_gives_the_same_law(make):
+def test_estimates_from_a_stepped_environment_are_unbiased(make):
     check_unbiased(BCHG(make("RandomMDP"), critic="exact", sampler="steps"))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_soft_td_error_pays_in_the_transitions(make, seed):
+def test_the_soft_td_error_lowers_the_variance_where_theta_moves_transitions(make, seed):
     env = make("RandomMDP", seed=seed, reward_share=0.0, start_share=0.0)
     plain, reduced = (
         BCHG(env, critic="exact", score_weight=score_weight).gradient_samples(SAMPLES).var(0)
@@ -97,7 +97,7 @@ def test_the_soft_td_error_pays_in_the_transitions(make, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_soft_td_error_pays_with_theta_everywhere(make, seed):
+def test_the_soft_td_error_lowers_the_variance_with_theta_everywhere(make, seed):
     env = make("RandomMDP", seed=seed)
     plain, reduced = (
         BCHG(env, critic="exact", score_weight=score_weight).gradient_samples(SAMPLES).var(0)
@@ -106,7 +106,7 @@ def test_the_soft_td_error_pays_with_theta_everywhere(make, seed):
     assert np.median(plain / reduced) >= 5
 
 
-def test_a_constant_feature_pays_too(make):
+def test_a_constant_feature_lowers_the_variance_too(make):
     env = make("RandomMDP", seed=1)
     without, with_constant = (
         BCHG(env, critic="exact", control_variate=control_variate).gradient_samples(SAMPLES).var(0)
@@ -122,7 +122,7 @@ def test_more_episodes_halve_the_standard_error(make):
     np.testing.assert_allclose(few / many, 2.0, rtol=0.25)
 
 
-def test_samples_change_nothing_and_come_again(make):
+def test_gradient_samples_leave_the_leader_alone_and_can_be_repeated(make):
     leader = BCHG(make("FourRooms"), runs=2).learn(5)
     before = leader.noise.state_dict(), leader.critic.state_dict(), leader.theta
     first = leader.gradient_samples(3)
@@ -173,7 +173,7 @@ def test_an_oracle_takes_as_much_from_the_state_as_it_gives_to_the_pair(make):
 
 
 @pytest.mark.slow
-def test_an_oracle_may_begin_where_no_episode_does(make):
+def test_an_oracle_may_start_in_states_where_no_episode_starts(make):
     # In this game ρ0 is 0 in two of three states; θ moves ρ0 in the third.
     leader = HPGD(make("ToyMarkovGame"), "oracle", critic="exact", batch_size=20, rows=1)
     samples = leader.gradient_samples(30, episodes=1)

@@ -7,11 +7,11 @@ from leaders import BCHG
 from leaders.published import four_rooms, trailing_mean
 
 
-def test_trailing_mean_by_hand():
+def test_the_trailing_mean_is_that_made_by_hand():
     np.testing.assert_allclose(trailing_mean(np.array([1.0, 3.0, 5.0, 7.0]), window=2), [1, 2, 4, 6])
 
 
-def test_published_curves_are_found():
+def test_published_curves_have_the_papers_final_values():
     mean, sem = four_rooms("bchg", 1e-3, 100).at(10_000)
     assert mean == pytest.approx(0.66812, abs=1e-4)  # final point of Figure 2, left
     assert sem == pytest.approx(0.00862, abs=1e-4)

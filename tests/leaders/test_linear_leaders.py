@@ -119,7 +119,7 @@ def _at(q, policy, batch):
         ({"batch_size": 10_000, "gradient": "score"}, 400, -165.0),
     ],
 )
-def test_the_optimum_is_reached(settings, iterations, above):
+def test_leaders_reach_the_optimum(settings, iterations, above):
     leader = BCHG(building(), runs=3, **settings).learn(iterations)
     value = leader.history["leader_value"]
     assert (value[-1] > above).all()
@@ -132,7 +132,7 @@ def test_the_naive_leader_ends_at_its_own_stationary_point():
     assert np.abs(leader.history["leader_value"][-1] + 197.2).max() < 1
 
 
-def test_a_larger_ring_is_led_too():
+def test_leaders_learn_in_a_larger_ring_too():
     leader = BCHG(building(zones=6), batch_size=1_000).learn(5)
     assert leader.theta.shape == (12,)
     assert leader.history["leader_value"][-1] > leader.history["leader_value"][0]
@@ -145,7 +145,7 @@ def test_batches_grow_with_what_least_squares_must_fit():
         BCHG(building(zones=16), batch_size=400).learn(1)
 
 
-def test_save_and_load_go_on_bit_for_bit(tmp_path):
+def test_a_saved_leader_goes_on_bit_for_bit(tmp_path):
     one = BCHG(building(), runs=2, batch_size=500).learn(3)
     one.save(tmp_path / "leader.zip")
     other = BCHG.load(tmp_path / "leader.zip", building()).learn(2)
@@ -154,7 +154,7 @@ def test_save_and_load_go_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(one.history.state(), other.history.state())
 
 
-def test_what_does_not_go_with_vectors_is_refused_by_name():
+def test_settings_that_vectors_do_not_allow_are_refused_by_name():
     env = building()
     with pytest.raises(ValueError, match="`gradient` must be one of 'score', 'pathwise', 'analytic', got 'all'"):
         BCHG(env, gradient="all")

@@ -151,7 +151,7 @@ def test_a_runs_network_is_the_same_alone_and_beside_others():
     np.testing.assert_allclose(together.history["grad_norm"][:, 2], alone.history["grad_norm"][:, 0], rtol=1e-6)
 
 
-def test_what_a_state_dict_gave_stays(half_open):
+def test_a_state_dict_is_a_snapshot(half_open):
     _, best, _, batch = half_open
     critic = NetworkCritic(0.9, Fit(steps=3))
     critic.fit(batch, best, None, Noise([0, 1]))
@@ -204,7 +204,7 @@ def test_expectations_over_actions_agree_with_the_closed_form(half_open, draws):
     torch.testing.assert_close(v, expected, rtol=1e-10 if draws is None else 0.02, atol=0)
 
 
-def test_many_actions_are_drawn():
+def test_expectations_over_many_actions_are_drawn():
     env = building(zones=8)
     leader = BCHG(env, critic="td", batch_size=200).learn(2)
     assert leader.critic._action_nodes(leader.progress.best.policy, torch.zeros(1, 1, 3, 8).double())[0].shape[2] == 64
@@ -406,7 +406,7 @@ def test_the_published_form_is_what_its_specification_says(kind):
     np.testing.assert_allclose(gradient[0].numpy(), expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
 
 
-def test_published_settings():
+def test_the_paper_presets_have_the_published_settings():
     env = building()
     rates = {"bchg": 0.1, "naive": 0.1, "mc": 0.001, "td": 0.01}
     leaders = {
@@ -438,7 +438,7 @@ def test_published_settings():
         assert (critic.of, critic.how.normalised) == (("action", False) if name in ("bchg", "td") else ("state", True))
 
 
-def test_blocks_are_clipped_apart():
+def test_blocks_of_theta_are_clipped_apart():
     leader = NaivePGD(building(), preset="paper", critic="lstd", batch_size=2_000)
     before = leader.policy.raw.detach().clone()
     leader.learn(1)
@@ -466,7 +466,7 @@ def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
     np.testing.assert_array_equal(one.history.state(), other.history.state())
 
 
-def test_the_published_networks_run():
+def test_leaders_with_the_published_networks_run():
     for cls, arguments in (
         (BCHG, {"critic": NetworkCritic(0.9, SHORT)}),
         (NaivePGD, {"critic": NetworkCritic(0.9, SHORT, of="state")}),

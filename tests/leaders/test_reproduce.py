@@ -12,7 +12,7 @@ from leaders.experiments.reproduce import four_rooms as reproduce
 from leaders.published import Curve
 
 
-def test_comparison_by_hand():
+def test_a_comparison_is_that_made_by_hand():
     c = reproduce.Comparison("bchg", 1000, ours=1.0, ours_error=0.03, published=0.8, published_error=0.04)
     assert c.z == pytest.approx(4.0)  # 0.2 / hypot(0.03, 0.04)
     assert not c.agrees
@@ -50,7 +50,7 @@ def test_the_command_refuses_what_the_paper_does_not_show(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_papers_curves_of_the_building():
+def test_the_papers_curves_of_the_building_have_their_final_values():
     # the table of final values in the specification: last point of each curve
     last = {"bchg": -196.2, "naive-pgd": -211.2, "hpgd-mc": -267.0, "hpgd-td": -236.8}
     for method, value in last.items():
@@ -65,7 +65,7 @@ def test_the_papers_curves_of_the_building():
     assert (len(edges), counts.sum()) == (31, 10_000)
 
 
-def test_the_papers_rule_for_bands():
+def test_bands_follow_the_papers_rule():
     values = np.tile(np.array([-9.0, 0.0, 2.0, 4.0, 100.0]), (3, 1))
     mean, band = building.as_published(values)
     # without −9 and 100: mean 2, population deviation √(8/3), over √5
@@ -87,7 +87,7 @@ def test_parts_of_the_building_add_up():
         exact.parts(gym.make("BiLevel/FourRooms-v0"), np.zeros(104))
 
 
-def test_parts_are_what_steps_tell():
+def test_parts_of_the_leaders_reward_are_those_told_by_steps():
     env = gym.make(building.ENV)
     env.reset(seed=0)
     theta = torch.full((1, 8), 0.5, dtype=torch.float64)
@@ -196,7 +196,7 @@ def test_games_are_redrawn(tmp_path, capsys):
     assert "is damaged or no result" in capsys.readouterr().err
 
 
-def test_the_papers_curves_of_the_games():
+def test_the_papers_curves_of_the_games_have_their_final_values():
     last = {"toy_R1_bchg": 27.15, "toy_R1_bi-ac": 3.46, "toy_R1_naive-pgd": 11.14, "toy_R2_bchg": 59.10}
     for key, value in last.items():
         assert published.game_curve(key).mean[-1] == pytest.approx(value, abs=0.01)

@@ -28,7 +28,7 @@ def test_the_zeroth_order_estimate_averages_to_the_gradient(make, one_sided):
     assert np.abs(z_scores(samples, -truth)).max() > 8
 
 
-def test_both_ends_see_the_same_random_numbers(make):
+def test_both_ends_of_a_direction_see_the_same_random_numbers(make):
     # with a step too small to change a choice, both ends of a direction live the same episodes: no difference at all
     leader = ZerothOrder(make("FourRooms"), runs=2, sigma=1e-12)
     theta = leader._theta()
@@ -51,7 +51,7 @@ def test_a_regulariser_is_refused_where_it_would_not_count(make):
 
 
 @pytest.mark.parametrize(("leader", "gain"), [(ZerothOrder, 0.5), (CMAES, 1.0), (RandomSearch, 0.5)])
-def test_they_climb(make, leader, gain):
+def test_search_leaders_raise_the_leaders_value(make, leader, gain):
     arguments = {"scale": 1.0} if leader is RandomSearch else {}
     trained = leader(make("RandomMDP", seed=2), runs=3, **arguments).learn(25)
     value = trained.history["leader_value"]
@@ -59,7 +59,7 @@ def test_they_climb(make, leader, gain):
 
 
 @pytest.mark.parametrize("leader", ALL)
-def test_budgets_count_every_trial(make, leader):
+def test_histories_count_the_steps_and_solves_of_every_trial(make, leader):
     trained = leader(make("RandomMDP"), runs=2, episodes=3).learn(2)
     trials = {ZerothOrder: 8, CMAES: 4 + int(3 * np.log(5)), RandomSearch: 1}[leader]
     assert trained.history["follower_solves"][:, 0].tolist() == [trials, 2 * trials]

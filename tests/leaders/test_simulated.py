@@ -43,7 +43,7 @@ def test_a_game_is_led_from_trajectories_alone(make, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "arguments"), [("SoftDQN", SMALL), ("PPO", {"n_steps": 64})])
-def test_discrete_pushes(algorithm, arguments):
+def test_followers_with_discrete_actions_are_led(algorithm, arguments):
     follower = SB3Follower(algorithm, 64, **arguments)
     env = played(CART, follower if algorithm == "SoftDQN" else ObservedFollower(follower, 400, steps=20), discrete=5)
     leader = BCHG(env, batch_size=400).learn(2)
@@ -61,7 +61,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(straight.theta, second.theta)
 
 
-def test_the_leaders_chair_with_a_follower_that_learns():
+def test_the_leaders_side_is_played_against_a_follower_that_learns():
     env = LeaderEnv(gym.make(PENDULUM), SB3Follower("SAC", 60, **SMALL))
     env.reset(seed=0)
     _, reward, *_, info = env.step(np.array([0.3], np.float32))
@@ -141,7 +141,7 @@ def test_the_played_estimate_is_the_one_made_from_matrices():
 
 
 @pytest.mark.slow
-def test_both_networks_together_know_what_an_action_is_worth():
+def test_networks_of_both_values_agree_with_the_exact_values():
     env = BilevelWrapper(gym.make("BiLevel/RandomMDP-v0"))
     theta = env.unwrapped.theta
     best, model = env.best_response(theta), env.model(theta).detach()
@@ -179,6 +179,6 @@ def test_both_networks_together_know_what_an_action_is_worth():
         (lambda: BCHG(played(), critic=NetworkCritic(0.99, of="state")), "`critic` must read actions"),
     ],
 )
-def test_what_needs_a_model_is_refused(make, message):
+def test_settings_that_need_a_model_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -5,14 +5,14 @@ from scipy import stats
 from leaders.experiments.statistics import summary
 
 
-def test_by_hand():
+def test_means_and_intervals_are_those_made_by_hand():
     got = summary([*np.arange(19.0), 1000.0])
     assert got.mean == pytest.approx((171 + 1000) / 20)
     assert got.iqm == pytest.approx(9.5)  # the middle half: 5 … 14
     assert got.iqm_interval[1] < 18 < got.mean_interval[1]  # one outlier moves the mean, not the IQM
 
 
-def test_the_interval_covers_as_often_as_it_says():
+def test_the_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = 0
     for trial in range(200):
@@ -22,7 +22,7 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 180 <= hits < 200
 
 
-def test_tasks_are_resampled_apart():
+def test_seeds_are_resampled_within_their_task():
     # two tasks far apart: mixed resampling would give an interval as wide as their distance
     rng = np.random.default_rng(0)
     near, far = rng.normal(size=20), 1000 + rng.normal(size=20)
@@ -48,6 +48,6 @@ def test_seeds_that_agree_need_no_resampling():
         (["a", "b"], "`scores` must be one number per seed, got"),
     ],
 )
-def test_anything_but_seeds_is_refused(scores, message):
+def test_scores_that_are_not_one_number_a_seed_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         summary(scores)

@@ -53,7 +53,7 @@ def test_the_direct_term_does_not_shrink_with_the_batch(theta):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "batch_size"), [("queue", 300), ("cliff, slip", 300)])
-def test_the_guiding_term_is_there_and_has_its_sign(world, batch_size):
+def test_estimates_contain_the_guiding_term_with_its_sign(world, batch_size):
     env = STRANGERS[world]()
     theta = env.problem.default_theta if world == "queue" else np.array([0.1])
     direct, guiding = exact.hypergradient_parts(env, theta)

@@ -41,7 +41,7 @@ def test_what_released_hpgd_leaves_out_moves_its_rest_beyond_the_optimum():
     assert along.value[1] < along.value[0] - 2
 
 
-def test_figures_are_drawn():
+def test_the_figures_of_the_landscape_are_drawn():
     along = landscape(gym.make("BiLevel/TaxDesign-small-v0"), np.array([0.2, 0.4]))
     axes = Figure().subplots(1, 2)
     draw_value(axes[0], along)

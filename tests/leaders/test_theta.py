@@ -41,7 +41,7 @@ def theta_in(folder, shape):
         (np.arange(10_000.0).reshape(100, 10, 10), "[0, 1, 2, ..., 9997, 9998, 9999] of shape [100, 10, 10]"),
     ],
 )
-def test_theta_on_one_line(theta, text):
+def test_theta_is_printed_on_one_line(theta, text):
     assert one_line(theta) == text
 
 

@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_numbers(make):
         (ExactGradient, {}),
     ],
 )
-def test_saving_and_loading_goes_on_bit_for_bit(make, tmp_path, leader, arguments):
+def test_a_saved_leader_goes_on_bit_for_bit(make, tmp_path, leader, arguments):
     straight = leader(make("FourRooms"), runs=2, seed=1, **arguments).learn(14)
     first = leader(make("FourRooms"), runs=2, seed=1, **arguments).learn(6)
     first.save(tmp_path / "leader.zip")
@@ -132,7 +132,7 @@ def test_a_leader_that_has_seen_nothing_is_saved_and_goes_on(make, tmp_path, lea
         np.testing.assert_array_equal(straight.theta, one.learn(2).theta)
 
 
-def test_loading_what_does_not_fit_is_refused(make, tmp_path):
+def test_a_leader_is_not_loaded_from_or_into_what_does_not_fit(make, tmp_path):
     path = tmp_path / "leader.zip"
     BCHG(make("FourRooms")).save(path)
     with pytest.raises(ValueError, match="holds a BCHG; load it with BCHG.load"):
@@ -204,7 +204,7 @@ def test_learning_rates_may_differ_by_run(make):
         np.testing.assert_allclose(mixed[1], final(0.01, **arguments)[1], atol=1e-12)
 
 
-def test_clipping_is_per_run(make):
+def test_gradients_are_clipped_in_each_run(make):
     # SGD with step 1 and clip 1e-3: every run's raw parameters move by exactly 1e-3
     leader = BCHG(make("FourRooms"), preset="paper", runs=3, learning_rate=1.0, max_grad_norm=1e-3)
     before = leader.policy.raw.detach().clone()
@@ -239,12 +239,12 @@ def test_sb3s_logger_is_written(make, tmp_path):
     assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
 
 
-def test_verbose_prints_a_table(make, capsys):
+def test_a_verbose_leader_prints_a_table(make, capsys):
     BCHG(make("TollBridge"), verbose=1).learn(10, log_interval=10).logger.close()
     assert "leader_value" in capsys.readouterr().out
 
 
-def test_the_progress_bar_shows(make, capsys):
+def test_the_progress_bar_is_shown(make, capsys):
     BCHG(make("TollBridge")).learn(5, progress_bar=True)
     assert "5/5" in capsys.readouterr().out
 
@@ -376,7 +376,7 @@ def test_a_broken_gradient_leaves_the_parameters_alone(make):
     assert len(leader.history) == 0
 
 
-def test_wrapper_resolves_the_follower_on_reset(make):
+def test_the_wrapper_solves_the_follower_on_reset(make):
     env = make("FourRooms")
     _, info = env.reset(seed=0, options={"theta": np.zeros(104)})
     expected = env.best_response(np.zeros(104))

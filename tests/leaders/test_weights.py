@@ -14,7 +14,7 @@ from tests.helpers import rollout, values_like
 PREFS = Preferences(0.9, 0.8, 0.5)
 
 
-def test_trace_by_hand():
+def test_the_trace_is_that_made_by_hand():
     guiding = torch.tensor([1.0, -2.0, 0.0, 4.0], dtype=torch.float64)
     never = torch.tensor([True, False, False, False])
     # decay 1/2:  1,  1/2 - 2,  -3/4 + 0,  -3/8 + 4
@@ -30,14 +30,14 @@ def test_trace_by_hand():
     )
 
 
-def test_trace_refuses_a_growing_decay():
+def test_the_trace_refuses_a_decay_above_one():
     with pytest.raises(ValueError, match=r"`decay` must lie in \[0, 1\], got 1.5"):
         eligibility_trace(torch.zeros(3), 1.5, torch.zeros(3, dtype=torch.bool))
 
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000))
-def test_trace_is_the_double_sum_of_the_theorem(seed):
+def test_the_trace_is_the_double_sum_of_the_theorem(seed):
     rng = np.random.default_rng(seed)
     ends = rng.random((2, 3, 12)) < 0.2
     batch = rollout(rng.integers(5, size=(2, 3, 12)).tolist(), terminated=ends.tolist())
@@ -54,7 +54,7 @@ def test_trace_is_the_double_sum_of_the_theorem(seed):
     assert float(single) == pytest.approx(double, abs=1e-12)
 
 
-def test_the_kick_by_hand():
+def test_the_guiding_weight_is_that_made_by_hand():
     batch = rollout([[[0, 1, 0]]], terminated=[[[0, 1, 0]]])
     q, v = (
         torch.tensor([[[3.0, 1.0, 2.0]]], dtype=torch.float64),
@@ -97,14 +97,14 @@ TWO_EPISODES = {"state": [[[0, 1, 2, 0, 1]]], "terminated": [[[0, 0, 1, 0, 0]]]}
         ("reference", [1.0, 0.9, 0.81, 1.0, 0.9]),  # both counted, the finished one divided by
     ],
 )
-def test_discount_weights_of_a_batch_that_cuts_an_episode(tail, expected):
+def test_discount_weights_of_a_cut_episode_follow_its_tail(tail, expected):
     batch = rollout(**TWO_EPISODES)
     torch.testing.assert_close(
         discount_weights(batch, 0.9, tail)[0, 0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
     )
 
 
-def test_residualised_kick_is_the_leave_one_episode_out_projection():
+def test_the_residualised_guiding_weight_is_the_leave_one_episode_out_projection():
     rng = np.random.default_rng(0)
     ends = [[[0, 1, 0, 0, 0, 1], [0, 0, 0, 1, 0, 0]]]
     batch = rollout(rng.integers(4, size=(1, 2, 6)).tolist(), terminated=ends)
@@ -129,7 +129,7 @@ def test_a_single_episode_has_no_control_variate():
     torch.testing.assert_close(residualised(guiding, torch.ones(1, 1, 3, 1).double(), batch), guiding)
 
 
-def test_arrival_weights_by_hand():
+def test_arrival_weights_are_those_made_by_hand():
     batch = rollout([[[0, 1]]], terminated=[[[0, 1]]])
     one = torch.ones(1, 1, 2).double()
     values = Values(
