@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,8 @@ def make_vector_env(
 def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv], ConfigurableMDP, dict[str, object]]:
     """The environment that steps the problem, the problem, and the arguments that the environment takes itself."""
     cls = _named(path, "problem")
-    allowed = [field.name for field in fields(cls) if field.init]
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    allowed = [name for name, one in signature(cls).parameters.items() if one.kind in named]
     problem = completed(cls(**{key: value for key, value in kwargs.items() if key in allowed}))
     env_class = _environment_of(problem)
     face = list(env_class.face)

@@ -531,7 +531,7 @@ def test_the_turns_of_the_game_end_where_the_cart_falls():
         ({"gamma_leader": 1.0}, ValueError, "`gamma_leader` must be at least 0 and below 1"),
         ({"theta": np.zeros(3)}, ValueError, r"`theta` must have shape \[4546\]"),
         ({"theta": np.full(4546, 200.0)}, ValueError, r"`theta` must lie in theta_space; at \(0,\) it is 200"),
-        ({"gust": 1.0}, TypeError, "GuidedCartPole has no argument 'gust'; it takes wind, flip, discrete"),
+        ({"gust": 1.0}, TypeError, "GuidedCartPole has no argument 'gust'; it takes interval, wind, flip, discrete"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):
