@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -64,17 +64,29 @@ def follower_of(name: str | None, pairs: tuple[str, ...]) -> Follower | Learning
     return make(**further)
 
 
-def follower_class(name: str) -> Callable[..., Follower | LearningFollower]:
+def follower_class(name: str) -> type:
     """A follower's class by its name here, or by MODULE:CLASS."""
     from bilevel_envs.followers import FOLLOWERS
 
+    return _class_of(name, FOLLOWERS, "follower")
+
+
+def leader_class(name: str) -> type:
+    """A leader's class by its name here, or by MODULE:CLASS."""
+    from leaders import LEADERS
+
+    return _class_of(name, LEADERS, "leader")
+
+
+def _class_of(name: str, known: Mapping[str, type], argument: str) -> type:
+    """What a name stands for among those known here, or by MODULE:CLASS."""
     module, colon, own = name.partition(":")
     if not colon:
-        check_choice(name, FOLLOWERS, "follower")
-        return FOLLOWERS[name]
-    found = module_of(module, f"`follower` must be MODULE:CLASS that can be imported, got {name!r}")
+        check_choice(name, known, argument)
+        return known[name]
+    found = module_of(module, f"`{argument}` must be MODULE:CLASS that can be imported, got {name!r}")
     if lacking(found, [own]):
-        raise ValueError(f"`follower` must be MODULE:CLASS, got {name!r}; {_whereabouts(found)} has no {own!r}")
+        raise ValueError(f"`{argument}` must be MODULE:CLASS, got {name!r}; {_whereabouts(found)} has no {own!r}")
     return getattr(found, own)
 
 

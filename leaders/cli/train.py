@@ -11,8 +11,17 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from bilevel_envs.core.checks import check_choice, check_count
-from leaders.cli.arguments import KeyValues, Text, config_of, env_arguments, env_of, follower_of, key_values
+from bilevel_envs.core.checks import check_count
+from leaders.cli.arguments import (
+    KeyValues,
+    Text,
+    config_of,
+    env_arguments,
+    env_of,
+    follower_of,
+    key_values,
+    leader_class,
+)
 from leaders.cli.flags import with_flags_of_leaders
 from leaders.keywords import parameters_of
 
@@ -44,7 +53,7 @@ class Train:
     out: Path
     """the run directory; must not exist, be empty, or hold this run (with --resume)"""
     leader: str = "bchg"
-    """who leads: a name of the page "Leaders", such as bchg, hpgd, naive-pgd or exact"""
+    """who leads: a name of the page "Leaders", such as bchg, hpgd, naive-pgd or exact, or one of yours, MODULE:CLASS"""
     preset: Text = None
     """"paper" for the published code, choice by choice"""
     iterations: int = 3000
@@ -83,13 +92,13 @@ class Train:
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
-        env, leader_class, arguments = self.resolved()
+        env, kind, arguments = self.resolved()
         directory = RunDirectory(self.out, config_of(self))
         wrapped = BilevelWrapper(env, follower_of(self.follower, self.follower_args))
-        leader = leader_class(wrapped, **arguments)
+        leader = kind(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
-            leader = leader_class.load(directory.checkpoint, wrapped)
+            leader = kind.load(directory.checkpoint, wrapped)
             done = leader.progress.iterations
             if self.iterations < done:
                 raise ValueError(f"`iterations` must be at least {done}, which the run in {self.out} has done")
@@ -123,17 +132,14 @@ class Train:
 
     def resolved(self) -> tuple[gym.Env, type[Leader], dict[str, Any]]:
         """The environment, the leader's class and its arguments."""
-        from leaders import LEADERS
-
-        check_choice(self.leader, LEADERS, "leader")
+        made = leader_class(self.leader)
         env = env_of(self.env, env_arguments(self))
         given = {
             name: value
             for name, value in asdict(self).items()
             if value is not None and name not in (*NOT_FOR_THE_CONSTRUCTORS, "batch", "beta", "dynamics")
         }
-        leader_class = LEADERS[self.leader]
-        allowed = [one.name for one in parameters_of(leader_class) if one.name not in ("self", "env")]
+        allowed = [one.name for one in parameters_of(made) if one.name not in ("self", "env")]
         if self.batch is not None:
             given["batch_size"] = self.batch
         further = key_values(self.leader_args, "leader_args")
@@ -146,7 +152,7 @@ class Train:
             raise ValueError(
                 f"the leader {self.leader!r} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}"
             )
-        return env, leader_class, given
+        return env, made, given
 
     def _log_to(self, leader: Leader) -> None:
         from stable_baselines3.common.logger import configure

@@ -197,3 +197,27 @@ def test_a_module_that_cannot_be_had_ends_in_one_line(faulty, capsys, command, a
     assert message.format(here=faulty) in error
     assert error.count("\n") == 1
     assert not (faulty / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("leader", "message"),
+    [
+        (
+            "no_such_shop:Owner",
+            "`leader` must be MODULE:CLASS that can be imported, got 'no_such_shop:Owner' (ModuleNotFoundError:",
+        ),
+        (
+            "empty_shop:Owner",
+            "`leader` must be MODULE:CLASS, got 'empty_shop:Owner'; the module empty_shop ({here}/empty_shop.py) "
+            "has no 'Owner'",
+        ),
+    ],
+)
+def test_a_leader_that_cannot_be_had_ends_in_one_line(faulty, capsys, leader, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--env", "BiLevel/TollBridge-v0", "--leader", leader, "--out", "out"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message.format(here=faulty) in error
+    assert error.count("\n") == 1
+    assert not (faulty / "out").exists()
