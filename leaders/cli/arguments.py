@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import gymnasium as gym
 import tyro
@@ -39,6 +39,9 @@ def env_arguments(command: Train | Compare) -> dict[str, object]:
     return arguments
 
 
+Made = TypeVar("Made", bound=Callable[..., object])
+
+
 def follower_of(name: str | None, pairs: tuple[str, ...]) -> Follower | LearningFollower | None:
     """A follower by name, with its arguments; None for the environment's own."""
     further = key_values(pairs, "follower_args")
@@ -64,7 +67,7 @@ def follower_of(name: str | None, pairs: tuple[str, ...]) -> Follower | Learning
     return make(**further)
 
 
-def follower_class(name: str) -> type:
+def follower_class(name: str) -> Callable[..., Follower | LearningFollower]:
     """A follower's class by its name here, or by MODULE:CLASS."""
     from bilevel_envs.followers import FOLLOWERS
 
@@ -78,7 +81,7 @@ def leader_class(name: str) -> type:
     return _class_of(name, LEADERS, "leader")
 
 
-def _class_of(name: str, known: Mapping[str, type], argument: str) -> type:
+def _class_of(name: str, known: Mapping[str, Made], argument: str) -> Made:
     """What a name stands for among those known here, or by MODULE:CLASS."""
     module, colon, own = name.partition(":")
     if not colon:
