@@ -302,7 +302,7 @@ def measure_tax() -> None:
         history = leader.history
         print(
             f"{leader.progress.iterations}: F {history['leader_value'][-1, 0]:.2f}, under its own policy "
-            f"{history['leader_value_actual'][-1, 0]:.2f}, short by {history['residual'][-1, 0]:.2f}, "
+            f"{history['leader_value_actual'][-1, 0]:.2f}, short by {history['optimality_gap'][-1, 0]:.2f}, "
             f"θ {leader.theta.round(2)}, {time.perf_counter() - started:.0f} s",
             flush=True,
         )

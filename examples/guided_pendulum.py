@@ -51,7 +51,8 @@ for make in (BCHG, NaivePGD):
     history = leader.history
     axes.plot(np.arange(1, len(history) + 1), history["leader_return"][:, 0], marker=".", label=leader.name)
     print(f"{leader.name}: sampled return {history['leader_return'][:, 0].round(1)}")
-    print(f"  the follower's mean reward rose by {history['residual'][:, 0].round(2)} at the end of each training")
+    rise = history["follower_improvement"][:, 0].round(2)
+    print(f"  the follower's mean reward rose by {rise} at the end of each training")
 axes.set_xlabel("outer iteration")
 axes.set_ylabel("leader's sampled return")
 axes.set_title("Guided pendulum, with a SAC follower that goes on learning", fontsize=11)

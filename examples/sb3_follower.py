@@ -66,7 +66,7 @@ agent = SB3Follower(
 env = BilevelWrapper(gym.make("BiLevel/BuildingThermalControl-v0"), agent)
 theta = np.full(8, 0.5)
 best, truth = env.best_response(theta), Riccati().best_response(env.model(theta).detach(), env.preferences)
-print(f"after {best.steps} steps the soft return is {float(best.residual[0]):.0f} short of the optimum")
+print(f"after {best.steps} steps the soft return is {float(best.optimality_gap[0]):.0f} short of the optimum")
 batch = env.rollout(theta, truth, Noise([0]), rows=20, horizon=100)
 for name, own, true in (
     ("log g", best.policy.log_prob(batch.state, batch.action), truth.policy.log_prob(batch.state, batch.action)),

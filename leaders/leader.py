@@ -82,6 +82,11 @@ def check_wrapped(env: object) -> BilevelWrapper:
     return env
 
 
+def _known(number: Tensor | None) -> Tensor | float:
+    """A number of each run, [R]; NaN where there is none."""
+    return float("nan") if number is None else number
+
+
 def _short(value: object) -> str:
     """A setting on a line: numbers and words as they are, of objects the class."""
     if isinstance(value, (str, int, float, NoneType)):
@@ -372,6 +377,8 @@ class Leader:
             leader_return=estimate.leader_return,
             grad_norm=grad_norm,
             residual=best.residual,
+            optimality_gap=_known(best.optimality_gap),
+            follower_improvement=_known(best.improvement),
             episodes=estimate.episodes,
             follower_steps=self.history.last("follower_steps") + best.steps + estimate.follower_steps,
             coverage=estimate.coverage,
@@ -500,8 +507,11 @@ class Leader:
             ("episodes", "rollout/episodes"),
             ("grad_norm", "train/grad_norm"),
             ("residual", "train/follower_residual"),
+            ("optimality_gap", "train/follower_optimality_gap"),
         ):
-            self.logger.record(key, float(self.history.latest(column).mean()))
+            mean = float(self.history.latest(column).mean())
+            if not np.isnan(mean) or column in ("leader_value", "leader_return"):
+                self.logger.record(key, mean)
         first = self._theta().detach().numpy()[0].ravel()
         for index, entry in enumerate(first[:LOGGED]):
             self.logger.record(f"theta/{index}", float(entry))

@@ -133,14 +133,18 @@ class BestResponse(Generic[P_co, V_co]):
         and `expect` where it has a closed form.
       q: Q_F, `q(state, action)`; a `Table`, a `Quadratic`, a network, or `Missing`.
       v: V_F; `v(state)`. β log g = Q_F − V_F.
-      residual: how far the response is from the soft optimum, [R], in units of the follower's reward: the largest
-        violation of the optimality equation for planners; see each learning follower for what it reports.
+      residual: the largest violation of the optimality equation, [R], in units of the follower's reward; NaN for a
+        follower that solves no equation.
       optimal: True where the follower solved its problem to tolerance, so that `policy` is the soft optimum; leaders
         believe it, and take the value under `policy` for the `leader_value` of the history.
       solver_state: what the follower wants to find again in `init` next time, tensors by name; None for nothing.
       actual_policy: how the follower really acts, where `policy` is only what the leader believes; None where they
         agree.
       steps: environment steps that the response took, per run.
+      optimality_gap: the optimum of the follower's soft return less that of its policy, [R]; None where that is not
+        known.
+      improvement: of a follower that learnt, its mean reward per step in the last quarter of the training less that in
+        the quarter before, [R]; None for others.
     """
 
     policy: P_co
@@ -151,6 +155,8 @@ class BestResponse(Generic[P_co, V_co]):
     solver_state: dict[str, Tensor] | None = None
     actual_policy: P_co | None = None
     steps: int = 0
+    optimality_gap: Tensor | None = None
+    improvement: Tensor | None = None
 
     @property
     def behavior_policy(self) -> P_co:

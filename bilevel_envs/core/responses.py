@@ -22,10 +22,16 @@ def check_parts(best: BestResponse, runs: int) -> None:
         if not callable(value):
             what = f"a function such as a Table, or Missing(reason); got {type(value).__name__}"
             raise FollowerError(f"its {name} must be {what}")
-    residual = best.residual
-    if not isinstance(residual, Tensor) or residual.shape not in ((1,), (runs,)):
-        got = list(residual.shape) if isinstance(residual, Tensor) else repr(residual)
-        raise FollowerError(f"its residual must be a tensor of shape [{runs}], got {got}")
+    for name, number in {
+        "residual": best.residual,
+        "optimality_gap": best.optimality_gap,
+        "improvement": best.improvement,
+    }.items():
+        if number is None and name != "residual":
+            continue
+        if not isinstance(number, Tensor) or number.shape not in ((1,), (runs,)):
+            got = list(number.shape) if isinstance(number, Tensor) else repr(number)
+            raise FollowerError(f"its {name} must be a tensor of shape [{runs}], got {got}")
     for name, part in (policies | values).items():
         _check_entries(part, name)
 

@@ -20,6 +20,7 @@ PARTS: dict[frozenset[str], Callable[..., Any]] = {
     frozenset(field.name for field in fields(kind)): kind
     for kind in (BoltzmannPolicy, Table, GaussianPolicy, Quadratic)
 }
+RECORDED = ("residual", "optimal", "solver_state", "optimality_gap", "improvement")  # of a response, beside its parts
 
 
 def check_response(best: BestResponse, runs: int, model: Model) -> None:
@@ -32,7 +33,7 @@ def response_state(best: BestResponse | None) -> dict[str, object] | None:
     if best is None or not all(type(part) in PARTS.values() for part in (best.policy, best.q, best.v)):
         return None
     parts = {"policy": _tensors(best.policy), "q": _tensors(best.q), "v": _tensors(best.v)}
-    return {**parts, "residual": best.residual, "optimal": best.optimal, "solver_state": best.solver_state}
+    return parts | {name: getattr(best, name) for name in RECORDED}
 
 
 def response_from(state: dict[str, Any] | None) -> BestResponse | None:
@@ -40,7 +41,7 @@ def response_from(state: dict[str, Any] | None) -> BestResponse | None:
     if state is None:
         return None
     policy, q, v = (PARTS[frozenset(state[name])](**state[name]) for name in ("policy", "q", "v"))
-    return BestResponse(policy, q, v, state["residual"], state["optimal"], state["solver_state"])
+    return BestResponse(policy, q, v, **{name: state[name] for name in RECORDED})
 
 
 def _tensors(part: Any) -> dict[str, Tensor]:

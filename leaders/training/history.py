@@ -23,6 +23,8 @@ COLUMNS = (
     "follower_steps",
     "coverage",
     "visits_per_pair",
+    "optimality_gap",
+    "follower_improvement",
 )
 COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 
@@ -35,6 +37,10 @@ class History:
 
     `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often
     each of those, on average; NaN where nothing is counted.
+
+    `residual` is the largest violation of the follower's optimality equation, NaN where it solves none;
+    `optimality_gap` what its soft return lacks of the optimum, `follower_improvement` how much its mean reward per step
+    rose at the end of its last training; NaN where they are not known.
 
     Where `leader_value` is not evaluated on every iteration, it and `leader_value_actual` are NaN between.
 

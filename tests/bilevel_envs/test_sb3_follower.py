@@ -41,7 +41,7 @@ def test_soft_dqn_comes_to_the_soft_optimum():
         best, truth = env.best_response(theta), toll_bridge().best_response(theta)
         assert float((best.policy.probs - truth.policy.probs)[0, 0].abs().max()) < 0.03  # at home
         assert float((best.q.values - truth.q.values)[0, :3].abs().max()) < 0.05
-        assert 0 <= float(best.residual[0]) < 0.01
+        assert 0 <= float(best.optimality_gap[0]) < 0.01
         assert best.steps == 6_000
 
 
@@ -162,7 +162,7 @@ def test_the_agent_is_paid_entropy_in_real_units():
     np.testing.assert_allclose(stored.rewards[:60, 0], (reward + bonus) / 4, rtol=1e-4, atol=1e-4)
 
 
-def test_the_residual_is_the_shortfall_of_the_soft_return():
+def test_the_optimality_gap_is_the_shortfall_of_the_soft_return():
     env = random_mdp(soft_dqn())
     theta = np.random.default_rng(0).normal(size=env.theta_space.shape)
     best = env.best_response(theta)
@@ -171,11 +171,11 @@ def test_the_residual_is_the_shortfall_of_the_soft_return():
     reward = (g * (model.r_follower[0].numpy() - 0.2 * np.log(g))).sum(1)
     own = np.linalg.solve(np.eye(10) - 0.9 * moves, reward)
     optimum = SoftValueIteration().best_response(model, env.preferences).v.values[0].numpy()
-    assert float(best.residual[0]) == pytest.approx(float(model.initial[0].numpy() @ (optimum - own)), rel=1e-6)
-    assert float(best.residual[0]) > 0.01
+    assert float(best.optimality_gap[0]) == pytest.approx(float(model.initial[0].numpy() @ (optimum - own)), rel=1e-6)
+    assert float(best.optimality_gap[0]) > 0.01
 
 
-def test_the_residual_in_a_linear_world_is_a_sampled_shortfall():
+def test_the_optimality_gap_in_a_linear_world_is_a_sampled_shortfall():
     env = building(SB3Follower("SAC", 60, action_range=20.0, **QUICK))
     theta = np.full(8, 0.5)
     env.best_response(theta)

@@ -171,7 +171,7 @@ def test_the_published_actor_of_the_lqr_is_what_its_specification_says(kind):
     best = env.best_response(gain)
     actor = LinearActorCritic(kind, 1e-3, replay=False)
     actor.actor_steps = actor.critic_steps = 1
-    theta, model, best = actor.played(env, policy().detach(), env.model(gain), best, 3)
+    theta, model, best = actor.behaviour(env, policy().detach(), env.model(gain), best, 3)
     batch = env.rollout(theta, best, Noise([0]), rows=4, horizon=100, model=model)
     drawn = torch.tensor([[0, 1, 5, 100, 99, 399, 7, 7] * 8])
     actor._drawn = lambda noise, gamma: drawn
@@ -215,7 +215,7 @@ def test_the_published_critic_of_the_lqr_bootstraps_at_mean_moves():
     policy, best = Free(gain), env.best_response(gain)
     actor = LinearActorCritic("naive-pgd", 1e-3, replay=False)
     actor.begin(policy, Noise([5]))
-    theta, model, best = actor.played(env, policy().detach(), env.model(gain), best, 20)
+    theta, model, best = actor.behaviour(env, policy().detach(), env.model(gain), best, 20)
     batch = env.rollout(theta, best, Noise([0]), rows=4, horizon=100, model=model)
     actor.stored = actor._transitions(batch)
     index = torch.arange(64)[None]

@@ -72,7 +72,7 @@ class ObservedFollower:
     Leaders learn Q_L and V_L without g by ``critic="state_values"``, their default with this follower.
 
     Gives estimates of g, log g, Q_F and V_F; trajectories are those of the follower inside. Costs what that one costs
-    and `observations` steps, counted as ``follower_steps``. Residual: that of the follower inside.
+    and `observations` steps, counted as ``follower_steps``. Residual and optimality gap: those of the follower inside.
 
     Args:
       follower: the one that is observed; it need not give values or a density. None for the exact planner.
@@ -173,7 +173,17 @@ class ObservedFollower:
         self.responses += 1
         policy, q, v = self._estimated(task, seen, noise)
         steps = hidden.steps + rows * horizon
-        return BestResponse(policy, q, v, hidden.residual, False, actual_policy=hidden.behavior_policy, steps=steps)
+        return BestResponse(
+            policy,
+            q,
+            v,
+            hidden.residual,
+            False,
+            actual_policy=hidden.behavior_policy,
+            steps=steps,
+            optimality_gap=hidden.optimality_gap,
+            improvement=hidden.improvement,
+        )
 
     def state_dict(self) -> dict[str, object]:
         """Counts, networks, and what the follower inside has learnt."""

@@ -64,7 +64,7 @@ GIVEN = {
 
 
 class SB3Follower:
-    r"""Learns to live at θ with an algorithm of Stable-Baselines3, one agent per run, and goes on learning as θ moves.
+    r"""Learns with an algorithm of Stable-Baselines3, one agent per run, and goes on learning as θ moves.
 
     What it can give depends on the algorithm:
 
@@ -83,9 +83,10 @@ class SB3Follower:
 
     Agents stay with the follower from one call to the next, and from one leader to the next: `reset` forgets them.
 
-    The residual is, where the world is a table, the exact shortfall of the soft return from its optimum; where it is
-    linear-quadratic, the same over 64 episodes; elsewhere how much the mean reward per step rose
-    from the third to the last quarter of the training. Costs `steps` environment steps per response and run, counted as
+    It solves no equation, so its residual is NaN. Its optimality gap, what the soft return of its policy lacks of the
+    optimum, is exact where the world is a table and sampled over 64 episodes where it is linear-quadratic; elsewhere
+    it is not known. `improvement` is how much the mean reward per step rose from the third to the last quarter of the
+    training. Costs `steps` environment steps per response and run, counted as
     ``follower_steps``, and the algorithm's gradient steps: some 3 to 8 ms each on one core for networks of this size.
 
     Args:
@@ -160,7 +161,8 @@ class SB3Follower:
         self._check_arguments()
         self.agents: list[BaseAlgorithm] = []
         self.responses = self.spent = 0
-        self._residual: Tensor | None = None
+        self._gap: Tensor | None = None
+        self._improvement: Tensor | None = None
 
     def _check_arguments(self) -> None:
         """Refuses with a ValueError arguments that the algorithm has no use for, or that are not to be chosen."""
@@ -242,15 +244,21 @@ class SB3Follower:
             self.responses += 1
         best = self._answer(task)
         if learn and any(rewards for _, rewards in paid):
-            self._residual = self._shortfall(task, best[0])
-            if self._residual is None:
-                self._residual = torch.tensor([improvement(rewards) for _, rewards in paid], dtype=torch.float64)
-        assert self._residual is not None
-        return BestResponse(*best, residual=self._residual, optimal=False, steps=self.spent - before)
+            self._gap = self._shortfall(task, best[0])
+            self._improvement = torch.tensor([improvement(rewards) for _, rewards in paid], dtype=torch.float64)
+        return BestResponse(
+            *best,
+            residual=torch.full((runs,), float("nan"), dtype=torch.float64),
+            optimal=False,
+            steps=self.spent - before,
+            optimality_gap=self._gap,
+            improvement=self._improvement,
+        )
 
     def reset(self) -> None:
         """Forgets everything: the next response begins with new agents and the first budget."""
-        self.agents, self.responses, self.spent, self._residual = [], 0, 0, None
+        self.agents, self.responses, self.spent = [], 0, 0
+        self._gap, self._improvement = None, None
 
     def state_dict(self) -> dict[str, object]:
         """The agents as SB3 saves them, with their replay buffers where those are kept."""
@@ -262,7 +270,8 @@ class SB3Follower:
             else [],
             "responses": self.responses,
             "spent": self.spent,
-            "residual": self._residual,
+            "optimality_gap": self._gap,
+            "improvement": self._improvement,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -271,7 +280,8 @@ class SB3Follower:
         for agent, content in zip(self.agents, state["buffers"], strict=False):
             if stores(agent):
                 agent.load_replay_buffer(as_file(content))
-        self.responses, self.spent, self._residual = state["responses"], state["spent"], state["residual"]
+        self.responses, self.spent = state["responses"], state["spent"]
+        self._gap, self._improvement = state["optimality_gap"], state["improvement"]
 
     # Training -------------------------------------------------------------------------------------------------
 
