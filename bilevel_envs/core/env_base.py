@@ -221,8 +221,8 @@ class ConfigurableEnv(Face[M], gym.Env):
         """One step; the rewards are those of the state in which it begins."""
         if self._state is None or self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
-        self._state, reward, self._over, told = self._advance(self._checked(action))
-        info = {**told, "step": self._step}
+        self._state, reward, self._over, info = self._advance(self._checked(action))
+        info = {**info, "step": self._step}
         self._step += 1
         self._show()
         return self._observe(self._state), reward, self._over, False, info
@@ -363,12 +363,12 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         """One step of every environment; those that end start anew in the same call."""
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `step`")
-        arrived, reward, terminated, told = self._advance(self._checked(actions))
-        told["step"] = self._step
+        arrived, reward, terminated, info = self._advance(self._checked(actions))
+        info["step"] = self._step
         self._step = self._step + 1
         truncated = np.zeros(self.num_envs, bool) if self.time_limit is None else self._step >= self.time_limit
         ended = terminated | truncated
-        infos: dict[str, object] = _infos(told, ~ended)
+        infos: dict[str, object] = _infos(info, ~ended)
         self._state = arrived
         if ended.any():
             final = np.empty(self.num_envs, object)
@@ -376,7 +376,7 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
             for index in np.flatnonzero(ended):
                 final[index] = reached[index]
             infos |= {"final_obs": final, "_final_obs": ended}
-            infos |= {"final_info": _infos(told, ended), "_final_info": ended}
+            infos |= {"final_info": _infos(info, ended), "_final_info": ended}
             self._state = arrived.copy()
             self._begin(np.flatnonzero(ended))
         return self._observe(self._state.copy()), reward, terminated, truncated, infos
@@ -436,14 +436,14 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         return uniform
 
 
-def _infos(told: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:
+def _infos(info: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:
     """Gymnasium's vector form: values where they apply, 0 elsewhere, and a mask each."""
-    values = {key: np.where(where.reshape(-1, *[1] * (np.ndim(value) - 1)), value, 0) for key, value in told.items()}
-    return values | {f"_{key}": where for key in told}
+    values = {key: np.where(where.reshape(-1, *[1] * (np.ndim(value) - 1)), value, 0) for key, value in info.items()}
+    return values | {f"_{key}": where for key in info}
 
 
 def check_options(options: Mapping[str, Numbers] | None, vector: bool = False) -> None:
-    """Refuses reset options that nobody reads."""
+    """Refuses reset options that are not read."""
     known = {"theta", "reset_mask"} if vector else {"theta"}
     unknown = set(options or {}) - known
     if unknown:

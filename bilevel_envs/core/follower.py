@@ -206,7 +206,7 @@ class CutShort:
 
 
 class Follower(Protocol):
-    """Answers a model with its way of living in it."""
+    """Returns its response to a model."""
 
     @property
     def beta(self) -> float | None:
@@ -440,7 +440,7 @@ def check_given(follower: object, world: str) -> None:
     """Refuses None where a world can only be learnt."""
     if follower is None:
         raise ValueError(
-            f"`follower` must be given: nobody knows tables or matrices of {world} that could be solved. "
+            f"`follower` must be given: {world} offers neither tables nor matrices to solve. "
             'Take one that learns, such as SB3Follower("SAC")'
         )
 

@@ -111,7 +111,7 @@ class Game(ConfigurableMDP):
     # The follower, and a picture --------------------------------------------------------------------------------
 
     def default_follower(self) -> Follower | None:
-        """The exact follower; by default None: nobody can solve the game, a follower has to learn."""
+        """The exact follower; by default None: the game cannot be solved, and a follower has to learn."""
         return None
 
     def draw_game(self, path: Path, state: State) -> np.ndarray:

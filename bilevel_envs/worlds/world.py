@@ -28,7 +28,7 @@ P = TypeVar("P", bound=Policy)
 
 
 class World(Generic[M, P]):
-    """One kind of world, with what holds for states that are vectors and a model that nobody can draw from.
+    """One kind of world, with defaults for vector states and a model that cannot be sampled.
 
     A kind of its own derives from this class and is named in `WORLDS`; its models declare that name as `kind`.
 

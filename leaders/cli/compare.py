@@ -31,7 +31,7 @@ class Compare:
     """its arguments"""
     value: str = "leader_value"
     """what is compared: leader_value, under the optimal follower; leader_value_actual, under the one that answers; or
-    leader_return, as sampled, where nobody can compute either"""
+    leader_return, as sampled, where neither can be computed"""
     grid: KeyValues = ()
     """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""
     preset: Text = None

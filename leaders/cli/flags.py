@@ -17,7 +17,7 @@ NUMBERS = {"PerRun": float, "float": float, "int": int, "int | None": int, "bool
 
 
 def flags() -> dict[str, object]:
-    """The type of each generated flag, with its help text, by name; None is what nobody has said."""
+    """The type of each generated flag, with its help text, by name; None stands for a flag that was not given."""
     found: dict[str, object] = {}
     for config in (EstimatorConfig, LeaderConfig):
         docs = options(config, OTHERWISE)

@@ -57,7 +57,7 @@ class Critic(Protocol):
     """
 
     def fit(self, batch: Rollout, best: BestResponse[Any, Any], model: Any, noise: Noise) -> None:
-        """Learns from a batch; `model` is there for critics that need no samples, None where nobody knows it."""
+        """Learns from a batch; `model` is there for critics that need no samples, None where it is not known."""
 
     def values(self, batch: Rollout, policy: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Q_L(s_k, b_k), V_L(s_k), V_L(next_state_k), [R, N, T] each."""

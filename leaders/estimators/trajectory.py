@@ -314,7 +314,7 @@ class TrajectoryLeader(Leader):
         return Score()
 
     def _seen(self) -> Empirical | None:
-        """What the leader has seen of a table, which its critic may be; None where nobody asks for it."""
+        """What the leader has seen of a table, which its critic may be; None where it is not used."""
         if self.facts.world is not TABULAR or not (
             self.estimator_config.cross_fit or self.estimator_config.tail == "continue"
         ):

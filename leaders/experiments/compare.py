@@ -135,12 +135,12 @@ def run_grid(
       iterations: outer iterations.
       seed: the first seed.
       value: what is compared: "leader_value", "leader_value_actual" (under the follower that acts), or "leader_return"
-        (as sampled, where nobody can compute either).
+        (as sampled, where neither can be computed).
       progress_bar: shows how far it is.
       arguments: further arguments of the leader, such as `batch_size` and `preset`.
 
     Raises:
-      ValueError: if the leader's name, a grid key or `value` is unknown, or nobody knows that value here.
+      ValueError: if the leader's name, a grid key or `value` is unknown, or that value is not known here.
     """
     iterations, runs = check_count(iterations, "iterations"), check_count(runs, "runs", at_least=2)
     check_choice(value, VALUES, "value")
@@ -181,7 +181,7 @@ def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> No
     model = env.model(np.asarray(leader.theta))
     check_worth(follower, env.task(np.asarray(leader.theta), model.detach()))
     if value == "leader_value" and not exact.solves(model):
-        raise ValueError(f'`value` must be "leader_return" where nobody can solve the world, got {value!r}')
+        raise ValueError(f'`value` must be "leader_return" where the world cannot be solved, got {value!r}')
 
 
 def stacked_leader(

@@ -24,7 +24,7 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> 
     """
     value = leader.history.filled("leader_value")
     known = not np.isnan(value).all()
-    if not known:  # nobody knows a model
+    if not known:  # without a model
         value = leader.history["leader_return"]
     smoothed = trailing_mean(value) if published is not None else value
     figure, axes = _figure(7.0, 4.2)

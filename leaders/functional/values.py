@@ -49,7 +49,7 @@ class Values:
 def evaluate(
     critic: GivesValues, best: BestResponse, batch: Rollout, follower: bool = True, fold: Tensor | None = None
 ) -> Values:
-    """Looks both players' values up at the visited steps; the follower's are 0 where nobody asks for them."""
+    """Looks both players' values up at the visited steps; the follower's are 0 where they are not asked for."""
     goes_on = (batch.valid & ~batch.terminated).to(batch.r_leader.dtype)
     q_leader, v_leader, v_leader_next = critic.values(batch, best.policy)
     nothing = torch.zeros_like(batch.r_follower)

@@ -6,7 +6,7 @@ from typing import Any
 
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.paper.linear_quadratic import LinearActorCritic
-from leaders.paper.tables import UPDATES, USUAL_UPDATES, TableActorCritic
+from leaders.paper.tables import DEFAULT_UPDATES, UPDATES, TableActorCritic
 
 # The leaders that have a published form, by the class of the game (arXiv:2603.14867, section 5.4).
 PUBLISHED = {"ToyMarkovGame": ("bchg", "naive-pgd", "bi-ac"), "BilevelLQR": ("bchg", "naive-pgd")}
@@ -38,5 +38,5 @@ def published_leader(name: str, problem: Any, replay: bool) -> TableActorCritic 
     if not problem.sees_leader:
         raise ValueError("`preset` must be None where the follower does not see the leader's move, got 'paper'")
     states, leader_actions, actions = problem.tables.r_leader.shape
-    updates = UPDATES.get((name, problem.variant, replay), USUAL_UPDATES)
+    updates = UPDATES.get((name, problem.variant, replay), DEFAULT_UPDATES)
     return TableActorCritic(name, states, leader_actions, actions, updates, replay)

@@ -28,7 +28,7 @@ UPDATES = {  # steps of actor and critic per outer iteration, by leader, variant
     ("bi-ac", "R2", False): (1, 5),
     ("bi-ac", "R1", False): (2, 10),
 }
-USUAL_UPDATES = (1, 1)  # for games that the paper does not show
+DEFAULT_UPDATES = (1, 1)  # for games that the paper does not show
 
 
 class TableActorCritic(ActorCritic[TabularModel, TabularResponse]):

@@ -120,7 +120,7 @@ def _pieces(value: object, around: tuple[int, ...]) -> Iterator[bytes]:
         yield from _code(value, inside)
     else:
         yield f"object {type(value).__qualname__}".encode()
-        yield from _pieces(dict(_told(value)), inside)
+        yield from _pieces(dict(_named_parts(value)), inside)
 
 
 def _atom(value: object) -> bytes | None:
@@ -188,7 +188,7 @@ def _array(value: np.ndarray | Tensor, inside: tuple[int, ...]) -> Iterator[byte
         yield np.ascontiguousarray(array).tobytes()
 
 
-def _told(value: object) -> list[tuple[str, object]]:
+def _named_parts(value: object) -> list[tuple[str, object]]:
     """What an object is made of, by name."""
     if is_dataclass(value):
         return [(field.name, getattr(value, field.name)) for field in fields(value)]
@@ -222,7 +222,9 @@ def _models(env: BilevelWrapper) -> Iterator[object]:
 
 def _rounded(model: object) -> list[tuple[str, object]]:
     """A model's parts with tensors in single precision."""
-    return [(name, part.float() + 0.0 if isinstance(part, Tensor) else part) for name, part in _told(model)]  # no −0
+    return [
+        (name, part.float() + 0.0 if isinstance(part, Tensor) else part) for name, part in _named_parts(model)
+    ]  # no −0
 
 
 def _speaks(value: object) -> bool:
@@ -249,7 +251,7 @@ def _kind(value: object) -> list[str]:
 
 
 def _parts(whole: str, value: object) -> Task:
-    return {} if _speaks(value) else {f"{whole}: {name}": _part(part) for name, part in _told(value)}
+    return {} if _speaks(value) else {f"{whole}: {name}": _part(part) for name, part in _named_parts(value)}
 
 
 def _part(value: object) -> list[str]:

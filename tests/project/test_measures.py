@@ -6,7 +6,6 @@ from tests.project import measures
 
 # What does not meet its limit yet; these numbers may only fall.
 REACHED = {
-    "long_signatures": 1,  # SB3Follower, whose parameters are those of an agent
     "private_accesses": 8,  # of Stable-Baselines3, Gymnasium's TimeLimit and cmaes, which offer nothing public
 }
 

@@ -53,12 +53,12 @@ class FollowerVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Takes them."""
-        observation, reward, terminated, truncated, told = self.envs.step(self.in_units(self._actions))
+        observation, reward, terminated, truncated, seen = self.envs.step(self.in_units(self._actions))
         self.paid.append(float(np.mean(reward)))
         ended = terminated | truncated
         infos: list[dict[str, object]] = [{} for _ in range(self.num_envs)]
         for index in np.flatnonzero(ended):
-            infos[index]["terminal_observation"] = told["final_obs"][index]
+            infos[index]["terminal_observation"] = seen["final_obs"][index]
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         return observation, ((reward + self.bonus) / self.reward_scale).astype(np.float32), ended, infos
 

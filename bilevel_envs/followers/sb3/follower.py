@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import inspect
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType, NoneType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number, lacking
+from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.follower import (
     BestResponse,
     Capabilities,
@@ -40,20 +40,16 @@ from bilevel_envs.followers.sb3.agents import (
     stores,
 )
 from bilevel_envs.followers.sb3.answers import functions, tables
+from bilevel_envs.followers.sb3.settings import TrainingSettings
 from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.world import world_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
-    from stable_baselines3.common.policies import BasePolicy
 
     from bilevel_envs.followers.sb3.env import FollowerVecEnv
 
-Range: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | None
-STARTS = ("warm", "cold")
-BUFFERS = ("clear", "keep", "relabel")
-SCHEDULES = ("response", "total")
 EPISODES = 64  # that measure a response's soft return where nothing exact is to be had
 GIVEN = {
     "gamma": "γ_F, which the problem has",
@@ -117,61 +113,29 @@ class SB3Follower:
       ValueError: if an argument does not fit, by name.
     """
 
-    def __init__(
-        self,
-        algorithm: str | type = "SAC",
-        steps: int = 20_000,
-        *,
-        first_steps: int | None = None,
-        total_steps: int | None = None,
-        start: str = "warm",
-        buffer: str = "clear",
-        schedule: str = "response",
-        envs: int = 1,
-        episode_steps: int | None = None,
-        beta: float | None = None,
-        reward_scale: float = 1.0,
-        action_range: Range = None,
-        model_file: str | Path | None = None,
-        seed: int = 0,
-        policy: str | type[BasePolicy] = "MlpPolicy",
-        **kwargs: object,
-    ) -> None:
-        self.told = {name: value for name, value in locals().items() if name not in ("self", "kwargs", "__class__")}
-        self.algorithm, self.policy, self.kwargs = class_of(algorithm), policy, kwargs
-        self.steps = check_count(steps, "steps")
-        self.first_steps = self.steps if first_steps is None else check_count(first_steps, "first_steps")
-        self.total_steps = None if total_steps is None else check_count(total_steps, "total_steps")
-        check_choice(start, STARTS, "start")
-        check_choice(buffer, BUFFERS, "buffer")
-        check_choice(schedule, SCHEDULES, "schedule")
-        if schedule == "total" and total_steps is None:
-            raise ValueError('`total_steps` must be given with schedule="total", got None')
-        self.start, self.buffer, self.schedule = start, buffer, schedule
-        self.envs, self.seed = check_count(envs, "envs"), check_count(seed, "seed", at_least=0)
-        self.episode_steps = None if episode_steps is None else check_count(episode_steps, "episode_steps")
-        if beta is not None:
-            check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        self.beta = beta
-        check_number(reward_scale, "reward_scale", above=0)
-        self.reward_scale, self.action_range = float(reward_scale), _checked_range(action_range)
-        if not isinstance(model_file, (str, Path, NoneType)):
-            raise TypeError(f"`model_file` must be a path or None, got {model_file!r}")
-        self.model_file = None if model_file is None else Path(model_file)
+    def __init__(self, algorithm: str | type = "SAC", steps: int = 20_000, **keywords: Any) -> None:
+        own = {field.name for field in fields(TrainingSettings)}
+        self.settings = TrainingSettings(steps, **{name: keywords[name] for name in keywords if name in own})
+        self.algorithm = class_of(algorithm)
+        self.kwargs: dict[str, object] = {name: keywords[name] for name in keywords if name not in own}
         self._check_arguments()
         self.agents: list[BaseAlgorithm] = []
         self.responses = self.spent = 0
         self._gap: Tensor | None = None
         self._improvement: Tensor | None = None
 
+    @property
+    def beta(self) -> float | None:
+        """The follower's own β; None for the problem's."""
+        return self.settings.beta
+
     def _check_arguments(self) -> None:
         """Refuses with a ValueError arguments that the algorithm has no use for, or that are not to be chosen."""
-        if self.action_range is not None and self.kind != "SAC":
+        if self.settings.action_range is not None and self.kind != "SAC":
             raise ValueError(f"`action_range` must be None for {self.algorithm.__name__}: it scales SAC's actions")
-        if self.buffer != "clear" and self.kind in ("PPO", "A2C"):
-            raise ValueError(
-                f'`buffer` must be "clear" for {self.algorithm.__name__}, which stores nothing, got {self.buffer!r}'
-            )
+        if self.settings.buffer != "clear" and self.kind in ("PPO", "A2C"):
+            name, got = self.algorithm.__name__, self.settings.buffer
+            raise ValueError(f'`buffer` must be "clear" for {name}, which stores nothing, got {got!r}')
         for name in sorted(set(GIVEN) & set(self.kwargs)):
             raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
         if self.kind != "other" and "ent_coef" in self.kwargs:
@@ -181,8 +145,7 @@ class SB3Follower:
             raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
 
     def __repr__(self) -> str:
-        told = {name: value for name, value in self.told.items() if name != "algorithm" and value is not None}
-        said = ", ".join(f"{name}={_said(value)}" for name, value in (told | self.kwargs).items())
+        said = ", ".join(f"{name}={_said(value)}" for name, value in (self.settings.given | self.kwargs).items())
         return f"SB3Follower({self.algorithm.__name__!r}, {said})"
 
     @property
@@ -262,7 +225,7 @@ class SB3Follower:
 
     def state_dict(self) -> dict[str, object]:
         """The agents as SB3 saves them, with their replay buffers where those are kept."""
-        with_buffers = self.buffer != "clear" and self.start == "warm"
+        with_buffers = self.settings.buffer != "clear" and self.settings.start == "warm"
         return {
             "agents": [as_bytes(agent.save) for agent in self.agents],
             "buffers": [as_bytes(agent.save_replay_buffer) for agent in self.agents if stores(agent)]
@@ -287,11 +250,11 @@ class SB3Follower:
 
     def _train(self, task: FollowerTask, run: int) -> tuple[int, list[float]]:
         """One run's agent learns at its θ; how many steps it took, and its mean rewards, call by call."""
-        first = run >= len(self.agents) or self.start == "cold"
+        first = run >= len(self.agents) or self.settings.start == "cold"
         budget = self._budget()
         if budget <= 0 and run < len(self.agents):
             return 0, []
-        with seeded(self.seed + run, self.responses) as seed:
+        with seeded(self.settings.seed + run, self.responses) as seed:
             world = self._world(task, run, seed)
             agent = self._agent(world, self._preferences(task)) if first else self.agents[run]
             if first:
@@ -303,8 +266,9 @@ class SB3Follower:
             if stores(agent) and not fresh:
                 self._prepare_buffer(agent, task.model, run)
             taken, budget = agent.num_timesteps, max(budget, 1)
-            begun, whole = (taken, budget) if self.schedule == "response" else (0, self.total_steps or budget)
-            waits_for = budget // 2 if taken and self.buffer == "clear" else None
+            whole = self.settings.total_steps if self.settings.schedule == "total" else None
+            begun, whole = (taken, budget) if whole is None else (0, whole)
+            waits_for = budget // 2 if taken and self.settings.buffer == "clear" else None
             with scheduled(agent, begun, whole, waits_for):
                 agent.learn(budget, reset_num_timesteps=fresh)
             world.close()
@@ -314,8 +278,9 @@ class SB3Follower:
 
     def _budget(self) -> int:
         """Steps of this response."""
-        budget = self.first_steps if self.responses == 0 else self.steps
-        return budget if self.total_steps is None else min(budget, self.total_steps - self.spent)
+        settings = self.settings
+        budget = settings.steps if self.responses or settings.first_steps is None else settings.first_steps
+        return budget if settings.total_steps is None else min(budget, settings.total_steps - self.spent)
 
     def _preferences(self, task: FollowerTask) -> Preferences:
         """The problem's, with this follower's own β if it has one; not those of a leader who supposes another."""
@@ -332,7 +297,7 @@ class SB3Follower:
         if self.kind not in (*fits, "other"):
             what = "discrete actions" if discrete else "actions that are vectors"
             raise ValueError(f"`algorithm` must be one of {', '.join(fits)} for {what}, got {self.algorithm.__name__}")
-        if self.buffer == "relabel" and not world_of(task.model).knows_rewards(task.observations, task.model):
+        if self.settings.buffer == "relabel" and not world_of(task.model).knows_rewards(task.observations, task.model):
             raise ValueError(
                 '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
                 'observation="index" and for linear-quadratic worlds; got "relabel"'
@@ -340,64 +305,65 @@ class SB3Follower:
 
     def _agent(self, world: FollowerVecEnv, preferences: Preferences) -> BaseAlgorithm:
         """A new agent, with the networks in `model_file` if there is one."""
-        beta = preferences.beta / self.reward_scale
+        beta = preferences.beta / self.settings.reward_scale
         own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
         if self.kind in ("PPO", "A2C"):
             own = {"ent_coef": beta}
         own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
-        if self.model_file is not None and not self.model_file.is_file():
-            raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {self.model_file}")
+        file = None if self.settings.model_file is None else Path(self.settings.model_file)
+        if file is not None and not file.is_file():
+            raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {file}")
         try:
-            agent = self.algorithm(self.policy, world, device="cpu", **own)
+            agent = self.algorithm(self.settings.policy, world, device="cpu", **own)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments: {error}") from error
         if self.kind == "other" and lacking(agent.policy, ["get_distribution"]):
             raise ValueError(
                 f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"
             )
-        if self.model_file is not None:
-            load_networks(agent, self.model_file)
+        if file is not None:
+            load_networks(agent, file)
         return agent
 
     def _world(self, task: FollowerTask, run: int, seed: int) -> FollowerVecEnv:
         """The follower's environment at one run's θ."""
-        envs = task.copies(self.envs, task.theta[run], self.episode_steps)
+        envs = task.copies(self.settings.envs, task.theta[run], self.settings.episode_steps)
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
         bonus = 0.0
         if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
             bonus = self._preferences(task).beta * float(np.log((high - low) / 2).sum())
         make = import_module("bilevel_envs.followers.sb3.env").FollowerVecEnv
-        return make(envs, self.reward_scale, bonus, low, high, seed)
+        return make(envs, self.settings.reward_scale, bonus, low, high, seed)
 
     def _range(self, space: Any) -> tuple[np.ndarray, np.ndarray]:
         """What −1 and 1 stand for, [m] each."""
-        told = self.action_range
-        if told is None:
+        given = self.settings.action_range
+        if given is None:
             low, high = space.low, space.high
         else:
-            low, high = told if isinstance(told, tuple) else (-np.asarray(told), told)
+            low, high = given if isinstance(given, tuple) else (-np.asarray(given), given)
         try:
             low, high = (np.broadcast_to(np.asarray(x, float), space.shape).copy() for x in (low, high))
         except ValueError:
-            raise ValueError(f"`action_range` must fit actions of shape {list(space.shape)}, got {told!r}") from None
+            raise ValueError(f"`action_range` must fit actions of shape {list(space.shape)}, got {given!r}") from None
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
             raise ValueError(f"`action_range` must give finite bounds, low below high; got {low} and {high}")
         return low, high
 
     def _prepare_buffer(self, agent: Any, model: Model, run: int) -> None:
-        if self.buffer == "clear":
+        if self.settings.buffer == "clear":
             agent.replay_buffer.reset()
-        elif self.buffer == "relabel":
+        elif self.settings.buffer == "relabel":
             store, size = agent.replay_buffer, agent.replay_buffer.size()
             action = agent.env.in_units(store.actions[:size])
             reward = world_of(model).stored_reward(model, run, store.observations[:size], action)
-            store.rewards[:size] = ((reward + agent.env.bonus) / self.reward_scale).astype(np.float32)
+            store.rewards[:size] = ((reward + agent.env.bonus) / self.settings.reward_scale).astype(np.float32)
 
     # Answers --------------------------------------------------------------------------------------------------
 
     def _answer(self, task: FollowerTask) -> tuple[Policy, ValueFunction, ValueFunction]:
         """g, Q_F and V_F as they are now."""
-        beta, scale, space = self._preferences(task).beta, self.reward_scale, task.action_space
+        beta, scale, space = self._preferences(task).beta, self.settings.reward_scale, task.action_space
         if world_of(task.model).countable:
             seen = task.observations(cast(TabularModel, task.model).states)
             policy, q, v = tables(self.kind, self.agents, seen, beta, scale)
@@ -414,8 +380,8 @@ class SB3Follower:
         )
 
     def _shortfall(self, task: FollowerTask, policy: Policy) -> Tensor | None:
-        """How far each run is from the soft optimum, [R]; None where nobody knows."""
-        noise = Noise([[self.seed + run, self.responses, 1] for run in range(len(task.theta))])
+        """How far each run is from the soft optimum, [R]; None where it is not known."""
+        noise = Noise([[self.settings.seed + run, self.responses, 1] for run in range(len(task.theta))])
         return shortfall(task, policy, self._preferences(task), episodes=EPISODES, noise=noise)
 
 
@@ -429,20 +395,16 @@ def _check_spaces(agent: BaseAlgorithm, world: FollowerVecEnv) -> None:
         )
 
 
-def _checked_range(told: Range) -> Range:
-    """`action_range`, numbers with low below high; whether they fit is known when the action space is."""
-    if told is None:
-        return None
-    parts = [np.asarray(part) for part in (told if isinstance(told, tuple) else (told,))]
-    if len(parts) != (2 if isinstance(told, tuple) else 1) or any(part.dtype.kind not in "fiu" for part in parts):
-        raise ValueError(f"`action_range` must be a number, one per action, or a tuple (low, high), got {told!r}")
-    low, high = parts if len(parts) == 2 else (-parts[0], parts[0])
-    fit = low.shape == high.shape or () in (low.shape, high.shape)
-    if not (fit and np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ValueError(f"`action_range` must be finite and above 0, or (low, high) with low below; got {told!r}")
-    return told
-
-
 def _said(value: object) -> str:
     """A value as text, without an address."""
     return value.__name__ if isinstance(value, type | FunctionType) else repr(value).split(" at 0x")[0]
+
+
+def _signature() -> inspect.Signature:
+    """The signature of `SB3Follower`: the algorithm, the training settings, and the algorithm's own arguments."""
+    algorithm, _, rest = inspect.signature(SB3Follower).parameters.values()
+    steps, *others = inspect.signature(TrainingSettings).parameters.values()
+    return inspect.Signature([algorithm, steps, *(one.replace(kind=one.KEYWORD_ONLY) for one in others), rest])
+
+
+SB3Follower.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from bilevel_envs.worlds.declared.model import LeaderNetwork, SimulatedModel
 PARTS = ("state_space", "action_space", "network", "start_size", "start_many", "advance_many", "ends")
 
 
-class PlayedProblem(ConfigurableMDP, Protocol):
+class SimulatedProblem(ConfigurableMDP, Protocol):
     """What an environment needs of a game without a known model, beside the hooks of all problems."""
 
     @property
@@ -56,7 +56,7 @@ class PlayedProblem(ConfigurableMDP, Protocol):
 class _Stepper:
     """One game, and R leaders who play it side by side, each in as many environments, in NumPy."""
 
-    def __init__(self, problem: PlayedProblem, model: SimulatedModel, count: int) -> None:
+    def __init__(self, problem: SimulatedProblem, model: SimulatedModel, count: int) -> None:
         self.problem, self.network, self.theta = problem, model.network, model.theta.numpy()
         self.run = np.arange(count) // (count // model.runs)
         self.size, self.reply_size = model.network.sizes[0], model.network.sizes[-1]
@@ -100,12 +100,12 @@ class SimulatedVectorEnv(ConfigurableVectorEnv[SimulatedModel]):
       render_mode: "rgb_array" or None.
     """
 
-    problem: PlayedProblem
+    problem: SimulatedProblem
     model_kind = SimulatedModel
 
     def __init__(
         self,
-        problem: PlayedProblem,
+        problem: SimulatedProblem,
         num_envs: int = 1,
         theta: Numbers | None = None,
         max_episode_steps: int | None = None,
@@ -144,11 +144,11 @@ class SimulatedEnv(ConfigurableEnv[SimulatedModel]):
     """
 
     vector_class = SimulatedVectorEnv
-    problem: PlayedProblem
+    problem: SimulatedProblem
     model_kind = SimulatedModel
     default_follower = None  # one has to learn
 
-    def __init__(self, problem: PlayedProblem, theta: Numbers | None = None, render_mode: str | None = None) -> None:
+    def __init__(self, problem: SimulatedProblem, theta: Numbers | None = None, render_mode: str | None = None) -> None:
         check_problem(problem, *PARTS)
         self.observation_space, self.action_space = problem.state_space, problem.action_space
         super().__init__(problem, theta, render_mode)
@@ -176,12 +176,12 @@ class SimulatedEnv(ConfigurableEnv[SimulatedModel]):
         return row
 
 
-def _draws(problem: PlayedProblem) -> int:
+def _draws(problem: SimulatedProblem) -> int:
     """Uniform numbers for a first state and an action of the leader's."""
     return problem.start_size + problem.network.sizes[-1]
 
 
-def _as_pushes(problem: PlayedProblem, actions: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _as_pushes(problem: SimulatedProblem, actions: ArrayLike, shape: tuple[int, ...], name: str) -> np.ndarray:
     """One number per environment: the action itself, or what the chosen index stands for."""
     space = problem.action_space
     if not isinstance(space, gym.spaces.Discrete):

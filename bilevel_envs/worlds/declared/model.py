@@ -1,4 +1,4 @@
-r"""Worlds that nobody knows but by playing in them: of s̄ = (s, a), only the leader's policy f_θ(a | s) is given.
+r"""Worlds without a model, sampled by stepping alone: of s̄ = (s, a), only the leader's policy f_θ(a | s) is given.
 
 The arrival law of such a game is p(s' | s, a, b) f_θ(a' | s'). Its first factor is unknown and free of θ, so all that
 a leader needs to differentiate is log f_θ.
