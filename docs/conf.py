@@ -53,7 +53,7 @@ def environment_page(name: str) -> str:
     env.reset(seed=0)
     Image.fromarray(env.render()).save(HERE / "generated" / f"{cls}.png")
     face, best = env.unwrapped, env.unwrapped.best_known
-    known = "nobody has looked" if best is None else f"{best:.4f} ({best.source}{', proven' if best.exact else ''})"
+    known = "nobody has looked" if best is None else f"{best:.6g} ({best.proof}; {best.source})"
     spaces = face.theta_space
     return f"""# {name}
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
-from bilevel_envs.core.checks import check_finite, check_number, check_shape
+from bilevel_envs.core.checks import check_choice, check_finite, check_number, check_shape
 from bilevel_envs.core.noise import Noise
 
 Numbers: TypeAlias = ArrayLike | Tensor  # what θ may be given as
@@ -90,27 +90,44 @@ class Parameterization(torch.nn.Module):
         return torch.zeros(())
 
 
+PROVEN = ("closed form", "exact maximisation")
+REPEATABLE = "multi-start of the exact gradient"  # by `leaders.exact.multi_start`
+PROOFS = (*PROVEN, REPEATABLE, "best found")
+
+
 class BestKnown(float):
-    """The best leader value known for a task; a float that says where it is from.
+    """The best leader value known for a task; a float that says how it was found.
 
     Attributes:
-      source: how the number was found.
-      exact: True for a proven optimum, False for a lower bound.
+      source: how the number was found, in words.
+      proof: its kind: "closed form", "exact maximisation", "multi-start of the exact gradient" (which
+        `leaders.exact.multi_start` repeats), or "best found".
+      theta: θ at which the leader gets it, read-only; None where none is recorded.
     """
 
     source: str
-    exact: bool
+    proof: str
+    theta: np.ndarray | None
 
-    def __new__(cls, value: float, source: str, exact: bool = False) -> BestKnown:
+    def __new__(cls, value: float, source: str, proof: str = "best found", theta: ArrayLike | None = None) -> BestKnown:
+        check_choice(proof, PROOFS, "proof")
         number = super().__new__(cls, value)
-        number.source, number.exact = source, exact
+        number.source, number.proof, number.theta = source, proof, None
+        if theta is not None:
+            number.theta = np.array(theta, dtype=np.float64)
+            number.theta.flags.writeable = False
         return number
 
+    @property
+    def exact(self) -> bool:
+        """True for a proven optimum, False for a lower bound."""
+        return self.proof in PROVEN
+
     def __repr__(self) -> str:
-        return f"BestKnown({float(self):.6g}, {'optimum' if self.exact else 'lower bound'}: {self.source})"
+        return f"BestKnown({float(self):.9g}, {self.proof}: {self.source})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return BestKnown, (float(self), self.source, self.exact)
+        return BestKnown, (float(self), self.source, self.proof, self.theta)
 
 
 class ConfigurableMDP(Protocol):

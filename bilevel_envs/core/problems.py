@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from bilevel_envs.core.checks import check_instance, lacking
-from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
 
 NEEDED = ("theta_space", "default_theta", "preferences", "model", "simulator", "check_theta")
 OF_A_MODEL = ("runs", "terms", "detach")
@@ -71,7 +71,8 @@ def completed(problem: Any) -> ConfigurableMDP:
         own["default_theta"] = property(lambda self: np.clip(0.0, self.theta_space.low, self.theta_space.high))
     known = None if lacking(problem, ["best_known"]) else problem.best_known
     if not callable(known):  # a value, as environments tell it
-        own["best_known"] = lambda self, preferences: known
+        value = known if known is None or isinstance(known, BestKnown) else BestKnown(known, "told by the environment")
+        own["best_known"] = lambda self, preferences: value
     own |= {"__module__": kind.__module__, "__reduce__": lambda self: (completed, (problem,))}
     view: ConfigurableMDP = object.__new__(type(kind.__name__, (kind, ConfigurableMDP), own))
     view.__dict__ = problem.__dict__

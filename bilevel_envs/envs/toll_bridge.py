@@ -114,7 +114,7 @@ class TollBridge(ConfigurableMDP):
     def best_known(self, preferences: Preferences) -> BestKnown:
         """J_L at θ = 2."""
         at_best = TollBridge(self.ferry, preferences.beta, preferences.gamma_leader, preferences.gamma_follower)
-        return BestKnown(at_best.objective(2.0), "closed form at θ = 2", exact=True)
+        return BestKnown(at_best.objective(2.0), "J_L rises with θ, up to θ = 2", "closed form", [2.0])
 
     def draw(self, state: int, theta: np.ndarray) -> np.ndarray:
         """The map with the commuter's place highlighted."""

@@ -85,8 +85,8 @@ class BilevelLQR(VectorGame):
         ``beta`` (0.1), ``gamma_leader`` (0.99), ``gamma_follower`` (0.95).
 
     Best Known:
-        J_L = 11.309 (100 steps, discounted) at K = (−9.961, −10), by a grid and Nelder–Mead on the exact objective;
-        18.426 undiscounted at (−9.965, −10).
+        J_L = 11.309 (100 steps, discounted) at K = (−9.961, −10), by multi-start of the exact gradient, and by a grid
+        and Nelder–Mead on the exact objective; 18.426 undiscounted at (−9.965, −10).
 
     Advised:
         Where θ is K, leaders draw one episode per iteration (``batch_size=100``), use the exact critic, which knows the
@@ -200,7 +200,12 @@ class BilevelLQR(VectorGame):
             0.99, 0.95, 0.1
         ):
             return None
-        return BestKnown(OPTIMUM[1], f"grid and Nelder–Mead on the exact objective, at K = {OPTIMUM[0]}")
+        return BestKnown(
+            OPTIMUM[1],
+            f"also by a grid and Nelder–Mead on the exact objective, at K = {OPTIMUM[0]}",
+            "multi-start of the exact gradient",
+            [OPTIMUM[0]],
+        )
 
     def draw(self, states: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """The path in the plane, with s* and the contours of the leader's reward."""

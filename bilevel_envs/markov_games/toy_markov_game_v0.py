@@ -164,7 +164,9 @@ class ToyMarkovGame(TabularGame):
         if self.variant not in OPTIMA or not self.sees_leader or preferences != Preferences(0.99, 0.99, 0.05):
             return None
         share, value = OPTIMA[self.variant]
-        return BestKnown(value, f"exact maximisation over f(0|A), at {share}", exact=True)
+        theta = np.full((len(STATES), LEADER_ACTIONS), 0.5)
+        theta[STATES.index("A")] = share, 1 - share
+        return BestKnown(value, f"over f(0|A), which alone matters, at {share}", "exact maximisation", theta)
 
 
 env, raw_env, parallel_env = pettingzoo_forms(ToyMarkovGame, "toy_markov_game_v0")

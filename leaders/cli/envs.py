@@ -13,7 +13,7 @@ from bilevel_envs.registration import PROBLEMS
 
 @dataclass(frozen=True)
 class Envs:
-    """List the environments, with the size of θ and the best value known."""
+    """List the environments, with the size of θ, the best value known and its proof."""
 
     def run(self) -> None:
         """Prints one line per environment."""
@@ -21,7 +21,7 @@ class Envs:
         for name in PROBLEMS:
             face: Any = gym.make(name).unwrapped
             p, best = face.preferences, face.best_known
-            known = "-" if best is None else f"{best:.4f} ({'optimum' if best.exact else 'best known'})"
+            known = "-" if best is None else f"{best:.4f} ({best.proof})"
             size = str(list(face.theta_space.shape))
             print(f"{name:{width}s} θ {size:7s} β {p.beta:<7g} γ_L {p.gamma_leader:g}  J_L {known}")
             first, *_ = (inspect.getdoc(type(face.problem)) or "").splitlines()

@@ -197,7 +197,7 @@ class Train:
         if what == "value" and not np.allclose(followed, tail, equal_nan=True):
             known = "not known" if np.isnan(followed).all() else f"{followed.mean():.4f}"
             print(f"  with the follower as it is, not an optimal one: {known}")
-        print("  best known: " + ("none recorded" if best is None else f"{best:.4f} ({best.source})"))
+        print("  best known: " + ("none recorded" if best is None else f"{best:.4f} ({best.proof}; {best.source})"))
         print(f"\nθ after {leader.progress.iterations} iterations (every entry: {self.out / THETA}):")
         thetas = leader.theta.reshape(leader.runs, *leader.env.theta_space.shape)
         for run, theta in enumerate(thetas[:RUNS_SHOWN]):

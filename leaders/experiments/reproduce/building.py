@@ -30,7 +30,7 @@ ENV = "BiLevel/BuildingThermalControl-v0"
 WINDOW = 50  # trailing mean of the published figure
 PUBLISHED_ITERATIONS = 2_000
 CHECKPOINTS = (100, 250, 500, 1_000, 2_000)
-# By best exact ascent from 20 starts (the environment's `best_known`).
+# By multi-start of the exact gradient (the environment's `best_known`).
 OPTIMUM = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 0.7784, 1.0, 1.0])
 QUANTITIES = {
     "stability": "stability reward",

@@ -1,0 +1,65 @@
+"""Best known values: what is recorded, and that θ attains it."""
+
+import pickle
+
+import gymnasium as gym
+import pytest
+
+from bilevel_envs import BestKnown
+from bilevel_envs.core.mdp import PROOFS, REPEATABLE
+from bilevel_envs.registration import PROBLEMS
+from leaders import exact
+
+RECORDED = [
+    ("BiLevel/TollBridge-v0", {}),
+    *[("BiLevel/FourRooms-v0", {"beta": beta}) for beta in (1e-3, 3e-3, 5e-3)],
+    ("BiLevel/BuildingThermalControl-v0", {}),
+    *[("BiLevel/ToyMarkovGame-v0", {"variant": variant}) for variant in ("R1", "R2")],
+    ("BiLevel/BilevelLQR-v0", {}),
+    ("BiLevel/TaxDesign-small-v0", {}),
+    *[("BiLevel/TaxDesign-v0", {"beta": beta}) for beta in (0.1, 0.2, 0.3)],
+]
+NAMES = [" ".join([name.split("/")[1], *map(str, kwargs.values())]) for name, kwargs in RECORDED]
+# RandomMDP's rewards grow with θ, which has no bounds; the guided games can only be played.
+WITHOUT = {"BiLevel/RandomMDP-v0", "BiLevel/GuidedCartPole-v0", "BiLevel/GuidedPendulum-v0"}
+
+
+def test_every_environment_is_accounted_for():
+    assert {name for name, _ in RECORDED} | WITHOUT == set(PROBLEMS)
+    for name in WITHOUT:
+        assert gym.make(name).unwrapped.best_known is None
+
+
+@pytest.mark.parametrize(("name", "kwargs"), RECORDED, ids=NAMES)
+def test_the_recorded_theta_is_worth_the_recorded_value(name, kwargs):
+    env = gym.make(name, **kwargs)
+    best = env.unwrapped.best_known
+    assert best.proof in PROOFS
+    assert best.exact == (best.proof in ("closed form", "exact maximisation"))
+    assert exact.objective(env, best.theta) == pytest.approx(best, rel=2e-6)  # digits of value and of θ
+
+
+def test_best_known_values_are_numbers_that_say_where_they_are_from():
+    best = BestKnown(1.5, "by hand", REPEATABLE, [0.5])
+    again = pickle.loads(pickle.dumps(best))
+    assert (float(again), again.source, again.proof, again.theta.tolist()) == (1.5, "by hand", REPEATABLE, [0.5])
+    assert not again.exact
+    assert repr(best) == "BestKnown(1.5, multi-start of the exact gradient: by hand)"
+    assert BestKnown(1.0, "").proof == "best found"
+    assert BestKnown(1.0, "", "closed form").exact
+    with pytest.raises(ValueError, match="read-only"):
+        best.theta[0] = 1.0
+    with pytest.raises(ValueError, match="`proof` must be one of 'closed form', 'exact maximisation'"):
+        BestKnown(1.0, "", True)
+
+
+def test_a_value_that_a_foreign_environment_tells_is_a_lower_bound():
+    from bilevel_envs.core.problems import completed
+
+    class Foreign:
+        best_known = 2.5
+
+    known = completed(Foreign()).best_known(None)
+    assert known == 2.5
+    assert known.proof == "best found"
+    assert not known.exact
