@@ -89,6 +89,18 @@ class Parameterization(torch.nn.Module):
         """Φ_L, added to the leader's objective, [R] or a scalar."""
         return torch.zeros(())
 
+    def vertices(self) -> Tensor | None:
+        """Raw numbers of one run at extreme θ, [K, ...]; None where none are known."""
+        return None
+
+    def scattered(self, noise: Noise) -> Tensor | None:
+        """Raw numbers of one run drawn far apart, one draw per stream, [K, ...]; None where first values will do."""
+        return None
+
+    def inverse(self, theta: Tensor) -> Tensor | None:
+        """Raw numbers whose θ is `theta` ``[K, *θ.shape]``, or close to it, [K, ...]; None where nobody knows."""
+        return None
+
 
 PROVEN = ("closed form", "exact maximisation")
 REPEATABLE = "multi-start of the exact gradient"  # by `leaders.exact.multi_start`

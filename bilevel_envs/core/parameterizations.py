@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -10,6 +10,11 @@ from torch import Tensor
 
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
+
+EXTREME = 6.0  # raw value at which sigmoid and softmax are nearly 1
+MOST_VERTICES = 256  # of a parameterisation with more corners, those of one entry at a time are named
+SPREAD = 3.0  # standard deviation of scattered raw values
+CLOSEST = 1e-12  # to 0 and 1, in the arguments of logarithms
 
 
 class Free(Parameterization):
@@ -27,6 +32,14 @@ class Free(Parameterization):
     def forward(self) -> Tensor:
         """θ, [R, ...]."""
         return self.raw * 1.0  # a new tensor, so that callers never hold the parameter itself
+
+    def scattered(self, noise: Noise) -> Tensor:
+        """N(0, 9)."""
+        return torch.from_numpy(SPREAD * noise.normal(*self.raw.shape[1:]))
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        """θ itself."""
+        return theta.clone()
 
 
 class Box(Parameterization):
@@ -49,6 +62,25 @@ class Box(Parameterization):
         """θ, [R, ...]."""
         return self.low + (self.high - self.low) * self.raw.sigmoid()
 
+    def vertices(self) -> Tensor:
+        """±6 in every entry, all 2^n corners; of more than 256 corners ±6 in one entry and 0 in the others."""
+        shape = self.raw.shape[1:]
+        entries = shape.numel()
+        if 2**entries <= MOST_VERTICES:
+            signs = torch.tensor(list(product((-1.0, 1.0), repeat=entries)), dtype=torch.float64)
+        else:
+            ends = torch.eye(entries, dtype=torch.float64)
+            signs = torch.cat([ends, -ends])
+        return (EXTREME * signs).view(-1, *shape)
+
+    def scattered(self, noise: Noise) -> Tensor:
+        """N(0, 9)."""
+        return torch.from_numpy(SPREAD * noise.normal(*self.raw.shape[1:]))
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        """The logit of where θ lies in its interval."""
+        return ((theta - self.low) / (self.high - self.low)).logit(CLOSEST)
+
 
 class Budget(Parameterization):
     """θ_j = total · softmax(raw)_j: a signed budget spread over places; the last raw entry holds what is not spent.
@@ -67,6 +99,19 @@ class Budget(Parameterization):
         """θ, [R, places]."""
         return self.total * self.raw.softmax(-1)[..., :-1]
 
+    def vertices(self) -> Tensor:
+        """All of the budget in one place, or unspent: 6 in one entry and 0 in the others."""
+        return EXTREME * torch.eye(self.raw.shape[-1], dtype=torch.float64)
+
+    def scattered(self, noise: Noise) -> Tensor:
+        """Twice a standard Gumbel number: much of the budget in few places."""
+        return _gumbel(noise, self.raw.shape[1:])
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        """The logarithms of the shares."""
+        shares = theta / self.total
+        return torch.cat([shares, 1 - shares.sum(-1, keepdim=True)], -1).clamp(min=CLOSEST).log()
+
 
 class Softmax(Parameterization):
     """θ = softmax(raw) over the last axis: a policy as a table.
@@ -83,6 +128,26 @@ class Softmax(Parameterization):
     def forward(self) -> Tensor:
         """θ, [R, ..., A]."""
         return self.raw.softmax(-1)
+
+    def vertices(self) -> Tensor:
+        """Deterministic policies: 6 for one choice in every row; of more than 256 policies, in one row at a time."""
+        shape = self.raw.shape[1:]
+        choices = shape[-1]
+        rows = shape.numel() // choices
+        one = EXTREME * torch.eye(choices, dtype=torch.float64)
+        if choices**rows <= MOST_VERTICES:
+            return one[torch.tensor(list(product(range(choices), repeat=rows)))].view(-1, *shape)
+        single = torch.zeros(rows, choices, rows, choices, dtype=torch.float64)
+        single[torch.arange(rows), :, torch.arange(rows)] = one
+        return single.view(-1, *shape)
+
+    def scattered(self, noise: Noise) -> Tensor:
+        """Twice a standard Gumbel number."""
+        return _gumbel(noise, self.raw.shape[1:])
+
+    def inverse(self, theta: Tensor) -> Tensor:
+        """The logarithms of the probabilities."""
+        return theta.clamp(min=CLOSEST).log()
 
 
 class SoftmaxNetwork(Parameterization):
@@ -114,3 +179,8 @@ class SoftmaxNetwork(Parameterization):
             if layer < len(self.weights) - 1:
                 x = x.relu()
         return x.softmax(-1)
+
+
+def _gumbel(noise: Noise, shape: tuple[int, ...]) -> Tensor:
+    """Twice a standard Gumbel number, [K, *shape]: the softmax of a row has few large entries."""
+    return torch.from_numpy(-2.0 * np.log(-np.log(noise.uniform(*shape).clip(CLOSEST))))

@@ -1,5 +1,6 @@
 """The leader's objective and its hypergradient without sampling: the truth that estimators are held against."""
 
+from leaders.exact.multi_start import MultiStart, multi_start
 from leaders.exact.solve import (
     best_response,
     evaluates,
@@ -14,10 +15,12 @@ from leaders.exact.solve import (
 )
 
 __all__ = [
+    "MultiStart",
     "best_response",
     "evaluates",
     "hypergradient",
     "hypergradient_parts",
+    "multi_start",
     "objective",
     "parts",
     "raw_gradient",

@@ -67,7 +67,7 @@ def objective(
     """
     if isinstance(theta, Tensor):
         theta = theta.detach()
-    model, preferences, single = _problem(env, theta)
+    model, preferences, single = problem_at(env, theta)
     gamma = preferences.gamma_leader if discount is None else discount
     if horizon is None:
         check_number(gamma, "discount", at_least=0, below=1, remedy="a sum without end needs a discount below 1")
@@ -97,7 +97,7 @@ def parts(env: gym.Env, theta: Numbers) -> dict[str, Any]:
     Raises:
       TypeError: if the problem names none.
     """
-    model, preferences, single = _problem(env, theta)
+    model, preferences, single = problem_at(env, theta)
     problem: Any = getattr(env.unwrapped, "problem", env.unwrapped)
     if getattr(problem, "parts", None) is None:
         raise TypeError(f"`env` must have a problem that names its `parts`, got {type(problem).__name__}")
@@ -142,9 +142,9 @@ def hypergradient_parts(
         raise ValueError("`theta` must be given unless `parameters` is")
     if isinstance(theta, Tensor):
         theta = theta.detach()
-    _problem(env, theta)  # refuses what is no θ
+    problem_at(env, theta)  # refuses what is no θ
     leaf = torch.tensor(np.asarray(theta), dtype=torch.float64).requires_grad_()
-    model, preferences, single = _problem(env, leaf)
+    model, preferences, single = problem_at(env, leaf)
     best = best_response(model, preferences)
     parts = []
     for surrogate in surrogates(model, best, preferences):
@@ -202,11 +202,16 @@ def best_response(model: Model, preferences: Preferences, start: BestResponse | 
     return SOLVERS[model.kind].planner().best_response(model, preferences, start)
 
 
-def _problem(env: gym.Env, theta: Numbers) -> tuple[Any, Preferences, bool]:
-    """The model at θ, whose preferences count, and whether θ came without a runs axis."""
+def check_env(env: gym.Env) -> None:
+    """Refuses what is no environment, or is wrapped so that its follower sees another world."""
     if not isinstance(env, gym.Env):
         raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")
     check_transparent(env)
+
+
+def problem_at(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
+    """The model at θ, whose preferences count, and whether θ came without a runs axis."""
+    check_env(env)
     try:
         preferences, model = env.get_wrapper_attr("preferences"), env.get_wrapper_attr("model")
     except AttributeError:
