@@ -11,6 +11,7 @@ import tyro
 
 import bilevel_envs  # registers BiLevel/*
 from leaders.cli.arguments import find_modules_here
+from leaders.cli.best_known import BestKnownValue
 from leaders.cli.compare import Compare
 from leaders.cli.envs import Envs
 from leaders.cli.reproduce import Reproduce
@@ -23,6 +24,7 @@ COMMANDS: list[tuple[object, ...]] = [
     (Train, tyro.conf.subcommand("train")),
     (Compare, tyro.conf.subcommand("compare")),
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    (BestKnownValue, tyro.conf.subcommand("best-known")),
     (Video, tyro.conf.subcommand("video")),
 ]
 

@@ -277,3 +277,42 @@ def test_multi_start_reaches_every_best_known_value(name, kwargs, how, seed):
 @pytest.mark.slow
 def test_multi_start_reaches_the_best_known_taxes():
     agrees(*RECORDED[-1], seed=0)
+
+
+# The command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_evaluates_what_is_recorded(capsys):
+    from leaders.cli.main import main
+
+    main(["best-known", "BiLevel/TollBridge-v0", "--env-args", "ferry=1"])
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "BiLevel/TollBridge-v0, β = 0.2"
+    assert "closed form" in out[1]
+    worth = 0.9 / (1 + np.exp(-2 / 0.2))
+    assert out[2].split()[-1] == f"{worth:.7g}"
+    assert len(out) == 4
+
+
+def test_the_command_repeats_a_multi_start(capsys):
+    from leaders.cli.main import main
+
+    few = ["--draws", "2", "--schedule", "8", "30", "1", "2"]
+    main(["best-known", "BiLevel/FourRooms-v0", "--beta", "1e-3", "--seed", "1", *few])
+    out = capsys.readouterr().out
+    assert "0.768374  multi-start of the exact gradient" in out
+    found = exact.multi_start(gym.make("BiLevel/FourRooms-v0", beta=1e-3), seed=1, draws=2, schedule=((8, 30), (1, 2)))
+    assert f"found      {found.value:.7g}  start: vertex, 350 evaluations" in out
+    assert f"({100 * (found.value - 0.768374) / 0.768374:+.2g} %)" in out
+
+
+def test_the_command_searches_where_nothing_is_recorded(capsys):
+    from leaders.cli.main import main
+
+    main(["best-known", "BiLevel/RandomMDP-v0", "--draws", "2", "--schedule", "1", "2"])
+    out = capsys.readouterr().out
+    assert "recorded   nothing" in out
+    assert "5 evaluations" in out
+    with pytest.raises(SystemExit):
+        main(["best-known", "BiLevel/GuidedCartPole-v0"])
+    assert "exact values need a TabularModel" in capsys.readouterr().err
