@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from bilevel_envs.core.follower import Follower, LearningFollower
+    from leaders.cli.best_known import BestKnownValue
     from leaders.cli.compare import Compare
     from leaders.cli.train import Train
 
@@ -30,7 +31,7 @@ Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 
 
-def env_arguments(command: Train | Compare) -> dict[str, object]:
+def env_arguments(command: Train | Compare | BestKnownValue) -> dict[str, object]:
     """The environment's arguments: flags first, then what `--env-args` says."""
     arguments = key_values(command.env_args, "env_args")
     for name in ("beta", "dynamics"):
