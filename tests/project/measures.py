@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -42,10 +43,10 @@ class Measure:
         return self.value <= self.limit
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def trees() -> list[tuple[str, ast.Module]]:
     """Every file of both packages with its syntax tree."""
-    for path in FILES:
-        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+    return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in FILES]
 
 
 def kind_tests() -> Measure:
