@@ -3,7 +3,7 @@
 Three seeds of each; the value is exact, at the θ in force when the budget is spent. Writes the table that
 `docs/estimators.md` includes.
 
-Run: python benchmarks/cmaes.py [--steps 40000] [--out docs/data/cmaes.md]
+Run: python benchmarks/cma_es.py [--steps 40000] [--out docs/data/cma_es.md]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Args:
     """What is run."""
 
     steps: int = 40_000
-    out: Path = ROOT / "docs" / "data" / "cmaes.md"
+    out: Path = ROOT / "docs" / "data" / "cma_es.md"
 
 
 def values(env: BilevelWrapper, form: dict[str, Any], steps: int) -> np.ndarray:
@@ -68,7 +68,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(1)
     lines = [
         f"Leader's value after {args.steps:,} environment steps of a run, seeds 0 to {SEEDS - 1} "
-        "(`python benchmarks/cmaes.py`):",
+        "(`python benchmarks/cma_es.py`):",
         "",
         "| world | start | " + " | ".join(FORMS) + " |",
         "|---|---|" + "---|" * len(FORMS),
