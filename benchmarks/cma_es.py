@@ -1,9 +1,9 @@
 """What restarts, learning-rate adaptation and probes bring CMA-ES at equal environment steps.
 
-Three seeds of each; the value is exact, at the θ in force when the budget is spent. Writes the table that
-`docs/estimators.md` includes.
+The value is exact, at the θ in force when a run has spent the budget. Writes the table that `docs/estimators.md`
+includes.
 
-Run: python benchmarks/cma_es.py [--steps 40000] [--out docs/data/cma_es.md]
+Run: python benchmarks/cma_es.py [--steps 40000] [--seeds 10] [--out docs/data/cma_es.md]
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from bilevel_envs import BilevelWrapper
 from leaders import CMAES, exact
 
 ROOT = Path(__file__).parents[1]
-SEEDS = 3
 WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "TollBridge": ("BiLevel/TollBridge-v0", {}),
     "FourRooms, β = 5e-3": ("BiLevel/FourRooms-v0", {"beta": 5e-3}),
@@ -34,7 +33,7 @@ WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "TaxDesign-small": ("BiLevel/TaxDesign-small-v0", {}),
 }
 FORMS: dict[str, dict[str, Any]] = {
-    "plain": {"restarts": "none", "lr_adapt": False},
+    "neither": {"restarts": "none", "lr_adapt": False},
     "lr_adapt": {"restarts": "none", "lr_adapt": True},
     "restarts": {"restarts": "bipop", "lr_adapt": False},
     "both": {"restarts": "bipop", "lr_adapt": True},
@@ -48,13 +47,14 @@ class Args:
     """What is run."""
 
     steps: int = 40_000
+    seeds: int = 10
     out: Path = ROOT / "docs" / "data" / "cma_es.md"
 
 
-def values(env: BilevelWrapper, form: dict[str, Any], steps: int) -> np.ndarray:
-    """J_L of each run at the θ in force when it had spent so many environment steps, [SEEDS]."""
-    leader = CMAES(env, runs=SEEDS, evaluate_every=1_000_000, **form)
-    found: list[np.ndarray | None] = [None] * SEEDS
+def values(env: BilevelWrapper, form: dict[str, Any], steps: int, seeds: int) -> np.ndarray:
+    """J_L of each run at the θ in force when it had spent so many environment steps, [seeds]."""
+    leader = CMAES(env, runs=seeds, evaluate_every=1_000_000, **form)
+    found: list[np.ndarray | None] = [None] * seeds
     while any(theta is None for theta in found):
         leader.learn(1)
         spent = leader.history.last("env_steps")
@@ -67,18 +67,20 @@ def values(env: BilevelWrapper, form: dict[str, Any], steps: int) -> np.ndarray:
 def main(args: Args) -> None:
     torch.set_num_threads(1)
     lines = [
-        f"Leader's value after {args.steps:,} environment steps of a run, seeds 0 to {SEEDS - 1} "
-        "(`python benchmarks/cma_es.py`):",
+        f"Leader's value after {args.steps:,} environment steps of a run, mean ± standard error and smallest of",
+        f"{args.seeds} seeds (`python benchmarks/cma_es.py`):",
         "",
         "| world | start | " + " | ".join(FORMS) + " |",
         "|---|---|" + "---|" * len(FORMS),
     ]
     for world, (name, arguments) in WORLDS.items():
         env = BilevelWrapper(gym.make(name, **arguments))
-        start = np.mean([exact.objective(env, theta) for theta in CMAES(env, runs=SEEDS).theta])
+        start = np.mean([exact.objective(env, theta) for theta in CMAES(env, runs=args.seeds).theta])
         cells = []
         for form in FORMS.values():
-            cells.append(", ".join(f"{value:.4g}" for value in np.ravel(values(env, form, args.steps))))
+            found = values(env, form, args.steps, args.seeds).ravel()
+            error = found.std(ddof=1) / len(found) ** 0.5
+            cells.append(f"{found.mean():.4g} ± {error:.2g} ({found.min():.4g})")
             print(world, cells[-1], flush=True)
         lines.append(f"| {world} | {start:.4g} | " + " | ".join(cells) + " |")
     args.out.parent.mkdir(parents=True, exist_ok=True)
