@@ -447,6 +447,11 @@ class Leader:
     def _regulariser(self) -> Tensor:
         return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())
 
+    def check_unregularised(self) -> None:
+        """Refuses a policy with a regulariser, for leaders that compare what θ alone brings."""
+        if getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser):
+            raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares returns alone")
+
     def _parameterization(self) -> torch.nn.Module:
         policy: object = self.config.policy
         make: Callable[..., object] | None = self.env.problem.parameterization

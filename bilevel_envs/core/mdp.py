@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -80,6 +80,7 @@ class Parameterization(torch.nn.Module):
     """
 
     runs: int = 1
+    stacks: ClassVar[bool] = False  # whether forward() takes parameters of any number of runs, whatever `runs` is
 
     def forward(self) -> Tensor:
         """θ, ``[R, *θ.shape]``."""
@@ -98,7 +99,7 @@ class Parameterization(torch.nn.Module):
         return None
 
     def inverse(self, theta: Tensor) -> Tensor | None:
-        """Raw numbers whose θ is `theta` ``[K, *θ.shape]``, or close to it, [K, ...]; None where nobody knows."""
+        """Raw numbers whose θ is `theta` ``[K, *θ.shape]``, or close to it, [K, ...]; None where unknown."""
         return None
 
 

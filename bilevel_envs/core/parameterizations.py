@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, product
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ class Free(Parameterization):
     Args:
       start: first θ, [R, ...].
     """
+
+    stacks: ClassVar[bool] = True
 
     def __init__(self, start: np.ndarray) -> None:
         super().__init__()
@@ -50,6 +53,8 @@ class Box(Parameterization):
       low: lower bounds, broadcast against `start`.
       high: upper bounds, likewise.
     """
+
+    stacks: ClassVar[bool] = True
 
     def __init__(self, start: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> None:
         super().__init__()
@@ -90,6 +95,8 @@ class Budget(Parameterization):
       total: what is spread, negative for penalties.
     """
 
+    stacks: ClassVar[bool] = True
+
     def __init__(self, start: np.ndarray, total: float) -> None:
         super().__init__()
         self.runs, self.total = len(start), total
@@ -119,6 +126,8 @@ class Softmax(Parameterization):
     Args:
       start: first logits, [R, ..., A].
     """
+
+    stacks: ClassVar[bool] = True
 
     def __init__(self, start: np.ndarray) -> None:
         super().__init__()
@@ -160,6 +169,8 @@ class SoftmaxNetwork(Parameterization):
       hidden: width of both hidden layers.
     """
 
+    stacks: ClassVar[bool] = True
+
     def __init__(self, noise: Noise, states: int, actions: int, hidden: int = 64) -> None:
         super().__init__()
         self.runs, self.states = noise.runs, states
@@ -173,7 +184,7 @@ class SoftmaxNetwork(Parameterization):
 
     def forward(self) -> Tensor:
         """θ, [R, S, A]."""
-        x = torch.eye(self.states, dtype=torch.float64).expand(self.runs, -1, -1)
+        x = torch.eye(self.states, dtype=torch.float64).expand(len(self.weights[0]), -1, -1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             if layer < len(self.weights) - 1:

@@ -85,7 +85,7 @@ class CMAES(SearchLeader):
             "separable": separable,
         }
         super().__init__(env, own, keywords, episodes)
-        start = self._flat().numpy()
+        start = self._raw.flat().numpy()
         check_choice(lr_adapt, (True, False), "lr_adapt")
         check_choice(restarts, ("bipop", "none"), "restarts")
         settings = Settings(

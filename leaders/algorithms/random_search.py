@@ -36,7 +36,7 @@ class RandomSearch(SearchLeader):
     ) -> None:
         super().__init__(env, {"scale": scale}, keywords, episodes)
         self.scale = check_number(scale, "scale", above=0)
-        self._centre = self._flat()
+        self._centre = self._raw.flat()
         self._record = torch.full((self.runs,), -torch.inf, dtype=torch.float64)
 
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
@@ -44,7 +44,7 @@ class RandomSearch(SearchLeader):
         found, steps = self._trial(drawn, best, self.noise)
         better = found > self._record
         self._record = torch.where(better, found, self._record)
-        return self._outcome([found], [steps], proposal=torch.where(better[:, None], drawn, self._flat()))
+        return self._outcome([found], [steps], proposal=torch.where(better[:, None], drawn, self._raw.flat()))
 
     def _critic_state(self) -> dict[str, object]:
         return {"centre": self._centre, "record": self._record}

@@ -8,16 +8,15 @@ from typing import ClassVar
 import gymnasium as gym
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
 from leaders.estimators.trajectory import mean_return, whole_episode_horizon
 from leaders.keywords import accepted
 from leaders.leader import Estimate, Leader
+from leaders.training.raw_parameters import RawParameters
 
 
 class SearchLeader(Leader):
@@ -41,27 +40,9 @@ class SearchLeader(Leader):
         super().__init__(env, changed(LeaderConfig(), given), given)
         self.episodes = check_count(episodes, "episodes")
         self._trial_steps = 0  # of followers that learn, since the last outcome
-        regularised = getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser)
-        if regularised and not self.ascends:
-            raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares sampled returns alone")
-        self._names = [name for name, leaf in self.policy.named_parameters() if leaf.requires_grad]
-
-    def _leaves(self) -> dict[str, Tensor]:
-        named = dict(self.policy.named_parameters())
-        return {name: named[name].detach() for name in self._names}
-
-    def _flat(self) -> Tensor:
-        """All raw parameters, float64 [R, n]."""
-        return torch.cat([leaf.reshape(self.runs, -1).double() for leaf in self._leaves().values()], -1)
-
-    def _unflat(self, flat: Tensor) -> dict[str, Tensor]:
-        """Raw parameters by name from [R, n]."""
-        leaves, parts, first = self._leaves(), {}, 0
-        for name, leaf in leaves.items():
-            size = leaf.numel() // self.runs
-            parts[name] = flat[:, first : first + size].reshape(leaf.shape).to(leaf.dtype)
-            first += size
-        return parts
+        if not self.ascends:
+            self.check_unregularised()
+        self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
 
     def _trial(self, flat: Tensor, start: BestResponse, noise: Noise) -> tuple[Tensor, Tensor]:
         """Sampled return at raw parameters [R, n], and the environment steps it took, [R] each; counts the follower's.
@@ -69,8 +50,7 @@ class SearchLeader(Leader):
         A follower that learns goes on learning from trial to trial.
         """
         with torch.no_grad():
-            theta = functional_call(self.policy, self._unflat(flat)).double()
-        theta = theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
+            theta = self._raw.theta(flat)
         best = self._response(theta, start=start)
         self._trial_steps += best.steps
         horizon = whole_episode_horizon(self.env.preferences)
@@ -94,5 +74,5 @@ class SearchLeader(Leader):
             episodes=len(returns) * self.episodes,
             follower_solves=len(returns) - 1,  # the one at the present θ is not the leader's
             follower_steps=spent,
-            proposal=None if proposal is None else self._unflat(proposal),
+            proposal=None if proposal is None else self._raw.named(proposal),
         )

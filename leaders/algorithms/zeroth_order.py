@@ -59,7 +59,7 @@ class ZerothOrder(SearchLeader):
         self.one_sided = one_sided
 
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
-        here = self._flat()
+        here = self._raw.flat()
         gradient, returns, steps = torch.zeros_like(here), [], []
         for _ in range(self.directions):
             direction = torch.from_numpy(self.noise.normal(here.shape[1]))
@@ -72,6 +72,6 @@ class ZerothOrder(SearchLeader):
             width = self.sigma * (1 if self.one_sided else 2)
             gradient += (returns[-2] - returns[-1])[:, None] / width * direction / self.directions
         named = dict(self.policy.named_parameters())
-        pulls = self._unflat(gradient)
+        pulls = self._raw.named(gradient)
         products = [(named[name] * pull).reshape(self.runs, -1).sum(1).double() for name, pull in pulls.items()]
         return self._outcome(returns, steps, torch.stack(products).sum(0))
