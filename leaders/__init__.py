@@ -9,6 +9,7 @@ from leaders.algorithms.bi_ac import BiAC
 from leaders.algorithms.cmaes import CMAES
 from leaders.algorithms.exact_gradient import ExactGradient
 from leaders.algorithms.hpgd import HPGD
+from leaders.algorithms.mbhg import MBHG
 from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.algorithms.random_search import RandomSearch
 from leaders.algorithms.registry import LEADERS
@@ -22,6 +23,7 @@ __all__ = [
     "CMAES",
     "HPGD",
     "LEADERS",
+    "MBHG",
     "BiAC",
     "ExactGradient",
     "History",

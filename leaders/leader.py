@@ -54,22 +54,28 @@ class Estimate:
       leader_return: mean sampled discounted return of the leader, [R]; NaN without samples.
       env_steps: steps of the environment spent, per run or [R].
       episodes: episodes that came to an end, [R].
-      follower_solves: best responses asked for beside the iteration's own, per run.
+      follower_solves: best responses asked for beside the iteration's own, per run or [R].
       follower_steps: what those cost in steps, per run.
       coverage: share of a table's pairs (s, b) visited so far, [R]; NaN where they are not counted.
       visits_per_pair: transitions for each of those, [R].
+      moves: runs that go to the proposal, bool [R], while the others ascend; None for all.
+      explored: the model and the response at another θ that was deployed to learn of it; None where none was.
+      promised_value: J_L that a learnt world gave for the present θ, [R]; NaN without one.
     """
 
     surrogate: Tensor
     leader_return: Tensor | float = float("nan")
     env_steps: Tensor | int = 0
     episodes: Tensor | float = 0
-    follower_solves: int = 0
+    follower_solves: int | np.ndarray = 0
     follower_steps: int = 0
     coverage: np.ndarray | float = float("nan")
     visits_per_pair: np.ndarray | float = float("nan")
     steps: Sequence[Callable[[], Tensor]] = ()
     proposal: Mapping[str, Tensor] | None = None
+    moves: Tensor | None = None
+    explored: tuple[Any, BestResponse] | None = None
+    promised_value: np.ndarray | float = float("nan")
 
 
 def check_wrapped(env: object) -> BilevelWrapper:
@@ -364,11 +370,12 @@ class Leader:
         best = self._response(theta.detach(), fixed)
         estimate = self._estimate(theta, model, best)
         value, actual = self._evaluated(fixed, best, last)
+        explored = self._evaluated(*estimate.explored, last)[0] if estimate.explored else float("nan")
         grad_norm = self._ascend(estimate.surrogate)
         for surrogate in estimate.steps:
             grad_norm = self._ascend(surrogate())
         if estimate.proposal is not None:
-            self._move(estimate.proposal)
+            self._move(estimate.proposal, estimate.moves)
         self.history.append(
             env_steps=self.history.last("env_steps") + np.asarray(estimate.env_steps),
             follower_solves=self.history.last("follower_solves") + 1 + estimate.follower_solves,
@@ -383,6 +390,8 @@ class Leader:
             follower_steps=self.history.last("follower_steps") + best.steps + estimate.follower_steps,
             coverage=estimate.coverage,
             visits_per_pair=estimate.visits_per_pair,
+            explored_value=explored,
+            promised_value=estimate.promised_value,
         )
         self.progress.best = best
         self.progress.iterations += 1
@@ -406,11 +415,14 @@ class Leader:
             raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
 
     @torch.no_grad()
-    def _move(self, proposal: Mapping[str, Tensor]) -> None:
-        """Puts raw parameters where an estimate proposes."""
+    def _move(self, proposal: Mapping[str, Tensor], moves: Tensor | None) -> None:
+        """Puts the raw parameters of those runs, None for all, where an estimate proposes."""
         named = dict(self.policy.named_parameters())
         for name, value in proposal.items():
-            named[name].copy_(value)
+            if moves is None:
+                named[name].copy_(value)
+            else:
+                named[name][moves] = value[moves]
 
     def _check_depends(self, theta: Tensor, model: Model) -> None:
         """Refuses a model none of whose tensors carries gradients to θ."""

@@ -7,6 +7,7 @@ from leaders.algorithms.bi_ac import BiAC
 from leaders.algorithms.cmaes import CMAES
 from leaders.algorithms.exact_gradient import ExactGradient
 from leaders.algorithms.hpgd import HPGD
+from leaders.algorithms.mbhg import MBHG
 from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.algorithms.random_search import RandomSearch
 from leaders.algorithms.sobirl import SoBiRL
@@ -15,5 +16,5 @@ from leaders.leader import Leader
 
 LEADERS: dict[str, type[Leader]] = {
     leader.name: leader
-    for leader in (BCHG, NaivePGD, HPGD, SoBiRL, BiAC, ExactGradient, ZerothOrder, CMAES, RandomSearch)
+    for leader in (BCHG, MBHG, NaivePGD, HPGD, SoBiRL, BiAC, ExactGradient, ZerothOrder, CMAES, RandomSearch)
 }

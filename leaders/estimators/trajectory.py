@@ -117,8 +117,11 @@ class TrajectoryLeader(Leader):
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
-        fixed = model.detach()
-        drawn = self.env.rollout(
+        return self._estimate_from(self._drawn(theta, model.detach(), best), theta, model, best)
+
+    def _drawn(self, theta: Tensor, fixed: Any, best: BestResponse) -> Rollout:
+        """A batch at θ."""
+        return self.env.rollout(
             theta.detach(),
             best,
             self.noise,
@@ -127,6 +130,10 @@ class TrajectoryLeader(Leader):
             sampler=self.estimator_config.sampler,
             model=fixed,
         )
+
+    def _estimate_from(self, drawn: Rollout, theta: Tensor, model: Any, best: BestResponse) -> Estimate:
+        """The estimate that a batch gives."""
+        fixed = model.detach()
         # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
         expects = self._expects() and self.progress.iterations > 0
         batch = drawn.steps(0, 1) if expects else drawn
@@ -327,6 +334,11 @@ class TrajectoryLeader(Leader):
     def _theta_moves(self) -> bool:
         """Whether θ moves the transitions of a table."""
         return self.facts.world is TABULAR and self.env.model(self._theta()).transition.requires_grad
+
+    @with_gradients
+    def _start_moves(self) -> bool:
+        """Whether θ moves the first state of a table."""
+        return self.facts.world is TABULAR and self.env.model(self._theta()).initial.requires_grad
 
     def _critic_state(self) -> dict[str, object]:
         if self.actor_critic is not None:

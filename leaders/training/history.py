@@ -25,6 +25,8 @@ COLUMNS = (
     "visits_per_pair",
     "optimality_gap",
     "follower_improvement",
+    "explored_value",
+    "promised_value",
 )
 COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 
@@ -41,6 +43,9 @@ class History:
     `residual` is the largest violation of the follower's optimality equation, NaN where it solves none;
     `optimality_gap` what its soft return lacks of the optimum, `follower_improvement` how much its mean reward per step
     rose at the end of its last training; NaN where they are not known.
+
+    `explored_value` is the exact value of another θ that an iteration deployed to learn of the world, `promised_value`
+    what a learnt world gave for the present one when it was proposed; NaN for leaders that have neither.
 
     Where `leader_value` is not evaluated on every iteration, it and `leader_value_actual` are NaN between.
 

@@ -22,7 +22,7 @@ class Declared(LeaderWorld):
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
         if forms.linear is None:
-            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors")
+            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors: take BCHG")
         if preset is not None:
             return forms.tables[preset]
         if forms.declared is None:

@@ -25,7 +25,7 @@ class LinearQuadratic(LeaderWorld):
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
         if forms.linear is None:
-            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors")
+            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors: take BCHG")
         return forms.linear[preset]
 
     def published_steps(self, forms: Forms, facts: Facts) -> LeaderConfig:

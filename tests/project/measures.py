@@ -7,7 +7,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,10 +42,10 @@ class Measure:
         return self.value <= self.limit
 
 
-@cache
-def trees() -> list[tuple[str, ast.Module]]:
+def trees() -> Iterator[tuple[str, ast.Module]]:
     """Every file of both packages with its syntax tree."""
-    return [(str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in FILES]
+    for path in FILES:
+        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
 def kind_tests() -> Measure:

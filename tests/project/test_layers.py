@@ -21,7 +21,7 @@ ROWS = [
     ["leaders.functional", "leaders.keywords", "leaders.exact", "leaders.training", "leaders.published"],
     ["leaders.evaluation"],
     ["leaders.critics", "leaders.paper", "leaders.leader"],
-    ["leaders.worlds"],
+    ["leaders.worlds", "leaders.learnt"],
     ["leaders.estimators"],
     ["leaders.algorithms"],
     ["leaders"],

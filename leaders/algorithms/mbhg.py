@@ -1,0 +1,269 @@
+"""MBHG: the hypergradient of a world that is learnt."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Unpack, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.follower import capabilities_of
+from bilevel_envs.core.mdp import Parameterization
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.policy import TabularResponse
+from leaders.config import EstimatorConfig, Forms
+from leaders.estimators.trajectory import TrajectoryLeader
+from leaders.keywords import EstimatorKeywords
+from leaders.leader import Estimate
+from leaders.learnt.learner import Exploration, Learner
+from leaders.learnt.plan import Schedule
+from leaders.training.raw_parameters import RawParameters
+
+BATCH = 500  # transitions of a deployment
+RATE = 0.1  # Adam's in the learnt world, at first
+QUICK = ((16, 15), (4, 30), (2, 30))  # candidates kept, and steps of each
+THOROUGH = ((24, 30), (6, 60), (2, 150))
+SPREAD = 3.0  # standard deviation of random candidates around the start, where the policy names none of its own
+FEWEST = 20  # episodes from which on a measured return decides
+ERRORS = 3.0  # standard errors by which the learnt world's proposal must fall short to be taken back
+PATIENCE = 5  # iterations in which BC-HG then goes on alone
+
+logger = logging.getLogger("leaders")
+
+
+@dataclass
+class Record:
+    """The best θ measured by a run.
+
+    Attributes:
+      raw: its raw parameters, [n]; empty before anything was measured.
+      mean, error: of its sampled returns.
+      source: who proposed the θ that is in force, "start", "world", "bchg" or "record".
+      patience: iterations in which the learnt world is not asked.
+    """
+
+    raw: Tensor = field(default_factory=lambda: torch.zeros(0))
+    mean: float = 0.0
+    error: float = 0.0
+    source: str = "start"
+    patience: int = 0
+
+    def taken_back(self, raw: Tensor, mean: float, error: float) -> bool:
+        """Compares what was measured at the θ in force; whether the best θ measured is to be put in its place."""
+        worse = mean + ERRORS * np.hypot(error, self.error) < self.mean
+        if len(self.raw) and self.source == "world" and worse:
+            self.source, self.patience = "record", PATIENCE
+            return True
+        if self.source == "record":  # the same θ again: its mean was the largest of several and may have been luck
+            self.mean, self.error = (self.mean + mean) / 2, float(np.hypot(error, self.error)) / 2
+        elif np.isfinite(error) and (not len(self.raw) or mean > self.mean):
+            self.raw, self.mean, self.error = raw.clone(), mean, error
+        return False
+
+
+class MBHG(TrajectoryLeader):
+    r"""Model-based hypergradients: keeps every transition, plans in the world that they describe, and explores it.
+
+    ::
+
+        each outer iteration:
+            g ← follower's response to θ;   draw a batch with g
+            fit the learnt world: counts, corrected by the follower's Bellman equations
+            θ' ← the best θ if the unknown were good;   draw a batch there;   fit again
+            θ ← the best θ if the unknown is like the known
+
+    The best θ is searched for by successive halving: vertices of the parameterisation, random draws, the θ in force and
+    earlier ones ascend the exact hypergradient of the learnt world, an ordinary table with one state more for the
+    unknown. There the follower is solved for, and every few steps it is really asked: Q_F and V_F at any θ are one
+    follower solve each and no environment step, and
+
+    .. math::
+
+        Q_F(s, b; \theta) - r_F(s, b; \theta) = \gamma_F \sum_{s'} p(s' | s, b) V_F(s'; \theta)
+
+    is a linear equation in p for each θ asked about, which leaves no sampling error where it determines p.
+
+    What it reads of the model: r_L and r_F, and where θ moves them p and ρ0, at visited pairs and transitions, as
+    functions of θ. ``history["explored_value"]`` is J_L at θ', which can be bad, ``history["promised_value"]`` what
+    the learnt world gave for θ.
+
+    BC-HG proposes, too. Where the return measured at the learnt world's θ falls short of the best one measured, that
+    one comes back into force and BC-HG goes on from there for five iterations.
+
+    A follower that learns, is observed or is not optimal is not asked: the learnt world then has counts alone, takes
+    the follower for an optimal one, and says so once in the log.
+
+    Each iteration draws two batches.
+
+    Args:
+        env: a ``BilevelWrapper`` around an environment with countable states.
+        draws: random θ among the candidates of every search.
+        vertices: whether the vertices of the parameterisation are.
+        optimism: whether θ' is deployed; otherwise the second batch is drawn at θ, too.
+        equations: whether the follower's Bellman equations correct the counts.
+        ask_every: steps of the ascent between two questions to the follower; 0 for none on the way.
+
+    References:
+        Theorem 1 of arXiv:2603.14867 in a learnt world. Optimism about unvisited pairs: Brafman, Tennenholtz: R-MAX,
+        Journal of Machine Learning Research 3 (2002). Successive halving: Jamieson, Talwalkar: arXiv:1502.07943.
+    """
+
+    name: ClassVar[str] = "mbhg"
+
+    def __init__(
+        self,
+        env: gym.Env,
+        *,
+        draws: int = 60,
+        vertices: bool = True,
+        optimism: bool = True,
+        equations: bool = True,
+        ask_every: int = 15,
+        **keywords: Unpack[EstimatorKeywords],
+    ) -> None:
+        for name, value in (("vertices", vertices), ("optimism", optimism), ("equations", equations)):
+            check_choice(value, (True, False), name)
+        draws, ask_every = check_count(draws, "draws", at_least=0), check_count(ask_every, "ask_every", at_least=0)
+        own = {
+            "draws": draws,
+            "vertices": vertices,
+            "optimism": optimism,
+            "equations": equations,
+            "ask_every": ask_every,
+        }
+        super().__init__(env, own, keywords, Forms({None: EstimatorConfig("bc_hg", batch_size=BATCH)}))
+        self.check_unregularised()
+        capabilities = capabilities_of(self.env.follower)
+        asks = capabilities.optimal and capabilities.gives_values and not capabilities.learns
+        if not asks:
+            logger.info(
+                "%s: %s cannot be asked what it would do at another θ; the learnt world has counts alone and takes it "
+                "for an optimal follower",
+                type(self).__name__,
+                type(self.env.follower).__name__,
+            )
+        how = Exploration(
+            equations=equations and asks,
+            asks=asks,
+            schedule=Schedule(QUICK, RATE, ask_every),
+            thorough=Schedule(THOROUGH, RATE, ask_every),
+            start_moves=self._start_moves(),
+        )
+        self.optimism = optimism
+        self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
+        moves = self._theta_moves()
+        self.learners = [Learner(self.env, self._raw, found, moves, how) for found in self._candidates(draws, vertices)]
+        self._records = [Record() for _ in self.seeds]
+        self._promised = np.full(self.runs, np.nan)
+
+    def _estimate(self, theta: Tensor, model: Any, best: Any) -> Estimate:
+        drawn = self._drawn(theta, model.detach(), best)
+        estimate = self._estimate_from(drawn, theta, model, best)
+        theta, raw = theta.detach(), self._raw.flat()
+        for run, learner in enumerate(self.learners):
+            learner.observe(drawn, run, best, theta)
+        found = zip(self._records, raw, *measured(drawn, self.env.preferences.gamma_leader), strict=True)
+        taken_back = [record.taken_back(*measurement) for record, *measurement in found]
+        hopes = [
+            learner.explore(here) if self._plans(record, back) and self.optimism and not learner.settled else None
+            for learner, record, back, here in zip(self.learners, self._records, taken_back, raw, strict=True)
+        ]
+        elsewhere, explored = self._explored(theta, model.detach(), best, raw, hopes)
+        promised, proposal = self._promised.copy(), raw.clone()
+        for run, (learner, record, hope) in enumerate(zip(self.learners, self._records, hopes, strict=True)):
+            learner.observe(elsewhere[0], run, *elsewhere[1:])
+            self._promised[run] = np.nan
+            if self._plans(record, taken_back[run]):
+                proposal[run], self._promised[run] = learner.propose(raw[run])
+                learner.chose(raw[run], hope, self._promised[run])
+                record.source = "world"
+            elif taken_back[run]:
+                proposal[run] = record.raw
+            else:
+                record.source, record.patience = "bchg", record.patience - 1
+        return replace(
+            estimate,
+            env_steps=estimate.env_steps + self.estimator_config.batch_size,
+            follower_solves=np.array(
+                [learner.spent() + (hope is not None) for learner, hope in zip(self.learners, hopes, strict=True)]
+            ),
+            follower_steps=0 if explored is None else explored[1].steps,
+            proposal=self._raw.named(proposal),
+            moves=torch.tensor([record.source != "bchg" for record in self._records]),
+            explored=explored,
+            promised_value=promised,
+        )
+
+    @staticmethod
+    def _plans(record: Record, taken_back: bool) -> bool:
+        """Whether the learnt world proposes what comes next."""
+        return not taken_back and not record.patience
+
+    def _explored(
+        self,
+        theta: Tensor,
+        fixed: TabularModel,
+        best: TabularResponse,
+        raw: Tensor,
+        hopes: list[tuple[Tensor, float] | None],
+    ) -> tuple[tuple[Rollout, TabularResponse, Tensor], tuple[TabularModel, TabularResponse] | None]:
+        """The second batch with its response and θ; and the model and the response there, None where none explores."""
+        if all(hope is None for hope in hopes):
+            return (self._drawn(theta, fixed, best), best, theta), None
+        tried = torch.stack([raw[run] if hope is None else hope[0] for run, hope in enumerate(hopes)])
+        there = self._raw.theta(tried).detach()
+        model = self.env.model(there).detach()
+        response = cast(TabularResponse, self._response(there, model, best))
+        return (self._drawn(there, model, response), response, there), (model, response)
+
+    def _candidates(self, draws: int, vertices: bool) -> list[Tensor]:
+        """Raw parameters with which every search begins, [K, n] for each run."""
+        start = self._raw.flat()
+        policy = self.policy if isinstance(self.policy, Parameterization) else Parameterization()
+        corners = policy.vertices() if vertices else None
+        found = []
+        for run, seed in enumerate(self.seeds):
+            parts = [start[:0]] if corners is None else [corners.reshape(len(corners), -1)]
+            if draws:
+                noise = Noise([[seed, 3, draw] for draw in range(draws)])
+                drawn = policy.scattered(noise)
+                if drawn is None:
+                    drawn = start[run] + SPREAD * torch.from_numpy(noise.normal(start.shape[1]))
+                parts.append(drawn.reshape(draws, -1))
+            found.append(torch.cat(parts).double())
+        return found
+
+    def _critic_state(self) -> dict[str, object]:
+        return {
+            "estimator": super()._critic_state(),
+            "learnt": [learner.state_dict() for learner in self.learners],
+            "records": [dict(vars(record)) for record in self._records],
+            "promised": torch.from_numpy(self._promised.copy()),
+        }
+
+    def _load_critic_state(self, state: dict[str, Any]) -> None:
+        super()._load_critic_state(state["estimator"])
+        for learner, saved in zip(self.learners, state["learnt"], strict=True):
+            learner.load_state_dict(saved)
+        self._records = [Record(**saved) for saved in state["records"]]
+        self._promised = state["promised"].numpy().copy()
+
+
+def measured(batch: Rollout, gamma: float) -> tuple[list[float], list[float]]:
+    """Mean discounted return of the episodes that a batch begins, and its standard error; inf from few episodes."""
+    discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).flatten(1)
+    episode = (batch.starts.flatten(1).cumsum(1) - 1).clamp(min=0)
+    count = batch.starts.flatten(1).sum(1)
+    totals = torch.zeros(len(count), int(count.max()), dtype=torch.float64).scatter_add(1, episode, discounted)
+    begun = torch.arange(totals.shape[1]) < count[:, None]
+    mean = totals.sum(1) / count
+    spread = ((totals - mean[:, None]) ** 2 * begun).sum(1) / (count - 1).clamp(min=1)
+    error = torch.where(count >= FEWEST, (spread / count).sqrt(), torch.inf)
+    return mean.tolist(), error.tolist()

@@ -1,0 +1,199 @@
+"""The world that a leader has learnt: an ordinary table in which the unknown leads to a state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.followers import SoftValueIteration
+from bilevel_envs.worlds.tabular.model import TabularModel
+from leaders.critics.empirical_model import EmpiricalModel
+from leaders.learnt.equations import Answers, corrected
+
+NEVER = 50.0  # β below all else: what a follower never does
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one run knows of a table's dynamics; no gradients.
+
+    Attributes:
+      known: pairs (s, b) that were visited, bool [S, B].
+      ends: visited pairs that end the episode, bool [S, B].
+      probability: of the successors seen, [S, B, S]; where θ moves them, 1 at those that were seen.
+      start: of the first states seen, [S]; likewise.
+      proven: pairs whose probabilities meet the follower's Bellman equations, bool [S, B].
+    """
+
+    known: np.ndarray
+    ends: np.ndarray
+    probability: np.ndarray
+    start: np.ndarray
+    proven: np.ndarray
+
+
+def knowledge(
+    counts: EmpiricalModel, run: int, starts: np.ndarray, start_moves: bool, answers: Answers | None, gamma: float
+) -> Knowledge:
+    """What follows from the counts of one run and from the follower's answers.
+
+    Args:
+      counts: of transitions.
+      run: the run.
+      starts: how many episodes began in each state, [S].
+      start_moves: whether θ moves the distribution of the first state.
+      answers: of a follower that is optimal; None without any.
+      gamma: γ_F.
+    """
+    successor, visits, endings = counts.successor[run], counts.visits[run], counts.endings[run]
+    total = visits.sum(-1)
+    known, ends = total > 0, endings.sum(-1) > 0
+    states, actions = known.shape
+    probability = np.zeros((states, actions, states))
+    s, b, k = np.nonzero(visits > 0)
+    probability[s, b, successor[s, b, k]] = 1.0 if counts.theta_moves else (visits / total[..., None].clip(1))[s, b, k]
+    proven = np.zeros(known.shape, bool)
+    if answers is not None and not counts.theta_moves and gamma > 0:
+        pairs = np.argwhere(known & ~ends)
+        s, b = pairs.T
+        reached = (probability > 0).any(1)  # from a state, whatever the action, [S, S]
+        near = np.argsort(~reached, axis=-1, kind="stable")[:, : reached.sum(-1).max(initial=1)]
+        possible = np.take_along_axis(reached, near, -1)
+        share = np.take_along_axis(probability[s, b], near[s], -1)
+        share, proven[s, b] = corrected(share, near[s], possible[s], pairs, answers, gamma)
+        probability[s[:, None], b[:, None], near[s]] = share
+    start = (starts > 0).astype(float) if start_moves else starts / max(1, starts.sum())
+    return Knowledge(known, ends, probability, start, proven)
+
+
+class LearntWorld:
+    r"""A table of S + 1 states: what is known as it is, what is not as the completion says.
+
+    A pair (s, b) that was never visited, and the share of a visited one's transitions that never was, lead to the
+    state S, where the leader is paid `worth` and the episode ends; or, where few of a state's actions are unknown and
+    the completion is "neutral", an unknown pair is the mean of the state's known ones.
+
+    The follower's reward carries a correction (`correction`), which is 0 in a world that is fully known: with it
+    Q_F is at a decision what the follower said it is.
+
+    Args:
+      model: θ [C, ...] → the environment's model, of which r_L, r_F and, where θ moves them, p and ρ0 are read, at
+        what was visited.
+      knowledge: of the dynamics.
+      preferences: γ_L, γ_F and β.
+      theta_moves: whether θ moves the transitions.
+      start_moves: whether it moves the first state.
+      alike: states whose unknown actions are taken to be like the known ones, bool [S].
+      worth: of the state that stands for the unknown, for the leader.
+      reluctance: how much less than V_F, in units of β, a follower that cannot be asked is taken to expect of an
+        unknown action.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], TabularModel],
+        knowledge: Knowledge,
+        preferences: Preferences,
+        *,
+        theta_moves: bool,
+        start_moves: bool,
+        alike: np.ndarray,
+        worth: float,
+        reluctance: float = 0.0,
+    ) -> None:
+        self._model, self._knowledge, self.preferences = model, knowledge, preferences
+        self.theta_moves, self.start_moves = theta_moves, start_moves
+        self.worth, self.reluctance = worth, reluctance
+        self.known = torch.from_numpy(knowledge.known)
+        self._alike = torch.from_numpy(alike)[:, None] & ~self.known  # pairs that are the mean of the known ones
+        self._number = self.known.sum(-1).clamp(min=1)
+        self._seen = torch.from_numpy(knowledge.probability)
+        self._start = torch.from_numpy(knowledge.start)
+        self._goes_on = torch.from_numpy(~knowledge.ends).double()
+
+    def model(self, theta: Tensor, correction: Tensor) -> TabularModel:
+        """The world at θ [C, ...], differentiable where θ is, with the follower's correction [C|1, S, B]."""
+        true = self._model(theta)
+        r_leader = self._mixed(true.r_leader)
+        r_follower = torch.where(self.known, true.r_follower, 0.0) + correction
+        exit_leader, exit_follower = self.worth, -self.preferences.beta * np.log(true.actions)
+        r_leader, r_follower = _row(r_leader, exit_leader), _row(r_follower, exit_follower)
+        if not (self.theta_moves or self.start_moves):
+            return self._dynamics.with_rewards(r_leader, r_follower)
+        return TabularModel(*self._law(true), r_leader, r_follower, self._continues)
+
+    def correction(self, theta: Tensor, q: Tensor, v: Tensor) -> Tensor:
+        """What r_F must be changed by, [C, S, B], for Q_F at θ to be the follower's own, with V_F [C, S]."""
+        true = self._model(theta.detach()).detach()
+        base = torch.where(self.known, true.r_follower, 0.0)
+        moves = self._law(true)[0][:, :-1, :, :-1] * self._continues[:, :-1, :, None]
+        following = torch.einsum("csbt,ct->csb", moves.expand(len(v), -1, -1, -1), v)
+        return q - base - self.preferences.gamma_follower * following
+
+    def guessed(self, theta: Tensor, solver: SoftValueIteration) -> tuple[Tensor, Tensor]:
+        """Q_F [C, S, B] and V_F [C, S] of a follower that cannot be asked, as if it hardly knew unknown actions."""
+        beta, gamma = self.preferences.beta, self.preferences.gamma_follower
+        some = self.known.any(-1, keepdim=True)
+        reward = torch.where(self.known, self._model(theta).detach().r_follower, 0.0)
+        never = -(2 * reward.abs().max() / (1 - gamma) + NEVER * beta)
+        excluded = torch.where(self.known | ~some, 0.0, never)[None]
+        best = solver.best_response(self.model(theta, excluded).detach(), self.preferences)
+        q, v = best.q.values[:, :-1], best.v.values[:, :-1]
+        return torch.where(self.known | ~some, q, v[..., None] - self.reluctance * beta), v
+
+    @property
+    def entries(self) -> int:
+        """Numbers in the tables of one decision, about."""
+        states, actions = self.known.shape
+        return states * actions * (states if self.theta_moves else 8)
+
+    @cached_property
+    def _dynamics(self) -> TabularModel:
+        """The dynamics where θ does not move them."""
+        nothing = torch.zeros(1, len(self.known) + 1, self.known.shape[1], dtype=torch.float64)
+        return TabularModel(
+            self._moves(self._seen[None]), self._starts(self._start[None]), nothing, nothing, self._continues
+        )
+
+    @cached_property
+    def _continues(self) -> Tensor:
+        """1 where the episode goes on, [1, S + 1, B]: a mean of pairs goes on where half of them do."""
+        return _row((self._mixed(self._goes_on[None]) >= 0.5).double().where(self.known | self._alike, 1.0), 0.0)
+
+    def _law(self, true: TabularModel) -> tuple[Tensor, Tensor]:
+        """p [C|1, S + 1, B, S + 1] and ρ0 [C|1, S + 1], those of the environment's model where θ moves them."""
+        moves = self._seen * true.transition if self.theta_moves else self._seen[None]
+        starts = self._start * true.initial if self.start_moves else self._start[None]
+        return self._moves(moves), self._starts(starts)
+
+    def _moves(self, seen: Tensor) -> Tensor:
+        """p, [C|1, S + 1, B, S + 1], of what it is at the transitions seen, [C|1, S, B, S]."""
+        mean = (seen * self.known[..., None]).sum(2, keepdim=True) / self._number[:, None, None]
+        mixed = torch.where(self._alike[..., None], mean, seen * self.known[..., None])
+        unknown = (1 - mixed.sum(-1, keepdim=True)).clamp(min=0.0)
+        inner = torch.cat([mixed, unknown], -1)
+        last = torch.zeros_like(inner[:, :1])
+        last[..., -1] = 1.0
+        full = torch.cat([inner, last], 1)
+        return full / full.sum(-1, keepdim=True)
+
+    def _starts(self, seen: Tensor) -> Tensor:
+        """ρ0, [C|1, S + 1], of what it is at the first states seen, [C|1, S]."""
+        full = torch.cat([seen, (1 - seen.sum(-1, keepdim=True)).clamp(min=0.0)], -1)
+        return full / full.sum(-1, keepdim=True)
+
+    def _mixed(self, table: Tensor) -> Tensor:
+        """A table [C, S, B] at known pairs, its mean over them at pairs like them, and 0 elsewhere."""
+        known = torch.where(self.known, table, 0.0)
+        return torch.where(self._alike, known.sum(-1, keepdim=True) / self._number[:, None], known)
+
+
+def _row(table: Tensor, value: float) -> Tensor:
+    """A table [C, S, B] with one state more, whose entries are `value`."""
+    return torch.cat([table, torch.full_like(table[:, :1], value)], 1)

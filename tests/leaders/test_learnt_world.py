@@ -1,0 +1,182 @@
+"""A learnt world: the follower's equations, what completes it, and the exact values that follow."""
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.followers import SoftValueIteration
+from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders import exact
+from leaders.critics.empirical_model import EmpiricalModel
+from leaders.learnt.equations import Answers, corrected
+from leaders.learnt.world import Knowledge, LearntWorld, knowledge
+from tests.helpers import random_mdp, toll_bridge, wrapped_env
+
+GAMMA = 0.9
+
+
+def answers_of(env, thetas):
+    """What a soft-optimal follower answers at some θ [M, ...]."""
+    model = env.model(thetas).detach()
+    best = SoftValueIteration(tol=1e-12).best_response(model, env.preferences)
+    return Answers(*(table.numpy() for table in (best.q.values, best.v.values, model.r_follower)))
+
+
+def fixed_p(seed=0, states=6, actions=3, answers=20):
+    """A random p and the follower's tables for random rewards in it: Q = r + γ p V, whatever V is."""
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(states), (states, actions))
+    v = rng.normal(size=(answers, states))
+    reward = rng.normal(size=(answers, states, actions))
+    return p, Answers(reward + GAMMA * np.einsum("sbt,mt->msb", p, v), v, reward)
+
+
+def every_pair(states, actions):
+    return np.argwhere(np.ones((states, actions), bool))
+
+
+def all_states(pairs, states):
+    successor = np.tile(np.arange(states), (len(pairs), 1))
+    return successor, np.ones_like(successor, bool)
+
+
+def test_equations_give_the_probabilities_whatever_the_frequencies_were():
+    p, answers = fixed_p()
+    pairs = every_pair(6, 3)
+    wrong = np.random.default_rng(1).dirichlet(np.ones(6), len(pairs))
+    found, holds = corrected(wrong, *all_states(pairs, 6), pairs, answers, GAMMA)
+    assert holds.all()
+    np.testing.assert_allclose(found, p.reshape(-1, 6), atol=1e-9)
+
+
+def test_frequencies_stay_where_the_equations_say_nothing():
+    """V_F is the same in the last two states: only the sum of their probabilities is determined."""
+    p, answers = fixed_p()
+    v = answers.v.copy()
+    v[:, 5] = v[:, 4]
+    answers = Answers(answers.reward + GAMMA * np.einsum("sbt,mt->msb", p, v), v, answers.reward)
+    pairs = every_pair(6, 3)
+    seen = p.reshape(-1, 6).copy()
+    seen[:, 0], seen[:, 1] = seen[:, 1].copy(), seen[:, 0].copy()  # wrong where they can be put right
+    found, holds = corrected(seen, *all_states(pairs, 6), pairs, answers, GAMMA)
+    assert holds.all()
+    np.testing.assert_allclose(found, p.reshape(-1, 6), atol=1e-9)
+
+
+def test_a_missing_successor_is_noticed_and_the_frequencies_stay():
+    _, answers = fixed_p()
+    pairs = every_pair(6, 3)
+    successor, possible = all_states(pairs, 6)
+    possible[0, 2] = False
+    seen = np.random.default_rng(1).dirichlet(np.ones(6), len(pairs)) * possible
+    seen /= seen.sum(-1, keepdims=True)
+    found, holds = corrected(seen, successor, possible, pairs, answers, GAMMA)
+    assert not holds[0]
+    assert holds[1:].all()
+    np.testing.assert_array_equal(found[0], seen[0])
+
+
+def known_world(env, probability=None, known=None):
+    """The learnt world in which so much is known, and the true model's tables."""
+    model = env.model(env.problem.default_theta).detach()
+    shape = model.r_leader.shape[1:]
+    known = np.ones(shape, bool) if known is None else known
+    ends = (model.continues[0].numpy() == 0) & known
+    moves = env.model(torch.tensor(env.problem.default_theta)[None].double().requires_grad_()).transition.requires_grad
+    p = model.transition[0].numpy() if probability is None else probability
+    facts = Knowledge(known, ends, (p > 0).astype(float) if moves else p * known[..., None], np.ones(shape[0]), known)
+    start = model.initial[0].numpy()
+    facts = Knowledge(facts.known, facts.ends, facts.probability, (start > 0).astype(float) if moves else start, known)
+    return facts, moves
+
+
+def world_of(env, facts, moves, alike=None, worth=0.0):
+    alike = np.zeros(len(facts.known), bool) if alike is None else alike
+    return LearntWorld(
+        env.model, facts, env.preferences, theta_moves=moves, start_moves=moves, alike=alike, worth=worth
+    )
+
+
+@pytest.mark.parametrize("make", [toll_bridge, random_mdp, lambda: wrapped_env("FourRooms")])
+def test_a_world_that_is_known_has_the_exact_values_and_hypergradients(make):
+    env = make()
+    facts, moves = known_world(env)
+    world = world_of(env, facts, moves)
+    rng = np.random.default_rng(0)
+    theta = np.array(env.problem.default_theta) * rng.uniform(0.5, 1, env.theta_space.shape)
+    theta = torch.tensor(theta)[None].requires_grad_()
+    model = world.model(theta, torch.zeros(1, *facts.known.shape, dtype=torch.float64))
+    best = exact.best_response(model.detach(), env.preferences)
+    value = exact.value(model.detach(), best.policy, env.preferences.gamma_leader)
+    (gradient,) = torch.autograd.grad(sum(exact.surrogates(model, best, env.preferences)).sum(), theta)
+    at = theta.detach().numpy()[0]
+    assert float(value[0]) == pytest.approx(exact.objective(env, at), abs=1e-10)
+    np.testing.assert_allclose(gradient[0].numpy(), exact.hypergradient(env, at), atol=1e-9)
+
+
+@pytest.mark.parametrize("completion", ["alike", "elsewhere"])
+def test_the_follower_does_in_a_half_known_world_what_it_said(completion):
+    """The correction makes up for all that is wrong or unknown: at the θ asked about g is the true one."""
+    env = wrapped_env("FourRooms")
+    rng = np.random.default_rng(0)
+    model = env.model(env.problem.default_theta).detach()
+    known = rng.random(model.r_leader.shape[1:]) < 0.6
+    wrong = model.transition[0].numpy() * rng.uniform(0.2, 1, model.transition.shape[1:])
+    wrong /= wrong.sum(-1, keepdims=True)
+    facts, moves = known_world(env, wrong, known)
+    alike = known.any(-1) if completion == "alike" else None
+    world = world_of(env, facts, moves, alike, worth=1.0)
+    theta = torch.tensor(-0.2 * rng.dirichlet(np.ones(105))[None, :-1])
+    best = env.best_response(theta)
+    correction = world.correction(theta, best.q.values, best.v.values)
+    learnt = SoftValueIteration().best_response(world.model(theta, correction).detach(), env.preferences)
+    np.testing.assert_allclose(learnt.policy.probs[0, :-1], best.policy.probs[0], atol=1e-6)
+    np.testing.assert_allclose(learnt.v.values[0, :-1], best.v.values[0], atol=1e-8)
+
+
+def test_the_unknown_is_worth_what_the_completion_says():
+    """Toll bridge with one action unknown at the start: by hand, from the model's own tables."""
+    env = toll_bridge()
+    model = env.model(env.problem.default_theta).detach()
+    known = np.ones(model.r_leader.shape[1:], bool)
+    first = int(model.initial[0].argmax())
+    known[first, 0] = False
+    facts, moves = known_world(env, known=known)
+    theta = torch.tensor(env.problem.default_theta)[None].double()
+    nothing = torch.zeros(1, *known.shape, dtype=torch.float64)
+    gamma = env.preferences.gamma_leader
+    away = world_of(env, facts, moves, worth=7.0).model(theta, nothing)
+    assert away.r_leader[0, first, 0] == 0
+    assert away.transition[0, first, 0, -1] == 1
+    assert away.continues[0, first, 0] == 1
+    g = torch.zeros_like(away.r_leader)
+    g[..., 0] = 1.0  # always the unknown action
+    assert float(exact.value(away, BoltzmannPolicy(g.log()), gamma)[0]) == pytest.approx(7.0 * gamma)
+    alike = np.zeros(len(known), bool)
+    alike[first] = True
+    like = world_of(env, facts, moves, alike, worth=7.0).model(theta, nothing)
+    np.testing.assert_allclose(like.transition[0, first, 0], like.transition[0, first, 1])
+    assert like.r_leader[0, first, 0] == like.r_leader[0, first, 1]
+
+
+def test_counts_become_frequencies_and_equations_put_them_right():
+    env = wrapped_env("FourRooms")
+    rng = np.random.default_rng(0)
+    thetas = torch.tensor(-0.2 * rng.dirichlet(0.3 * np.ones(105), 150)[:, :-1])
+    answers = answers_of(env, thetas)
+    best = env.best_response(thetas[:1])
+    batch = env.rollout(thetas[:1], best, Noise([0]), rows=20, horizon=100)
+    counts = EmpiricalModel()
+    counts.add(batch, 104, 4)
+    starts = np.bincount(batch.state[batch.starts].numpy(), minlength=104)
+    true = env.model(thetas[:1]).transition[0].numpy()
+    plain = knowledge(counts, 0, starts, False, None, 0.99)
+    better = knowledge(counts, 0, starts, False, answers, 0.99)
+    assert not plain.proven.any()
+    assert better.proven.mean() > 0.3
+    np.testing.assert_allclose(better.probability[better.proven], true[better.proven], atol=2e-3)
+    off = np.abs(plain.probability - true).sum(-1)[better.proven].mean()
+    assert np.abs(better.probability - true).sum(-1)[better.proven].mean() < 0.01 * off
+    ends = env.model(thetas[:1]).continues[0].numpy() == 0
+    np.testing.assert_array_equal(plain.ends, ends & plain.known)

@@ -1,0 +1,159 @@
+"""The leader that learns the world: it finds optima, goes on bit for bit, and says what it cannot use."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.followers import ObservedFollower, Quantal, SoftQLearning, SoftValueIteration
+from leaders import BCHG, MBHG, exact
+from leaders.algorithms.mbhg import Record, measured
+from tests.helpers import building, random_mdp, rollout, toll_bridge, wrapped_env
+
+BEST = {1e-3: 0.768374, 3e-3: 0.616065, 5e-3: 1.622716}  # four rooms, multi-start of the exact gradient
+PUBLISHED = {1e-3: 0.668, 3e-3: 0.548, 5e-3: 1.333}  # arXiv:2603.14867, Figure 2
+QUICK = {"draws": 8, "batch_size": 100}
+
+
+def test_the_toll_goes_to_its_optimum():
+    leader = MBHG(toll_bridge(), seed=0, **QUICK).learn(3)
+    assert exact.objective(leader.env, leader.theta) >= 0.999 * 0.899502  # θ = 2, in closed form
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "best"), [("R1", 34.992641), ("R2", 39.940211)])
+def test_the_toy_games_go_to_their_optima(variant, best):
+    leader = MBHG(wrapped_env("ToyMarkovGame", variant=variant), runs=3, seed=0).learn(12)
+    assert (exact.objective(leader.env, leader.theta) >= 0.999 * best).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", BEST)
+def test_four_rooms_are_led_to_the_best_known_value(beta):
+    leader = MBHG(wrapped_env("FourRooms", beta=beta), runs=3, seed=0).learn(24)
+    history = leader.history
+    assert (exact.objective(leader.env, leader.theta) >= 0.97 * BEST[beta]).all()
+    assert history["env_steps"][-1, 0] <= 25_000
+    assert history["follower_solves"].max() <= 3_000
+    passed = history["leader_value"] >= PUBLISHED[beta]
+    assert (np.where(passed, history["env_steps"], np.inf).min(0) <= 6_000).all()
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+    straight = MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(3)
+    MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(2).save(tmp_path / "leader.zip")
+    again = MBHG.load(tmp_path / "leader.zip", env=wrapped_env("FourRooms")).learn(1)
+    np.testing.assert_array_equal(straight.theta, again.theta)
+    np.testing.assert_array_equal(straight.history.state(), again.history.state())
+
+
+def test_a_run_is_the_same_alone_or_beside_others():
+    both = MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(3)
+    alone = MBHG(wrapped_env("FourRooms"), seed=2, **QUICK).learn(3)
+    np.testing.assert_allclose(both.theta[1], alone.theta, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(both.history["env_steps"][:, 1], alone.history["env_steps"][:, 0])
+    np.testing.assert_array_equal(both.history["follower_solves"][:, 1], alone.history["follower_solves"][:, 0])
+
+
+def test_an_iteration_costs_two_batches_and_every_question_to_the_follower():
+    env, asked = toll_bridge(), []
+    solve = env.follower.best_response
+
+    class Counting(SoftValueIteration):
+        def best_response(self, model, *arguments, **further):
+            best = solve(model, *arguments, **further)
+            asked.append(len(best.v.values))
+            return best
+
+    env = toll_bridge(Counting())
+    leader = MBHG(env, seed=0, **QUICK).learn(2)
+    np.testing.assert_array_equal(leader.history["env_steps"][:, 0], [200, 400])
+    assert leader.history["follower_solves"][-1, 0] == sum(asked)
+    quiet = MBHG(toll_bridge(), seed=0, optimism=False, **QUICK).learn(1)
+    assert np.isnan(quiet.history["explored_value"]).all()
+    assert not np.isnan(leader.history["explored_value"]).any()
+
+
+def test_what_was_explored_and_what_was_promised_are_recorded():
+    leader = MBHG(toll_bridge(), seed=0, **QUICK).learn(4)
+    promised, value = leader.history["promised_value"][:, 0], leader.history["leader_value"][:, 0]
+    assert np.isnan(promised[0])  # nobody proposed the start
+    assert promised[-1] == pytest.approx(value[-1], rel=1e-3)  # the world is known by then
+
+
+@pytest.mark.parametrize("follower", [Quantal(0.3), ObservedFollower(observations=200), SoftQLearning(rounds=20)])
+def test_a_follower_that_cannot_be_asked_is_led_by_counts_alone(follower, caplog):
+    env = toll_bridge(follower)
+    with caplog.at_level(logging.INFO, logger="leaders"):
+        leader = MBHG(env, seed=0, **QUICK)
+    assert f"{type(follower).__name__} cannot be asked" in caplog.text
+    leader.learn(3)
+    assert leader.history["follower_solves"][-1, 0] <= 2 * 3  # a deployment each
+    assert exact.objective(env, leader.theta) > 0.8  # from 0.2; the optimum under an optimal follower is 0.8995
+
+
+def test_worlds_without_countable_states_are_refused_with_the_leader_to_take():
+    with pytest.raises(ValueError, match="countable states for MBHG; BuildingThermalControl has vectors: take BCHG"):
+        MBHG(building())
+
+
+def test_a_search_alone_finds_what_needs_no_exploration():
+    """Without candidates, optimism, equations or questions it still ascends from where it is."""
+    settings = {"draws": 0, "vertices": False, "optimism": False, "equations": False, "ask_every": 0}
+    leader = MBHG(random_mdp(), seed=0, batch_size=200, **settings).learn(3)
+    assert leader.history["leader_value"][-1, 0] > leader.history["leader_value"][0, 0] + 1
+    assert leader.history["follower_solves"][-1, 0] < 100
+
+
+def test_measured_returns_have_the_mean_and_error_of_their_episodes():
+    batch = rollout([[[0, 0, 0, 0]]], terminated=[[[0, 1, 0, 1]]], r_leader=[[[1.0, 2.0, 4.0, 3.0]]])
+    mean, error = measured(batch, 0.5)
+    assert mean == [pytest.approx((2.0 + 5.5) / 2)]  # 1 + 2/2 and 4 + 3/2
+    assert error == [math.inf]  # of two episodes nothing is said
+    rewards = np.arange(20.0)
+    many = rollout(np.zeros((1, 1, 20), int), terminated=np.ones((1, 1, 20)), r_leader=rewards[None, None])
+    mean, error = measured(many, 0.5)
+    assert mean == [pytest.approx(9.5)]
+    assert error == [pytest.approx(rewards.std(ddof=1) / math.sqrt(20))]
+
+
+def test_a_proposal_that_measures_worse_is_taken_back():
+    first, second = torch.zeros(2), torch.ones(2)
+    record = Record()
+    assert not record.taken_back(first, 5.0, 0.1)
+    record.source = "world"
+    assert not record.taken_back(second, 4.7, 0.1)  # within three errors
+    assert record.taken_back(second, 4.0, 0.1)
+    np.testing.assert_array_equal(record.raw, first)
+    assert (record.source, record.patience) == ("record", 5)
+    assert not record.taken_back(first, 4.4, 0.1)  # the record again, which had been lucky
+    assert record.mean == pytest.approx(4.7)
+
+
+def test_bc_hg_goes_on_from_a_proposal_that_was_taken_back():
+    env = random_mdp()
+    leader = MBHG(env, seed=0, batch_size=500, **{"draws": 0, "vertices": False})
+    leader.learn(1)
+    best = leader._records[0]
+    best.mean, best.error, best.source = 1e6, 0.0, "world"  # nothing measures up to it
+    kept = best.raw.clone()
+    leader.learn(1)
+    np.testing.assert_array_equal(leader._raw.flat()[0], kept)
+    plain = BCHG(env, seed=0, batch_size=500)
+    assert plain.config.learning_rate == leader.config.learning_rate
+    leader.learn(1)
+    step = (leader._raw.flat()[0] - kept).abs()
+    assert 0 < float(step.max()) <= 0.06  # one step of Adam with rate 0.05, not a jump
+    assert np.isnan(leader.history["promised_value"][-1, 0])
+
+
+def test_candidates_depend_on_the_seed_and_on_the_policy():
+    one, two = (MBHG(wrapped_env("FourRooms"), runs=2, seed=seed, draws=3) for seed in (0, 1))
+    found = [learner.candidates for learner in (*one.learners, *two.learners)]
+    assert [tuple(rows.shape) for rows in found] == [(108, 105)] * 4  # 105 vertices and three draws
+    np.testing.assert_array_equal(found[1], found[2])
+    assert not torch.equal(found[0], found[1])
+    assert Noise([0]).runs == 1
