@@ -253,7 +253,7 @@ def measure_observed() -> None:
     ):
         env = BilevelWrapper(gym.make(ROOMS), follower)
         noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "control_variate": "none"}
-        how = {"learning_rate": 0.02, **noisy}
+        how = {"learning_rate": 0.02, "exploration": "none", **noisy}
         value = BCHG(env, runs=10, seed=0, **how).learn(3_000).history["leader_value"]
         print(f"{name}: J_L {value[-300:].mean():.4f} over the last 300 of 3,000 iterations, ten runs")
 

@@ -42,7 +42,7 @@ def measure(rng: np.random.Generator, beta: float, preset: str | None, runs: int
     """Prints yardsticks per iteration, and per iteration and run."""
     iterations = max(10, ITERATIONS * 10 // runs)
     env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0", beta=beta))
-    leader = BCHG(env, preset=preset, runs=runs).learn(300)
+    leader = BCHG(env, preset=preset, runs=runs, exploration="none").learn(300)
     ratios, seconds = [], []
     for _ in range(ROUNDS):
         unit = yardstick(rng)

@@ -43,7 +43,7 @@ for count in (1_000, 10_000, 100_000):
         f"{count:7d} transitions watched: cosine to the exact hypergradient {angle:.3f} (direct term alone {naive:.3f})"
     )
 
-# 2. Leading. A thousand transitions are watched per outer iteration; nine tenths of earlier counts are kept.
+# 2. Leading. A thousand transitions are observed per outer iteration; nine tenths of earlier counts are kept.
 figure = Figure(figsize=(7, 4), layout="constrained")
 axes = figure.subplots()
 for name, follower in (
@@ -53,7 +53,7 @@ for name, follower in (
     env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), follower)
     # These settings leave the plateau of the four rooms; see the page on it.
     noisy = {"critic": "expected_sarsa", "cross_fit": False, "tail": "keep", "control_variate": "none"}
-    how = {"learning_rate": 0.02, **noisy}
+    how = {"learning_rate": 0.02, "exploration": "none", **noisy}
     value = BCHG(env, runs=arguments.runs, seed=0, **how).learn(arguments.iterations).history["leader_value"]
     axes.plot(value.mean(1), label=name)
     tail = value[-max(1, len(value) // 10) :].mean()

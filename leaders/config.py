@@ -21,6 +21,7 @@ C = TypeVar("C", bound="DataclassInstance")
 PerRun = float | Sequence[float] | np.ndarray  # a number, or one per run
 
 CONTROL_VARIATES = ("constant", "quadratic", "none")
+EXPLORATIONS = ("none", "restarts")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class EstimatorConfig:
       guiding: ∇Q_F as trajectories collect it, "sampled", or fitted as a polynomial of (s, b), "fitted": the default in
         linear-quadratic worlds with a quadratic critic unless `gradient="analytic"`. It has a tenth to a fiftieth of
         the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
+      exploration: "restarts" spends the first iteration on trials of the policy's vertices and of random draws, by
+        successive halving on sampled returns, and goes on from the best of them; "none" begins at the policy's start.
       network: how networks are fitted.
       network_of: what the critic's network reads, "action" (and the state), the "state" alone, or "both", a network
         each.
@@ -108,6 +111,7 @@ class EstimatorConfig:
     sampler: str = "fused"
     gradient: str = "score"
     guiding: str = "sampled"
+    exploration: str = "none"
     network: Fit = DEFAULT_FIT
     network_of: str = "action"
 

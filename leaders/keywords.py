@@ -54,6 +54,7 @@ class EstimatorKeywords(LeaderKeywords, total=False):
     sampler: str | None
     gradient: str | None
     guiding: str | None
+    exploration: str | None
 
 
 def field_docs(config: type) -> dict[str, str]:

@@ -112,6 +112,10 @@ class FourRooms(ConfigurableMDP):
 
         ``beta``: 1e-3, 3e-3 and 5e-3 in the paper. ``gamma_leader``, ``gamma_follower``: 0.99.
 
+    Advised:
+        Leaders that look at trajectories begin with ``exploration="restarts"``: from θ ≈ 0 the hypergradient leads to
+        a plateau.
+
     Best Known:
         0.768374, 0.616065, 1.622716 for β = 1e-3, 3e-3, 5e-3 with the published dynamics: lower bounds by multi-start
         of the exact gradient. Most of the budget is on (3, 5), before the top corridor: 77 %, 75 % and 62 %; at
@@ -133,6 +137,7 @@ class FourRooms(ConfigurableMDP):
 
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-BUDGET, 0.0, (len(CELLS),), np.float64)
     default_theta: ClassVar[np.ndarray] = np.full(len(CELLS), -BUDGET / (len(CELLS) + 1))
+    advised: ClassVar[dict[str, object]] = {"exploration": "restarts"}
 
     def __post_init__(self) -> None:
         check_choice(self.dynamics, INTENDED, "dynamics")

@@ -45,9 +45,8 @@ class BCHG(TrajectoryLeader):
     ``critic="lstd"`` instead takes a tenth of a second), ∇log p clipped one by one in the direct term, blocks of θ
     clipped apart.
 
-    On four rooms, from θ ≈ 0, the exact hypergradient leads to a plateau J_L ≈ 0, and so does the default here. What
-    leaves it is noise: the published form's, or that of a critic which judges its own batch (docs: "The plateau in the
-    four rooms").
+    In the four rooms the exact hypergradient leads from θ ≈ 0 to a plateau J_L ≈ 0. That environment recommends
+    ``exploration="restarts"``, which the default takes (docs: "The plateau in the four rooms").
 
     Args:
         env: a ``BilevelWrapper``.

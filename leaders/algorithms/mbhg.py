@@ -14,11 +14,11 @@ from torch import Tensor
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count
 from bilevel_envs.core.follower import capabilities_of
-from bilevel_envs.core.mdp import Parameterization
-from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.config import EstimatorConfig, Forms
+from leaders.estimators.restarts import candidates
+from leaders.estimators.returns import mean_return, return_errors
 from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.keywords import EstimatorKeywords
 from leaders.leader import Estimate
@@ -30,7 +30,6 @@ BATCH = 500  # transitions of a deployment
 RATE = 0.1  # Adam's in the learnt world, at first
 QUICK = ((16, 15), (4, 30), (2, 30))  # candidates kept, and steps of each
 THOROUGH = ((24, 30), (6, 60), (2, 150))
-SPREAD = 3.0  # standard deviation of random candidates around the start, where the policy names none of its own
 FEWEST = 20  # episodes from which on a measured return decides
 ERRORS = 3.0  # standard errors by which the learnt world's proposal must fall short to be taken back
 PATIENCE = 5  # iterations in which BC-HG then goes on alone
@@ -116,6 +115,7 @@ class MBHG(TrajectoryLeader):
     """
 
     name: ClassVar[str] = "mbhg"
+    without: ClassVar[frozenset[str]] = frozenset({"exploration"})
 
     def __init__(
         self,
@@ -159,7 +159,8 @@ class MBHG(TrajectoryLeader):
         self.optimism = optimism
         self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
         moves = self._theta_moves()
-        self.learners = [Learner(self.env, self._raw, found, moves, how) for found in self._candidates(draws, vertices)]
+        starts = candidates(self.policy, self._raw.flat(), self.seeds, draws=draws, vertices=vertices)
+        self.learners = [Learner(self.env, self._raw, found, moves, how) for found in starts]
         self._records = [Record() for _ in self.seeds]
         self._promised = np.full(self.runs, np.nan)
 
@@ -223,23 +224,6 @@ class MBHG(TrajectoryLeader):
         response = cast(TabularResponse, self._response(there, model, best))
         return (self._drawn(there, model, response), response, there), (model, response)
 
-    def _candidates(self, draws: int, vertices: bool) -> list[Tensor]:
-        """Raw parameters with which every search begins, [K, n] for each run."""
-        start = self._raw.flat()
-        policy = self.policy if isinstance(self.policy, Parameterization) else Parameterization()
-        corners = policy.vertices() if vertices else None
-        found = []
-        for run, seed in enumerate(self.seeds):
-            parts = [start[:0]] if corners is None else [corners.reshape(len(corners), -1)]
-            if draws:
-                noise = Noise([[seed, 3, draw] for draw in range(draws)])
-                drawn = policy.scattered(noise)
-                if drawn is None:
-                    drawn = start[run] + SPREAD * torch.from_numpy(noise.normal(start.shape[1]))
-                parts.append(drawn.reshape(draws, -1))
-            found.append(torch.cat(parts).double())
-        return found
-
     def _critic_state(self) -> dict[str, object]:
         return {
             "estimator": super()._critic_state(),
@@ -258,12 +242,5 @@ class MBHG(TrajectoryLeader):
 
 def measured(batch: Rollout, gamma: float) -> tuple[list[float], list[float]]:
     """Mean discounted return of the episodes that a batch begins, and its standard error; inf from few episodes."""
-    discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).flatten(1)
-    episode = (batch.starts.flatten(1).cumsum(1) - 1).clamp(min=0)
-    count = batch.starts.flatten(1).sum(1)
-    totals = torch.zeros(len(count), int(count.max()), dtype=torch.float64).scatter_add(1, episode, discounted)
-    begun = torch.arange(totals.shape[1]) < count[:, None]
-    mean = totals.sum(1) / count
-    spread = ((totals - mean[:, None]) ** 2 * begun).sum(1) / (count - 1).clamp(min=1)
-    error = torch.where(count >= FEWEST, (spread / count).sqrt(), torch.inf)
-    return mean.tolist(), error.tolist()
+    error, episodes = return_errors(batch, gamma)
+    return mean_return(batch, gamma).tolist(), torch.where(episodes >= FEWEST, error, torch.inf).tolist()

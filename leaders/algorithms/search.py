@@ -13,7 +13,8 @@ from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
-from leaders.estimators.trajectory import mean_return, whole_episode_horizon
+from leaders.estimators.returns import mean_return
+from leaders.estimators.trajectory import whole_episode_horizon
 from leaders.keywords import accepted
 from leaders.leader import Estimate, Leader
 from leaders.training.raw_parameters import RawParameters

@@ -23,7 +23,7 @@ class Compare:
     out: Path
     """a directory; must not exist, be empty, or hold this comparison (with --resume)"""
     leaders: str = "bchg,hpgd-mc,naive-pgd"
-    """names, separated by commas: bchg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, bi-ac, exact,
+    """names, separated by commas: bchg, mbhg, hpgd-mc, hpgd-sa, hpgd-oracle, sobirl, naive-pgd, bi-ac, exact,
     zeroth-order, cmaes, random-search"""
     follower: Text = None
     """who answers, one of its own for each leader; as in train"""

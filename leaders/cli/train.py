@@ -171,7 +171,7 @@ class Train:
             name = f"hpgd-{leader.variant}" if self.leader == "hpgd" else self.leader
             published = four_rooms(name, preferences.beta, batch or 100)
         title = f"{self.env}, β = {preferences.beta:g}" + (f", preset {self.preset}" if self.preset else "")
-        plots.save(plots.curve_figure(leader, title, published), self.out / "curve.png")
+        plots.save(plots.curve_figure(leader, title, published, batch or 100), self.out / "curve.png")
         figure = plots.incentives_figure(leader)
         if figure is not None:
             plots.save(figure, self.out / "incentives.png")

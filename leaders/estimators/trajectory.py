@@ -27,6 +27,8 @@ from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
 from leaders.estimators.coverage import Coverage
 from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding
+from leaders.estimators.restarts import DRAWS, candidates, halved
+from leaders.estimators.returns import mean_return
 from leaders.estimators.sample import Sample
 from leaders.estimators.transition import ClippedScore, Pathwise, Score
 from leaders.functional.guiding import ESTIMATORS
@@ -38,6 +40,7 @@ from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.games import is_game, published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import TableActorCritic
+from leaders.training.raw_parameters import RawParameters
 from leaders.worlds.facts import facts_of
 from leaders.worlds.resolve import check_config, resolve
 from leaders.worlds.tabular import TABULAR
@@ -52,7 +55,15 @@ EXPECTED = ("bc_hg", "naive_pgd")  # estimators whose estimates may expect what 
 
 SHOWN = ("estimator", "critic", "gradient", "guiding", "batch_size")  # settings that `repr` shows always
 
-GAME_IGNORES = ("control_variate", "critic", "gradient", "sampler", "score_weight", "tail")  # in its published form
+GAME_IGNORES = (
+    "control_variate",
+    "critic",
+    "exploration",
+    "gradient",
+    "sampler",
+    "score_weight",
+    "tail",
+)  # in its published form
 
 
 class TrajectoryLeader(Leader):
@@ -82,6 +93,8 @@ class TrajectoryLeader(Leader):
         self.actor_critic = self._published(wrapped, given)
         game = None if self.actor_critic is None else self.actor_critic.form
         config, self.estimator_config = resolve(name, forms, given | {"estimator": estimator}, self.facts, game)
+        if "exploration" in self.without:  # it has a way of its own, whatever the environment recommends
+            self.estimator_config = replace(self.estimator_config, exploration="none")
         super().__init__(wrapped, config, given)
         gives_values = capabilities_of(wrapped.follower).gives_values
         if ESTIMATORS[self.estimator_config.estimator].reads_follower and not gives_values:
@@ -117,6 +130,8 @@ class TrajectoryLeader(Leader):
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         if self.actor_critic is not None:
             return self._published_game(self.actor_critic, theta, model, best)
+        if self._restarts and self.progress.iterations == 0:
+            return self._restarted(best)
         return self._estimate_from(self._drawn(theta, model.detach(), best), theta, model, best)
 
     def _drawn(self, theta: Tensor, fixed: Any, best: BestResponse) -> Rollout:
@@ -135,7 +150,7 @@ class TrajectoryLeader(Leader):
         """The estimate that a batch gives."""
         fixed = model.detach()
         # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
-        expects = self._expects() and self.progress.iterations > 0
+        expects = self._expects() and self.progress.iterations > self._restarts
         batch = drawn.steps(0, 1) if expects else drawn
         judges = self.judges(self.critic, self.seen, batch, best, fixed, self.noise)
         sample = self.sample(theta, model, batch, best, judges, self.noise, self.estimator_config.tail)
@@ -155,6 +170,37 @@ class TrajectoryLeader(Leader):
             visits_per_pair=visits_per_pair,
         )
 
+    @property
+    def _restarts(self) -> int:
+        """Outer iterations spent on restarts, 0 or 1."""
+        return int(self.estimator_config.exploration == "restarts")
+
+    def _restarted(self, best: BestResponse) -> Estimate:
+        """An iteration of trials, which ends at the best of the policy's vertices and of random draws."""
+        raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
+        far = candidates(self.policy, raw.flat(), self.seeds, draws=DRAWS)
+        starts = [torch.cat([own[None], found]) for own, found in zip(raw.flat(), far, strict=True)]
+        limit = self.env.time_limit or whole_episode_horizon(self.env.preferences)
+
+        def trial(flat: Tensor, episodes: int) -> tuple[Rollout, int]:
+            theta = raw.theta(flat).detach()
+            response = self._response(theta, start=best)
+            sampler = self.estimator_config.sampler
+            batch = self.env.rollout(theta, response, self.noise, rows=episodes, horizon=limit, sampler=sampler)
+            return batch, response.steps
+
+        gamma = self.env.preferences.gamma_leader
+        found = halved(torch.stack(starts, 1), trial, lambda batch: mean_return(batch, gamma))
+        return Estimate(
+            torch.zeros(self.runs, dtype=torch.float64),
+            leader_return=found.mean,
+            env_steps=found.steps,
+            episodes=found.episodes,
+            follower_solves=found.solves,
+            follower_steps=found.follower_steps,
+            proposal=raw.named(found.raw),
+        )
+
     def _expects(self) -> bool:
         """Whether an estimate samples the first step of each row and expects the rest in the world that was seen.
 
@@ -172,7 +218,7 @@ class TrajectoryLeader(Leader):
         gamma = self.env.preferences.gamma_leader
         if not self.estimator_config.cross_fit or (seen is None and not critic_capabilities(critic).learns):
             return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
-        first = self.progress.iterations == 0
+        first = self.progress.iterations == self._restarts
         return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
 
     def _published_game(
@@ -395,9 +441,3 @@ def whole_episode_horizon(preferences: Preferences) -> int:
     """The step beyond which nothing of an episode matters: max(γ_L, γ_F)^H ≤ 1e-5."""
     gamma = max(preferences.gamma_leader, preferences.gamma_follower)
     return int(np.ceil(np.log(CUT_OFF) / np.log(gamma))) if gamma > 0 else 1
-
-
-def mean_return(batch: Rollout, gamma: float) -> Tensor:
-    """Mean discounted return of the episodes begun, as far as the batch goes, [R]."""
-    discounted = (gamma ** batch.step.double() * batch.r_leader * batch.valid).sum((1, 2))
-    return discounted / batch.starts.sum((1, 2)).clamp(min=1)

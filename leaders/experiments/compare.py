@@ -27,6 +27,7 @@ from leaders.algorithms.bi_ac import BiAC
 from leaders.algorithms.cmaes import CMAES
 from leaders.algorithms.exact_gradient import ExactGradient
 from leaders.algorithms.hpgd import HPGD
+from leaders.algorithms.mbhg import MBHG
 from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.algorithms.random_search import RandomSearch
 from leaders.algorithms.sobirl import SoBiRL
@@ -40,6 +41,7 @@ from leaders.training.history import History, replace_file
 
 CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, object]]] = {
     "bchg": (BCHG, {}),
+    "mbhg": (MBHG, {}),
     "hpgd-mc": (HPGD, {"variant": "mc"}),
     "hpgd-sa": (HPGD, {"variant": "sa"}),
     "hpgd-oracle": (HPGD, {"variant": "oracle"}),

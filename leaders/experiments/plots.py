@@ -17,10 +17,17 @@ from leaders.published import Curve, trailing_mean
 OURS, PAPER, BEST = "#1f4e8c", "#c8642c", "#3a3a3a"
 
 
-def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> Figure:
+def curve_figure(leader: Leader, title: str, published: Curve | None = None, published_batch: int = 100) -> Figure:
     """Leader's value over outer iterations: mean and 95 % interval over runs, best known, the paper's curve.
 
-    Where there is a paper's curve, ours goes through the same trailing mean as theirs.
+    Where there is a paper's curve, ours goes through the same trailing mean as theirs. Where iterations differ in
+    their environment steps, as with exploration, both are drawn over steps.
+
+    Args:
+      leader: after learning.
+      title: of the figure.
+      published: the paper's curve.
+      published_batch: environment steps of its iterations.
     """
     value = leader.history.filled("leader_value")
     known = not np.isnan(value).all()
@@ -28,24 +35,27 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None) -> 
         value = leader.history["leader_return"]
     smoothed = trailing_mean(value) if published is not None else value
     figure, axes = _figure(7.0, 4.2)
-    iteration = np.arange(1, len(value) + 1)
+    iteration, steps = np.arange(1, len(value) + 1), leader.history["env_steps"].mean(1)
+    uneven = len(steps) > 0 and not np.allclose(steps, steps[0] * iteration)
+    along = steps if uneven else iteration
     mean = smoothed.mean(1)
     window = ", trailing mean of 100" if published is not None else ""
     many = f"mean of {leader.runs} runs, 95 % interval" if leader.runs > 1 else "one run"
-    axes.plot(iteration, mean, color=OURS, label=f"{leader.name}: {many}{window}")
+    axes.plot(along, mean, color=OURS, label=f"{leader.name}: {many}{window}")
     if leader.runs > 1:
         half = stats.t.ppf(0.975, leader.runs - 1) * stats.sem(smoothed, axis=1)
-        axes.fill_between(iteration, mean - half, mean + half, color=OURS, alpha=0.18, linewidth=0)
+        axes.fill_between(along, mean - half, mean + half, color=OURS, alpha=0.18, linewidth=0)
     if published is not None:
-        shown = published.iteration <= max(len(value), 1)
-        x, y, sem = (column[shown] for column in published)
+        theirs = published.iteration * (published_batch if uneven else 1)
+        shown = theirs <= max(along.max(initial=1), 1)
+        x, y, sem = theirs[shown], published.mean[shown], published.sem[shown]
         axes.plot(x, y, color=PAPER, linestyle="--", label="arXiv:2603.14867 (10 seeds, ± s.e.)")
         axes.fill_between(x, y - sem, y + sem, color=PAPER, alpha=0.2, linewidth=0)
     best = leader.env.best_known
     if best is not None:
         kind = "optimum" if best.exact else "best known"
         axes.axhline(best, color=BEST, linewidth=1, linestyle=":", label=f"{kind}: {best:.4f}")
-    axes.set_xlabel("outer iterations")
+    axes.set_xlabel("environment steps" if uneven else "outer iterations")
     axes.set_ylabel(r"leader's value $J_L(\theta)$" if known else "leader's sampled return")
     axes.set_title(title, fontsize=11)
     axes.legend(fontsize=8, loc="best", framealpha=0.9)

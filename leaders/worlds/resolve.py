@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from bilevel_envs.core.checks import check_choice, check_per_run
-from leaders.config import CONTROL_VARIATES, EstimatorConfig, Forms, LeaderConfig, PublishedGame, changed
+from leaders.config import CONTROL_VARIATES, EXPLORATIONS, EstimatorConfig, Forms, LeaderConfig, PublishedGame, changed
 from leaders.critics.sarsa import STARTS
 from leaders.functional.fitted_guiding import GUIDINGS
 from leaders.functional.pathwise import GRADIENTS
@@ -44,12 +45,15 @@ def resolve(
 
 
 def _advised(given: Mapping[str, object], facts: Facts) -> Mapping[str, object]:
-    """What the problem recommends for the default form; rows that were made for its batch go with that batch only."""
+    """What the problem recommends for the default form: rows with its batch only, exploration with its start only."""
     if given.get("preset") is not None:
         return {}
-    if given.get("batch_size") is None:
-        return facts.advised
-    return {name: value for name, value in facts.advised.items() if name != "rows"}
+    dropped = set()
+    if given.get("batch_size") is not None:
+        dropped.add("rows")
+    if not isinstance(given.get("policy"), (str, NoneType)):
+        dropped.add("exploration")  # the user has chosen where to begin
+    return {name: value for name, value in facts.advised.items() if name not in dropped}
 
 
 def _leader_form(forms: Forms, preset: str | None, facts: Facts, game: PublishedGame | None) -> LeaderConfig:
@@ -102,6 +106,7 @@ def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mappin
     check_choice(config.score_weight, SCORE_WEIGHTS, "score_weight")
     check_choice(config.gradient, GRADIENTS, "gradient")
     check_choice(config.guiding, GUIDINGS, "guiding")
+    check_choice(config.exploration, EXPLORATIONS, "exploration")
     if not callable(config.control_variate):
         check_choice(config.control_variate, CONTROL_VARIATES, "control_variate")
     facts.world.check(config, facts)

@@ -45,7 +45,7 @@ def test_the_exact_hypergradient_is_right_with_autograd_off(name, off):
 @pytest.mark.parametrize("off", OFF)
 @pytest.mark.parametrize("name", ["FourRooms", "RandomMDP", "BuildingThermalControl"])
 def test_leaders_learn_the_same_with_autograd_off(name, off):
-    on, without = (BCHG(wrapped_env(name), runs=2, seed=0) for _ in range(2))
+    on, without = (BCHG(wrapped_env(name), runs=2, seed=0, exploration="none") for _ in range(2))
     on.learn(3)
     samples, raw = on.gradient_samples(4), on.gradient_samples(4, raw=True)
     with off():
