@@ -13,9 +13,7 @@ export MPLBACKEND := Agg
 
 demo: $(READY)  ## BC-HG leads a follower through the four rooms; leaves curve, map and film in runs/demo
 	@rm -rf $(OUT)
-	$(BIN)/bilevel train --env BiLevel/FourRooms-v0 --leader bchg --control-variate none --learning-rate 0.02 \
-	  --critic expected_sarsa --cross-fit False --tail keep --beta 5e-3 \
-	  --runs 10 --iterations 3000 --batch 100 --seed 0 --out $(OUT)
+	$(BIN)/bilevel train --env BiLevel/FourRooms-v0 --leader bchg --runs 10 --iterations 2231 --seed 0 --out $(OUT)
 	$(BIN)/bilevel video $(OUT)
 
 test: $(READY)  ## everything, within an hour on two cores
