@@ -116,6 +116,7 @@ class MBHG(TrajectoryLeader):
 
     name: ClassVar[str] = "mbhg"
     without: ClassVar[frozenset[str]] = frozenset({"exploration"})
+    warns: ClassVar[bool] = False  # what it proposes does not hang on one estimate
 
     def __init__(
         self,

@@ -78,6 +78,7 @@ class TrajectoryLeader(Leader):
     """
 
     looks_at_trajectories: ClassVar[bool] = True
+    warns: ClassVar[bool] = True  # whether it says once when its estimates cannot be trusted yet
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class TrajectoryLeader(Leader):
         judges = self.judges(self.critic, self.seen, batch, best, fixed, self.noise)
         sample = self.sample(theta, model, batch, best, judges, self.noise, self.estimator_config.tail)
         total, further_steps = self.surrogate(sample)
-        if self.coverage is not None:
+        if self.coverage is not None and self.warns:
             self.coverage.check(judges, batch, drawn, sample.tail, self.progress.iterations + 1)
         if self.seen is not None and expects:
             table = cast(TabularModel, fixed)  # of which alone something is seen
