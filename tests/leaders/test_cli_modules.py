@@ -87,6 +87,7 @@ def first_value(folder):
         return float(next(csv.DictReader(file))["leader_value"])
 
 
+@pytest.mark.slow
 def test_a_world_and_a_follower_in_the_working_directory_are_trained(folder):
     done = bilevel(folder, "train", *WHO, "--iterations", 3, "--runs", 2, "--out", "out")
     assert done.returncode == 0, done.stderr

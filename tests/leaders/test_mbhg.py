@@ -42,6 +42,7 @@ def test_four_rooms_are_led_to_the_best_known_value(beta):
     assert (np.where(passed, history["env_steps"], np.inf).min(0) <= 6_000).all()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path):
     straight = MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(3)
     MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(2).save(tmp_path / "leader.zip")
@@ -50,6 +51,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(straight.history.state(), again.history.state())
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_alone_or_beside_others():
     both = MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(3)
     alone = MBHG(wrapped_env("FourRooms"), seed=2, **QUICK).learn(3)
@@ -85,6 +87,7 @@ def test_what_was_explored_and_what_was_promised_are_recorded():
 
 
 @pytest.mark.parametrize("follower", [Quantal(0.3), ObservedFollower(observations=200), SoftQLearning(rounds=20)])
+@pytest.mark.slow
 def test_a_follower_that_cannot_be_asked_is_led_by_counts_alone(follower, caplog):
     env = toll_bridge(follower)
     with caplog.at_level(logging.INFO, logger="leaders"):

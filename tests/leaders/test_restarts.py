@@ -87,6 +87,7 @@ def test_exploration_is_one_iteration_whose_steps_and_solves_are_counted():
     assert history["leader_value"][0, 0] == plain.history["leader_value"][0, 0]
 
 
+@pytest.mark.slow
 def test_a_run_explores_the_same_alone_or_beside_others_and_goes_on_bit_for_bit(tmp_path):
     both = BCHG(random_mdp(), runs=2, seed=1, exploration="restarts").learn(3)
     alone = BCHG(random_mdp(), seed=2, exploration="restarts").learn(3)
@@ -97,6 +98,7 @@ def test_a_run_explores_the_same_alone_or_beside_others_and_goes_on_bit_for_bit(
     np.testing.assert_array_equal(both.history.state(), again.history.state())
 
 
+@pytest.mark.slow
 def test_other_leaders_and_worlds_explore_too():
     for leader in (NaivePGD(toll_bridge(), exploration="restarts"), HPGD(toll_bridge(), exploration="restarts")):
         assert leader.learn(1).learn(1).history["leader_value"][1, 0] > 0.85
