@@ -419,9 +419,9 @@ class Leader:
         """Puts the raw parameters of those runs, None for all, where an estimate proposes."""
         named = dict(self.policy.named_parameters())
         for name, value in proposal.items():
-            if moves is None:
+            if moves is None or bool(moves.all()):
                 named[name].copy_(value)
-            else:
+            elif self.runs > 1:  # of a single run, parameters need no runs axis
                 named[name][moves] = value[moves]
 
     def _check_depends(self, theta: Tensor, model: Model) -> None:

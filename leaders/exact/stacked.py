@@ -78,7 +78,7 @@ class Stacked:
         """The raw parameters with those whose θ is outside of `theta_space` moved to its boundary."""
         low, high = torch.as_tensor(self.space.low), torch.as_tensor(self.space.high)
         theta, module = self.theta(raw), self.parameterization(len(raw))
-        outside = ((theta < low) | (theta > high)).flatten(1).any(1)
+        outside = ((theta < low) | (theta > high)).reshape(len(theta), -1).any(1)
         if not outside.any() or not isinstance(module, Parameterization):
             return raw
         back = module.inverse(theta.clamp(low, high))

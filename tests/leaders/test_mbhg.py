@@ -153,6 +153,20 @@ def test_bc_hg_goes_on_from_a_proposal_that_was_taken_back():
     assert np.isnan(leader.history["promised_value"][-1, 0])
 
 
+def test_a_policy_of_one_run_needs_no_runs_axis():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double()
+
+        def forward(self):
+            return 2 * torch.sigmoid(self.layers(torch.ones(1, 3, dtype=torch.float64)))
+
+    leader = MBHG(toll_bridge(), seed=0, policy=Network(), **QUICK).learn(2)
+    assert exact.objective(leader.env, leader.theta) > 0.89  # θ = 2 is worth 0.8995
+
+
 def test_candidates_depend_on_the_seed_and_on_the_policy():
     one, two = (MBHG(wrapped_env("FourRooms"), runs=2, seed=seed, draws=3) for seed in (0, 1))
     found = [learner.candidates for learner in (*one.learners, *two.learners)]
