@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice, check_count, check_number
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
-from leaders.algorithms.restarts import RestartedSearch, Settings
+from leaders.algorithms.restarted_search import RestartedSearch, Settings
 from leaders.algorithms.search import SearchLeader
 from leaders.keywords import LeaderKeywords
 from leaders.leader import Estimate

@@ -20,11 +20,11 @@ from leaders.config import EstimatorConfig, Forms
 from leaders.estimators.restarts import candidates
 from leaders.estimators.returns import mean_return, return_errors
 from leaders.estimators.trajectory import TrajectoryLeader
+from leaders.exact.raw_parameters import RawParameters
 from leaders.keywords import EstimatorKeywords
 from leaders.leader import Estimate
 from leaders.learnt.learner import Exploration, Learner
 from leaders.learnt.plan import Schedule
-from leaders.training.raw_parameters import RawParameters
 
 BATCH = 500  # transitions of a deployment
 RATE = 0.1  # Adam's in the learnt world, at first
@@ -60,9 +60,11 @@ class Record:
         if len(self.raw) and self.source == "world" and worse:
             self.source, self.patience = "record", PATIENCE
             return True
+        if not np.isfinite(error):
+            return False
         if self.source == "record":  # the same θ again: its mean was the largest of several and may have been luck
             self.mean, self.error = (self.mean + mean) / 2, float(np.hypot(error, self.error)) / 2
-        elif np.isfinite(error) and (not len(self.raw) or mean > self.mean):
+        elif not len(self.raw) or mean > self.mean:
             self.raw, self.mean, self.error = raw.clone(), mean, error
         return False
 

@@ -15,9 +15,9 @@ from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
 from leaders.estimators.returns import mean_return
 from leaders.estimators.trajectory import whole_episode_horizon
+from leaders.exact.raw_parameters import RawParameters
 from leaders.keywords import accepted
 from leaders.leader import Estimate, Leader
-from leaders.training.raw_parameters import RawParameters
 
 
 class SearchLeader(Leader):

@@ -31,6 +31,7 @@ from leaders.estimators.restarts import DRAWS, candidates, halved
 from leaders.estimators.returns import mean_return
 from leaders.estimators.sample import Sample
 from leaders.estimators.transition import ClippedScore, Pathwise, Score
+from leaders.exact.raw_parameters import RawParameters
 from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.surrogate import surrogate
 from leaders.functional.weights import Weights, discount_weights, weights_from_trace
@@ -40,7 +41,6 @@ from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.games import is_game, published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import TableActorCritic
-from leaders.training.raw_parameters import RawParameters
 from leaders.worlds.facts import facts_of
 from leaders.worlds.resolve import check_config, resolve
 from leaders.worlds.tabular import TABULAR

@@ -15,12 +15,10 @@ from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_count, check_number
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
-from leaders.exact.stacked import Make, Stacked, flat
+from leaders.exact.stacked import Make, Stacked
 
 SCHEDULE = ((32, 30), (8, 100), (2, 300))
 LEARNING_RATES = (0.2, 0.05)
-DECAYS = (0.9, 0.999)  # of Adam's averages
-TINY = 1e-8  # added to the root of Adam's second average
 DRAWN = 1  # number of the stream that scatters starts; first values of the parameterisation have others
 
 
@@ -140,14 +138,14 @@ class _Climbers(NamedTuple):
 
 def _starts(stacked: Stacked, draws: int) -> _Climbers:
     """The default θ, the vertices and the draws, evaluated."""
-    one = stacked.parameterization(1)
+    one = stacked.policy
     hooks = one if isinstance(one, Parameterization) else Parameterization()
     found = {"default": hooks.inverse(stacked.default), "vertex": hooks.vertices(), "draw": None}
     if draws:
         found["draw"] = hooks.scattered(Noise([[stacked.seed, DRAWN, draw] for draw in range(draws)]))
         if found["draw"] is None:
-            found["draw"] = flat(tuple(stacked.parameterization(draws).parameters()), draws)
-    kinds = {kind: flat((raw,), len(raw)) for kind, raw in found.items() if raw is not None}
+            found["draw"] = stacked.first_values(draws)
+    kinds = {kind: raw.detach().reshape(len(raw), -1).double() for kind, raw in found.items() if raw is not None}
     if not kinds:
         raise ValueError(
             f"`draws` must be at least 1 for {type(one).__name__}, which has neither `vertices` nor `inverse`, got 0"
@@ -161,13 +159,12 @@ def _starts(stacked: Stacked, draws: int) -> _Climbers:
 
 def _climbed(stacked: Stacked, best: _Climbers, steps: int, rate: float) -> _Climbers:
     """Where each of them was best within so many steps of Adam."""
-    raw, gradient = best.raw, best.gradient
-    mean, square = torch.zeros_like(raw), torch.zeros_like(raw)
-    for step in range(1, steps + 1):
-        mean = DECAYS[0] * mean + (1 - DECAYS[0]) * gradient
-        square = DECAYS[1] * square + (1 - DECAYS[1]) * gradient**2
-        size = (square / (1 - DECAYS[1] ** step)).sqrt() + TINY
-        raw = stacked.inside(raw + rate * mean / (1 - DECAYS[0] ** step) / size)
+    raw, gradient = best.raw.clone(), best.gradient
+    optimizer = torch.optim.Adam([raw], rate)
+    for _ in range(steps):
+        raw.grad = -gradient
+        optimizer.step()
+        raw.copy_(stacked.inside(raw))
         value, gradient = stacked.solved(raw)
         better = value > best.value
         row = better[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel_envs.core.foreign import configurable
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
-from leaders.exact.raw_parameters import theta_of
+from leaders.exact.raw_parameters import RawParameters, theta_of
 from leaders.exact.solve import best_response, check_env, problem_at, surrogates, value
 
 ENTRIES = 2**24  # of the models that are solved at once: 128 MB for each table
@@ -21,7 +21,7 @@ Make = Callable[[int, Noise], torch.nn.Module | None]
 
 
 class Stacked:
-    """Evaluates raw parameters [K, n], stacked along the runs axis of a parameterisation.
+    """Evaluates raw parameters [K, n], K decisions side by side.
 
     Args:
       env: a configurable environment with tables or a linear-quadratic model.
@@ -29,6 +29,7 @@ class Stacked:
       seed: of the parameterisation's first values.
 
     Attributes:
+      policy: the parameterisation, of one run.
       default: the environment's default θ, ``[1, *θ.shape]``.
       evaluations: how many θ have been solved for.
       error: what was raised at the last θ whose follower has no optimum, or that was refused.
@@ -45,23 +46,27 @@ class Stacked:
         entries = sum(table.numel() for table in vars(model).values() if isinstance(table, Tensor))
         self._at_once = max(1, ENTRIES // entries)
         self._make: Make = parameterization or inside.problem.parameterization
-        self._modules: dict[int, torch.nn.Module] = {}
+        self.policy = self.parameterization(1)
+        self._raw = RawParameters(self.policy, 1, self.space.shape)
+        theta_of(self.policy, "parameterization")  # refuses a module that yields no θ
 
     def parameterization(self, runs: int) -> torch.nn.Module:
-        """The parameterisation for so many runs.
+        """A new parameterisation of so many runs.
 
         Raises:
           ValueError: if there is none.
         """
-        if runs not in self._modules:
-            made = self._make(runs, Noise([[self.seed, run] for run in range(runs)]))
-            if made is None:
-                raise ValueError(
-                    f"`parameterization` must be given, since {type(self.env.unwrapped).__name__} has none of its own: "
-                    "pass a function of (runs, noise) that returns one of bilevel_envs.parameterizations"
-                )
-            self._modules[runs] = made
-        return self._modules[runs]
+        made = self._make(runs, Noise([[self.seed, run] for run in range(runs)]))
+        if made is None:
+            raise ValueError(
+                f"`parameterization` must be given, since {type(self.env.unwrapped).__name__} has none of its own: "
+                "pass a function of (runs, noise) that returns one of bilevel_envs.parameterizations"
+            )
+        return made
+
+    def first_values(self, runs: int) -> Tensor:
+        """The raw parameters with which so many runs begin, [R, n]."""
+        return RawParameters(self.parameterization(runs), runs, self.space.shape).flat()
 
     def solved(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """J_L [K] and its gradient [K, n]; −∞ and 0 where θ is refused or the follower has no optimum."""
@@ -72,22 +77,22 @@ class Stacked:
 
     def theta(self, raw: Tensor) -> Tensor:
         """θ ``[K, *θ.shape]`` at raw parameters."""
-        return theta_of(self._module_at(raw), "parameterization").detach()
+        return self._raw.theta(raw).detach()
 
     def inside(self, raw: Tensor) -> Tensor:
         """The raw parameters with those whose θ is outside of `theta_space` moved to its boundary."""
         low, high = torch.as_tensor(self.space.low), torch.as_tensor(self.space.high)
-        theta, module = self.theta(raw), self.parameterization(len(raw))
+        theta = self.theta(raw)
         outside = ((theta < low) | (theta > high)).reshape(len(theta), -1).any(1)
-        if not outside.any() or not isinstance(module, Parameterization):
+        if not outside.any() or not isinstance(self.policy, Parameterization):
             return raw
-        back = module.inverse(theta.clamp(low, high))
+        back = self.policy.inverse(theta.clamp(low, high))
         return raw if back is None else torch.where(outside[:, None], back.reshape(raw.shape), raw)
 
     def _solved(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        module = self._module_at(raw)
+        leaf = raw.detach().requires_grad_()
         try:
-            model, preferences, _ = problem_at(self.env, theta_of(module, "parameterization"))
+            model, preferences, _ = problem_at(self.env, self._raw.theta(leaf))
             best = best_response(model, preferences)
             values = value(model.detach(), best.policy, preferences.gamma_leader).detach().expand(len(raw))
             total = torch.stack(surrogates(model, best, preferences)).sum()
@@ -100,21 +105,4 @@ class Stacked:
             return torch.full((1,), -torch.inf, dtype=raw.dtype), torch.zeros_like(raw)
         if not total.requires_grad:
             return values, torch.zeros_like(raw)
-        leaves = list(module.parameters())
-        pulled = torch.autograd.grad(total, leaves, materialize_grads=True, allow_unused=True)
-        return values, flat(pulled, len(raw))
-
-    def _module_at(self, raw: Tensor) -> torch.nn.Module:
-        """The parameterisation with its parameters set."""
-        module = self.parameterization(len(raw))
-        leaves = list(module.parameters())
-        parts = raw.split([leaf.numel() // len(raw) for leaf in leaves], 1)
-        with torch.no_grad():
-            for leaf, part in zip(leaves, parts, strict=True):
-                leaf.copy_(part.reshape(leaf.shape))
-        return module
-
-
-def flat(tensors: tuple[Tensor, ...], runs: int) -> Tensor:
-    """Tensors with a leading runs axis side by side, float64 [R, n]."""
-    return torch.cat([tensor.detach().reshape(runs, -1).double() for tensor in tensors], -1)
+        return values, torch.autograd.grad(total, leaf, materialize_grads=True)[0]

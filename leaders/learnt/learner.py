@@ -13,11 +13,11 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.critics.empirical_model import EmpiricalModel
+from leaders.exact.raw_parameters import RawParameters
 from leaders.exact.tables import leader_value
 from leaders.learnt.equations import Answers
 from leaders.learnt.plan import Planner, Schedule, Tables
 from leaders.learnt.world import Knowledge, LearntWorld, knowledge
-from leaders.training.raw_parameters import RawParameters
 
 KEPT = 400  # answers of the follower's that its equations are made of
 WORK = 2**28  # entries of tables that a search may solve for: in large worlds it has fewer candidates and steps

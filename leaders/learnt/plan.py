@@ -17,7 +17,6 @@ LAST = 0.2  # the step size falls to this share of the first
 CLIP = 1.0  # ℓ2 norm of a candidate's gradient
 TOLERANCE = 1e-8  # of the follower's problem in the learnt world, relative to β
 ENTRIES = 2**22  # numbers in the tables of the candidates that are solved side by side
-DECAYS, SMALLEST = (0.9, 0.999), 1e-8  # of Adam
 
 Tables = tuple[Tensor, Tensor]  # Q_F [C, S, B] and V_F [C, S]
 
@@ -69,18 +68,15 @@ class Planner:
         total, taken = sum(steps for _, steps in schedule.rungs), 0
         for kept, steps in schedule.rungs:
             order = value.argsort(descending=True, stable=True)[:kept]
-            raw, correction = raw[order], correction[order]
-            mean, square, response = torch.zeros_like(raw), torch.zeros_like(raw), None
-            for step in range(1, steps + 1):
-                if step > 1 and schedule.ask_every and (step - 1) % schedule.ask_every == 0:
+            raw, correction, response = raw[order], correction[order], None
+            optimizer = torch.optim.Adam([raw], schedule.learning_rate)
+            for step in range(steps):
+                if step and schedule.ask_every and step % schedule.ask_every == 0:
                     correction = world.correction(self.theta(raw), *self.ask(world, raw))
                 gradient, response = self._gradient(world, raw, correction, response)
-                gradient = gradient * (CLIP / gradient.norm(dim=1, keepdim=True).clamp(min=CLIP))
-                mean = DECAYS[0] * mean + (1 - DECAYS[0]) * gradient
-                square = DECAYS[1] * square + (1 - DECAYS[1]) * gradient**2
-                size = (square / (1 - DECAYS[1] ** step)).sqrt() + SMALLEST
-                rate = schedule.learning_rate * LAST ** (taken / total)
-                raw = raw + rate * mean / (1 - DECAYS[0] ** step) / size
+                raw.grad = -gradient * (CLIP / gradient.norm(dim=1, keepdim=True).clamp(min=CLIP))
+                optimizer.param_groups[0]["lr"] = schedule.learning_rate * LAST ** (taken / total)
+                optimizer.step()
                 taken += 1
             correction = world.correction(self.theta(raw), *self.ask(world, raw))
             value = self._values(world, raw, correction)

@@ -16,7 +16,7 @@ from bilevel_envs import ConfigurableMDP, Preferences, TabularModel
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.parameterizations import Free
 from leaders import CMAES
-from leaders.algorithms.restarts import RestartedSearch, Settings
+from leaders.algorithms.restarted_search import RestartedSearch, Settings
 from tests.helpers import wrapped
 
 
