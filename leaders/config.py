@@ -80,8 +80,8 @@ class EstimatorConfig:
         counts them as far as they go, "drop" leaves them out (a batch in which none ends then moves nothing),
         "reference" is the published form.
       score_weight: weight of ∇log p: "td_error" or "value"; "clipped" is the published form for continuous worlds.
-      batch_size: transitions per outer iteration and run; None for 100, in linear-quadratic worlds 1,000, or what a
-        quadratic critic of a larger one needs.
+      batch_size: transitions per outer iteration and run; None for 100, for `MBHG` 500 in each of its two batches, in
+        linear-quadratic worlds 1,000, or what a quadratic critic of a larger one needs.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
         one); with `tail="continue"` for the fewest that go on until discounting has left a twentieth.
       sampler: "fused" draws from the model itself, "steps" drives `reset` and `step`.

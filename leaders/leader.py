@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import check_count, check_shape
+from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, saves
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
@@ -25,9 +24,11 @@ from bilevel_envs.worlds.responses import response_state
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.config import LeaderConfig, described, differs, selected
+from leaders.estimate import Estimate
 from leaders.evaluation import Evaluation
 from leaders.exact.raw_parameters import theta_of
 from leaders.keywords import document, parameters_of
+from leaders.policy import policy_of
 from leaders.training.callbacks import ProgressBar, as_callback
 from leaders.training.checkpoint import Checkpoint, follower_state, opened, write
 from leaders.training.history import History
@@ -41,41 +42,6 @@ if TYPE_CHECKING:
 
 LOGGED = 10  # entries of θ in the logger
 NOT_SHOWN = ("runs", "blocks", "verbose", "tensorboard_log")  # settings that `repr` leaves out
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One outer iteration's estimate, before any step is taken.
-
-    Attributes:
-      surrogate: its gradient in θ is the hypergradient estimate of each run, [R].
-      steps: surrogates of further steps of the same iteration, each made where the step before has led.
-      proposal: raw parameters by name to which the leader moves; None where it ascends the surrogate.
-      leader_return: mean sampled discounted return of the leader, [R]; NaN without samples.
-      env_steps: steps of the environment spent, per run or [R].
-      episodes: episodes that came to an end, [R].
-      follower_solves: best responses asked for beside the iteration's own, per run or [R].
-      follower_steps: what those cost in steps, per run.
-      coverage: share of a table's pairs (s, b) visited so far, [R]; NaN where they are not counted.
-      visits_per_pair: transitions for each of those, [R].
-      moves: runs that go to the proposal, bool [R], while the others ascend; None for all.
-      explored: the model and the response at another θ that was deployed to learn of it; None where none was.
-      promised_value: J_L that a learnt world gave for the present θ, [R]; NaN without one.
-    """
-
-    surrogate: Tensor
-    leader_return: Tensor | float = float("nan")
-    env_steps: Tensor | int = 0
-    episodes: Tensor | float = 0
-    follower_solves: int | np.ndarray = 0
-    follower_steps: int = 0
-    coverage: np.ndarray | float = float("nan")
-    visits_per_pair: np.ndarray | float = float("nan")
-    steps: Sequence[Callable[[], Tensor]] = ()
-    proposal: Mapping[str, Tensor] | None = None
-    moves: Tensor | None = None
-    explored: tuple[Any, BestResponse] | None = None
-    promised_value: np.ndarray | float = float("nan")
 
 
 def check_wrapped(env: object) -> BilevelWrapper:
@@ -145,7 +111,7 @@ class Leader:
         if not isinstance(config.tensorboard_log, (str, Path, NoneType)):
             raise TypeError(f"`tensorboard_log` must be a folder's path, got {config.tensorboard_log!r}")
         self.noise = Noise(self.seeds)
-        self.policy = self._parameterization()
+        self.policy = policy_of(config.policy, self.env, self.runs, self.noise, differentiable=self.differentiates)
         self._ascent = Ascent(
             self.policy, self.runs, config.optimizer, config.learning_rate, config.max_grad_norm, config.blocks
         )
@@ -463,52 +429,6 @@ class Leader:
         """Refuses a policy with a regulariser, for leaders that compare what θ alone brings."""
         if getattr(type(self.policy), "regulariser", None) not in (None, Parameterization.regulariser):
             raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares returns alone")
-
-    def _parameterization(self) -> torch.nn.Module:
-        policy: object = self.config.policy
-        make: Callable[..., object] | None = self.env.problem.parameterization
-        if isinstance(policy, str):
-            if make is None or "name" not in inspect.signature(make).parameters:
-                raise ValueError(
-                    f"`policy` must be None or a module: {type(self.env.problem).__name__} names no other "
-                    f"parameterization, got {policy!r}"
-                )
-            policy = make(self.runs, self.noise, name=policy)
-        elif policy is None:
-            policy = None if make is None else make(self.runs, self.noise)
-            if policy is None:
-                raise ValueError(self._unparameterised())
-        if not isinstance(policy, torch.nn.Module):
-            raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
-        self._check_trainable(policy)
-        theta = policy()
-        wanted = self.env.theta_space.shape
-        check_shape(theta, wanted, "policy()")
-        leading = tuple(theta.shape[: theta.ndim - len(wanted)])
-        if leading not in ((self.runs,), ()) or (leading == () and self.runs > 1):
-            raise ValueError(
-                f"`policy` must yield θ of shape {[self.runs, *wanted]} for {self.runs} runs, got {list(theta.shape)}"
-            )
-        self.env.model(theta.detach())  # refuses θ outside its space
-        return policy
-
-    def _unparameterised(self) -> str:
-        """What to do about a problem that names no module for θ."""
-        name, space = type(self.env.problem).__name__, self.env.theta_space
-        start = f"np.zeros({(self.runs, *space.shape)})"
-        made = f"Box({start}, env.theta_space.low, env.theta_space.high)" if space.is_bounded() else f"Free({start})"
-        return (
-            f"`policy` must be given, since {name} has no `parameterization(runs, noise)` that returns one: pass "
-            f"policy={made} from bilevel_envs.parameterizations, or any torch.nn.Module whose forward() is θ, "
-            f"{[self.runs, *space.shape]}; or write that method in {name}, for all leaders"
-        )
-
-    @with_gradients
-    def _check_trainable(self, policy: torch.nn.Module) -> None:
-        """Refuses a module that yields no θ, or one that cannot be trained."""
-        if any(leaf.is_inference() for leaf in policy.parameters()):
-            raise ValueError("`policy` must be made outside of torch.inference_mode(), whose tensors cannot be trained")
-        theta_of(policy, "policy", differentiable=self.differentiates)
 
     def _run_seeds(self, seed: Any) -> list[int]:
         if np.ndim(seed) == 0:

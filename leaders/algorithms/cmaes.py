@@ -14,8 +14,8 @@ from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from leaders.algorithms.restarted_search import RestartedSearch, Settings
 from leaders.algorithms.search import SearchLeader
+from leaders.estimate import Estimate
 from leaders.keywords import LeaderKeywords
-from leaders.leader import Estimate
 
 MOST_DENSE = 200  # raw parameters up to which a full covariance matrix is adapted by default
 FEWEST_PROBES = 10  # of which the best tenth is one

@@ -12,8 +12,9 @@ from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from leaders import exact
 from leaders.config import LeaderConfig, changed
+from leaders.estimate import Estimate
 from leaders.keywords import LeaderKeywords, accepted
-from leaders.leader import Estimate, Leader
+from leaders.leader import Leader
 
 
 class ExactGradient(Leader):

@@ -17,12 +17,12 @@ from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.config import EstimatorConfig, Forms
+from leaders.estimate import Estimate
 from leaders.estimators.restarts import candidates
 from leaders.estimators.returns import mean_return, return_errors
 from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.exact.raw_parameters import RawParameters
 from leaders.keywords import EstimatorKeywords
-from leaders.leader import Estimate
 from leaders.learnt.learner import Exploration, Learner
 from leaders.learnt.plan import Schedule
 

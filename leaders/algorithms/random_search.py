@@ -12,8 +12,8 @@ from bilevel_envs.core.checks import check_number
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from leaders.algorithms.search import SearchLeader
+from leaders.estimate import Estimate
 from leaders.keywords import LeaderKeywords
-from leaders.leader import Estimate
 
 
 class RandomSearch(SearchLeader):

@@ -13,11 +13,12 @@ from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
+from leaders.estimate import Estimate
 from leaders.estimators.returns import mean_return
 from leaders.estimators.trajectory import whole_episode_horizon
 from leaders.exact.raw_parameters import RawParameters
 from leaders.keywords import accepted
-from leaders.leader import Estimate, Leader
+from leaders.leader import Leader
 
 
 class SearchLeader(Leader):

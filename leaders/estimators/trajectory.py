@@ -25,6 +25,7 @@ from leaders.critics.critic import Critic
 from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
+from leaders.estimate import Estimate
 from leaders.estimators.coverage import Coverage
 from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding
 from leaders.estimators.restarts import DRAWS, candidates, halved
@@ -36,7 +37,7 @@ from leaders.functional.guiding import ESTIMATORS
 from leaders.functional.surrogate import surrogate
 from leaders.functional.weights import Weights, discount_weights, weights_from_trace
 from leaders.keywords import accepted
-from leaders.leader import Estimate, Leader, check_wrapped
+from leaders.leader import Leader, check_wrapped
 from leaders.paper.actor_critic import ActorCritic
 from leaders.paper.games import is_game, published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic

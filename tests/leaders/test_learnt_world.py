@@ -1,5 +1,7 @@
 """A learnt world: the follower's equations, what completes it, and the exact values that follow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from leaders import exact
 from leaders.critics.empirical_model import EmpiricalModel
 from leaders.learnt.equations import Answers, corrected
+from leaders.learnt.plan import Planner, Schedule
 from leaders.learnt.world import Knowledge, LearntWorld, knowledge
 from tests.helpers import random_mdp, toll_bridge, wrapped_env
 
@@ -85,10 +88,10 @@ def known_world(env, probability=None, known=None):
     ends = (model.continues[0].numpy() == 0) & known
     moves = env.model(torch.tensor(env.problem.default_theta)[None].double().requires_grad_()).transition.requires_grad
     p = model.transition[0].numpy() if probability is None else probability
-    facts = Knowledge(known, ends, (p > 0).astype(float) if moves else p * known[..., None], np.ones(shape[0]), known)
     start = model.initial[0].numpy()
-    facts = Knowledge(facts.known, facts.ends, facts.probability, (start > 0).astype(float) if moves else start, known)
-    return facts, moves
+    if moves:  # only which transitions and first states were seen
+        p, start = (p > 0).astype(float), (start > 0).astype(float)
+    return Knowledge(known, ends, p * known[..., None], start, known), moves
 
 
 def world_of(env, facts, moves, alike=None, worth=0.0):
@@ -180,3 +183,64 @@ def test_counts_become_frequencies_and_equations_put_them_right():
     assert np.abs(better.probability - true).sum(-1)[better.proven].mean() < 0.01 * off
     ends = env.model(thetas[:1]).continues[0].numpy() == 0
     np.testing.assert_array_equal(plain.ends, ends & plain.known)
+
+
+def test_a_follower_that_cannot_be_asked_is_taken_to_expect_less_of_unknown_actions():
+    """Among the known actions it is soft-optimal; an unknown one is worth V_F less 3 β, by hand e^-3 of the rest."""
+    env = toll_bridge()
+    model = env.model(env.problem.default_theta).detach()
+    known = np.ones(model.r_leader.shape[1:], bool)
+    first = int(model.initial[0].argmax())
+    known[first, 0] = False
+    facts, moves = known_world(env, known=known)
+    world = LearntWorld(
+        env.model,
+        facts,
+        env.preferences,
+        theta_moves=moves,
+        start_moves=moves,
+        alike=np.zeros(len(known), bool),
+        worth=0.0,
+        reluctance=3.0,
+    )
+    theta = torch.tensor(env.problem.default_theta)[None].double()
+    solver = SoftValueIteration()
+    q, v = world.guessed(theta, solver)
+    restricted = model.r_follower.clone()
+    restricted[0, first, 0] = -100.0  # what the unknown action would have to cost never to be taken
+    truth = solver.best_response(model.with_rewards(model.r_leader, restricted), env.preferences)
+    np.testing.assert_allclose(v[0], truth.v.values[0], atol=1e-8)
+    np.testing.assert_allclose(q[0][known], truth.q.values[0][known], atol=1e-8)
+    beta = env.preferences.beta
+    assert float(q[0, first, 0]) == pytest.approx(float(v[0, first]) - 3 * beta)
+    learnt = solver.best_response(world.model(theta, world.correction(theta, q, v)).detach(), env.preferences)
+    assert float(learnt.policy.probs[0, first, 0]) == pytest.approx(np.exp(-3) / (1 + np.exp(-3)), rel=1e-6)
+
+
+def test_a_search_in_a_large_world_keeps_within_its_evaluations():
+    schedule = Schedule(((24, 30), (6, 60), (2, 150)), 0.1, 15)
+    assert schedule.within(10_000) == replace(schedule, rungs=[(24, 30), (6, 60), (2, 150)])
+    for most in (700, 100, 30):
+        rungs = schedule.within(most).rungs
+        assert all(kept >= 1 and steps >= 1 for kept, steps in rungs)
+        assert sum(kept * steps for kept, steps in rungs) <= most
+
+
+def test_the_search_finds_the_optimum_of_a_world_that_is_known():
+    """The toll bridge: θ = 2 in closed form, from candidates on both sides."""
+    env = toll_bridge()
+    facts, moves = known_world(env)
+    world = world_of(env, facts, moves)
+
+    def theta(raw):
+        return 2 * raw.sigmoid()
+
+    def ask(world, raw):
+        best = env.best_response(theta(raw).detach())
+        return best.q.values, best.v.values
+
+    raw = torch.tensor([[-2.0], [0.0], [1.0]], dtype=torch.float64)
+    found, value = Planner(theta, ask).best(world, raw, ask(world, raw), Schedule(((3, 40), (1, 100)), 0.2, 10))
+    assert float(theta(found)[0]) > 1.9
+    assert value == pytest.approx(exact.objective(env, theta(found).numpy()), abs=1e-8)
+    assert value > 0.999 * 0.899502

@@ -19,7 +19,7 @@ ROWS = [
     ["bilevel_envs"],
     ["leaders.config"],
     ["leaders.functional", "leaders.keywords", "leaders.exact", "leaders.training", "leaders.published"],
-    ["leaders.evaluation"],
+    ["leaders.estimate", "leaders.evaluation", "leaders.policy"],
     ["leaders.critics", "leaders.paper", "leaders.leader"],
     ["leaders.worlds", "leaders.learnt"],
     ["leaders.estimators"],

@@ -1,0 +1,79 @@
+"""The module whose `forward()` is θ: made, and checked before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+
+from bilevel_envs.core.autograd import with_gradients
+from bilevel_envs.core.checks import check_shape
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.wrapper import BilevelWrapper
+from leaders.exact.raw_parameters import theta_of
+
+
+def policy_of(given: object, env: BilevelWrapper, runs: int, noise: Noise, *, differentiable: bool) -> torch.nn.Module:
+    """The leader's policy: a module as given, or the environment's parameterisation.
+
+    Args:
+      given: a module, the name of one that the environment has, or None for its default.
+      env: the environment.
+      runs: R.
+      noise: draws the first values.
+      differentiable: whether θ must carry gradients back to the parameters.
+
+    Raises:
+      TypeError: if it is no module, or yields no tensor.
+      ValueError: if the environment has none of that name, or if what it yields is no θ of so many runs.
+    """
+    policy = _made(given, env, runs, noise)
+    if not isinstance(policy, torch.nn.Module):
+        raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
+    _check_trainable(policy, differentiable)
+    theta = policy()
+    wanted = env.theta_space.shape
+    check_shape(theta, wanted, "policy()")
+    leading = tuple(theta.shape[: theta.ndim - len(wanted)])
+    if leading not in ((runs,), ()) or (leading == () and runs > 1):
+        raise ValueError(f"`policy` must yield θ of shape {[runs, *wanted]} for {runs} runs, got {list(theta.shape)}")
+    env.model(theta.detach())  # refuses θ outside its space
+    return policy
+
+
+def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object:
+    make: Callable[..., object] | None = env.problem.parameterization
+    if isinstance(given, str):
+        if make is None or "name" not in inspect.signature(make).parameters:
+            raise ValueError(
+                f"`policy` must be None or a module: {type(env.problem).__name__} names no other "
+                f"parameterization, got {given!r}"
+            )
+        return make(runs, noise, name=given)
+    if given is not None:
+        return given
+    made = None if make is None else make(runs, noise)
+    if made is None:
+        raise ValueError(_unparameterised(env, runs))
+    return made
+
+
+def _unparameterised(env: BilevelWrapper, runs: int) -> str:
+    """What to do about a problem that names no module for θ."""
+    name, space = type(env.problem).__name__, env.theta_space
+    start = f"np.zeros({(runs, *space.shape)})"
+    made = f"Box({start}, env.theta_space.low, env.theta_space.high)" if space.is_bounded() else f"Free({start})"
+    return (
+        f"`policy` must be given, since {name} has no `parameterization(runs, noise)` that returns one: pass "
+        f"policy={made} from bilevel_envs.parameterizations, or any torch.nn.Module whose forward() is θ, "
+        f"{[runs, *space.shape]}; or write that method in {name}, for all leaders"
+    )
+
+
+@with_gradients
+def _check_trainable(policy: torch.nn.Module, differentiable: bool) -> None:
+    """Refuses a module that yields no θ, or one that cannot be trained."""
+    if any(leaf.is_inference() for leaf in policy.parameters()):
+        raise ValueError("`policy` must be made outside of torch.inference_mode(), whose tensors cannot be trained")
+    theta_of(policy, "policy", differentiable=differentiable)
