@@ -34,7 +34,7 @@ def same(one, other):
 
 @pytest.mark.filterwarnings(NORMALISED, UNBOUNDED)
 @pytest.mark.parametrize("name", IDS)
-@pytest.mark.parametrize("mode", [None, "rgb_array", "human"])
+@pytest.mark.parametrize("mode", [None, "rgb_array", pytest.param("human", marks=pytest.mark.slow)])
 def test_gymnasium_and_sb3_accept_the_env(name, mode):
     env = gym.make(name, render_mode=mode)
     check_env(env.unwrapped)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -23,6 +25,7 @@ def test_the_four_rooms_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "incentives.png", "leader.zip"}
 
 
+@pytest.mark.slow
 def test_the_building_thermal_control_script_runs(tmp_path):
     script = str(EXAMPLES / "building_thermal_control.py")
     size = ["--iterations", "2", "--runs", "2", "--batch", "200", "--out", str(tmp_path)]
@@ -39,6 +42,7 @@ def test_the_markov_game_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"game.png", "leader.zip"}
 
 
+@pytest.mark.slow
 def test_the_sb3_follower_script_runs(tmp_path):
     script = str(EXAMPLES / "sb3_follower.py")
     size = ["--first-steps", "600", "--steps", "100", "--iterations", "2", "--out", str(tmp_path)]
@@ -48,6 +52,7 @@ def test_the_sb3_follower_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"sac.png"}
 
 
+@pytest.mark.slow
 def test_the_observed_follower_script_runs(tmp_path):
     script = str(EXAMPLES / "observed_follower.py")
     size = ["--iterations", "2", "--runs", "2", "--out", str(tmp_path)]
@@ -56,6 +61,7 @@ def test_the_observed_follower_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"observed.png"}
 
 
+@pytest.mark.slow
 def test_the_guided_pendulum_script_runs(tmp_path):
     script = str(EXAMPLES / "guided_pendulum.py")
     size = ["--first-steps", "600", "--steps", "100", "--iterations", "2", "--out", str(tmp_path)]

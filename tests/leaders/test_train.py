@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_numbers(make):
     [
         (BCHG, {"preset": "paper"}),
         (BCHG, {}),
-        (BCHG, {"sampler": "steps", "critic": "monte_carlo"}),
+        (BCHG, {"sampler": "steps", "critic": "monte_carlo", "exploration": "none"}),
         (BCHG, {"critic": "exact", "control_variate": "none", "tail": "drop"}),
         (NaivePGD, {}),
         (HPGD, {"variant": "sa", "preset": "paper"}),
