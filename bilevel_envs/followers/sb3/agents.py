@@ -7,6 +7,7 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 NAMES = ("SAC", "SoftDQN", "DQN", "PPO", "A2C")
+SCHEDULES = ("lr_schedule", "clip_range", "clip_range_vf", "exploration_schedule")  # functions of the progress left
 
 
 def class_of(algorithm: str | type) -> type[BaseAlgorithm]:
@@ -93,29 +95,49 @@ def scheduled(agent: Any, begun: int, whole: int, waits_for: int | None) -> Iter
     """Lets SB3's schedules run once from one step to another.
 
     Args:
-      agent: who learns.
+      agent: who learns. Its attributes in SCHEDULES are wrapped meanwhile.
       begun: its number of steps where schedules begin.
       whole: steps until they end.
       waits_for: steps by the policy it has before it learns on, for a buffer that was emptied; None for SB3's way,
         which is to act at random for `learning_starts` steps.
     """
 
-    def update(now: int, _: int) -> None:
-        agent._current_progress_remaining = max(0.0, 1.0 - (now - begun) / whole)
+    schedules = {name: vars(agent)[name] for name in SCHEDULES if callable(vars(agent).get(name))}
 
-    agent._update_current_progress_remaining = update
-    waits = getattr(agent, "learning_starts", None)
-    if waits_for is not None and waits is not None:
-        act = agent._sample_action
+    def shifted(schedule: Callable[[float], float]) -> Callable[[float], float]:
+        return lambda _: schedule(max(0.0, 1.0 - (agent.num_timesteps - begun) / whole))
+
+    vars(agent).update({name: shifted(schedule) for name, schedule in schedules.items()})
+    waits = vars(agent).get("learning_starts")
+    acts_at_once = waits_for is not None and waits is not None
+    if acts_at_once:
         agent.learning_starts = agent.num_timesteps + min(agent.batch_size, waits_for)
-        agent._sample_action = lambda _, *rest: act(0, *rest)
+        agent.collect_rollouts = partial(_collected_by_the_policy, agent.collect_rollouts)
     try:
         yield
     finally:
-        for name in ("_update_current_progress_remaining", "_sample_action"):
-            agent.__dict__.pop(name, None)
-        if waits is not None:
+        vars(agent).update(schedules)
+        if acts_at_once:
+            del agent.collect_rollouts
             agent.learning_starts = waits
+
+
+def _collected_by_the_policy(collect: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """SB3's `collect_rollouts` without random actions at the start."""
+    return collect(*arguments, **{**options, "learning_starts": 0})
+
+
+@contextmanager
+def logged(agent: BaseAlgorithm, fresh: bool) -> Iterator[None]:
+    """Gives an agent the logger that its own settings ask for, and takes it away again: it may hold open files."""
+    utils = import_module("stable_baselines3.common.utils")
+    silent = import_module("stable_baselines3.common.logger").Logger(None, [])
+    agent.set_logger(utils.configure_logger(agent.verbose, agent.tensorboard_log, type(agent).__name__, fresh))
+    try:
+        yield
+    finally:
+        agent.logger.close()
+        agent.set_logger(silent)
 
 
 def check_networks(agent: BaseAlgorithm, run: int) -> None:

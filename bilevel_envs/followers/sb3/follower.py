@@ -35,6 +35,7 @@ from bilevel_envs.followers.sb3.agents import (
     class_of,
     kind_of,
     load_networks,
+    logged,
     scheduled,
     seeded,
     stores,
@@ -269,10 +270,9 @@ class SB3Follower:
             whole = self.settings.total_steps if self.settings.schedule == "total" else None
             begun, whole = (taken, budget) if whole is None else (0, whole)
             waits_for = budget // 2 if taken and self.settings.buffer == "clear" else None
-            with scheduled(agent, begun, whole, waits_for):
+            with scheduled(agent, begun, whole, waits_for), logged(agent, fresh):
                 agent.learn(budget, reset_num_timesteps=fresh)
             world.close()
-            agent._logger = None  # type: ignore[assignment]  # it may hold files, and belongs to this response
         check_networks(agent, run)
         return agent.num_timesteps - taken, world.paid
 
