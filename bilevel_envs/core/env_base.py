@@ -24,6 +24,7 @@ from bilevel_envs.core.problems import check_model, completed
 
 M = TypeVar("M", bound=Model)
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
+TILE = 16  # environments whose blocks are drawn together
 
 
 def as_theta(problem: ConfigurableMDP, theta: Numbers) -> np.ndarray:
@@ -357,7 +358,7 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
             self._state, self._step = self._first(np.flatnonzero(mask)), np.zeros(self.num_envs, int)
         else:
             self._begin(np.flatnonzero(mask))
-        return self._observe(self._state.copy()), {}
+        return self._shown(), {}
 
     def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment; those that end start anew in the same call."""
@@ -379,7 +380,7 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
             infos |= {"final_info": _infos(info, ended), "_final_info": ended}
             self._state = arrived.copy()
             self._begin(np.flatnonzero(ended))
-        return self._observe(self._state.copy()), reward, terminated, truncated, infos
+        return self._shown(), reward, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One picture per environment."""
@@ -410,6 +411,10 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
             raise ValueError(f"`seed` must give one seed per environment ({self.num_envs}), got {len(seeds)}")
         return seeds
 
+    def _shown(self) -> np.ndarray:
+        """What is seen of the present states."""
+        return self._observe(self._state.copy())
+
     def _begin(self, index: np.ndarray) -> None:
         """Puts the environments `index` at the start of an episode."""
         self._state[index] = self._first(index)
@@ -418,22 +423,31 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
     def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
         if not self._generators:
             self._generators = [np.random.default_rng() for _ in seeds]
-            self._block = np.empty((self.num_envs, BLOCK, self.draws))
-            self._read = np.full(self.num_envs, BLOCK)
+            # One row per step and not per environment, so that a step reads few pages of memory.
+            self._block = np.empty((1 + BLOCK, self.num_envs, self.draws))
+            self._read = np.full(self.num_envs, 1 + BLOCK)  # each environment's next row
         for index, seed in enumerate(seeds):
             if seed is not None and mask[index]:
                 self._generators[index] = gym.utils.seeding.np_random(seed)[0]
-                self._read[index] = BLOCK
+                self._read[index] = 1 + BLOCK
         self._np_random, self._np_random_seed = self._generators[0], seeds[0]
 
     def _uniform(self, index: np.ndarray) -> np.ndarray:
         """The next uniform numbers of each environment in `index`, from its own stream, [len(index), draws]."""
-        for empty in index[self._read[index] == BLOCK]:
-            self._generators[empty].random(out=self._block[empty])
-            self._read[empty] = 0
-        uniform = self._block[index, self._read[index]]
+        self._refill(index[self._read[index] > BLOCK])
+        uniform = self._block[self._read[index], index]
         self._read[index] += 1
         return uniform
+
+    def _refill(self, index: np.ndarray) -> None:
+        """Draws a block for each environment in `index`, which has read all of its own, or all but the last row."""
+        for some in (index[at : at + TILE] for at in range(0, len(index), TILE)):
+            fresh = np.empty((len(some), BLOCK, self.draws))
+            for one, out in zip(some, fresh, strict=True):
+                self._generators[one].random(out=out)
+            self._block[0, some] = self._block[BLOCK, some]  # stays the next row where it has not been read
+            self._block[1:, some] = fresh.swapaxes(0, 1)
+            self._read[some] -= BLOCK
 
 
 def _infos(info: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:

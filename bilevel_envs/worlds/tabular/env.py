@@ -14,9 +14,12 @@ from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
 from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_model, check_problem, completed
+from bilevel_envs.worlds.tabular.kernels import step_copies
 from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
 OBSERVATIONS = ("index", "vector")
+NO_LIMIT = 2**62
+NO_ACTION, SHORT_OF_NUMBERS = -1, -2  # what `step_copies` may return instead of a count
 
 
 class _TabularFace(Face[TabularModel]):
@@ -58,6 +61,8 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
       observation: "index" or "vector".
       max_episode_steps: time limit; None for none.
       render_mode: "rgb_array" or None.
+      copy: whether `reset` and `step` return a copy of the observations; with False, the next call writes its own
+        numbers of states into the array that the last one returned.
     """
 
     def __init__(
@@ -68,42 +73,81 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         observation: str = "index",
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        copy: bool = True,
     ) -> None:
         space = self._look_at(problem, observation)
         actions = gym.spaces.Discrete(self.actions)
+        self.copy = copy
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, space, actions)
+        self._seen = np.empty(self.num_envs, np.int64)
+        whole, real = [np.empty(self.num_envs, kind) for kind in (np.int64,) * 3], np.empty(self.num_envs)
+        self._last = (*whole[:2], real, whole[2])  # index, state, r_L and step of the episodes that end with a step
+
+    def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One step of every environment, in one compiled loop; those that end start anew in the same call."""
+        if self._state is None:
+            raise gym.error.ResetNeeded("call `reset` before `step`")
+        action, n = self._checked(actions), self.num_envs
+        observed = np.empty(n, np.int64) if self.copy else self._seen
+        reward, terminated, truncated = np.empty(n), np.empty(n, bool), np.empty(n, bool)
+        paid, step, on = np.empty(n), np.empty(n, np.int64), np.empty(n, bool)
+        told = (observed, reward, terminated, truncated, paid, step, on)
+        limit = NO_LIMIT if self.time_limit is None else self.time_limit
+
+        def count() -> int:
+            streams, now = (self._block, self._read), (self._state, self._step)
+            return step_copies(action, limit, self._tables, streams, now, told, self._last)
+
+        ended = count()
+        if ended == SHORT_OF_NUMBERS:
+            self._refill(np.flatnonzero(self._read >= BLOCK))
+            ended = count()
+        if ended == NO_ACTION:
+            raise ValueError(f"`actions` must lie in 0 … {self.actions - 1}, got {actions!r}")
+        infos: dict[str, object] = {"leader_reward": paid, "step": step, "_leader_reward": on, "_step": on}
+        if ended:
+            infos |= self._final(*(part[:ended] for part in self._last), where=~on)
+        return self._observe(observed), reward, terminated, truncated, infos
+
+    def _final(
+        self, index: np.ndarray, reached: np.ndarray, paid: np.ndarray, step: np.ndarray, where: np.ndarray
+    ) -> dict[str, object]:
+        """What Gymnasium tells of the episodes that ended, those of the environments `index`."""
+        observations, last_paid, last_step = (
+            np.empty(len(where), object),
+            np.zeros(len(where)),
+            np.zeros_like(self._step),
+        )
+        seen = list(self._observe(reached.copy()))
+        if self.observation == "index":
+            observations[index] = seen
+        else:
+            for one, observation in zip(index, seen, strict=True):
+                observations[one] = observation
+        last_paid[index], last_step[index] = paid, step
+        info = {"leader_reward": last_paid, "step": last_step, "_leader_reward": where, "_step": where}
+        return {"final_obs": observations, "_final_obs": where, "final_info": info, "_final_info": where}
 
     def _checked(self, actions: ArrayLike) -> np.ndarray:
+        """As int64 [n]; whether they are in range is seen by the loop."""
         action = np.asarray(actions)
         if action.shape != (self.num_envs,) or action.dtype.kind not in "iu":
             raise ValueError(f"`actions` must be whole numbers of shape [{self.num_envs}], got {actions!r}")
-        if action.min() < 0 or action.max() >= self.actions:
-            raise ValueError(f"`actions` must lie in 0 … {self.actions - 1}, got {actions!r}")
-        return action.astype(np.int64)  # sums of int64 and uint64 would be floats
-
-    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        pair = (self._offset + self._state) * self.actions + action
-        move = (self._moves_at + self._state) * self.actions + action
-        uniform = self._uniform(np.arange(self.num_envs))
-        arrived = self._successor[move, (self._cdf[move] <= uniform).sum(1)]
-        return arrived, self._r_follower[pair], self._ends[pair], {"leader_reward": self._r_leader[pair]}
+        return np.ascontiguousarray(action, np.int64)  # an uint64 too large becomes negative
 
     def _load(self, model: TabularModel) -> None:
-        tables = model.structure.stepping
-        states = np.arange(self.num_envs) // (self.num_envs // model.runs) * model.states
-        self._offset = states if model.runs > 1 else 0
-        self._moves_at = states if tables.cdf.shape[0] > 1 else 0
-        self._cdf = tables.cdf.reshape(-1, tables.cdf.shape[-1])
-        self._successor = tables.successor.reshape(self._cdf.shape)
-        self._start_cdf = np.broadcast_to(tables.start_cdf, (model.runs, model.states))
-        flat = (model.runs, model.states, model.actions)
-        self._r_follower = model.r_follower.expand(flat).reshape(-1).numpy()
-        self._r_leader = model.r_leader.expand(flat).reshape(-1).numpy()
-        self._ends = (model.continues.expand(flat).reshape(-1) == 0).numpy()
+        moves, rewards = model.structure.stepping, (model.r_follower, model.r_leader)
+        r_follower, r_leader = (np.ascontiguousarray(reward.numpy()) for reward in rewards)
+        self._starts, first = moves.starts, (moves.starts.states, moves.starts.cdf)
+        self._tables = (moves.successor, moves.cdf, r_follower, r_leader, moves.ends, *first, model.runs)
         self._run = np.arange(self.num_envs) // (self.num_envs // model.runs)
 
     def _first(self, index: np.ndarray) -> np.ndarray:
-        return (self._start_cdf[self._run[index]] <= self._uniform(index)).sum(1)
+        return self._starts.draw(self._uniform(index)[:, 0], self._run[index])
+
+    def _shown(self) -> np.ndarray:
+        self._seen[:] = self._state
+        return self._observe(self._seen.copy() if self.copy else self._seen)
 
 
 class TabularEnv(_TabularFace, ConfigurableEnv[TabularModel]):

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 SMALLEST_DENSE = 64  # below, LAPACK is no faster than the loops, whatever the width
+LINEAR_SEARCH = 16  # up to so many outcomes are compared one by one, without a branch
 EPSILON = float(np.finfo(np.float64).eps)
 MOST_ROUNDING = 1e-6  # of β, by which rounding may move V_F; g is then right to half of that, as g (1 − g) ≤ 1/4
 
@@ -38,12 +39,35 @@ def outcome(probability: np.ndarray, uniform: float) -> int:
 
 
 @compiled
+def drawn(cdf: np.ndarray, uniform: float) -> int:
+    """The outcome at `uniform` in [0, 1) of cumulative probabilities, the last of which is 1; by binary search."""
+    low, high = 0, len(cdf) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if cdf[middle] <= uniform:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def first_states(states: np.ndarray, cdf: np.ndarray, uniform: np.ndarray, run: np.ndarray) -> np.ndarray:
+    """First states at `uniform` [N] from possible ones and their CDF, [R|1, M], each of its own run, int [N]."""
+    first = np.empty(len(uniform), np.int64)
+    for index in range(len(uniform)):
+        row = run[index] % len(cdf)
+        first[index] = states[row, drawn(cdf[row], uniform[index])]
+    return first
+
+
+@compiled
 def walk(
     uniform: np.ndarray,
     policy: np.ndarray,
     successor: np.ndarray,
     move: np.ndarray,
-    initial: np.ndarray,
+    starts: tuple,
     ends: np.ndarray,
     first_state: np.ndarray,
     first_action: np.ndarray,
@@ -58,7 +82,7 @@ def walk(
       policy: g(b | s), [R|1, S, B].
       successor: the states a step may lead to, int [R|1, S, B, K].
       move: their probabilities, [R|1, S, B, K].
-      initial: ρ0, [R|1, S].
+      starts: possible first states and their CDF, [R|1, M] each; see `Starts`.
       ends: whether the episode ends after the step, bool [R|1, S, B].
       first_state: the state in which each row begins, int [R, N]; −1 for a draw.
       first_action: the first action of each row, int [R, N]; −1 for a draw.
@@ -73,12 +97,13 @@ def walk(
     for run in range(runs):
         g = policy[run % len(policy)]
         to, p = successor[run % len(successor)], move[run % len(move)]
-        rho, over = initial[run % len(initial)], ends[run % len(ends)]
+        start, start_cdf = starts[0][run % len(starts[0])], starts[1][run % len(starts[1])]
+        over = ends[run % len(ends)]
         for row in range(rows):
             s, at, length = first_state[run, row], 0, 0
             for k in range(horizon):
                 if s < 0:
-                    s, at = outcome(rho, uniform[run, 2, k, row]), 0
+                    s, at = start[drawn(start_cdf, uniform[run, 2, k, row])], 0
                 b = first_action[run, row] if k == 0 else -1
                 if b < 0:
                     b = outcome(g[s], uniform[run, 0, k, row])
@@ -94,6 +119,71 @@ def walk(
                     s = -1
             longest = max(longest, length)
     return longest
+
+
+@compiled
+def step_copies(
+    action: np.ndarray, time_limit: int, tables: tuple, streams: tuple, now: tuple, told: tuple, last: tuple
+) -> int:
+    """One step of n copies of a table, those of one run side by side; a copy that ends starts anew in the same step.
+
+    Args:
+      action: int64 [n].
+      time_limit: an episode is truncated after so many steps.
+      tables: successor int [R|1, S, B, K], its CDF, r_F, r_L and ends [R|1, S, B], first states and their CDF
+        [R|1, M], and R.
+      streams: rows of uniform numbers [rows, n, 1] and the row that each copy reads next, int [n].
+      now: state and step of each copy, int [n]; changed.
+      told: where to write observed state, r_F, terminated, truncated and, of copies that go on (0 elsewhere), r_L, step
+        and that they go on, [n] each.
+      last: where to write, of the copies that end, one after the other, index, state reached, r_L and step, [n] each.
+
+    Returns:
+      How many copies ended. Without a change: −1 where an action is none, −2 where a copy has fewer than two numbers.
+    """
+    successor, cdf, r_follower, r_leader, ends, first, first_cdf, runs = tables
+    uniform, read = streams
+    state, step = now
+    observed, reward, terminated, truncated, paid, counted, on = told
+    which, reached, last_paid, last_step = last
+    count, (actions, branches) = len(action), cdf.shape[-2:]
+    outside, furthest = False, 0
+    for i in range(count):
+        outside |= (action[i] < 0) | (action[i] >= actions)
+        furthest = max(furthest, read[i])
+    if outside:
+        return -1
+    if furthest > len(uniform) - 2:
+        return -2
+    ended, share = 0, count // runs
+    for run in range(runs):
+        to, p = successor[run % len(successor)], cdf[run % len(cdf)]
+        r_f, r_l = r_follower[run % len(r_follower)], r_leader[run % len(r_leader)]
+        over, start, start_cdf = ends[run % len(ends)], first[run % len(first)], first_cdf[run % len(first_cdf)]
+        for i in range(run * share, (run + 1) * share):
+            s, b, at, u = state[i], action[i], step[i], uniform[read[i], i, 0]
+            read[i] += 1
+            if branches <= LINEAR_SEARCH:
+                branch = 0
+                for k in range(branches - 1):
+                    branch += p[s, b, k] <= u
+            else:
+                branch = drawn(p[s, b], u)
+            arrived = to[s, b, branch]
+            reward[i], terminated[i], truncated[i] = r_f[s, b], over[s, b], at + 1 >= time_limit
+            goes_on = not (terminated[i] or truncated[i])
+            on[i] = goes_on
+            if goes_on:
+                paid[i], counted[i], step[i] = r_l[s, b], at, at + 1
+            else:
+                which[ended], reached[ended], last_paid[ended], last_step[ended] = i, arrived, r_l[s, b], at
+                ended += 1
+                arrived = start[drawn(start_cdf, uniform[read[i], i, 0])]
+                read[i] += 1
+                paid[i], counted[i], step[i] = 0.0, 0, 0
+            state[i] = arrived
+            observed[i] = arrived
+    return ended
 
 
 # Linear systems of a policy -----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_distribution, check_finite, check_shape
 from bilevel_envs.worlds.tabular.banded import Band, band_of
 from bilevel_envs.worlds.tabular.kernels import solutions
+from bilevel_envs.worlds.tabular.starts import Starts
 
 if TYPE_CHECKING:
     from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
@@ -27,25 +28,20 @@ class Stepping:
       successor: the states a step may lead to, int [R|1, S, B, K]; the possible ones first.
       probability: of each of them, [R|1, S, B, K].
       going_on: the same, 0 where the episode ends with the step, [R|1, S, B, K].
-      initial: ρ0, [R|1, S].
+      starts: the possible first states.
       ends: whether the episode ends with the step, bool [R|1, S, B].
     """
 
     successor: np.ndarray
     probability: np.ndarray
     going_on: np.ndarray
-    initial: np.ndarray
+    starts: Starts
     ends: np.ndarray
 
     @cached_property
     def cdf(self) -> np.ndarray:
         """Cumulative probabilities, the last possible one exactly 1, [R|1, S, B, K]."""
         return closed_cdf(self.probability)
-
-    @cached_property
-    def start_cdf(self) -> np.ndarray:
-        """Cumulative initial distribution, likewise, [R|1, S]."""
-        return closed_cdf(self.initial)
 
     @cached_property
     def band(self) -> Band:
@@ -82,7 +78,7 @@ class Structure:
         probability = np.take_along_axis(transition, successor, axis=-1)
         continues = self._continues.numpy()
         going_on = probability * continues[..., None]
-        return Stepping(successor, probability, going_on, self._initial.numpy(), continues == 0)
+        return Stepping(successor, probability, going_on, Starts.of(self._initial.numpy()), continues == 0)
 
 
 def closed_cdf(p: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from bilevel_envs.worlds.tabular.checks import check_table_policy
 from bilevel_envs.worlds.tabular.kernels import walk
 from bilevel_envs.worlds.tabular.model import TabularModel, look_up
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.starts import Starts
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def table_rollout(
     check_table_policy(policy, noise.runs, model)
     moves, shape = model.structure.stepping, (noise.runs, rows, horizon)
     first = First() if first is None else first
+    starts = moves.starts if first.initial is None else Starts.of(first.initial[None])
     began = _chosen(first.state, shape[:2], model.states, "first.state")
     acted = _chosen(first.action, shape[:2], model.actions, "first.action")
     columns = tuple(np.zeros(shape, np.int64) for _ in range(4)) + tuple(np.zeros(shape, bool) for _ in range(3))
@@ -71,7 +73,7 @@ def table_rollout(
         policy.probs.contiguous().numpy(),
         moves.successor,
         moves.probability,
-        moves.initial if first.initial is None else first.initial[None],
+        (starts.states, starts.cdf),
         moves.ends,
         began,
         acted,
