@@ -24,7 +24,6 @@ from bilevel_envs.core.problems import check_model, completed
 
 M = TypeVar("M", bound=Model)
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
-TILE = 16  # environments whose blocks are drawn together
 
 
 def as_theta(problem: ConfigurableMDP, theta: Numbers) -> np.ndarray:
@@ -423,31 +422,22 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
     def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
         if not self._generators:
             self._generators = [np.random.default_rng() for _ in seeds]
-            # One row per step and not per environment, so that a step reads few pages of memory.
-            self._block = np.empty((1 + BLOCK, self.num_envs, self.draws))
-            self._read = np.full(self.num_envs, 1 + BLOCK)  # each environment's next row
+            self._block = np.empty((self.num_envs, BLOCK, self.draws))
+            self._read = np.full(self.num_envs, BLOCK)
         for index, seed in enumerate(seeds):
             if seed is not None and mask[index]:
                 self._generators[index] = gym.utils.seeding.np_random(seed)[0]
-                self._read[index] = 1 + BLOCK
+                self._read[index] = BLOCK
         self._np_random, self._np_random_seed = self._generators[0], seeds[0]
 
     def _uniform(self, index: np.ndarray) -> np.ndarray:
         """The next uniform numbers of each environment in `index`, from its own stream, [len(index), draws]."""
-        self._refill(index[self._read[index] > BLOCK])
-        uniform = self._block[self._read[index], index]
+        for empty in index[self._read[index] == BLOCK]:
+            self._generators[empty].random(out=self._block[empty])
+            self._read[empty] = 0
+        uniform = self._block[index, self._read[index]]
         self._read[index] += 1
         return uniform
-
-    def _refill(self, index: np.ndarray) -> None:
-        """Draws a block for each environment in `index`, which has read all of its own, or all but the last row."""
-        for some in (index[at : at + TILE] for at in range(0, len(index), TILE)):
-            fresh = np.empty((len(some), BLOCK, self.draws))
-            for one, out in zip(some, fresh, strict=True):
-                self._generators[one].random(out=out)
-            self._block[0, some] = self._block[BLOCK, some]  # stays the next row where it has not been read
-            self._block[1:, some] = fresh.swapaxes(0, 1)
-            self._read[some] -= BLOCK
 
 
 def _infos(info: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:

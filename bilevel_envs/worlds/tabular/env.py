@@ -14,12 +14,12 @@ from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
 from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_model, check_problem, completed
-from bilevel_envs.worlds.tabular.kernels import step_copies
+from bilevel_envs.worlds.tabular.kernels import first_states, step_copies
 from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
 OBSERVATIONS = ("index", "vector")
 NO_LIMIT = 2**62
-NO_ACTION, SHORT_OF_NUMBERS = -1, -2  # what `step_copies` may return instead of a count
+NO_ACTION = -1  # what `step_copies` returns instead of a count
 
 
 class _TabularFace(Face[TabularModel]):
@@ -80,6 +80,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         self.copy = copy
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, space, actions)
         self._seen = np.empty(self.num_envs, np.int64)
+        self._streams = np.empty((self.num_envs, 4), np.uint64)
         whole, real = [np.empty(self.num_envs, kind) for kind in (np.int64,) * 3], np.empty(self.num_envs)
         self._last = (*whole[:2], real, whole[2])  # index, state, r_L and step of the episodes that end with a step
 
@@ -93,15 +94,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         paid, step, on = np.empty(n), np.empty(n, np.int64), np.empty(n, bool)
         told = (observed, reward, terminated, truncated, paid, step, on)
         limit = NO_LIMIT if self.time_limit is None else self.time_limit
-
-        def count() -> int:
-            streams, now = (self._block, self._read), (self._state, self._step)
-            return step_copies(action, limit, self._tables, streams, now, told, self._last)
-
-        ended = count()
-        if ended == SHORT_OF_NUMBERS:
-            self._refill(np.flatnonzero(self._read >= BLOCK))
-            ended = count()
+        ended = step_copies(action, limit, self._tables, self._streams, (self._state, self._step), told, self._last)
         if ended == NO_ACTION:
             raise ValueError(f"`actions` must lie in 0 … {self.actions - 1}, got {actions!r}")
         infos: dict[str, object] = {"leader_reward": paid, "step": step, "_leader_reward": on, "_step": on}
@@ -138,12 +131,23 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
     def _load(self, model: TabularModel) -> None:
         moves, rewards = model.structure.stepping, (model.r_follower, model.r_leader)
         r_follower, r_leader = (np.ascontiguousarray(reward.numpy()) for reward in rewards)
-        self._starts, first = moves.starts, (moves.starts.states, moves.starts.cdf)
+        first = (moves.starts.states, moves.starts.cdf)
         self._tables = (moves.successor, moves.cdf, r_follower, r_leader, moves.ends, *first, model.runs)
-        self._run = np.arange(self.num_envs) // (self.num_envs // model.runs)
 
     def _first(self, index: np.ndarray) -> np.ndarray:
-        return self._starts.draw(self._uniform(index)[:, 0], self._run[index])
+        *_, states, cdf, runs = self._tables
+        return first_states(states, cdf, self._streams, index, self.num_envs // runs)
+
+    def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
+        """Streams as the compiled loops move them: the numbers are those of a generator with the same seed."""
+        unseeded = self._state is None
+        for index, seed in enumerate(seeds):
+            if unseeded or (seed is not None and mask[index]):
+                generator, _ = gym.utils.seeding.np_random(seed)
+                self._streams[index] = _stream(cast(np.random.PCG64, generator.bit_generator))
+                if index == 0:  # a stream of its own for whoever asks for `np_random`
+                    self._np_random = np.random.Generator(cast(np.random.PCG64, generator.bit_generator).jumped())
+        self._np_random_seed = seeds[0]
 
     def _shown(self) -> np.ndarray:
         self._seen[:] = self._state
@@ -246,6 +250,12 @@ class TabularEnv(_TabularFace, ConfigurableEnv[TabularModel]):
         if not self._uniforms:
             self._uniforms = self.np_random.random(BLOCK)[::-1].tolist()
         return self._uniforms.pop()
+
+
+def _stream(generator: np.random.PCG64) -> tuple[int, ...]:
+    """The state of a generator as `kernels.next_uniform` takes it."""
+    state = cast(dict, generator.state)["state"]
+    return tuple(half for number in (state["state"], state["inc"]) for half in divmod(number, 2**64))
 
 
 def _is_index(action: ArrayLike, count: int) -> bool:

@@ -12,6 +12,8 @@ from numba import njit
 
 SMALLEST_DENSE = 64  # below, LAPACK is no faster than the loops, whatever the width
 LINEAR_SEARCH = 16  # up to so many outcomes are compared one by one, without a branch
+HALF, LOWER_HALF = np.uint64(32), np.uint64(2**32 - 1)
+MULTIPLIER_HIGH, MULTIPLIER_LOW = np.uint64(0x2360ED051FC65DA4), np.uint64(0x4385DF649FCCF645)  # of PCG64
 EPSILON = float(np.finfo(np.float64).eps)
 MOST_ROUNDING = 1e-6  # of β, by which rounding may move V_F; g is then right to half of that, as g (1 − g) ≤ 1/4
 
@@ -52,12 +54,39 @@ def drawn(cdf: np.ndarray, uniform: float) -> int:
 
 
 @compiled
-def first_states(states: np.ndarray, cdf: np.ndarray, uniform: np.ndarray, run: np.ndarray) -> np.ndarray:
-    """First states at `uniform` [N] from possible ones and their CDF, [R|1, M], each of its own run, int [N]."""
-    first = np.empty(len(uniform), np.int64)
-    for index in range(len(uniform)):
-        row = run[index] % len(cdf)
-        first[index] = states[row, drawn(cdf[row], uniform[index])]
+def next_uniform(stream: np.ndarray, index: int) -> float:
+    """The next number of stream `index`: that of `random()` of NumPy's generator PCG64, to the last bit.
+
+    The state x is a whole number below 2^128 that moves by x ← a x + c; the output is the exclusive or of its halves,
+    rotated by the upper six bits. Source: O'Neill, PCG: a family of simple fast space-efficient statistically good
+    algorithms for random number generation, HMC-CS-2014-0905 (XSL-RR 128/64).
+
+    Args:
+      stream: upper and lower half of x and of c, uint64 [n, 4]; x is moved.
+      index: which row.
+    """
+    high, low = stream[index, 0], stream[index, 1]
+    # low · MULTIPLIER_LOW in 128 bits, by halves of 32
+    x0, x1, a0, a1 = low & LOWER_HALF, low >> HALF, MULTIPLIER_LOW & LOWER_HALF, MULTIPLIER_LOW >> HALF
+    middle = ((x0 * a0) >> HALF) + ((x0 * a1) & LOWER_HALF) + ((x1 * a0) & LOWER_HALF)
+    carried = x1 * a1 + ((x0 * a1) >> HALF) + ((x1 * a0) >> HALF) + (middle >> HALF)
+    product = low * MULTIPLIER_LOW
+    low_after = product + stream[index, 3]
+    overflow = np.uint64(low_after < product)
+    high_after = carried + high * MULTIPLIER_LOW + low * MULTIPLIER_HIGH + stream[index, 2] + overflow
+    stream[index, 0], stream[index, 1] = high_after, low_after
+    turns, mixed = high_after >> np.uint64(58), high_after ^ low_after
+    rotated = (mixed >> turns) | (mixed << ((np.uint64(64) - turns) & np.uint64(63)))
+    return float(rotated >> np.uint64(11)) * 2.0**-53
+
+
+@compiled
+def first_states(states: np.ndarray, cdf: np.ndarray, stream: np.ndarray, index: np.ndarray, share: int) -> np.ndarray:
+    """First states of the copies `index`, `share` to a run, drawn from the possible ones and their CDF, [R|1, M]."""
+    first = np.empty(len(index), np.int64)
+    for place, i in enumerate(index):
+        row = i // share % len(cdf)
+        first[place] = states[row, drawn(cdf[row], next_uniform(stream, i))]
     return first
 
 
@@ -123,7 +152,7 @@ def walk(
 
 @compiled
 def step_copies(
-    action: np.ndarray, time_limit: int, tables: tuple, streams: tuple, now: tuple, told: tuple, last: tuple
+    action: np.ndarray, time_limit: int, tables: tuple, stream: np.ndarray, now: tuple, told: tuple, last: tuple
 ) -> int:
     """One step of n copies of a table, those of one run side by side; a copy that ends starts anew in the same step.
 
@@ -132,37 +161,32 @@ def step_copies(
       time_limit: an episode is truncated after so many steps.
       tables: successor int [R|1, S, B, K], its CDF, r_F, r_L and ends [R|1, S, B], first states and their CDF
         [R|1, M], and R.
-      streams: rows of uniform numbers [rows, n, 1] and the row that each copy reads next, int [n].
+      stream: each copy's source of uniform numbers, see `next_uniform`.
       now: state and step of each copy, int [n]; changed.
       told: where to write observed state, r_F, terminated, truncated and, of copies that go on (0 elsewhere), r_L, step
         and that they go on, [n] each.
       last: where to write, of the copies that end, one after the other, index, state reached, r_L and step, [n] each.
 
     Returns:
-      How many copies ended. Without a change: −1 where an action is none, −2 where a copy has fewer than two numbers.
+      How many copies ended; −1, and nothing is changed, where an action is none.
     """
     successor, cdf, r_follower, r_leader, ends, first, first_cdf, runs = tables
-    uniform, read = streams
     state, step = now
     observed, reward, terminated, truncated, paid, counted, on = told
     which, reached, last_paid, last_step = last
     count, (actions, branches) = len(action), cdf.shape[-2:]
-    outside, furthest = False, 0
+    outside = False
     for i in range(count):
         outside |= (action[i] < 0) | (action[i] >= actions)
-        furthest = max(furthest, read[i])
     if outside:
         return -1
-    if furthest > len(uniform) - 2:
-        return -2
     ended, share = 0, count // runs
     for run in range(runs):
         to, p = successor[run % len(successor)], cdf[run % len(cdf)]
         r_f, r_l = r_follower[run % len(r_follower)], r_leader[run % len(r_leader)]
         over, start, start_cdf = ends[run % len(ends)], first[run % len(first)], first_cdf[run % len(first_cdf)]
         for i in range(run * share, (run + 1) * share):
-            s, b, at, u = state[i], action[i], step[i], uniform[read[i], i, 0]
-            read[i] += 1
+            s, b, at, u = state[i], action[i], step[i], next_uniform(stream, i)
             if branches <= LINEAR_SEARCH:
                 branch = 0
                 for k in range(branches - 1):
@@ -178,8 +202,7 @@ def step_copies(
             else:
                 which[ended], reached[ended], last_paid[ended], last_step[ended] = i, arrived, r_l[s, b], at
                 ended += 1
-                arrived = start[drawn(start_cdf, uniform[read[i], i, 0])]
-                read[i] += 1
+                arrived = start[drawn(start_cdf, next_uniform(stream, i))]
                 paid[i], counted[i], step[i] = 0.0, 0, 0
             state[i] = arrived
             observed[i] = arrived

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bilevel_envs.worlds.tabular.kernels import first_states
-
 
 @dataclass(frozen=True)
 class Starts:
@@ -33,7 +31,3 @@ class Starts:
         for row, one in zip(cdf, possible, strict=True):
             row[len(one) - 1 :] = 1.0  # a draw never falls behind the last state, whatever the sum was rounded to
         return cls(states, cdf)
-
-    def draw(self, uniform: np.ndarray, run: np.ndarray) -> np.ndarray:
-        """First states at numbers in [0, 1), [N], of the run that each belongs to, int [N]."""
-        return first_states(self.states, self.cdf, uniform, run)
