@@ -32,6 +32,7 @@ def make_vector_env(
     theta: Numbers | None = None,
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
+    copy: bool = True,
     **kwargs: object,
 ) -> ConfigurableVectorEnv:
     """Entry point of `gymnasium.make_vec`; arguments as in `make_env`.
@@ -42,11 +43,13 @@ def make_vector_env(
       theta: first θ.
       max_episode_steps: time limit; None or, as `gymnasium.make` has it, −1 for none.
       render_mode: "rgb_array" or None.
+      copy: False for observations that the next call overwrites; tables only.
       kwargs: arguments of the problem, or in the environment's `face`.
     """
     env_class, made, face = _parts(problem, kwargs)
     max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
-    how = {"theta": theta, "max_episode_steps": max_episode_steps, "render_mode": render_mode}
+    how: dict[str, object] = {"theta": theta, "max_episode_steps": max_episode_steps, "render_mode": render_mode}
+    how |= {} if copy else {"copy": False}
     return env_class.vector_class(made, num_envs, **how, **face)
 
 

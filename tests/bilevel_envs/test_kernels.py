@@ -5,6 +5,7 @@ import pytest
 
 from bilevel_envs.envs.four_rooms import FourRooms
 from bilevel_envs.worlds.tabular import kernels
+from bilevel_envs.worlds.tabular.starts import Starts
 
 
 def test_outcomes_follow_the_cumulative_sums():
@@ -12,6 +13,38 @@ def test_outcomes_follow_the_cumulative_sums():
     # the thirds do not add up to 1 in floating point; outcomes of probability 0 must never be drawn
     drawn = [kernels.outcome(thirds, u) for u in (0.0, 0.3, 0.34, 0.67, np.nextafter(1.0, 0.0))]
     assert drawn == [1, 1, 2, 3, 3]
+
+
+def test_streams_give_the_numbers_of_numpys_pcg64_to_the_last_bit():
+    seeds = (0, 1, 12345, 2**64 - 1)
+    generators = [np.random.Generator(np.random.PCG64(seed)) for seed in seeds]
+    states = [generator.bit_generator.state["state"] for generator in generators]
+    halves = [[*divmod(state["state"], 2**64), *divmod(state["inc"], 2**64)] for state in states]
+    stream = np.array(halves, np.uint64)
+    for index, generator in enumerate(generators):
+        found = [kernels.next_uniform(stream, index) for _ in range(2_000)]
+        np.testing.assert_array_equal(found, generator.random(2_000))
+
+
+def test_possible_starts_are_drawn_like_starts_of_the_whole_distribution():
+    rng = np.random.default_rng(0)
+    initial = np.where(
+        rng.random((3, 50)) < 0.3, rng.random((3, 50)), 0.0
+    )  # each run with other states, and others many
+    initial /= initial.sum(-1, keepdims=True)
+    starts, uniform = Starts.of(initial), np.append(rng.random(999), np.nextafter(1.0, 0.0))
+    for run in range(3):
+        found = starts.states[run, [kernels.drawn(starts.cdf[run], u) for u in uniform]]
+        np.testing.assert_array_equal(found, [kernels.outcome(initial[run], u) for u in uniform])
+
+
+def test_a_start_is_possible_even_where_probabilities_are_rounded():
+    starts = Starts.of(np.array([[0.0, 1 / 3, 0.0, 1 / 3, 1 / 3 - 1e-9, 0.0]]))
+    last = np.nextafter(1.0, 0.0)
+    drawn = [int(starts.states[0, kernels.drawn(starts.cdf[0], u)]) for u in (0.0, 1 / 3, 0.7, last)]
+    assert drawn == [1, 3, 4, 4]  # a number on the edge belongs to the next state
+    with pytest.raises(ValueError, match="positive probability"):
+        Starts.of(np.zeros((1, 3)))
 
 
 def test_means_by_key_are_those_made_by_hand():
@@ -32,7 +65,7 @@ def test_a_walk_moves_along_the_rows_of_its_tables(whole_episodes):
     uniform = rng.random((2, 3, 30, 4))
     policy, move = rng.dirichlet(np.ones(3), (1, 5)), rng.dirichlet(np.ones(2), (2, 5, 3))
     successor = rng.integers(5, size=(2, 5, 3, 2))
-    initial, ends = np.array([[0.0, 0.5, 0.5, 0.0, 0.0]]), rng.random((1, 5, 3)) < 0.1
+    starts, ends = (np.array([[1, 2]]), np.array([[0.5, 1.0]])), rng.random((1, 5, 3)) < 0.1
     anywhere = np.full((2, 4), -1)
 
     def columns() -> tuple:
@@ -40,7 +73,7 @@ def test_a_walk_moves_along_the_rows_of_its_tables(whole_episodes):
 
     fast, plain = columns(), columns()
     for walk, out in ((kernels.walk, fast), (kernels.walk.py_func, plain)):
-        walk(uniform, policy, successor, move, initial, ends, anywhere, anywhere, 7, whole_episodes, out)
+        walk(uniform, policy, successor, move, starts, ends, anywhere, anywhere, 7, whole_episodes, out)
     for one, other in zip(fast, plain, strict=True):
         np.testing.assert_array_equal(one, other)
     state, action, following, step, terminated, truncated, valid = fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, cast
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from bilevel_envs.worlds.tabular.kernels import first_states, step_copies
 from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
 OBSERVATIONS = ("index", "vector")
+MOST_LISTED = 10_000  # states; rows of larger tables are not kept as Python lists
 NO_LIMIT = 2**62
 NO_ACTION = -1  # what `step_copies` returns instead of a count
 
@@ -81,8 +83,8 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         super().__init__(problem, num_envs, theta, max_episode_steps, render_mode, space, actions)
         self._seen = np.empty(self.num_envs, np.int64)
         self._streams = np.empty((self.num_envs, 4), np.uint64)
-        whole, real = [np.empty(self.num_envs, kind) for kind in (np.int64,) * 3], np.empty(self.num_envs)
-        self._last = (*whole[:2], real, whole[2])  # index, state, r_L and step of the episodes that end with a step
+        self._which, self._reached = np.empty(self.num_envs, np.int64), np.empty(self.num_envs, np.int64)
+        self._ended = _nothing_ended(self.num_envs)
 
     def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment, in one compiled loop; those that end start anew in the same call."""
@@ -91,34 +93,29 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         action, n = self._checked(actions), self.num_envs
         observed = np.empty(n, np.int64) if self.copy else self._seen
         reward, terminated, truncated = np.empty(n), np.empty(n, bool), np.empty(n, bool)
-        paid, step, on = np.empty(n), np.empty(n, np.int64), np.empty(n, bool)
-        told = (observed, reward, terminated, truncated, paid, step, on)
+        going, paid, step = np.empty(n, bool), np.empty(n), np.empty(n, np.int64)
+        told = (observed, reward, terminated, truncated, going, paid, step)
         limit = NO_LIMIT if self.time_limit is None else self.time_limit
-        ended = step_copies(action, limit, self._tables, self._streams, (self._state, self._step), told, self._last)
+        last = (self._which, self._reached, *self._ended)
+        ended = step_copies(action, limit, self._tables, self._streams, (self._state, self._step), told, last)
         if ended == NO_ACTION:
             raise ValueError(f"`actions` must lie in 0 … {self.actions - 1}, got {actions!r}")
-        infos: dict[str, object] = {"leader_reward": paid, "step": step, "_leader_reward": on, "_step": on}
+        infos: dict[str, object] = {"leader_reward": paid, "step": step, "_leader_reward": going, "_step": going}
         if ended:
-            infos |= self._final(*(part[:ended] for part in self._last), where=~on)
+            infos |= self._final(ended)
         return self._observe(observed), reward, terminated, truncated, infos
 
-    def _final(
-        self, index: np.ndarray, reached: np.ndarray, paid: np.ndarray, step: np.ndarray, where: np.ndarray
-    ) -> dict[str, object]:
-        """What Gymnasium tells of the episodes that ended, those of the environments `index`."""
-        observations, last_paid, last_step = (
-            np.empty(len(where), object),
-            np.zeros(len(where)),
-            np.zeros_like(self._step),
-        )
-        seen = list(self._observe(reached.copy()))
+    def _final(self, ended: int) -> dict[str, object]:
+        """What Gymnasium tells of so many episodes that ended."""
+        (where, paid, step), self._ended = self._ended, _nothing_ended(self.num_envs)
+        observations, which = np.empty(self.num_envs, object), self._which[:ended]
+        seen = list(self._observe(self._reached[:ended].copy()))
         if self.observation == "index":
-            observations[index] = seen
-        else:
-            for one, observation in zip(index, seen, strict=True):
-                observations[one] = observation
-        last_paid[index], last_step[index] = paid, step
-        info = {"leader_reward": last_paid, "step": last_step, "_leader_reward": where, "_step": where}
+            observations[which] = seen
+        else:  # NumPy would take vectors for a matrix
+            for index, observation in zip(which, seen, strict=True):
+                observations[index] = observation
+        info = {"leader_reward": paid, "step": step, "_leader_reward": where, "_step": where}
         return {"final_obs": observations, "_final_obs": where, "final_info": info, "_final_info": where}
 
     def _checked(self, actions: ArrayLike) -> np.ndarray:
@@ -129,14 +126,14 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         return np.ascontiguousarray(action, np.int64)  # an uint64 too large becomes negative
 
     def _load(self, model: TabularModel) -> None:
-        moves, rewards = model.structure.stepping, (model.r_follower, model.r_leader)
-        r_follower, r_leader = (np.ascontiguousarray(reward.numpy()) for reward in rewards)
-        first = (moves.starts.states, moves.starts.cdf)
-        self._tables = (moves.successor, moves.cdf, r_follower, r_leader, moves.ends, *first, model.runs)
+        moves, starts = model.structure.stepping, model.structure.stepping.starts
+        rewards = (model.r_follower.numpy(), model.r_leader.numpy())
+        tables = (moves.successor, moves.cdf, *rewards, moves.ends, starts.states, starts.cdf)
+        self._tables = (*map(np.ascontiguousarray, tables), model.runs)  # else another loop is compiled
+        self._starts, self._share = starts, self.num_envs // model.runs
 
     def _first(self, index: np.ndarray) -> np.ndarray:
-        *_, states, cdf, runs = self._tables
-        return first_states(states, cdf, self._streams, index, self.num_envs // runs)
+        return first_states(self._starts.states, self._starts.cdf, self._streams, index, self._share)
 
     def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
         """Streams as the compiled loops move them: the numbers are those of a generator with the same seed."""
@@ -189,51 +186,29 @@ class TabularEnv(_TabularFace, ConfigurableEnv[TabularModel]):
     # Both tables are those of the θ set last, which is in force from the next reset on.
 
     @property
-    def P(self) -> dict[int, dict[int, list[tuple[float, int, float, bool]]]]:
+    def P(self) -> Mapping[int, dict[int, list[tuple[float, int, float, bool]]]]:
         """The simulator's table in toy-text form: P[s][b] = [(probability, s', r_F, terminated), ...]."""
-        return self._table[0]
+        return _ToyText(self.simulator(self._theta))
 
     @property
     def initial_state_distrib(self) -> np.ndarray:
         """ρ0, [S]."""
-        return self._table[1]
-
-    @property
-    def _table(self) -> tuple[dict, np.ndarray]:
-        model = self.simulator(self._theta)
-        transition, reward = model.transition[0].numpy(), model.r_follower[0].numpy()
-        ends = model.continues[0].numpy() == 0
-        table = {
-            s: {
-                b: [
-                    (float(transition[s, b, t]), int(t), float(reward[s, b]), bool(ends[s, b]))
-                    for t in np.flatnonzero(transition[s, b])
-                ]
-                for b in range(self.actions)
-            }
-            for s in range(self.states)
-        }
-        return table, model.initial[0].numpy().copy()
+        return self.simulator(self._theta).initial[0].numpy().copy()
 
     def _load(self, model: TabularModel) -> None:
-        """Stepping tables as Python lists: several times faster than array look-ups, one state at a time."""
-        tables = model.structure.stepping
-        self._start_cdf = tables.start_cdf[0].tolist()
-        if self._loaded is not tables:
-            self._successor, self._cdf, self._loaded = (
-                tables.successor[0].tolist(),
-                tables.cdf[0].tolist(),
-                tables,
-            )
-        columns = (model.r_follower[0], model.r_leader[0], model.continues[0] == 0)
-        rows = [column.tolist() for column in columns]
-        self._outcome = [list(zip(*state, strict=True)) for state in zip(*rows, strict=True)]
+        """Small tables as Python lists: several times faster than array look-ups, one state at a time."""
+        moves = model.structure.stepping
+        if self._loaded is not moves:
+            self._moves, self._loaded = _Rows(moves.successor[0], moves.cdf[0]), moves
+            starts = (moves.starts.states[0], moves.starts.cdf[0])
+            self._first, self._first_cdf = (x.tolist() if len(x) <= MOST_LISTED else x for x in starts)
+        self._outcomes = _Rows(model.r_follower[0].numpy(), model.r_leader[0].numpy(), moves.ends[0])
 
     def _begin(self) -> int:
         if self._fresh:
             self._uniforms: list[float] = []
             self._fresh = False
-        return bisect_right(self._start_cdf, self._uniform())
+        return int(self._first[bisect_right(self._first_cdf, self._uniform())])
 
     def _checked(self, action: ArrayLike) -> int:
         if not self.action_space.contains(action) and not _is_index(action, self.actions):
@@ -242,14 +217,60 @@ class TabularEnv(_TabularFace, ConfigurableEnv[TabularModel]):
 
     def _advance(self, action: int) -> tuple[int, float, bool, dict[str, float]]:
         state = self._state
-        reward, leader_reward, terminated = self._outcome[state][action]
-        arrived = self._successor[state][action][bisect_right(self._cdf[state][action], self._uniform())]
+        if self.states <= MOST_LISTED:
+            reward, leader_reward, terminated = self._outcomes[state][action]
+            successor, cdf = self._moves[state][action]
+            arrived = successor[bisect_right(cdf, self._uniform())]
+        else:
+            reward, leader_reward, terminated = (table.item(state, action) for table in self._outcomes.tables)
+            successor, cdf = self._moves.tables
+            arrived = successor.item(state, action, bisect_right(cdf[state, action], self._uniform()))
         return arrived, reward, terminated, {"leader_reward": leader_reward}
 
     def _uniform(self) -> float:
         if not self._uniforms:
             self._uniforms = self.np_random.random(BLOCK)[::-1].tolist()
         return self._uniforms.pop()
+
+
+class _Rows(dict[int, list[tuple]]):
+    """Rows of tables [S, B, ...] as Python lists, made when a state is first visited: one tuple per action."""
+
+    def __init__(self, *tables: np.ndarray) -> None:
+        super().__init__()
+        self.tables = tables
+
+    def __missing__(self, state: int) -> list[tuple]:
+        row = self[state] = list(zip(*(table[state].tolist() for table in self.tables), strict=True))
+        return row
+
+
+class _ToyText(Mapping[int, dict[int, list[tuple[float, int, float, bool]]]]):
+    """A model in toy-text form, the row of a state made when it is asked for."""
+
+    def __init__(self, model: TabularModel) -> None:
+        moves = model.structure.stepping
+        self._states = model.states
+        self._rows = _Rows(moves.successor[0], moves.probability[0], model.r_follower[0].numpy(), moves.ends[0])
+
+    def __getitem__(self, state: int) -> dict[int, list[tuple[float, int, float, bool]]]:
+        if state not in range(self._states):
+            raise KeyError(state)
+        return {
+            action: [(p, s, reward, end) for s, p in sorted(zip(successor, probability, strict=True)) if p > 0]
+            for action, (successor, probability, reward, end) in enumerate(self._rows[int(state)])
+        }
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._states))
+
+    def __len__(self) -> int:
+        return self._states
+
+
+def _nothing_ended(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Room for which episodes a step ends, their r_L and their step."""
+    return np.zeros(n, bool), np.zeros(n), np.zeros(n, np.int64)
 
 
 def _stream(generator: np.random.PCG64) -> tuple[int, ...]:

@@ -163,17 +163,18 @@ def step_copies(
         [R|1, M], and R.
       stream: each copy's source of uniform numbers, see `next_uniform`.
       now: state and step of each copy, int [n]; changed.
-      told: where to write observed state, r_F, terminated, truncated and, of copies that go on (0 elsewhere), r_L, step
-        and that they go on, [n] each.
-      last: where to write, of the copies that end, one after the other, index, state reached, r_L and step, [n] each.
+      told: where to write observed state, r_F, terminated, truncated, whether a copy goes on and, where it does (0
+        elsewhere), r_L and step, [n] each.
+      last: where to write index of the copies that end and state reached, one after the other, and, where one ends
+        (nothing elsewhere), that it ends, r_L and step, [n] each.
 
     Returns:
       How many copies ended; −1, and nothing is changed, where an action is none.
     """
     successor, cdf, r_follower, r_leader, ends, first, first_cdf, runs = tables
     state, step = now
-    observed, reward, terminated, truncated, paid, counted, on = told
-    which, reached, last_paid, last_step = last
+    observed, reward, terminated, truncated, going, told_paid, told_step = told
+    which, reached, gone, last_paid, last_step = last
     count, (actions, branches) = len(action), cdf.shape[-2:]
     outside = False
     for i in range(count):
@@ -193,17 +194,17 @@ def step_copies(
                     branch += p[s, b, k] <= u
             else:
                 branch = drawn(p[s, b], u)
-            arrived = to[s, b, branch]
-            reward[i], terminated[i], truncated[i] = r_f[s, b], over[s, b], at + 1 >= time_limit
-            goes_on = not (terminated[i] or truncated[i])
-            on[i] = goes_on
-            if goes_on:
-                paid[i], counted[i], step[i] = r_l[s, b], at, at + 1
-            else:
-                which[ended], reached[ended], last_paid[ended], last_step[ended] = i, arrived, r_l[s, b], at
+            arrived, paid = to[s, b, branch], r_l[s, b]
+            ends_here, cut = over[s, b], at + 1 >= time_limit
+            reward[i], terminated[i], truncated[i] = r_f[s, b], ends_here, cut
+            if ends_here or cut:
+                which[ended], reached[ended] = i, arrived
+                gone[i], last_paid[i], last_step[i] = True, paid, at
                 ended += 1
                 arrived = start[drawn(start_cdf, next_uniform(stream, i))]
-                paid[i], counted[i], step[i] = 0.0, 0, 0
+                going[i], told_paid[i], told_step[i], step[i] = False, 0.0, 0, 0
+            else:
+                going[i], told_paid[i], told_step[i], step[i] = True, paid, at, at + 1
             state[i] = arrived
             observed[i] = arrived
     return ended
