@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
+
+T = TypeVar("T")
 
 COLUMNS = (
     "env_steps",
@@ -32,7 +35,7 @@ COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 
 
 class History:
-    """Columns [iterations, R]; grows by one row per outer iteration.
+    """Columns [iterations, R] by name, read like a mapping; grows by one row per outer iteration, which `len` counts.
 
     `leader_value` is exact, under the follower's soft optimum; `leader_value_actual` is exact under the policy that the
     follower used, another one where it is not optimal. `leader_return` is what the batch brought.
@@ -76,9 +79,24 @@ class History:
     def __iter__(self) -> Iterator[str]:
         return iter(COLUMNS)
 
-    def keys(self) -> tuple[str, ...]:
+    def keys(self) -> KeysView[str]:
         """The names of the columns, so that `dict(history)` holds them all."""
-        return COLUMNS
+        return dict.fromkeys(COLUMNS).keys()
+
+    def values(self) -> ValuesView[np.ndarray]:
+        """The columns, [iterations, R] each."""
+        return self._columns().values()
+
+    def items(self) -> ItemsView[str, np.ndarray]:
+        """The columns, [iterations, R] each, with their names."""
+        return self._columns().items()
+
+    def get(self, column: str, default: T | None = None) -> np.ndarray | T | None:
+        """One column, [iterations, R]; `default` for a name that is none of `COLUMNS`."""
+        return self[column] if column in COLUMNS else default
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {column: self[column] for column in COLUMNS}
 
     def __repr__(self) -> str:
         return f"History({len(self)} iterations of {self.runs} runs: {', '.join(COLUMNS)})"

@@ -32,6 +32,19 @@ def test_values_between_are_those_of_the_last_evaluation():
     assert np.isnan(History(2).latest("leader_value")).all()
 
 
+def test_a_history_is_read_like_a_mapping():
+    history = History(1)
+    for value in (2.0, 3.0):
+        history.append(**dict.fromkeys(history, 0.0) | {"leader_value": value})
+    found = dict(history.items())
+    assert list(found) == list(history) == list(history.keys())
+    np.testing.assert_array_equal(found["leader_value"], [[2.0], [3.0]])
+    np.testing.assert_array_equal(list(history.values()), list(found.values()))
+    np.testing.assert_array_equal(history.get("leader_value"), [[2.0], [3.0]])
+    assert (history.get("value"), history.get("value", 0)) == (None, 0)
+    assert history.keys() & {"leader_value", "value"} == {"leader_value"}
+
+
 def test_the_last_value_is_shown_and_resumed(make, tmp_path):
     leader = BCHG(make("TollBridge"), seed=0, evaluate_every=5).learn(7)
     value = leader.history["leader_value"][-1, 0]
