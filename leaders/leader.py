@@ -28,7 +28,7 @@ from leaders.estimate import Estimate
 from leaders.evaluation import Evaluation
 from leaders.exact.raw_parameters import theta_of
 from leaders.keywords import document, parameters_of
-from leaders.policy import policy_of
+from leaders.policy import model_at, policy_of
 from leaders.training.callbacks import ProgressBar, as_callback
 from leaders.training.checkpoint import Checkpoint, follower_state, opened, write
 from leaders.training.history import History
@@ -330,7 +330,7 @@ class Leader:
 
     def _iterate(self, last: bool = False) -> None:
         theta = self._theta(differentiable=self.differentiates)  # [R, ...]
-        model = self.env.model(theta)  # differentiable in θ
+        model = self._model(theta, f"after {self.progress.iterations} outer iterations")  # differentiable in θ
         self._check_depends(theta, model)
         fixed = model.detach()
         best = self._response(theta.detach(), fixed)
@@ -400,10 +400,26 @@ class Leader:
                 f"{type(model).__name__} without gradients: was it detached, or made from NumPy arrays?"
             )
 
-    def _response(self, theta: Tensor, model: Model | None = None, start: BestResponse | None = None) -> BestResponse:
+    def _model(self, theta: Tensor, when: str) -> Any:
+        """The model at a θ that the policy yields; refuses θ outside its space with a message that says when."""
+        return model_at(self.env, theta, when)
+
+    def _response(self, theta: Tensor, model: Model, start: BestResponse | None = None) -> BestResponse:
+        """The follower's response, begun from the last one or from `start`."""
+        return self._asked(theta, model, self.progress.best if start is None else start)
+
+    def _tried_model(self, theta: Tensor) -> Any:
+        """The model at a θ that the leader tries."""
+        return self._model(theta, f"tried in outer iteration {self.progress.iterations}")
+
+    def _response_at(self, theta: Tensor, start: BestResponse | None = None) -> BestResponse:
+        """The follower's response at a θ that the leader tries, begun from `start`."""
+        return self._asked(theta, self._tried_model(theta).detach(), start)
+
+    def _asked(self, theta: Tensor, model: Model, start: BestResponse | None) -> BestResponse:
         """The follower's response; its failures say at which iteration."""
         try:
-            return self.env.best_response(theta, self.progress.best if start is None else start, model=model)
+            return self.env.best_response(theta, start, model=model)
         except UnsupportedModelError:
             raise
         except Exception as error:

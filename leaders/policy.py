@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import check_shape
@@ -38,8 +40,40 @@ def policy_of(given: object, env: BilevelWrapper, runs: int, noise: Noise, *, di
     leading = tuple(theta.shape[: theta.ndim - len(wanted)])
     if leading not in ((runs,), ()) or (leading == () and runs > 1):
         raise ValueError(f"`policy` must yield θ of shape {[runs, *wanted]} for {runs} runs, got {list(theta.shape)}")
-    env.model(theta.detach())  # refuses θ outside its space
+    model_at(env, theta.detach(), "at its start")
     return policy
+
+
+def model_at(env: BilevelWrapper, theta: Tensor, when: str) -> Any:
+    """The model at a θ that the leader's policy yields.
+
+    Args:
+      env: the environment.
+      theta: θ, ``[R, *θ.shape]``; the model carries its gradients.
+      when: when it was yielded, for the message.
+
+    Raises:
+      ValueError: if the environment does not allow this θ.
+    """
+    try:
+        return env.model(theta)
+    except ValueError as error:
+        if _allowed(env, theta):
+            raise  # the model itself is wrong
+        raise ValueError(
+            f"`policy` must yield θ inside theta_space whatever its parameters are; {type(env.problem).__name__} "
+            f"refuses the one {when}: {error}. Take a module that keeps to the bounds, such as Box of "
+            "bilevel_envs.parameterizations"
+        ) from error
+
+
+def _allowed(env: BilevelWrapper, theta: Tensor) -> bool:
+    """Whether a problem's own check lets θ pass."""
+    try:
+        env.problem.check_theta(theta.detach().numpy())
+    except ValueError:
+        return False
+    return True
 
 
 def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object:

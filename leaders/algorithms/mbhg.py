@@ -23,7 +23,7 @@ from leaders.estimators.returns import mean_return, return_errors
 from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.exact.raw_parameters import RawParameters
 from leaders.keywords import EstimatorKeywords
-from leaders.learnt.learner import Exploration, Learner
+from leaders.learnt.learner import Exploration, Learner, Tried
 from leaders.learnt.plan import Schedule
 
 BATCH = 500  # transitions of a deployment
@@ -163,7 +163,8 @@ class MBHG(TrajectoryLeader):
         self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
         moves = self._theta_moves()
         starts = candidates(self.policy, self._raw.flat(), self.seeds, draws=draws, vertices=vertices)
-        self.learners = [Learner(self.env, self._raw, found, moves, how) for found in starts]
+        tried, preferences = Tried(self._tried_model, self._tried_response), self.env.preferences
+        self.learners = [Learner(preferences, tried, self._raw, found, moves, how) for found in starts]
         self._records = [Record() for _ in self.seeds]
         self._promised = np.full(self.runs, np.nan)
 
@@ -223,9 +224,13 @@ class MBHG(TrajectoryLeader):
             return (self._drawn(theta, fixed, best), best, theta), None
         tried = torch.stack([raw[run] if hope is None else hope[0] for run, hope in enumerate(hopes)])
         there = self._raw.theta(tried).detach()
-        model = self.env.model(there).detach()
+        model = self._tried_model(there).detach()
         response = cast(TabularResponse, self._response(there, model, best))
         return (self._drawn(there, model, response), response, there), (model, response)
+
+    def _tried_response(self, theta: Tensor) -> TabularResponse:
+        """The follower's response at a θ that is asked about."""
+        return cast(TabularResponse, self._response_at(theta))
 
     def _critic_state(self) -> dict[str, object]:
         return {

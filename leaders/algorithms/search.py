@@ -53,7 +53,7 @@ class SearchLeader(Leader):
         """
         with torch.no_grad():
             theta = self._raw.theta(flat)
-        best = self._response(theta, start=start)
+        best = self._response_at(theta, start)
         self._trial_steps += best.steps
         horizon = whole_episode_horizon(self.env.preferences)
         batch = self.env.rollout(theta, best, noise, rows=self.episodes, horizon=horizon, whole_episodes=True)

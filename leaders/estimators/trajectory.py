@@ -186,7 +186,7 @@ class TrajectoryLeader(Leader):
 
         def trial(flat: Tensor, episodes: int) -> tuple[Rollout, int]:
             theta = raw.theta(flat).detach()
-            response = self._response(theta, start=best)
+            response = self._response_at(theta, best)
             sampler = self.estimator_config.sampler
             batch = self.env.rollout(theta, response, self.noise, rows=episodes, horizon=limit, sampler=sampler)
             return batch, response.steps

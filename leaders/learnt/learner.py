@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import TabularResponse
-from bilevel_envs.wrapper import BilevelWrapper
 from leaders.critics.empirical_model import EmpiricalModel
 from leaders.exact.raw_parameters import RawParameters
 from leaders.exact.tables import leader_value
@@ -50,11 +52,25 @@ class Exploration:
     start_moves: bool
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What can be had at a θ that is tried and not deployed.
+
+    Attributes:
+      model: θ [C, ...] → the environment's model, with gradients where θ has them.
+      response: θ [C, ...] → the follower's response.
+    """
+
+    model: Callable[[Tensor], TabularModel]
+    response: Callable[[Tensor], TabularResponse]
+
+
 class Learner:
     """Counts, asks and plans for one run.
 
     Args:
-      env: the environment with its follower.
+      preferences: γ_L, γ_F and β.
+      tried: the model and the follower's response at a θ.
       parameters: of the leader's policy.
       candidates: raw parameters with which every plan begins, beside those in force, [K, n].
       theta_moves: whether θ moves the transitions.
@@ -63,13 +79,15 @@ class Learner:
 
     def __init__(
         self,
-        env: BilevelWrapper,
+        preferences: Preferences,
+        tried: Tried,
         parameters: RawParameters,
         candidates: Tensor,
         theta_moves: bool,
         how: Exploration,
     ) -> None:
-        self.env, self.parameters, self.candidates, self.how = env, parameters, candidates, how
+        self.preferences, self.tried = preferences, tried
+        self.parameters, self.candidates, self.how = parameters, candidates, how
         self.counts = EmpiricalModel(theta_moves)
         self.planner = Planner(parameters.theta, self._ask)
         self.solves = 0  # questions to the follower since they were last counted
@@ -153,7 +171,7 @@ class Learner:
 
     def _knowledge(self) -> Knowledge:
         answers = Answers(*(table.numpy() for table in self._answers)) if self._answers else None
-        gamma = self.env.preferences.gamma_follower
+        gamma = self.preferences.gamma_follower
         return knowledge(self.counts, 0, self._starts, self.how.start_moves, answers, gamma)
 
     def _world(self, known: Knowledge, completion: str) -> LearntWorld:
@@ -163,9 +181,9 @@ class Learner:
             else np.zeros(len(known.known), bool)
         )
         return LearntWorld(
-            self.env.model,
+            self.tried.model,
             known,
-            self.env.preferences,
+            self.preferences,
             theta_moves=self.counts.theta_moves,
             start_moves=self.how.start_moves,
             alike=alike,
@@ -181,7 +199,7 @@ class Learner:
         theta = self.parameters.theta(raw).detach()
         if not self.how.asks:
             return world.guessed(theta, self.planner.solver)
-        best = self.env.best_response(theta)
+        best = self.tried.response(theta)
         self.solves += len(raw)
         q, v = best.q.values.expand(len(raw), -1, -1), best.v.values.expand(len(raw), -1)
         self._remember(theta, q, v)
@@ -189,7 +207,7 @@ class Learner:
 
     def _remember(self, theta: Tensor, q: Tensor, v: Tensor) -> None:
         if self.how.equations:
-            reward = self.env.model(theta).detach().r_follower.expand(len(theta), -1, -1)
+            reward = self.tried.model(theta).detach().r_follower.expand(len(theta), -1, -1)
             new = q, v, reward
             before = self._answers or tuple(table[:0] for table in new)
             self._answers = tuple(torch.cat(pair)[-KEPT:] for pair in zip(before, new, strict=True))

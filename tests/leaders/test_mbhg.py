@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bilevel_envs.core.follower import FollowerError
 from bilevel_envs.followers import ObservedFollower, Quantal, SoftQLearning, SoftValueIteration
 from leaders import MBHG, exact
 from leaders.algorithms.mbhg import Record, measured
@@ -75,6 +76,27 @@ def test_an_iteration_costs_two_batches_and_every_question_to_the_follower():
     quiet = MBHG(toll_bridge(), seed=0, optimism=False, **QUICK).learn(1)
     assert np.isnan(quiet.history["explored_value"]).all()
     assert not np.isnan(leader.history["explored_value"]).any()
+
+
+@pytest.mark.parametrize("asked", range(4))
+def test_a_follower_that_fails_in_the_middle_of_a_plan_is_named_with_the_iteration(asked):
+    class Fails(SoftValueIteration):
+        left = asked
+
+        def best_response(self, model, *arguments, **further):
+            self.left -= 1
+            if self.left < 0:
+                raise ZeroDivisionError("its own reasons")
+            return super().best_response(model, *arguments, **further)
+
+    leader = MBHG(toll_bridge(Fails()), seed=0, **QUICK)
+    before = leader.theta
+    with pytest.raises(
+        FollowerError, match="outer iteration 0: the follower failed .ZeroDivisionError: its own reasons"
+    ):
+        leader.learn(1)
+    np.testing.assert_array_equal(leader.theta, before)
+    assert len(leader.history) == leader.progress.iterations == 0
 
 
 def test_what_was_explored_and_what_was_promised_are_recorded():

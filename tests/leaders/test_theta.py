@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bilevel_envs import BilevelWrapper, TabularEnv
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SB3Follower
-from leaders import BCHG, CMAES, ExactGradient, NaivePGD, ZerothOrder
+from bilevel_envs.parameterizations import Free
+from leaders import BCHG, CMAES, MBHG, ExactGradient, NaivePGD, RandomSearch, ZerothOrder
 from leaders.cli.main import main
 from leaders.experiments.run_directory import Checkpoint, RunDirectory
 from leaders.training.theta import one_line, write_csv
@@ -232,3 +233,39 @@ def test_a_found_theta_is_deployed(make, way):
     assert set(sailed) == {0.0, 0.9}
     assert abs(np.mean(sailed) / 0.9 - share) < 4 * math.sqrt(share * (1 - share) / 2000)
     assert abs(share - 1 / (1 + math.exp(0.5 / 0.2))) > 0.05  # not the default's
+
+
+def test_a_policy_that_leaves_theta_space_is_named_with_what_it_yields(make):
+    refused = "`policy` must yield θ inside theta_space .* TollBridge refuses the one {}: `theta` must .* Take a module"
+    with pytest.raises(ValueError, match=refused.format("at its start")):
+        BCHG(make("TollBridge"), policy=Free(np.array([[5.0]])))
+    leader = ExactGradient(make("TollBridge"), policy=Free(np.array([[1.9]])), learning_rate=0.06)  # 1.9, 1.96, 2.02
+    with pytest.raises(ValueError, match=refused.format("after 2 outer iterations")):
+        leader.learn(3)
+    assert len(leader.history) == leader.progress.iterations == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (MBHG, {"batch_size": 20, "draws": 8}),
+        (CMAES, {}),
+        (RandomSearch, {"scale": 30.0}),
+        (BCHG, {"exploration": "restarts"}),
+    ],
+)
+def test_a_candidate_outside_theta_space_is_named_and_not_taken_for_the_followers_failure(make, kind, settings):
+    leader = kind(make("TollBridge"), policy=Free(np.array([[1.0]])), seed=0, **settings)
+    with pytest.raises(ValueError, match="`policy` must yield θ inside .* the one tried in outer iteration [0-9]+: "):
+        leader.learn(20)
+
+
+def test_a_model_that_is_wrong_is_not_taken_for_a_wrong_theta():
+    class Wrong(TollBridge):
+        def model(self, theta):
+            if float(theta.detach().max()) > 1:
+                raise ValueError("`transition` must be something else")
+            return super().model(theta)
+
+    with pytest.raises(ValueError, match="^`transition` must be something else$"):
+        BCHG(BilevelWrapper(TabularEnv(Wrong())), policy=Free(np.array([[1.5]])))
