@@ -176,7 +176,11 @@ class RestartedSearch:
     def _made(self, mean: np.ndarray, sigma: float, population: int | None, cov: np.ndarray | None = None) -> Optimiser:
         if self._settings.separable:
             return SepCMA(mean=mean.copy(), sigma=sigma, population_size=population)
-        return CMA(mean=mean.copy(), sigma=sigma, population_size=population, cov=cov, lr_adapt=self._settings.lr_adapt)
+        lr_adapt = self._settings.lr_adapt
+        with np.errstate(
+            divide="ignore"
+        ):  # of a population of 2 or 3, whose rank-μ rate is 0, it takes 1/0 in a minimum
+            return CMA(mean=mean.copy(), sigma=sigma, population_size=population, cov=cov, lr_adapt=lr_adapt)
 
     def _generation(self) -> np.ndarray:
         """All candidates of the next generation, [λ, n]."""

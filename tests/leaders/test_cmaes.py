@@ -365,3 +365,10 @@ def test_a_single_parameter_has_no_separable_form(make):
 def test_seeds_lead_different_searches(make):
     thetas = CMAES(make("RandomMDP"), runs=3, restarts="none", episodes=1).learn(3).theta
     assert all((a != b).all() for a, b in pairwise(thetas))
+
+
+@pytest.mark.parametrize("settings", [{"population": 2}, {"population": 3}, {"population": 2, "lr_adapt": True}])
+def test_the_smallest_populations_search_without_warnings(settings):
+    leader = CMAES(wrapped(Sphere((0.0, 0.0, 0.0))), seed=0, episodes=1, restarts="none", **settings)
+    leader.learn(300)  # where a warning is an error
+    assert leader.history["leader_value"][-1, 0] > -0.1  # from −5.25
