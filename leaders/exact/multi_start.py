@@ -92,7 +92,7 @@ def multi_start(
       The best θ met, its value, and what tells how far to trust it.
 
     Raises:
-      TypeError: if the environment shows neither tables nor matrices.
+      TypeError: if the environment shows neither tables nor matrices, or `parameterization` returns no module.
       ValueError: if an argument is out of range, or there is no parameterisation.
       RuntimeError: if the follower has no optimum at any of the starts.
     """
@@ -179,8 +179,8 @@ def _climbed(stacked: Stacked, best: _Climbers, steps: int, rate: float) -> _Cli
 
 def _checked(schedule: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The rungs as whole numbers."""
-    shape = np.shape(schedule)
-    if len(shape) != 2 or shape[0] == 0 or shape[1] != 2:
+    pairs = isinstance(schedule, (Sequence, np.ndarray)) and all(np.shape(rung) == (2,) for rung in schedule)
+    if not pairs or not len(schedule):
         raise ValueError(f"`schedule` must be pairs (starts kept, steps of each), got {schedule!r}")
     rungs = [(check_count(kept, "schedule"), check_count(steps, "schedule", at_least=0)) for kept, steps in schedule]
     kept = [count for count, _ in rungs]

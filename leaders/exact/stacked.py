@@ -38,29 +38,53 @@ class Stacked:
     def __init__(self, env: gym.Env, parameterization: Make | None, seed: int) -> None:
         check_env(env)
         inside = configurable(env.unwrapped)
-        self.env, self.seed, self.space = env, seed, inside.theta_space
-        self.default = torch.as_tensor(np.array(inside.problem.default_theta, dtype=np.float64))[None]
+        self.env, self.seed, self.space, self.problem = env, seed, inside.theta_space, inside.problem
+        self.default = torch.as_tensor(np.array(self.problem.default_theta, dtype=np.float64))[None]
         self.evaluations = 0
         self.error: Exception | None = None
         model, _, _ = problem_at(env, self.default)
         entries = sum(table.numel() for table in vars(model).values() if isinstance(table, Tensor))
         self._at_once = max(1, ENTRIES // entries)
-        self._make: Make = parameterization or inside.problem.parameterization
+        self._make: Make = parameterization or self.problem.parameterization
         self.policy = self.parameterization(1)
         self._raw = RawParameters(self.policy, 1, self.space.shape)
-        theta_of(self.policy, "parameterization")  # refuses a module that yields no θ
 
     def parameterization(self, runs: int) -> torch.nn.Module:
         """A new parameterisation of so many runs.
 
         Raises:
-          ValueError: if there is none.
+          TypeError: if what is returned is no module.
+          ValueError: if there is none, or if what is returned yields no θ of so many runs.
         """
-        made = self._make(runs, Noise([[self.seed, run] for run in range(runs)]))
+        try:
+            made = self._make(runs, Noise([[self.seed, run] for run in range(runs)]))
+        except Exception as error:
+            raise ValueError(
+                f"`parameterization` must be a function of (runs, noise) that returns a module; for {runs} runs "
+                f"{self._make!r} raised {type(error).__name__}: {error}"
+            ) from error
         if made is None:
             raise ValueError(
-                f"`parameterization` must be given, since {type(self.env.unwrapped).__name__} has none of its own: "
+                f"`parameterization` must be given, since {type(self.problem).__name__} has none of its own: "
                 "pass a function of (runs, noise) that returns one of bilevel_envs.parameterizations"
+            )
+        if not isinstance(made, torch.nn.Module):
+            raise TypeError(
+                f"`parameterization` must return a torch.nn.Module whose forward() is θ, got {made!r} for {runs} runs"
+            )
+        theta = theta_of(made, "parameterization")  # refuses a module that yields no θ
+        wanted = (runs, *self.space.shape)
+        if tuple(theta.shape) != wanted and not (runs == 1 and theta.shape == self.space.shape):
+            raise ValueError(
+                f"`parameterization` must return a module that yields θ of shape {list(wanted)} for {runs} runs, got "
+                f"{list(theta.shape)}"
+            )
+        leaves = [leaf for leaf in made.parameters() if leaf.requires_grad]
+        if not leaves or (runs > 1 and any(leaf.ndim == 0 or len(leaf) != runs for leaf in leaves)):
+            shapes = [list(leaf.shape) for leaf in leaves]
+            raise ValueError(
+                f"`parameterization` must return a module whose trainable parameters lead with the runs axis, {runs}; "
+                f"those of {type(made).__name__} have shapes {shapes}"
             )
         return made
 

@@ -57,6 +57,30 @@ class TwoHills(TollBridge):
         return None
 
 
+class ScalarHills(TwoHills):
+    """The same with θ a number."""
+
+    theta_space = gym.spaces.Box(0.0, 1.0, (), np.float64)
+    default_theta = np.array(0.1)
+
+    def model(self, theta):
+        return super().model(theta[:, None])
+
+    def parameterization(self, runs, noise):
+        return Box(np.full(runs, -2.0), 0.0, 1.0)
+
+
+class OneNumber(torch.nn.Module):
+    """A module without a runs axis."""
+
+    def __init__(self, start, runs=1):
+        super().__init__()
+        self.raw, self.runs = torch.nn.Parameter(start.double()), runs
+
+    def forward(self):
+        return self.raw.sigmoid().expand(self.runs, 1)
+
+
 @pytest.fixture
 def hills():
     return TabularEnv(TwoHills())
@@ -179,12 +203,42 @@ def test_worlds_without_an_exact_solver_are_refused():
         ({"draws": -1}, "`draws` must be at least 0"),
         ({"learning_rate": 0.1}, "`learning_rate` must be two numbers"),
         ({"learning_rate": (0.1, 0.0)}, "`learning_rate` must be above 0"),
-        ({"parameterization": lambda runs, noise: None}, "`parameterization` must be given, since TabularEnv has none"),
+        ({"parameterization": lambda runs, noise: None}, "`parameterization` must be given, since TwoHills has none"),
+        ({"schedule": ((2, 3), (1,))}, r"`schedule` must be pairs"),
+        ({"schedule": 3}, r"`schedule` must be pairs"),
+        ({"parameterization": 3}, r"`parameterization` must be a function of \(runs, noise\) .* 3 raised TypeError"),
+        (
+            {"parameterization": lambda runs, noise: Free(np.zeros((runs, 3)))},
+            r"`parameterization` must return a module that yields θ of shape \[1, 1\] for 1 runs, got \[1, 3\]",
+        ),
+        (
+            {"parameterization": lambda runs, noise: OneNumber(torch.zeros(1, 1)), **SHORT},
+            r"`parameterization` must .* yields θ of shape \[\d+, 1\] for \d+ runs, got \[1, 1\]",
+        ),
+        (
+            {"parameterization": lambda runs, noise: OneNumber(torch.zeros(()), runs), **SHORT},
+            r"`parameterization` must .* lead with the runs axis, \d+; those of OneNumber have shapes \[\[\]\]",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(hills, arguments, message):
     with pytest.raises(ValueError, match=message):
         exact.multi_start(hills, **arguments)
+
+
+def test_what_is_no_module_is_refused_as_a_parameterisation(hills):
+    with pytest.raises(TypeError, match="`parameterization` must return a torch.nn.Module whose .*, got 3 for 1 runs"):
+        exact.multi_start(hills, parameterization=lambda runs, noise: 3)
+
+
+def test_a_single_number_is_searched_like_a_vector_of_one(hills):
+    vector = exact.multi_start(hills, **SHORT)
+    scalar = exact.multi_start(TabularEnv(ScalarHills()), **SHORT)
+    assert scalar.theta.shape == ()
+    assert scalar.theta == pytest.approx(RIGHT, abs=1e-3)  # by hand: the higher hill, γ_L = 0.9 times its height
+    assert scalar.value == pytest.approx(0.9 * HEIGHTS[1], rel=1e-4)
+    assert (scalar.start, scalar.evaluations) == (vector.start, vector.evaluations)
+    np.testing.assert_allclose(scalar.last_values, vector.last_values, rtol=1e-12)
 
 
 def test_games_are_led_by_policies():
