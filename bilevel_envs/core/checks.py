@@ -105,7 +105,8 @@ def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:
 def check_choice(value: object, options: Iterable[object], name: str) -> None:
     """Refuses `value` unless it is one of `options`; 1 is not True, and 0 not False."""
     options = list(options)
-    if not any(value is option if isinstance(option, bool) else value == option for option in options):
+    comparable = not isinstance(value, (np.ndarray, Tensor))  # whose == is no bool
+    if not comparable or not any(value is one if isinstance(one, bool) else value == one for one in options):
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 

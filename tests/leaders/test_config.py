@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import gymnasium as gym
+import numpy as np
 import pytest
 
 from bilevel_envs import BilevelWrapper
@@ -150,3 +151,8 @@ def test_every_keyword_of_a_leader_is_documented(leader):
 def test_keywords_that_do_not_apply_are_refused(make, leader, keyword):
     with pytest.raises(TypeError, match=f"{leader.__name__} has no argument '{keyword}'; it takes"):
         leader(make("RandomMDP"), **{keyword: "constant"})
+
+
+def test_an_array_is_no_choice(make):
+    with pytest.raises(ValueError, match=r"`exploration` must be one of 'none', 'restarts', got array\("):
+        BCHG(make("TollBridge"), exploration=np.array(["restarts", "none"]))
