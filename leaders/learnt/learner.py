@@ -219,7 +219,8 @@ class Learner:
             "starts": torch.from_numpy(self._starts.copy()),
             "unknown": torch.from_numpy(self._unknown.copy()),
             "answers": list(self._answers),
-            "candidates": [] if self._of_candidates is None else list(self._of_candidates),
+            "candidates": self.candidates,
+            "of_candidates": [] if self._of_candidates is None else list(self._of_candidates),
             "pool": list(self.pool),
             "numbers": [self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top],
         }
@@ -229,6 +230,7 @@ class Learner:
         self.counts.load_state_dict(state["counts"])
         self._starts, self._unknown = state["starts"].numpy().copy(), state["unknown"].numpy().copy()
         self._answers = tuple(state["answers"])
-        self._of_candidates = tuple(state["candidates"]) if state["candidates"] else None
+        same = torch.equal(state["candidates"], self.candidates)  # unless `draws` or `vertices` was changed on loading
+        self._of_candidates = tuple(state["of_candidates"]) if same and state["of_candidates"] else None
         self.pool = list(state["pool"])
         self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top = state["numbers"]

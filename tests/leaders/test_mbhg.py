@@ -191,3 +191,18 @@ def test_candidates_depend_on_the_seed_and_on_the_policy():
     assert [tuple(rows.shape) for rows in found] == [(108, 105)] * 4  # 105 vertices and three draws
     np.testing.assert_array_equal(found[1], found[2])
     assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("changed", [{"draws": 5}, {"vertices": False}, {"draws": 10, "vertices": False}])
+def test_candidates_may_be_others_after_loading(changed, tmp_path):
+    """The follower's saved answers are those at the old candidates: also where the new ones are as many."""
+    MBHG(toll_bridge(), seed=0, **QUICK).learn(1).save(tmp_path / "leader.zip")
+    leader = MBHG.load(tmp_path / "leader.zip", env=toll_bridge(), **changed)
+    (learner,) = leader.learners
+    assert learner._of_candidates is None
+    leader.learn(1)
+    q, v = learner._of_candidates
+    theta = leader._raw.theta(learner.candidates).detach()
+    best = leader.env.best_response(theta)
+    np.testing.assert_allclose(q, best.q.values, atol=1e-6)
+    np.testing.assert_allclose(v, best.v.values, atol=1e-6)
