@@ -9,7 +9,7 @@ from leaders.algorithms.bi_ac import BiAC
 from leaders.algorithms.cmaes import CMAES
 from leaders.algorithms.exact_gradient import ExactGradient
 from leaders.algorithms.hpgd import HPGD
-from leaders.algorithms.mbhg import MBHG
+from leaders.algorithms.mbhg import MBHG, FollowerNotAskedWarning
 from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.algorithms.random_search import RandomSearch
 from leaders.algorithms.registry import LEADERS
@@ -26,6 +26,7 @@ __all__ = [
     "MBHG",
     "BiAC",
     "ExactGradient",
+    "FollowerNotAskedWarning",
     "History",
     "Leader",
     "NaivePGD",

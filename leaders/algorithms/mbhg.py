@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Unpack, cast
 
@@ -34,7 +34,9 @@ FEWEST = 20  # episodes from which on a measured return decides
 ERRORS = 3.0  # standard errors by which the learnt world's proposal must fall short to be taken back
 PATIENCE = 5  # iterations in which BC-HG then goes on alone
 
-logger = logging.getLogger("leaders")
+
+class FollowerNotAskedWarning(UserWarning):
+    """Says that a learnt world has no answers of the follower's, and takes it for an optimal one."""
 
 
 @dataclass
@@ -99,7 +101,7 @@ class MBHG(TrajectoryLeader):
     one comes back into force and BC-HG goes on from there for five iterations.
 
     A follower that learns, is observed or is not optimal is not asked: the learnt world then has counts alone, takes
-    the follower for an optimal one, and says so once in the log.
+    the follower for an optimal one, and warns of it when it is made (``FollowerNotAskedWarning``).
 
     Each iteration draws two batches.
 
@@ -146,11 +148,12 @@ class MBHG(TrajectoryLeader):
         capabilities = capabilities_of(self.env.follower)
         asks = capabilities.optimal and capabilities.gives_values and not capabilities.learns
         if not asks:
-            logger.info(
-                "%s: %s cannot be asked what it would do at another θ; the learnt world has counts alone and takes it "
-                "for an optimal follower",
-                type(self).__name__,
-                type(self.env.follower).__name__,
+            warnings.warn(
+                f"{type(self).__name__}: {type(self.env.follower).__name__} cannot be asked what it would do at "
+                "another θ; the learnt world has counts alone and takes it for an optimal follower. Silence this by "
+                'warnings.simplefilter("ignore", leaders.FollowerNotAskedWarning)',
+                FollowerNotAskedWarning,
+                stacklevel=2,
             )
         how = Exploration(
             equations=equations and asks,
