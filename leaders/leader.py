@@ -391,10 +391,16 @@ class Leader:
                 named[name][moves] = value[moves]
 
     def _check_depends(self, theta: Tensor, model: Model) -> None:
-        """Refuses a model none of whose tensors carries gradients to θ."""
+        """Refuses a model of other runs than θ, and one none of whose tensors carries gradients to θ."""
         parts: list[object] = [getattr(model, field.name) for field in fields(model)] if is_dataclass(model) else []
         tensors = [part for part in parts if isinstance(part, Tensor)]
-        if self.differentiates and theta.requires_grad and tensors and not any(part.requires_grad for part in tensors):
+        moves = any(part.requires_grad for part in tensors)
+        if model.runs != self.runs and (model.runs != 1 or moves):  # a model of one run may stand for all without θ
+            raise ValueError(
+                f"`model(theta)` of {type(self.env.problem).__name__} must be of {self.runs} runs, one for each "
+                f"θ of {list(theta.shape)}, got {model.runs}: keep θ's leading axis in every table that depends on θ"
+            )
+        if self.differentiates and theta.requires_grad and tensors and not moves:
             raise ValueError(
                 f"`model(theta)` of {type(self.env.problem).__name__} must depend on θ through torch operations, got a "
                 f"{type(model).__name__} without gradients: was it detached, or made from NumPy arrays?"

@@ -87,7 +87,13 @@ def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object
         return make(runs, noise, name=given)
     if given is not None:
         return given
-    made = None if make is None else make(runs, noise)
+    try:
+        made = None if make is None else make(runs, noise)
+    except Exception as error:
+        raise ValueError(
+            f"`parameterization` of {type(env.problem).__name__} must be a method of (runs, noise) that returns a "
+            f"module whose forward() is θ; for {runs} runs it raised {type(error).__name__}: {error}"
+        ) from error
     if made is None:
         raise ValueError(_unparameterised(env, runs))
     return made

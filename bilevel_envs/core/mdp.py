@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
-from bilevel_envs.core.checks import check_choice, check_finite, check_number, check_shape
+from bilevel_envs.core.checks import check_choice, check_finite, check_number, check_shape, finite_numbers
 from bilevel_envs.core.noise import Noise
 
 Numbers: TypeAlias = ArrayLike | Tensor  # what θ may be given as
@@ -124,10 +124,10 @@ class BestKnown(float):
 
     def __new__(cls, value: float, source: str, proof: str = "best found", theta: ArrayLike | None = None) -> BestKnown:
         check_choice(proof, PROOFS, "proof")
-        number = super().__new__(cls, value)
+        number = super().__new__(cls, check_number(value, "value"))
         number.source, number.proof, number.theta = source, proof, None
         if theta is not None:
-            number.theta = np.array(theta, dtype=np.float64)
+            number.theta = finite_numbers(theta, np.shape(theta), "theta")
             number.theta.flags.writeable = False
         return number
 

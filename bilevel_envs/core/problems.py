@@ -85,11 +85,16 @@ def _attribute(name: str) -> property:
 
 
 def check_theta_space(space: object, name: str) -> None:
-    """Refuses what is no box, with a TypeError; `name` is whose `theta_space` it is."""
+    """Refuses what is no box with a TypeError, and an empty one with a ValueError; `name` is whose it is."""
     if not isinstance(space, gym.spaces.Box):
         raise TypeError(
             f"`theta_space` of {name} must be a gymnasium.spaces.Box, got {space!r}: θ is an array of numbers between "
             "bounds, Box(low, high, shape, np.float64)"
+        )
+    if 0 in space.shape:
+        raise ValueError(
+            f"`theta_space` of {name} must have at least one entry, got shape {list(space.shape)}: without θ there is "
+            "nothing to lead"
         )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from bilevel_envs.core.follower import capabilities_of
-from bilevel_envs.core.mdp import Model
+from bilevel_envs.core.mdp import ConfigurableMDP, Model
 from bilevel_envs.worlds.world import world_of as kind_called
 from bilevel_envs.wrapper import BilevelWrapper
+from leaders.config import EstimatorConfig, LeaderConfig
 from leaders.critics.least_squares import feature_count
 from leaders.worlds.declared import DECLARED_WORLD
 from leaders.worlds.linear_quadratic import LINEAR_QUADRATIC
@@ -27,6 +30,23 @@ def world_of(model: Model) -> LeaderWorld:
     return LEADER_WORLDS[kind_called(model).name]
 
 
+def _advice(problem: ConfigurableMDP) -> Mapping[str, object]:
+    """What a problem recommends.
+
+    Raises:
+      TypeError: if it is no mapping.
+      ValueError: if no leader has such a setting.
+    """
+    advised, name = problem.advised, type(problem).__name__
+    if not isinstance(advised, Mapping):
+        raise TypeError(f"`advised` of {name} must map names of leaders' arguments to values, got {advised!r}")
+    known = [one.name for config in (EstimatorConfig, LeaderConfig) for one in fields(config)]
+    unknown = [key for key in advised if key not in known]
+    if unknown:
+        raise ValueError(f"`advised` of {name} must have names among {', '.join(known)}, got {unknown[0]!r}")
+    return advised
+
+
 def facts_of(env: BilevelWrapper) -> Facts:
     """What a leader's configuration depends on in an environment with its follower."""
     model, follower = model_of(env), capabilities_of(env.follower)
@@ -37,7 +57,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
         world=world,
         problem=type(problem).__name__,
         gamma=env.preferences.gamma_leader,
-        advised=problem.advised,
+        advised=_advice(problem),
         blocks=problem.blocks,
         features=feature_count(model.state_size + model.action_size) if linear else 0,
         quadratic_reward=model.is_quadratic or not linear,

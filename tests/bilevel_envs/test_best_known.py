@@ -51,6 +51,10 @@ def test_best_known_values_are_numbers_that_say_where_they_are_from():
         best.theta[0] = 1.0
     with pytest.raises(ValueError, match="`proof` must be one of 'closed form', 'exact maximisation'"):
         BestKnown(1.0, "", True)
+    with pytest.raises(ValueError, match="`value` must be finite, got nan"):
+        BestKnown(float("nan"), "")
+    with pytest.raises(TypeError, match="`value` must be a number, got '1'"):
+        BestKnown("1", "")
 
 
 def test_a_value_that_a_foreign_environment_tells_is_a_lower_bound():

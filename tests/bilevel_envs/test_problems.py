@@ -15,6 +15,7 @@ from bilevel_envs.core.problems import completed
 from bilevel_envs.envs.building_thermal_control import BuildingThermalControl
 from bilevel_envs.envs.tax_design import TaxDesign
 from bilevel_envs.envs.tax_env import TaxEnv
+from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.games.pettingzoo_env import GameEnv, ParallelGameEnv
 from bilevel_envs.gym_env import make_env
 from bilevel_envs.markov_games.bilevel_lqr_v0 import BilevelLQR
@@ -279,3 +280,42 @@ def test_a_problem_of_no_base_class_has_the_hooks_of_one():
         2,
         3,
     )
+
+
+def leading(runs=None, **parts):
+    """A leader of a toll bridge with some parts changed, after an iteration."""
+    changed = type("Changed", (TollBridge,), parts)
+    return BCHG(BilevelWrapper(TabularEnv(changed())), runs=runs, seed=0).learn(1)
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ({"advised": ["batch_size"]}, TypeError, r"`advised` of Changed must map names .*, got \['batch_size'\]"),
+        ({"advised": {"batchsize": 3}}, ValueError, "`advised` of Changed must have names among .*, got 'batchsize'"),
+        (
+            {"parameterization": lambda self, runs: None},
+            ValueError,
+            r"`parameterization` of Changed must be a method of \(runs, noise\) .* it raised TypeError",
+        ),
+        (
+            {"theta_space": gym.spaces.Box(0.0, 1.0, (0,)), "default_theta": np.zeros(0)},
+            ValueError,
+            r"`theta_space` of Changed must have at least one entry, got shape \[0\]",
+        ),
+    ],
+)
+def test_hooks_that_return_something_else_are_named(parts, error, message):
+    with pytest.raises(error, match=message):
+        leading(**parts)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_model_of_other_runs_than_theta_is_refused(count):
+    """One run's model would silently stand for all three."""
+
+    def model(self, theta):
+        return TollBridge.model(self, theta if len(theta) == 1 else theta[torch.arange(count) % 3])
+
+    with pytest.raises(ValueError, match=rf"`model\(theta\)` of Changed must be of 3 runs, .* got {count}: keep θ's"):
+        leading(3, model=model)
