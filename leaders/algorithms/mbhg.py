@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Unpack, cast
 
@@ -32,6 +33,8 @@ QUICK = ((16, 15), (4, 30), (2, 30))  # candidates kept, and steps of each
 THOROUGH = ((24, 30), (6, 60), (2, 150))
 FEWEST = 20  # episodes from which on a measured return decides
 ERRORS = 3.0  # standard errors by which the learnt world's proposal must fall short to be taken back
+SHORTFALL = 0.05  # share of the best θ's value in the learnt world, likewise
+OFTEN = 3  # iterations in succession in which it must, for what is known after a few steps is soon revised
 PATIENCE = 5  # iterations in which BC-HG then goes on alone
 
 
@@ -39,36 +42,85 @@ class FollowerNotAskedWarning(UserWarning):
     """Says that a learnt world has no answers of the follower's, and takes it for an optimal one."""
 
 
-@dataclass
-class Record:
-    """The best θ measured by a run.
+@dataclass(frozen=True)
+class Deployment:
+    """What a run found at the θ in force.
 
     Attributes:
-      raw: its raw parameters, [n]; empty before anything was measured.
-      mean, error: of its sampled returns.
+      raw: its raw parameters, [n].
+      mean, error: of the returns sampled; the error is infinite from few episodes.
+      endless: whether no episode of the batch came to an end of its own.
+      theta, policy: θ ``[*θ.shape]`` and the follower's g [S, B] there.
+    """
+
+    raw: Tensor
+    mean: float
+    error: float
+    endless: bool
+    theta: Tensor
+    policy: Tensor
+
+
+@dataclass
+class Record:
+    """The best θ deployed by a run.
+
+    Attributes:
+      raw: its raw parameters, [n]; empty before anything was compared.
+      mean, error: of its sampled returns; an infinite error where they decide nothing.
+      theta, policy: θ ``[*θ.shape]`` and the follower's g [S, B] there.
       source: who proposed the θ that is in force, "start", "world", "bchg" or "record".
       patience: iterations in which the learnt world is not asked.
+      short: iterations in succession in which the learnt world gave less for the θ in force than for the best one.
     """
 
     raw: Tensor = field(default_factory=lambda: torch.zeros(0))
     mean: float = 0.0
     error: float = 0.0
+    theta: Tensor = field(default_factory=lambda: torch.zeros(0))
+    policy: Tensor = field(default_factory=lambda: torch.zeros(0))
     source: str = "start"
     patience: int = 0
+    short: int = 0
 
-    def taken_back(self, raw: Tensor, mean: float, error: float) -> bool:
-        """Compares what was measured at the θ in force; whether the best θ measured is to be put in its place."""
-        worse = mean + ERRORS * np.hypot(error, self.error) < self.mean
-        if len(self.raw) and self.source == "world" and worse:
-            self.source, self.patience = "record", PATIENCE
-            return True
-        if not np.isfinite(error):
+    def compared(self, now: Deployment, value: Callable[[Tensor, Tensor, str], float]) -> bool:
+        """Compares the θ in force with the best one; whether the best one is to be put in its place.
+
+        Args:
+          now: what was found at the θ in force.
+          value: J_L of a θ ``[*θ.shape]`` under a policy [S, B] of the follower's in the learnt world, "neutral" or
+            "optimistic". It decides where episodes do not end, so that few returns are known, each of them cut short:
+            the best θ comes back where, three times in succession, the one in force would be worse even if all that is
+            unknown were good.
+        """
+        measured = bool(np.isfinite(now.error))
+        if not measured and not now.endless:
             return False
-        if self.source == "record":  # the same θ again: its mean was the largest of several and may have been luck
-            self.mean, self.error = (self.mean + mean) / 2, float(np.hypot(error, self.error)) / 2
-        elif not len(self.raw) or mean > self.mean:
-            self.raw, self.mean, self.error = raw.clone(), mean, error
+        if not len(self.raw):
+            self._keep(now)
+            return False
+        both = measured and bool(np.isfinite(self.error))
+        if both:
+            gain = now.mean - self.mean
+            worse = gain + ERRORS * float(np.hypot(now.error, self.error)) < 0
+        else:
+            best = value(self.theta, self.policy, "neutral")
+            gain = value(now.theta, now.policy, "neutral") - best
+            falls_short = value(now.theta, now.policy, "optimistic") < best - SHORTFALL * abs(best)
+            self.short = self.short + 1 if falls_short else 0
+            worse = self.short >= OFTEN
+        if self.source == "world" and worse:
+            self.source, self.patience, self.short = "record", PATIENCE, 0
+            return True
+        if self.source == "record" and both:  # the same θ: its mean was the largest of several and may have been luck
+            self.mean, self.error = (self.mean + now.mean) / 2, float(np.hypot(now.error, self.error)) / 2
+        elif self.source != "record" and gain > 0:
+            self._keep(now)
         return False
+
+    def _keep(self, now: Deployment) -> None:
+        self.raw, self.theta, self.policy = now.raw.clone(), now.theta.clone(), now.policy.clone()
+        self.mean, self.error = now.mean, now.error
 
 
 class MBHG(TrajectoryLeader):
@@ -98,7 +150,9 @@ class MBHG(TrajectoryLeader):
     the learnt world gave for θ.
 
     BC-HG proposes, too. Where the return measured at the learnt world's θ falls short of the best one measured, that
-    one comes back into force and BC-HG goes on from there for five iterations.
+    one comes back into force and BC-HG goes on from there for five iterations. Where episodes do not end, so that no
+    return is measured, J_L in the learnt world under the policies with which the follower answered decides instead: the
+    best θ comes back where it has been ahead three times in succession, whatever the unknown may be worth.
 
     A follower that learns, is observed or is not optimal is not asked: the learnt world then has counts alone, takes
     the follower for an optimal one, and warns of it when it is made (``FollowerNotAskedWarning``).
@@ -177,8 +231,11 @@ class MBHG(TrajectoryLeader):
         theta, raw = theta.detach(), self._raw.flat()
         for run, learner in enumerate(self.learners):
             learner.observe(drawn, run, best, theta)
-        found = zip(self._records, raw, *measured(drawn, self.env.preferences.gamma_leader), strict=True)
-        taken_back = [record.taken_back(*measurement) for record, *measurement in found]
+        deployments = self._deployments(drawn, raw, theta, best)
+        taken_back = [
+            record.compared(now, learner.deployed_value)
+            for record, now, learner in zip(self._records, deployments, self.learners, strict=True)
+        ]
         hopes = [
             learner.explore(here) if self._plans(record, back) and self.optimism and not learner.settled else None
             for learner, record, back, here in zip(self.learners, self._records, taken_back, raw, strict=True)
@@ -208,6 +265,14 @@ class MBHG(TrajectoryLeader):
             explored=explored,
             promised_value=promised,
         )
+
+    def _deployments(self, drawn: Rollout, raw: Tensor, theta: Tensor, best: TabularResponse) -> list[Deployment]:
+        """What each run found at the θ in force."""
+        mean, error = measured(drawn, self.env.preferences.gamma_leader)
+        endless = ~(drawn.valid & drawn.terminated).any((1, 2))
+        probs = best.policy.probs.expand(self.runs, -1, -1)
+        parts = zip(raw, mean, error, endless.tolist(), theta, probs, strict=True)
+        return [Deployment(*part) for part in parts]
 
     @staticmethod
     def _plans(record: Record, taken_back: bool) -> bool:

@@ -142,6 +142,17 @@ class Learner:
         schedule = self.how.schedule if self._proposals % THOROUGH else self.how.thorough
         return self._planned(self._world(known, "neutral"), raw, schedule)
 
+    def deployed_value(self, theta: Tensor, policy: Tensor, completion: str) -> float:
+        """J_L in the learnt world at a θ ``[*θ.shape]`` that was deployed, under the g [S, B] that answered it.
+
+        The follower is not solved for: what a wrong idea of it adds to a promise is not in here. `completion` is
+        "neutral" or "optimistic".
+        """
+        world = self._world(self._knowledge(), completion)
+        model = world.model(theta[None], torch.zeros(1, *policy.shape, dtype=torch.float64)).detach()
+        g = torch.cat([policy, torch.full_like(policy[:1], 1 / policy.shape[1])])[None]  # of the unknown, whatever
+        return float(model.initial[0] @ leader_value(model, g, self.preferences.gamma_leader)[0])
+
     def chose(self, raw: Tensor, hope: tuple[Tensor, float] | None, promised: float) -> None:
         """Keeps what was in force and what was explored with its promise, and how the two promises compare."""
         if hope is None:

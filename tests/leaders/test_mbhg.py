@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from bilevel_envs.core.follower import FollowerError
+from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.followers import ObservedFollower, Quantal, SoftQLearning, SoftValueIteration
 from leaders import MBHG, FollowerNotAskedWarning, exact
-from leaders.algorithms.mbhg import Record, measured
-from tests.helpers import building, random_mdp, rollout, toll_bridge, wrapped_env
+from leaders.algorithms.mbhg import Deployment, Record, measured
+from tests.helpers import building, random_mdp, rollout, toll_bridge, wrapped, wrapped_env
 
 BEST = {1e-3: 0.768374, 3e-3: 0.616065, 5e-3: 1.622716}  # four rooms, multi-start of the exact gradient
 PUBLISHED = {1e-3: 0.668, 3e-3: 0.548, 5e-3: 1.333}  # arXiv:2603.14867, Figure 2
@@ -142,17 +143,78 @@ def test_measured_returns_have_the_mean_and_error_of_their_episodes():
     assert error == [pytest.approx(rewards.std(ddof=1) / math.sqrt(20))]
 
 
+def found(raw, mean, error, endless=False):
+    """A deployment whose θ and g are its raw parameters."""
+    return Deployment(raw, mean, error, endless, raw, raw)
+
+
+def nobody(*_):
+    raise AssertionError("the learnt world is not asked")
+
+
 def test_a_proposal_that_measures_worse_is_taken_back():
     first, second = torch.zeros(2), torch.ones(2)
     record = Record()
-    assert not record.taken_back(first, 5.0, 0.1)
+    assert not record.compared(found(first, 5.0, 0.1), nobody)
     record.source = "world"
-    assert not record.taken_back(second, 4.7, 0.1)  # within three errors
-    assert record.taken_back(second, 4.0, 0.1)
+    assert not record.compared(found(second, 4.7, 0.1), nobody)  # within three errors
+    assert not record.compared(found(second, 4.0, math.inf), nobody)  # of few episodes
+    assert record.compared(found(second, 4.0, 0.1), nobody)
     np.testing.assert_array_equal(record.raw, first)
     assert (record.source, record.patience) == ("record", 5)
-    assert not record.taken_back(first, 4.4, 0.1)  # the record again, which had been lucky
+    assert not record.compared(found(first, 4.4, 0.1), nobody)  # the record again, which had been lucky
     assert record.mean == pytest.approx(4.7)
+
+
+def test_without_returns_the_learnt_world_decides_once_it_has_said_so_three_times():
+    first, second, third = torch.zeros(2), torch.ones(2), torch.full((2,), 2.0)
+    values = {(0.0, "neutral"): 10.0, (1.0, "neutral"): 5.0, (2.0, "neutral"): 11.0}
+    hopes = {(1.0, "optimistic"): 9.0, (2.0, "optimistic"): 12.0}
+
+    def value(theta, policy, completion):
+        return (values | hopes)[float(theta[0]), completion]
+
+    def said(raw):
+        return record.compared(found(raw, 0.0, math.inf, endless=True), value)
+
+    record = Record()
+    assert not said(first)
+    record.source = "world"
+    assert [said(second), said(second)] == [False, False]
+    hopes[1.0, "optimistic"] = 9.6  # within a twentieth: it may be as good
+    assert not said(second)
+    hopes[1.0, "optimistic"] = 9.0
+    assert [said(second), said(second), said(second)] == [False, False, True]
+    np.testing.assert_array_equal(record.raw, first)
+    record.source = "world"
+    assert not said(third)  # better
+    np.testing.assert_array_equal(record.raw, third)
+
+
+def test_in_a_world_without_an_end_the_best_decision_comes_back():
+    env = wrapped(RandomMDP(gamma_leader=0.99))
+    leader = MBHG(env, seed=0, batch_size=500, draws=0, vertices=False)
+    start = leader._raw.flat()[0]
+    draws = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 5)))
+    bad = min(draws, key=lambda raw: exact.objective(env, raw.numpy()))
+    assert exact.objective(env, bad.numpy()) < exact.objective(env, start.numpy()) - 50
+    (learner,) = leader.learners
+    learner.propose = lambda raw: (bad, 1e6)  # a learnt world that is wrong, and stays so
+    leader.learn(3)
+    np.testing.assert_array_equal(leader.theta, bad)
+    leader.learn(1)
+    np.testing.assert_array_equal(leader.theta, start)
+
+
+def test_the_value_of_a_deployment_is_exact_where_all_is_known():
+    env = wrapped(RandomMDP(beta=1.0))
+    leader = MBHG(env, seed=0, batch_size=10_000, draws=0, vertices=False).learn(1)
+    theta = torch.tensor([0.3, -0.2, 0.1, 0.0, 0.2]).double()
+    best = env.best_response(theta)
+    (learner,) = leader.learners
+    for completion in ("neutral", "optimistic"):
+        value = learner.deployed_value(theta, best.policy.probs[0], completion)
+        assert value == pytest.approx(exact.objective(env, theta.numpy()), rel=1e-6)
 
 
 def test_bc_hg_goes_on_from_a_proposal_that_was_taken_back():
