@@ -72,7 +72,12 @@ class Stacked:
             raise TypeError(
                 f"`parameterization` must return a torch.nn.Module whose forward() is θ, got {made!r} for {runs} runs"
             )
-        theta = theta_of(made, "parameterization")  # refuses a module that yields no θ
+        self._check_runs(made, runs)
+        return made
+
+    def _check_runs(self, made: torch.nn.Module, runs: int) -> None:
+        """Refuses a module that yields no θ of so many runs, or whose parameters do not lead with them."""
+        theta = theta_of(made, "parameterization")
         wanted = (runs, *self.space.shape)
         if tuple(theta.shape) != wanted and not (runs == 1 and theta.shape == self.space.shape):
             raise ValueError(
@@ -81,12 +86,10 @@ class Stacked:
             )
         leaves = [leaf for leaf in made.parameters() if leaf.requires_grad]
         if not leaves or (runs > 1 and any(leaf.ndim == 0 or len(leaf) != runs for leaf in leaves)):
-            shapes = [list(leaf.shape) for leaf in leaves]
             raise ValueError(
                 f"`parameterization` must return a module whose trainable parameters lead with the runs axis, {runs}; "
-                f"those of {type(made).__name__} have shapes {shapes}"
+                f"those of {type(made).__name__} have shapes {[list(leaf.shape) for leaf in leaves]}"
             )
-        return made
 
     def first_values(self, runs: int) -> Tensor:
         """The raw parameters with which so many runs begin, [R, n]."""
