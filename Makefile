@@ -11,10 +11,14 @@ export MPLBACKEND := Agg
 
 .PHONY: demo test check format docs bench clean
 
-demo: $(READY)  ## BC-HG leads a follower through the four rooms; leaves curve, map and film in runs/demo
-	@rm -rf $(OUT)
-	$(BIN)/bilevel train --env BiLevel/FourRooms-v0 --leader bchg --runs 10 --iterations 2231 --seed 0 --out $(OUT)
-	$(BIN)/bilevel video $(OUT)
+ROOMS := $(BIN)/bilevel train --env BiLevel/FourRooms-v0 --runs 10 --seed 0
+
+demo: $(READY)  ## BC-HG and MBHG lead a follower through the four rooms; leaves curves, maps and film in runs/demo
+	@rm -rf $(OUT) && mkdir -p $(OUT)
+	$(ROOMS) --leader mbhg --iterations 12 --no-progress --out $(OUT)/mbhg > $(OUT)/mbhg.log 2>&1 & beside=$$!; \
+	$(ROOMS) --leader bchg --iterations 2231 --out $(OUT)/bchg && { wait $$beside || { cat $(OUT)/mbhg.log; exit 1; }; }
+	$(BIN)/bilevel curves $(OUT)/bchg $(OUT)/mbhg --out $(OUT)/curves.png
+	$(BIN)/bilevel video $(OUT)/bchg
 
 test: $(READY)  ## everything, within an hour on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -13,6 +13,7 @@ import bilevel_envs  # registers BiLevel/*
 from leaders.cli.arguments import find_modules_here
 from leaders.cli.best_known import BestKnownValue
 from leaders.cli.compare import Compare
+from leaders.cli.curves import Curves
 from leaders.cli.envs import Envs
 from leaders.cli.reproduce import Reproduce
 from leaders.cli.train import Train
@@ -25,6 +26,7 @@ COMMANDS: list[tuple[object, ...]] = [
     (Compare, tyro.conf.subcommand("compare")),
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     (BestKnownValue, tyro.conf.subcommand("best-known")),
+    (Curves, tyro.conf.subcommand("curves")),
     (Video, tyro.conf.subcommand("video")),
 ]
 

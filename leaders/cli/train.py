@@ -160,18 +160,13 @@ class Train:
         leader.set_logger(configure(str(self.out / "tensorboard"), ["tensorboard"]))
 
     def _draw(self, leader: Any) -> None:
-        from bilevel_envs.envs.four_rooms import FourRooms
+        from leaders.cli.runs import published_curve
         from leaders.experiments import plots
-        from leaders.published import four_rooms
 
         preferences = leader.env.preferences
-        published = None
-        batch = leader.estimator_config.batch_size if leader.looks_at_trajectories else None
-        if leader.env.problem in [FourRooms(dynamics=d, beta=preferences.beta) for d in ("published", "mismatched")]:
-            name = f"hpgd-{leader.variant}" if self.leader == "hpgd" else self.leader
-            published = four_rooms(name, preferences.beta, batch or 100)
+        published, batch = published_curve(self, leader)
         title = f"{self.env}, β = {preferences.beta:g}" + (f", preset {self.preset}" if self.preset else "")
-        plots.save(plots.curve_figure(leader, title, published, batch or 100), self.out / "curve.png")
+        plots.save(plots.curve_figure(leader, title, published, batch), self.out / "curve.png")
         figure = plots.incentives_figure(leader)
         if figure is not None:
             plots.save(figure, self.out / "incentives.png")

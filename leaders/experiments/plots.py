@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from scipy import stats
 
 from leaders import exact
 from leaders.leader import Leader
-from leaders.published import Curve, trailing_mean
+from leaders.published import WINDOW, Curve, trailing_mean
 
-OURS, PAPER, BEST = "#1f4e8c", "#c8642c", "#3a3a3a"
+COLOURS = ("#1f4e8c", "#2e8b57", "#8a4f9e", "#b8860b", "#008b8b", "#a0522d")
+PAPER, BEST = "#c8642c", "#3a3a3a"
 
 
 def curve_figure(leader: Leader, title: str, published: Curve | None = None, published_batch: int = 100) -> Figure:
@@ -29,38 +31,56 @@ def curve_figure(leader: Leader, title: str, published: Curve | None = None, pub
       published: the paper's curve.
       published_batch: environment steps of its iterations.
     """
-    value = leader.history.filled("leader_value")
-    known = not np.isnan(value).all()
-    if not known:  # without a model
-        value = leader.history["leader_return"]
-    smoothed = trailing_mean(value) if published is not None else value
+    return curves_figure([leader], title, published, published_batch)
+
+
+def curves_figure(
+    leaders: Sequence[Leader], title: str, published: Curve | None = None, published_batch: int = 100
+) -> Figure:
+    """The same for several leaders of one environment, which are drawn over environment steps; the first has the rest.
+
+    Args:
+      leaders: after learning.
+      title, published, published_batch: as in `curve_figure`.
+    """
+    values = [_value(leader) for leader in leaders]
     figure, axes = _figure(7.0, 4.2)
-    iteration, steps = np.arange(1, len(value) + 1), leader.history["env_steps"].mean(1)
-    uneven = len(steps) > 0 and not np.allclose(steps, steps[0] * iteration)
-    along = steps if uneven else iteration
-    mean = smoothed.mean(1)
-    window = ", trailing mean of 100" if published is not None else ""
-    many = f"mean of {leader.runs} runs, 95 % interval" if leader.runs > 1 else "one run"
-    axes.plot(along, mean, color=OURS, label=f"{leader.name}: {many}{window}")
-    if leader.runs > 1:
-        half = stats.t.ppf(0.975, leader.runs - 1) * stats.sem(smoothed, axis=1)
-        axes.fill_between(along, mean - half, mean + half, color=OURS, alpha=0.18, linewidth=0)
+    iteration, steps = np.arange(1, len(values[0]) + 1), leaders[0].history["env_steps"].mean(1)
+    uneven = len(leaders) > 1 or (len(steps) > 0 and not np.allclose(steps, steps[0] * iteration))
+    for leader, value, colour in zip(leaders, values, COLOURS, strict=False):
+        smooth = published is not None and (leader is leaders[0] or len(value) > 2 * WINDOW)
+        smoothed = trailing_mean(value) if smooth else value
+        along = leader.history["env_steps"].mean(1) if uneven else iteration
+        mean = smoothed.mean(1)
+        window = f", trailing mean of {WINDOW}" if smooth else ""
+        many = f"mean of {leader.runs} runs, 95 % interval" if leader.runs > 1 else "one run"
+        axes.plot(along, mean, color=colour, label=f"{leader.name}: {many}{window}")
+        if leader.runs > 1:
+            half = stats.t.ppf(0.975, leader.runs - 1) * stats.sem(smoothed, axis=1)
+            axes.fill_between(along, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
     if published is not None:
         theirs = published.iteration * (published_batch if uneven else 1)
-        shown = theirs <= max(along.max(initial=1), 1)
+        shown = theirs <= max((steps if uneven else iteration).max(initial=1), 1)
         x, y, sem = theirs[shown], published.mean[shown], published.sem[shown]
         axes.plot(x, y, color=PAPER, linestyle="--", label="arXiv:2603.14867 (10 seeds, ± s.e.)")
         axes.fill_between(x, y - sem, y + sem, color=PAPER, alpha=0.2, linewidth=0)
-    best = leader.env.best_known
+    best = leaders[0].env.best_known
     if best is not None:
         kind = "optimum" if best.exact else "best known"
         axes.axhline(best, color=BEST, linewidth=1, linestyle=":", label=f"{kind}: {best:.4f}")
+    known = not np.isnan(leaders[0].history.filled("leader_value")).all()
     axes.set_xlabel("environment steps" if uneven else "outer iterations")
     axes.set_ylabel(r"leader's value $J_L(\theta)$" if known else "leader's sampled return")
     axes.set_title(title, fontsize=11)
     axes.legend(fontsize=8, loc="best", framealpha=0.9)
     axes.grid(alpha=0.25)
     return figure
+
+
+def _value(leader: Leader) -> np.ndarray:
+    """J_L of each iteration and run, or what was sampled where there is no model to compute it from."""
+    value = leader.history.filled("leader_value")
+    return leader.history["leader_return"] if np.isnan(value).all() else value
 
 
 def incentives_figure(leader: Leader) -> Figure | None:
@@ -87,8 +107,7 @@ def incentives_figure(leader: Leader) -> Figure | None:
 
 def best_run(leader: Leader) -> int:
     """The run with the highest mean value over the last tenth of the iterations."""
-    value = leader.history.filled("leader_value")
-    value = leader.history["leader_return"] if np.isnan(value).all() else value
+    value = _value(leader)
     return int(value[-max(1, len(value) // 10) :].mean(0).argmax()) if len(value) else 0
 
 

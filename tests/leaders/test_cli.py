@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from leaders import BCHG
 from leaders.cli.main import main
+from leaders.experiments import plots
 
 QUICK = [
     "train",
@@ -113,6 +115,39 @@ def test_a_run_leaves_its_files(finished):
     assert told["preset"] == "paper"
     for picture in ("curve.png", "incentives.png"):
         assert (finished / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_curves_of_several_runs_go_into_one_picture(finished, tmp_path, capsys):
+    other = tmp_path / "mbhg"
+    command = ["train", "--env", "BiLevel/FourRooms-v0", "--leader", "mbhg", "--runs", "1", "--iterations", "1"]
+    main([*command, "--leader-args", "draws=0", "vertices=false", "--out", str(other)])
+    main(["curves", str(finished), str(other), "--out", str(tmp_path / "curves.png")])
+    assert f"wrote {tmp_path / 'curves.png'}" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_curves_are_drawn_over_the_steps_that_each_leader_took(make):
+    one, other = (
+        BCHG(make("TollBridge"), batch_size=50, runs=2).learn(4),
+        BCHG(make("TollBridge"), batch_size=200).learn(2),
+    )
+    (axes,) = plots.curves_figure([one, other], "toll").axes
+    first, second, _ = axes.get_lines()
+    np.testing.assert_array_equal(first.get_xdata(), [50, 100, 150, 200])
+    np.testing.assert_array_equal(second.get_xdata(), [200, 400])
+    np.testing.assert_allclose(first.get_ydata(), one.history["leader_value"].mean(1))
+    np.testing.assert_allclose(second.get_ydata(), other.history["leader_value"][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("directories", "message"),
+    [([], "at least one run directory"), (["nowhere"], "`directory` must hold a run with config.json")],
+)
+def test_curves_of_no_runs_are_refused(directories, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["curves", *(str(tmp_path / name) for name in directories), "--out", str(tmp_path / "curves.png")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "curves.png").exists()
 
 
 def test_the_film_shows_both_episodes(finished):
