@@ -1,0 +1,388 @@
+"""Iterations for A x = y or Aᵀ x = y with A = I − γΠ, sparse by rows, and for what they need.
+
+Rows may hold a column twice, except where they are factorised. Convergence is judged by max|y − A x|, and for Aᵀ by
+Σ|y − Aᵀ x|: the norms in which ‖A⁻¹‖ ≤ 1 / (1 − γ).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bilevel_envs.worlds.tabular.kernels import compiled
+
+PATIENCE = 40  # iterations without halving after which BiCGSTAB begins anew
+BASIS = 30  # vectors of GMRES
+NEGLIGIBLE = 1e-30  # of the accuracy asked for; smaller entries are 0, lest products become subnormal, which is slow
+VANISHING = 1e-200
+
+
+@compiled
+def multiplied(
+    indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, transpose: bool, x: np.ndarray, out: np.ndarray
+) -> None:
+    """Writes A x, or Aᵀ x, to `out`."""
+    states = len(x)
+    if transpose:
+        out[:] = 0.0
+        for row in range(states):
+            here = x[row]
+            if here != 0.0:
+                for entry in range(indptr[row], indptr[row + 1]):
+                    out[indices[entry]] += values[entry] * here
+    else:
+        for row in range(states):
+            total = 0.0
+            for entry in range(indptr[row], indptr[row + 1]):
+                total += values[entry] * x[indices[entry]]
+            out[row] = total
+
+
+@compiled
+def incomplete_factor(
+    indptr: np.ndarray, indices: np.ndarray, diagonal: np.ndarray, values: np.ndarray, factor: np.ndarray
+) -> None:
+    """Writes L and U of A on A's own pattern, ILU(0), to `factor`; U's diagonal is inverted.
+
+    A is a strictly diagonally dominant M-matrix, for which the factors exist (Meijerink and van der Vorst, Math. Comp.
+    31, 1977).
+    """
+    at = np.full(len(diagonal), -1, np.int32)
+    for row in range(len(diagonal)):
+        first, end = indptr[row], indptr[row + 1]
+        for entry in range(first, end):
+            factor[entry] = values[entry]
+            at[indices[entry]] = entry
+        for entry in range(first, diagonal[row]):
+            pivot = indices[entry]
+            f = factor[entry] * factor[diagonal[pivot]]
+            factor[entry] = f
+            for right in range(diagonal[pivot] + 1, indptr[pivot + 1]):
+                into = at[indices[right]]
+                if into >= 0:
+                    factor[into] -= f * factor[right]
+        factor[diagonal[row]] = 1.0 / factor[diagonal[row]]
+        for entry in range(first, end):
+            at[indices[entry]] = -1
+
+
+@compiled
+def preconditioned(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    diagonal: np.ndarray,
+    factor: np.ndarray,
+    transpose: bool,
+    y: np.ndarray,
+    x: np.ndarray,
+) -> None:
+    """Writes (LU)⁻¹ y, or (LU)⁻ᵀ y, to `x`; y itself where there is no factor."""
+    states = len(y)
+    if len(factor) == 0:
+        x[:] = y
+    elif transpose:
+        x[:] = y
+        for row in range(states):
+            here = x[row] * factor[diagonal[row]]
+            if abs(here) < VANISHING:
+                here = 0.0
+            x[row] = here
+            if here != 0.0:
+                for entry in range(diagonal[row] + 1, indptr[row + 1]):
+                    x[indices[entry]] -= factor[entry] * here
+        for row in range(states - 1, -1, -1):
+            here = x[row]
+            if abs(here) < VANISHING:
+                here = 0.0
+                x[row] = 0.0
+            if here != 0.0:
+                for entry in range(indptr[row], diagonal[row]):
+                    x[indices[entry]] -= factor[entry] * here
+    else:
+        for row in range(states):
+            total = y[row]
+            for entry in range(indptr[row], diagonal[row]):
+                total -= factor[entry] * x[indices[entry]]
+            x[row] = 0.0 if abs(total) < VANISHING else total
+        for row in range(states - 1, -1, -1):
+            total = x[row]
+            for entry in range(diagonal[row] + 1, indptr[row + 1]):
+                total -= factor[entry] * x[indices[entry]]
+            total *= factor[diagonal[row]]
+            x[row] = 0.0 if abs(total) < VANISHING else total
+
+
+@compiled
+def size(x: np.ndarray, transpose: bool) -> float:
+    """max|x|, or Σ|x| with `transpose`; NaN if an entry is."""
+    largest, total = 0.0, 0.0
+    for i in range(len(x)):
+        total += abs(x[i])
+        largest = max(largest, abs(x[i]))
+    return total if transpose or np.isnan(total) else largest
+
+
+@compiled
+def centre(x: np.ndarray) -> None:
+    """Takes its mean out of x."""
+    mean = 0.0
+    for i in range(len(x)):
+        mean += x[i]
+    mean /= len(x)
+    for i in range(len(x)):
+        x[i] -= mean
+
+
+@compiled
+def bicgstab(
+    matrix: tuple,
+    transpose: bool,
+    y: np.ndarray,
+    x: np.ndarray,
+    target: float,
+    floor: float,
+    most: int,
+    modulo: bool,
+    work: np.ndarray,
+) -> tuple[float, int]:
+    """Solves from `x`, in place, by BiCGSTAB, preconditioned from the right.
+
+    The shadow residual is the first residual plus noise of its own size. Without noise the method nearly breaks down
+    where y is sparse: products with a shadow that is 0 almost everywhere lose their digits.
+
+    Args:
+      matrix: A by rows and its factor: indptr, indices, diagonal, values, and ILU(0), empty for none.
+      transpose: solve with Aᵀ.
+      y: right-hand side, [S].
+      x: where to begin, and the result, [S].
+      target: size of the residual that is small enough.
+      floor: the same as a multiple of the size of x, for what rounding permits.
+      most: iterations after which it gives up.
+      modulo: solve up to a constant, which A must map to a constant: means are taken out of residuals. Where no episode
+        ends that takes out the eigenvalue 1 − γ.
+      work: six vectors, [6, S].
+
+    Returns:
+      The size of y − A x, computed from x, and the iterations taken. Whoever calls compares the first.
+
+    Source: van der Vorst, SIAM J. Sci. Stat. Comput. 13 (1992).
+    """
+    indptr, indices, diagonal, values, factor = matrix
+    states = len(y)
+    r, shadow, p, v, z, t = work[0], work[1], work[2], work[3], work[4], work[5]
+    tiny = NEGLIGIBLE * target
+    taken, starts, best = 0, 0, np.inf
+    while True:
+        multiplied(indptr, indices, values, transpose, x, v)
+        for i in range(states):
+            r[i] = y[i] - v[i]
+        if modulo:
+            centre(r)
+        total = 0.0
+        for i in range(states):
+            total += r[i] * r[i]
+        now = size(r, transpose)
+        accepted = max(target, floor * size(x, transpose)) if floor > 0.0 else target
+        if not now > accepted or taken >= most or (starts > 3 and now > 0.5 * best):
+            return now, taken
+        best, starts = min(best, now), starts + 1
+        rms, noise = np.sqrt(total / states), np.uint64(starts)
+        rho = 0.0
+        for i in range(states):
+            noise = noise * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+            shadow[i] = r[i] + rms * ((noise >> np.uint64(11)) * 2.0**-52 - 1.0)
+            rho += shadow[i] * r[i]
+            p[i] = r[i]
+        halved, since = now, taken
+        while taken < most:
+            taken += 1
+            preconditioned(indptr, indices, diagonal, factor, transpose, p, z)
+            multiplied(indptr, indices, values, transpose, z, v)
+            if modulo:
+                centre(v)
+            product = 0.0
+            for i in range(states):
+                product += shadow[i] * v[i]
+            alpha = rho / product
+            if not np.isfinite(alpha):
+                break
+            for i in range(states):
+                r[i] -= alpha * v[i]
+                x[i] += alpha * z[i]
+            preconditioned(indptr, indices, diagonal, factor, transpose, r, z)
+            multiplied(indptr, indices, values, transpose, z, t)
+            if modulo:
+                centre(t)
+            above, below = 0.0, 0.0
+            for i in range(states):
+                above += t[i] * r[i]
+                below += t[i] * t[i]
+            if below == 0.0:
+                break
+            omega = above / below
+            following, largest, total = 0.0, 0.0, 0.0
+            for i in range(states):
+                moved = x[i] + omega * z[i]
+                x[i] = 0.0 if abs(moved) < tiny else moved
+                left = r[i] - omega * t[i]
+                left = 0.0 if abs(left) < tiny else left
+                r[i] = left
+                following += shadow[i] * left
+                total += abs(left)
+                largest = max(largest, abs(left))
+            now = total if transpose or np.isnan(total) else largest
+            factor_of_p = following / rho * (alpha / omega)
+            if not now > 0.9 * target or not np.isfinite(factor_of_p):
+                break
+            if now <= 0.5 * halved:
+                halved, since = now, taken
+            elif taken - since >= PATIENCE:
+                break
+            rho = following
+            for i in range(states):
+                onward = r[i] + factor_of_p * (p[i] - omega * v[i])
+                p[i] = 0.0 if abs(onward) < tiny else onward
+        if not np.isfinite(now):
+            return np.inf, taken
+
+
+@compiled
+def gmres(
+    matrix: tuple,
+    transpose: bool,
+    y: np.ndarray,
+    x: np.ndarray,
+    target: float,
+    floor: float,
+    most: int,
+    basis: np.ndarray,
+) -> tuple[float, int]:
+    """The same by GMRES, begun anew every `BASIS` iterations; arguments as for `bicgstab`.
+
+    Args:
+      basis: orthonormal vectors and room for two more, [`BASIS` + 3, S].
+
+    Source: Saad and Schultz, SIAM J. Sci. Stat. Comput. 7 (1986).
+    """
+    indptr, indices, diagonal, values, factor = matrix
+    states = len(y)
+    z, moved = basis[BASIS + 1], basis[BASIS + 2]
+    hessenberg, right = np.zeros((BASIS + 1, BASIS)), np.zeros(BASIS + 1)
+    cosine, sine = np.zeros(BASIS), np.zeros(BASIS)
+    taken, before, slow = 0, np.inf, 0
+    tiny = NEGLIGIBLE * target
+    while True:
+        r = basis[0]
+        multiplied(indptr, indices, values, transpose, x, r)
+        total = 0.0
+        for i in range(states):
+            r[i] = y[i] - r[i]
+            total += r[i] * r[i]
+        now, length = size(r, transpose), np.sqrt(total)
+        accepted = max(target, floor * size(x, transpose)) if floor > 0.0 else target
+        slow = slow + 1 if now > 0.5 * before else 0
+        if not now > accepted or taken >= most or slow > 10:
+            return now, taken
+        before = min(before, now)
+        enough = length * accepted / now  # in the 2-norm, if the residual keeps its shape
+        right[:] = 0.0
+        right[0] = length
+        for i in range(states):
+            r[i] /= length
+        used = 0
+        for column in range(BASIS):
+            taken += 1
+            w = basis[column + 1]
+            preconditioned(indptr, indices, diagonal, factor, transpose, basis[column], z)
+            multiplied(indptr, indices, values, transpose, z, w)
+            for row in range(column + 1):
+                product = 0.0
+                for i in range(states):
+                    product += w[i] * basis[row, i]
+                hessenberg[row, column] = product
+                for i in range(states):
+                    w[i] -= product * basis[row, i]
+            total = 0.0
+            for i in range(states):
+                total += w[i] * w[i]
+            below = np.sqrt(total)
+            for i in range(states):
+                scaled = w[i] / below if below > 0.0 else 0.0
+                w[i] = 0.0 if abs(scaled) < VANISHING else scaled
+            for row in range(column):
+                above = hessenberg[row, column]
+                hessenberg[row, column] = cosine[row] * above + sine[row] * hessenberg[row + 1, column]
+                hessenberg[row + 1, column] = cosine[row] * hessenberg[row + 1, column] - sine[row] * above
+            both = np.sqrt(hessenberg[column, column] ** 2 + below * below)
+            cosine[column], sine[column] = hessenberg[column, column] / both, below / both
+            hessenberg[column, column] = both
+            right[column + 1] = -sine[column] * right[column]
+            right[column] *= cosine[column]
+            used = column + 1
+            if abs(right[used]) <= 0.5 * enough or below == 0.0 or taken >= most:
+                break
+        for row in range(used - 1, -1, -1):
+            for column in range(row + 1, used):
+                right[row] -= hessenberg[row, column] * right[column]
+            right[row] /= hessenberg[row, row]
+        moved[:] = 0.0
+        for row in range(used):
+            for i in range(states):
+                moved[i] += right[row] * basis[row, i]
+        preconditioned(indptr, indices, diagonal, factor, transpose, moved, z)
+        for i in range(states):
+            onward = x[i] + z[i]
+            x[i] = 0.0 if abs(onward) < tiny else onward
+
+
+@compiled
+def swept(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    y: np.ndarray,
+    x: np.ndarray,
+    most: int,
+    fall: float,
+    gamma: float,
+    endless: bool,
+    work: np.ndarray,
+) -> tuple[int, float]:
+    """x = Σ_j (γΠ)^j y, until what is left has fallen by a factor or `most` terms were added.
+
+    Rows begin with their own 1. Where no episode ends, what is left is judged by its span, and its constant part is
+    summed to the end: (γΠ)^j c = γ^j c.
+
+    Args:
+      fall: factor by which what is left is to fall.
+      gamma: γ.
+      endless: whether no episode ends.
+      work: two vectors, [2, S].
+
+    Returns:
+      Products taken and the factor reached.
+    """
+    states = len(y)
+    low, high = np.inf, -np.inf
+    for i in range(states):
+        x[i] = y[i]
+        low, high = min(low, y[i]), max(high, y[i])
+    first = high - low if endless else max(high, -low)
+    left = first
+    for taken in range(most):
+        now, following = work[taken % 2], work[(taken + 1) % 2]
+        if taken == 0:
+            now = y
+        low, high = np.inf, -np.inf
+        for row in range(states):
+            total = 0.0
+            for entry in range(indptr[row] + 1, indptr[row + 1]):
+                total -= values[entry] * now[indices[entry]]
+            following[row] = total
+            x[row] += total
+            low, high = min(low, total), max(high, total)
+        left = high - low if endless else max(high, -low)
+        if not left > fall * first:
+            break
+    if endless:
+        x += gamma / (1.0 - gamma) * ((low + high) / 2)
+    return taken + 1, left / first if first > 0.0 else 0.0

@@ -1,0 +1,335 @@
+"""I − γΠ of one policy in a large table, and its solutions by iteration."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import SuperLU, splu
+
+from bilevel_envs.worlds.tabular.kernels import EPSILON, compiled
+from bilevel_envs.worlds.tabular.krylov import BASIS, bicgstab, gmres, incomplete_factor, size
+from bilevel_envs.worlds.tabular.pattern import Pattern, pattern_of
+
+SOLVERS = ("bicgstab", "gmres", "splu")  # in the order in which they are tried
+MOST_DIRECT = 100_000  # states; the fill of a direct factor grows faster than the model
+MOST_ITERATIONS = 3_000
+ACCURACY = 1e-13  # of y, and so 1e-13 / (1 − γ) of x at worst
+ROUNDING = 16 * EPSILON  # of x: no residual falls below what rounding A x leaves
+SMALLEST_WEIGHT = 1e-17  # of an action that counts in a policy's system
+
+
+class Stale(Exception):
+    """A pattern lacks a move that is possible."""
+
+
+class PolicySystem:
+    """The rows of I − γΠ for one run, with room for the iterations; to be filled for one policy after another.
+
+    Args:
+      pattern: from `pattern_of`.
+      gamma: γ in [0, 1).
+      solver: "auto" tries `SOLVERS` in turn; otherwise one of them, and no other.
+      like: another one whose room is shared; the two must then not solve at the same time.
+    """
+
+    def __init__(self, pattern: Pattern, gamma: float, solver: str = "auto", like: PolicySystem | None = None) -> None:
+        if solver != "auto" and solver not in SOLVERS:
+            raise ValueError(f"`solver` must be one of {('auto', *SOLVERS)}, got {solver!r}")
+        self.pattern, self.gamma = pattern, gamma
+        self.iterations = 0  # of the last solution
+        self.solvers = SOLVERS if solver == "auto" else (solver,)
+        self.indptr, self.indices, self.values = pattern.indptr, pattern.indices, np.empty(len(pattern.indices))
+        self._factor, self._factorised = np.empty(0), False
+        self._direct: SuperLU | None = None
+        self._rooms: dict[int, np.ndarray] = {} if like is None else like._rooms
+
+    def fill(
+        self,
+        policy: np.ndarray,
+        action: np.ndarray,
+        probability: np.ndarray,
+        continues: np.ndarray,
+        smallest: float = SMALLEST_WEIGHT,
+    ) -> None:
+        """Takes another policy.
+
+        Args:
+          policy: g, [S, B]; empty where `action` says it all.
+          action: the only action of each state, int [S]; empty with `policy`.
+          probability: [S, B, K].
+          continues: bool [S, B].
+          smallest: rows of a wide model leave out actions with less weight.
+
+        Raises:
+          Stale: if the pattern lacks a move.
+        """
+        pattern, self._factorised, self._direct = self.pattern, False, None
+        if pattern.wide:
+            if len(self.values) == 0:
+                actions = 1 if len(action) else policy.shape[1]
+                most = len(pattern.order) * (1 + actions * probability.shape[2])
+                self.indptr = np.zeros(len(pattern.order) + 1, np.int64)
+                self.indices, self.values = np.empty(most, np.int32), np.empty(most)
+            _copy_rows(
+                policy,
+                action,
+                pattern.successor,
+                probability,
+                continues,
+                self.gamma,
+                smallest,
+                self.indptr,
+                self.indices,
+                self.values,
+            )
+        else:
+            order, slot, diagonal = pattern.order, pattern.slot, pattern.diagonal
+            tables = (policy, action, probability, continues, self.gamma, order, self.indptr, diagonal, slot)
+            if not _merge_rows(*tables, self.values):
+                raise Stale
+
+    def solve(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        target: float,
+        floor: float = 0.0,
+        *,
+        transpose: bool = False,
+        modulo: bool = False,
+    ) -> tuple[np.ndarray, float]:
+        """x with A x = y or Aᵀ x = y, and how much of y it leaves; both by state.
+
+        Args:
+          y: right-hand side, [S].
+          x: where to begin, [S].
+          target: residual, max|y − A x| or Σ|y − Aᵀ x|, that is small enough.
+          floor: the same in units of the size of x.
+          transpose: solve with Aᵀ.
+          modulo: a constant may be missing from x; only where no episode ends, and without `transpose`.
+        """
+        if np.isnan(size(y, transpose)):
+            return np.full_like(y, np.nan), np.inf
+        order = self.pattern.order
+        if not self.pattern.wide:
+            y, x = y[order], x[order]
+        else:
+            x = x.copy()
+        left, best = np.inf, x
+        for name in self.solvers:
+            if name == "splu" and len(y) > MOST_DIRECT and len(self.solvers) > 1:
+                break
+            x, now = self._solved(name, y, x, target, floor, transpose, modulo)
+            if now < left:
+                best, left = x, now
+            if left <= max(1.01 * target, floor * size(best, transpose)):
+                break
+            x = y.copy()  # what failed may have left nothing of use
+        if self.pattern.wide:
+            return best, left
+        by_state = np.empty_like(best)
+        by_state[order] = best
+        return by_state, left
+
+    def _solved(
+        self, name: str, y: np.ndarray, x: np.ndarray, target: float, floor: float, transpose: bool, modulo: bool
+    ) -> tuple[np.ndarray, float]:
+        if name == "splu":
+            x = self._directly(y, transpose)
+            rest = self._matrix()
+            return x, float(size(y - (rest.T if transpose else rest) @ x, transpose))
+        matrix = (self.indptr, self.indices, self.pattern.diagonal, self.values, self._incomplete())
+        how = (matrix, transpose, y, x, target, floor, MOST_ITERATIONS)
+        if name == "bicgstab":
+            left, self.iterations = bicgstab(*how, modulo, self.room(6, len(y)))
+        else:
+            left, self.iterations = gmres(*how, self.room(BASIS + 3, len(y)))
+        return x, left
+
+    def _incomplete(self) -> np.ndarray:
+        """ILU(0), empty where the model is wide."""
+        if not self.pattern.wide and not self._factorised:
+            if len(self._factor) == 0:
+                self._factor = np.empty_like(self.values)
+            incomplete_factor(self.indptr, self.indices, self.pattern.diagonal, self.values, self._factor)
+            self._factorised = True
+        return self._factor
+
+    def _matrix(self) -> csr_array:
+        end = int(self.indptr[-1])
+        states = len(self.indptr) - 1
+        return csr_array((self.values[:end], self.indices[:end], self.indptr), shape=(states, states))
+
+    def _directly(self, y: np.ndarray, transpose: bool) -> np.ndarray:
+        direct = self._direct
+        if direct is None:
+            direct = self._direct = splu(self._matrix().tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
+        return direct.solve(y, trans="T" if transpose else "N")
+
+    def room(self, vectors: int, states: int) -> np.ndarray:
+        """Vectors to work with, [vectors, S]; whoever asks for as many gets the same."""
+        if vectors not in self._rooms:
+            self._rooms[vectors] = np.empty((vectors, states))
+        return self._rooms[vectors]
+
+
+class PolicySystems:
+    """(I − γΠ)⁻¹ and its transpose under a policy, for every run; the factors serve every right-hand side.
+
+    Args:
+      policy: g, [R|1, S, B].
+      lists: successor, probability and continues, as in `pattern_of`.
+      gamma: γ in [0, 1).
+      pattern: from `pattern_of`; made anew if it lacks a move.
+      solver: as in `PolicySystem`.
+    """
+
+    def __init__(
+        self,
+        policy: np.ndarray,
+        lists: tuple[np.ndarray, np.ndarray, np.ndarray],
+        gamma: float,
+        pattern: Pattern,
+        solver: str = "auto",
+    ) -> None:
+        _, probability, continues = lists
+        going = runs_first(continues)
+        self._systems: list[PolicySystem] = []
+        for run in range(max(len(policy), len(probability), len(going))):
+            tables = (policy[run % len(policy)], probability[run % len(probability)], going[run % len(going)])
+            g, p, c = (np.ascontiguousarray(table) for table in tables)
+            system = PolicySystem(pattern, gamma, solver, self._systems[0] if self._systems else None)
+            try:
+                system.fill(g, np.zeros(0, np.int32), p, c)
+            except Stale:
+                pattern = pattern_of(*lists)
+                system = PolicySystem(pattern, gamma, solver, system)
+                system.fill(g, np.zeros(0, np.int32), p, c)
+            self._systems.append(system)
+
+    @property
+    def iterations(self) -> int:
+        """The most that the last solution took in any run."""
+        return max(system.iterations for system in self._systems)
+
+    def solutions(self, y: np.ndarray, transpose: bool, start: np.ndarray | None = None) -> np.ndarray:
+        """x from (I − γΠ) x = y of each run, or from its transpose, [R, S].
+
+        Args:
+          y: right-hand sides, [R|1, S].
+          transpose: solve with Πᵀ.
+          start: where to begin, [R|1, S]; None for y.
+
+        Raises:
+          RuntimeError: if no solver reaches the accuracy.
+        """
+        systems, runs = self._systems, max(len(self._systems), len(y))
+        start = y if start is None else start
+        x = np.empty((runs, y.shape[1]))
+        for run in range(runs):
+            right = np.ascontiguousarray(y[run % len(y)], np.float64)
+            first = np.ascontiguousarray(start[run % len(start)], np.float64)
+            scale = size(right, transpose)
+            if scale == 0.0:
+                x[run] = 0.0
+                continue
+            target = ACCURACY * scale
+            x[run], left = systems[run % len(systems)].solve(right, first, target, ROUNDING, transpose=transpose)
+            if not left <= max(1.01 * target, ROUNDING * size(x[run], transpose)):
+                raise RuntimeError(
+                    f"the linear system of run {run} with γ = {systems[0].gamma:g} was solved to {left / scale:.3g} of "
+                    f"its right-hand side only; {ACCURACY:g} was asked for"
+                )
+        return x
+
+
+def large_solutions(
+    policy: np.ndarray,
+    successor: np.ndarray,
+    probability: np.ndarray,
+    continues: np.ndarray,
+    gamma: float,
+    pattern: Pattern,
+    y: np.ndarray,
+    transpose: bool,
+    start: np.ndarray | None = None,
+    solver: str = "auto",
+) -> np.ndarray:
+    """One solution for each run, [R, S]: see `PolicySystems`, which solves for several right-hand sides."""
+    systems = PolicySystems(policy, (successor, probability, continues), gamma, pattern, solver)
+    return systems.solutions(y, transpose, start)
+
+
+def runs_first(continues: np.ndarray) -> np.ndarray:
+    """`continues` [R|1, S, B]."""
+    return continues.reshape(-1, *continues.shape[-2:])
+
+
+@compiled
+def _merge_rows(
+    policy: np.ndarray,
+    action: np.ndarray,
+    probability: np.ndarray,
+    continues: np.ndarray,
+    gamma: float,
+    order: np.ndarray,
+    indptr: np.ndarray,
+    diagonal: np.ndarray,
+    slot: np.ndarray,
+    values: np.ndarray,
+) -> bool:
+    """Writes I − γΠ to its pattern; False if the pattern lacks an entry."""
+    branches, lists = slot.shape[2], slot.shape[1]
+    hard = len(action) > 0
+    for place in range(len(order)):
+        s, begin, end = order[place], indptr[place], indptr[place + 1]
+        for entry in range(begin, end):
+            values[entry] = 0.0
+        values[diagonal[place]] = 1.0
+        first, last = (action[s], action[s] + 1) if hard else (0, policy.shape[1])
+        for b in range(first, last):
+            if not continues[s, b]:
+                continue
+            weight = gamma if hard else gamma * policy[s, b]
+            for k in range(branches):
+                if probability[s, b, k] > 0.0:
+                    entry = begin + slot[s, b if lists > 1 else 0, k]
+                    if entry >= end:
+                        return False
+                    values[entry] -= weight * probability[s, b, k]
+    return True
+
+
+@compiled
+def _copy_rows(
+    policy: np.ndarray,
+    action: np.ndarray,
+    successor: np.ndarray,
+    probability: np.ndarray,
+    continues: np.ndarray,
+    gamma: float,
+    smallest: float,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+) -> None:
+    """Writes the rows of I − γΠ, its own 1 first, a column for every successor of an action that counts."""
+    states, _, branches = probability.shape
+    lists = successor.shape[1]
+    hard = len(action) > 0
+    at = 0
+    for s in range(states):
+        indptr[s] = at
+        indices[at], values[at] = s, 1.0
+        at += 1
+        first, last = (action[s], action[s] + 1) if hard else (0, policy.shape[1])
+        for b in range(first, last):
+            if not continues[s, b] or not (hard or policy[s, b] >= smallest):
+                continue
+            weight = gamma if hard else gamma * policy[s, b]
+            for k in range(branches):
+                if probability[s, b, k] > 0.0:
+                    indices[at] = successor[s, b if lists > 1 else 0, k]
+                    values[at] = -weight * probability[s, b, k]
+                    at += 1
+    indptr[states] = at
