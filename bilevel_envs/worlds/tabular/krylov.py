@@ -155,14 +155,15 @@ def bicgstab(
       y: right-hand side, [S].
       x: where to begin, and the result, [S].
       target: size of the residual that is small enough.
-      floor: the same as a multiple of the size of x, for what rounding permits.
+      floor: the same as a multiple of the size of x, for what rounding permits; with 0 the residual that the iteration
+        carries along is trusted.
       most: iterations after which it gives up.
       modulo: solve up to a constant, which A must map to a constant: means are taken out of residuals. Where no episode
         ends that takes out the eigenvalue 1 − γ.
       work: six vectors, [6, S].
 
     Returns:
-      The size of y − A x, computed from x, and the iterations taken. Whoever calls compares the first.
+      The size of y − A x, computed from x unless trusted, and the iterations taken. Whoever calls compares the first.
 
     Source: van der Vorst, SIAM J. Sci. Stat. Comput. 13 (1992).
     """
@@ -172,7 +173,10 @@ def bicgstab(
     tiny = NEGLIGIBLE * target
     taken, starts, best = 0, 0, np.inf
     while True:
-        multiplied(indptr, indices, values, transpose, x, v)
+        if size(x, transpose) > 0.0:
+            multiplied(indptr, indices, values, transpose, x, v)
+        else:
+            v[:] = 0.0
         for i in range(states):
             r[i] = y[i] - v[i]
         if modulo:
@@ -243,6 +247,8 @@ def bicgstab(
                 p[i] = 0.0 if abs(onward) < tiny else onward
         if not np.isfinite(now):
             return np.inf, taken
+        if floor == 0.0 and now <= target:
+            return now, taken
 
 
 @compiled

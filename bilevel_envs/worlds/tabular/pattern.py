@@ -23,6 +23,7 @@ class Pattern:
     Attributes:
       successor: the lists, unsigned, of two bytes where they are long and the states few, [S, B|1, K].
       order: the state in each place, int32 [S]; by state where the model is wide.
+      position: the place of each state, int32 [S].
       indptr: where each place's row begins among `indices`, int32 [S + 1]; a single 0 where the model is wide.
       indices: places that a place leads to, itself included, in rising order, int32 [nnz].
       diagonal: where each row's own place stands among `indices`, int32 [S].
@@ -33,6 +34,7 @@ class Pattern:
 
     successor: np.ndarray
     order: np.ndarray
+    position: np.ndarray
     indptr: np.ndarray
     indices: np.ndarray
     diagonal: np.ndarray
@@ -83,16 +85,18 @@ def pattern_of(
     if len(indptr) == 1:
         nothing = np.zeros(0, np.int32)
         by_state, no_slot = np.arange(states, dtype=np.int32), np.zeros((0, 1, 1), np.uint8)
-        return Pattern(lists, by_state, indptr, indices, nothing, no_slot, whole)
+        return Pattern(lists, by_state, by_state, indptr, indices, nothing, no_slot, whole)
     indices = np.empty(indptr[-1], np.int32)
     _merged(lists, probability, continues, most, indices)
     order = _close_order(indptr, indices)
-    indptr, indices, diagonal = _reordered(indptr, indices, order)
+    position = np.empty_like(order)
+    position[order] = np.arange(states, dtype=order.dtype)
+    indptr, indices, diagonal = _reordered(indptr, indices, order, position)
     longest = int(np.diff(indptr).max())
     kind = next(k for k in (np.uint8, np.uint16, np.uint32) if longest < np.iinfo(k).max)
     slot = np.full(successor.shape, np.iinfo(kind).max, kind)
     _place_slots(lists, probability, continues, order, indptr, indices, slot)
-    return Pattern(lists, order, indptr, indices, diagonal, slot, whole)
+    return Pattern(lists, order, position, indptr, indices, diagonal, slot, whole)
 
 
 def _close_order(indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -159,12 +163,11 @@ def _merged(
 
 
 @compiled
-def _reordered(indptr: np.ndarray, indices: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _reordered(
+    indptr: np.ndarray, indices: np.ndarray, order: np.ndarray, position: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows and columns by place, columns rising; and where the diagonal stands."""
     states = len(order)
-    position = np.empty(states, np.int32)
-    for place in range(states):
-        position[order[place]] = place
     begins, places = np.empty(states + 1, np.int32), np.empty(len(indices), np.int32)
     diagonal = np.empty(states, np.int32)
     begins[0] = 0

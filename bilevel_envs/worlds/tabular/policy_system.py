@@ -39,7 +39,7 @@ class PolicySystem:
         self.iterations = 0  # of the last solution
         self.solvers = SOLVERS if solver == "auto" else (solver,)
         self.indptr, self.indices, self.values = pattern.indptr, pattern.indices, np.empty(len(pattern.indices))
-        self._factor, self._factorised = np.empty(0), False
+        self._factor, self._factorised = np.empty(0, np.float32), False  # a preconditioner needs no more digits
         self._direct: SuperLU | None = None
         self._rooms: dict[int, np.ndarray] = {} if like is None else like._rooms
 
@@ -83,8 +83,8 @@ class PolicySystem:
                 self.values,
             )
         else:
-            order, slot, diagonal = pattern.order, pattern.slot, pattern.diagonal
-            tables = (policy, action, probability, continues, self.gamma, order, self.indptr, diagonal, slot)
+            position, slot, diagonal = pattern.position, pattern.slot, pattern.diagonal
+            tables = (policy, action, probability, continues, self.gamma, position, self.indptr, diagonal, slot)
             if not _merge_rows(*tables, self.values):
                 raise Stale
 
@@ -110,7 +110,7 @@ class PolicySystem:
         """
         if np.isnan(size(y, transpose)):
             return np.full_like(y, np.nan), np.inf
-        order = self.pattern.order
+        order, position = self.pattern.order, self.pattern.position
         if not self.pattern.wide:
             y, x = y[order], x[order]
         else:
@@ -127,9 +127,7 @@ class PolicySystem:
             x = y.copy()  # what failed may have left nothing of use
         if self.pattern.wide:
             return best, left
-        by_state = np.empty_like(best)
-        by_state[order] = best
-        return by_state, left
+        return best[position], left
 
     def _solved(
         self, name: str, y: np.ndarray, x: np.ndarray, target: float, floor: float, transpose: bool, modulo: bool
@@ -150,7 +148,7 @@ class PolicySystem:
         """ILU(0), empty where the model is wide."""
         if not self.pattern.wide and not self._factorised:
             if len(self._factor) == 0:
-                self._factor = np.empty_like(self.values)
+                self._factor = np.empty(len(self.values), np.float32)
             incomplete_factor(self.indptr, self.indices, self.pattern.diagonal, self.values, self._factor)
             self._factorised = True
         return self._factor
@@ -272,7 +270,7 @@ def _merge_rows(
     probability: np.ndarray,
     continues: np.ndarray,
     gamma: float,
-    order: np.ndarray,
+    position: np.ndarray,
     indptr: np.ndarray,
     diagonal: np.ndarray,
     slot: np.ndarray,
@@ -281,8 +279,9 @@ def _merge_rows(
     """Writes I − γΠ to its pattern; False if the pattern lacks an entry."""
     branches, lists = slot.shape[2], slot.shape[1]
     hard = len(action) > 0
-    for place in range(len(order)):
-        s, begin, end = order[place], indptr[place], indptr[place + 1]
+    for s in range(len(position)):
+        place = position[s]
+        begin, end = indptr[place], indptr[place + 1]
         for entry in range(begin, end):
             values[entry] = 0.0
         values[diagonal[place]] = 1.0
