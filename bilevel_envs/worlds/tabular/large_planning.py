@@ -377,8 +377,17 @@ def _action_values(
                 onward = 0.0
                 if branches > LONG_LIST:
                     onward = _four_sums(successor[s, at], probability[s, b], value)
-                else:
-                    for k in range(branches):
+                else:  # short lists cost less without a loop
+                    onward = probability[s, b, 0] * value[successor[s, at, 0]]
+                    if branches > 1:
+                        onward += probability[s, b, 1] * value[successor[s, at, 1]]
+                    if branches > 2:
+                        onward += probability[s, b, 2] * value[successor[s, at, 2]]
+                    if branches > 3:
+                        onward += probability[s, b, 3] * value[successor[s, at, 3]]
+                    if branches > 4:
+                        onward += probability[s, b, 4] * value[successor[s, at, 4]]
+                    for k in range(5, branches):
                         onward += probability[s, b, k] * value[successor[s, at, k]]
                 now += gamma * onward
             q[s, b] = now
