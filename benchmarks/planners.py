@@ -26,7 +26,7 @@ from large_models import Lists, four_rooms, random_model
 from quantecon.markov import DiscreteDP
 from scipy.sparse import csr_matrix
 
-from bilevel_envs.worlds.tabular.large_planning import large_hard_policy_iteration
+from bilevel_envs.worlds.tabular.large_planning import Stop, large_hard_policy_iteration
 from bilevel_envs.worlds.tabular.pattern import pattern_of
 
 PROBLEMS: dict[str, tuple[Callable[[], Lists], float, float]] = {
@@ -101,8 +101,8 @@ def ours(lists: Lists, gamma: float, eps: float) -> Callable[[], np.ndarray]:
     pattern, start = pattern_of(successor, probability, continues), np.zeros((1, len(continues)))
 
     def solved() -> np.ndarray:
-        how = (reward, successor, probability, continues, gamma, pattern, start, eps, 200)
-        _, v, _, _, converged = large_hard_policy_iteration(*how)
+        how = ((successor, probability, continues), gamma, pattern, Stop(eps), start)
+        _, v, _, _, converged = large_hard_policy_iteration(reward, *how)
         assert converged.all()
         return v[0]
 

@@ -49,21 +49,11 @@ def curves_figure(
     uneven = len(leaders) > 1 or (len(steps) > 0 and not np.allclose(steps, steps[0] * iteration))
     for leader, value, colour in zip(leaders, values, COLOURS, strict=False):
         smooth = published is not None and (leader is leaders[0] or len(value) > 2 * WINDOW)
-        smoothed = trailing_mean(value) if smooth else value
         along = leader.history["env_steps"].mean(1) if uneven else iteration
-        mean = smoothed.mean(1)
-        window = f", trailing mean of {WINDOW}" if smooth else ""
-        many = f"mean of {leader.runs} runs, 95 % interval" if leader.runs > 1 else "one run"
-        axes.plot(along, mean, color=colour, label=f"{leader.name}: {many}{window}")
-        if leader.runs > 1:
-            half = stats.t.ppf(0.975, leader.runs - 1) * stats.sem(smoothed, axis=1)
-            axes.fill_between(along, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+        _draw_runs(axes, leader, along, value, colour, smooth)
     if published is not None:
-        theirs = published.iteration * (published_batch if uneven else 1)
-        shown = theirs <= max((steps if uneven else iteration).max(initial=1), 1)
-        x, y, sem = theirs[shown], published.mean[shown], published.sem[shown]
-        axes.plot(x, y, color=PAPER, linestyle="--", label="arXiv:2603.14867 (10 seeds, ± s.e.)")
-        axes.fill_between(x, y - sem, y + sem, color=PAPER, alpha=0.2, linewidth=0)
+        last = max((steps if uneven else iteration).max(initial=1), 1)
+        _draw_published(axes, published, published_batch if uneven else 1, last)
     best = leaders[0].env.best_known
     if best is not None:
         kind = "optimum" if best.exact else "best known"
@@ -75,6 +65,27 @@ def curves_figure(
     axes.legend(fontsize=8, loc="best", framealpha=0.9)
     axes.grid(alpha=0.25)
     return figure
+
+
+def _draw_runs(axes: Axes, leader: Leader, along: np.ndarray, value: np.ndarray, colour: str, smooth: bool) -> None:
+    """The mean over runs of a leader's values [iterations, R] and its interval, through a trailing mean or as it is."""
+    smoothed = trailing_mean(value) if smooth else value
+    mean = smoothed.mean(1)
+    window = f", trailing mean of {WINDOW}" if smooth else ""
+    many = f"mean of {leader.runs} runs, 95 % interval" if leader.runs > 1 else "one run"
+    axes.plot(along, mean, color=colour, label=f"{leader.name}: {many}{window}")
+    if leader.runs > 1:
+        half = stats.t.ppf(0.975, leader.runs - 1) * stats.sem(smoothed, axis=1)
+        axes.fill_between(along, mean - half, mean + half, color=colour, alpha=0.18, linewidth=0)
+
+
+def _draw_published(axes: Axes, published: Curve, each: int, last: float) -> None:
+    """The paper's curve as far as `last`, in units of which an iteration counts `each`."""
+    theirs = published.iteration * each
+    shown = theirs <= last
+    x, y, sem = theirs[shown], published.mean[shown], published.sem[shown]
+    axes.plot(x, y, color=PAPER, linestyle="--", label="arXiv:2603.14867 (10 seeds, ± s.e.)")
+    axes.fill_between(x, y - sem, y + sem, color=PAPER, alpha=0.2, linewidth=0)
 
 
 def _value(leader: Leader) -> np.ndarray:

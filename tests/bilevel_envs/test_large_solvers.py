@@ -7,13 +7,30 @@ import pytest
 from scipy.sparse import csr_array, eye_array
 from scipy.sparse.linalg import spsolve
 
-from bilevel_envs.worlds.tabular import policy_system
-from bilevel_envs.worlds.tabular.large_planning import large_hard_policy_iteration, large_soft_policy_iteration
+from bilevel_envs.worlds.tabular import large_planning, policy_system
+from bilevel_envs.worlds.tabular.large_planning import Stop
 from bilevel_envs.worlds.tabular.pattern import pattern_of
-from bilevel_envs.worlds.tabular.policy_system import PolicySystems, large_solutions
+from bilevel_envs.worlds.tabular.policy_system import PolicySystems
 
 SOLVERS = ("auto", "bicgstab", "gmres", "splu")
 SHAPES = ("grid", "ending grid", "shared grid", "random", "wide", "long")
+
+
+def large_soft_policy_iteration(
+    r, successor, probability, continues, gamma, beta, pattern, v, tol, most, solver="auto"
+):
+    lists = successor, probability, continues
+    return large_planning.large_soft_policy_iteration(r, lists, gamma, beta, pattern, v, Stop(tol, most), solver)
+
+
+def large_hard_policy_iteration(r, successor, probability, continues, gamma, pattern, v, eps, most):
+    lists = successor, probability, continues
+    return large_planning.large_hard_policy_iteration(r, lists, gamma, pattern, Stop(eps, most), v)
+
+
+def large_solutions(g, successor, probability, continues, gamma, pattern, y, transpose, start=None, solver="auto"):
+    lists = successor, probability, continues
+    return policy_system.large_solutions(g, lists, gamma, pattern, y, transpose, start, solver)
 
 
 def grid(rows: int, columns: int, rng: np.random.Generator, *, ends: bool, runs: int = 1, shared: bool = False):

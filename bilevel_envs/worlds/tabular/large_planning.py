@@ -19,7 +19,7 @@ import numpy as np
 
 from bilevel_envs.worlds.tabular.kernels import EPSILON, MOST_ROUNDING, compiled, middle
 from bilevel_envs.worlds.tabular.krylov import swept
-from bilevel_envs.worlds.tabular.pattern import LONG_LIST, Pattern, pattern_of
+from bilevel_envs.worlds.tabular.pattern import LONG_LIST, Lists, Pattern, pattern_of
 from bilevel_envs.worlds.tabular.policy_system import PolicySystem, Stale, runs_first
 
 FORCING = 0.1  # of the residual that a step may leave
@@ -37,31 +37,34 @@ RARE = 1e-6  # probability of an action that a step's policy leaves out in wide 
 NOWHERE = np.zeros(0, np.int32)
 
 
+class Stop(NamedTuple):
+    """When a run ends: at an accuracy, or given up after so many steps."""
+
+    tol: float
+    steps: int = 200
+
+
 def large_soft_policy_iteration(
     reward: np.ndarray,
-    successor: np.ndarray,
-    probability: np.ndarray,
-    continues: np.ndarray,
+    lists: Lists,
     gamma: float,
     beta: float,
     pattern: Pattern,
     v: np.ndarray,
-    tol: float,
-    most: int,
+    stop: Stop,
     solver: str = "auto",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Solves V = β log Σ_b exp(Q / β), Q = r + γ E[V(s')], each run by itself, as `soft_policy_iteration` does.
 
     Args:
       reward: r_F, [R|1, S, B].
-      successor, probability, continues: as in `pattern_of`.
+      lists: successor, probability and continues, as in `pattern_of`.
       gamma: γ in [0, 1).
       beta: β.
       pattern: from `pattern_of`; made anew if it lacks a move.
       v: where each run begins, [R, S]; left as it is.
-      tol: residual |β logsumexp(Q/β) − V| accepted, relative to β. Where rounding leaves more, a run has converged when
-        the next step would move V by no more than `MOST_ROUNDING` β.
-      most: steps after which a run is given up.
+      stop: at a residual |β logsumexp(Q/β) − V| relative to β. Where rounding leaves more, a run has converged when the
+        next step would move V by no more than `MOST_ROUNDING` β.
       solver: as in `PolicySystem`.
 
     Returns:
@@ -71,9 +74,9 @@ def large_soft_policy_iteration(
     q, log_probs = np.empty((runs, states, reward.shape[2])), np.empty((runs, states, reward.shape[2]))
     soft_v, residual, converged = np.empty((runs, states)), np.empty(runs), np.zeros(runs, np.bool_)
     policy, steps = np.empty((states, reward.shape[2])), _Steps(pattern, gamma, solver)
-    for run, tables in enumerate(_by_run(reward, successor, probability, continues, runs)):
+    for run, tables in enumerate(_by_run(reward, lists, runs)):
         work = _Run(tables, pattern, gamma, beta, v[run], (q[run], soft_v[run], policy, log_probs[run], NOWHERE))
-        converged[run] = _iterated(work, steps, tol * beta, most)
+        converged[run] = _iterated(work, steps, stop.tol * beta, stop.steps)
         residual[run] = work.off if work.finite else np.nan
         work.finish()
     return q, soft_v, log_probs, residual, converged
@@ -81,21 +84,18 @@ def large_soft_policy_iteration(
 
 def large_hard_policy_iteration(
     reward: np.ndarray,
-    successor: np.ndarray,
-    probability: np.ndarray,
-    continues: np.ndarray,
+    lists: Lists,
     gamma: float,
     pattern: Pattern,
+    stop: Stop,
     v: np.ndarray,
-    eps: float,
-    most: int,
     solver: str = "auto",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Solves V = max_b Q, Q = r + γ E[V(s')], the limit β = 0; arguments as above.
 
     Args:
-      eps: largest |V − V*| accepted. It is bounded by γ / (1 − γ) times the residual, and where no episode ends by half
-        of the residual's span instead (MacQueen, J. Math. Anal. Appl. 14, 1966).
+      stop: at the largest |V − V*| accepted. It is bounded by γ / (1 − γ) times the residual, and where no episode ends
+        by half of the residual's span instead (MacQueen, J. Math. Anal. Appl. 14, 1966).
 
     Returns:
       Q [R, S, B], V [R, S], the best actions int32 [R, S], the bound on |V − V*| [R], and whether each run converged.
@@ -105,9 +105,9 @@ def large_hard_policy_iteration(
     best, nothing = np.empty((runs, states), np.int32), np.empty((0, 0))
     bound, converged, horizon = np.empty(runs), np.zeros(runs, np.bool_), gamma / (1 - gamma)
     steps = _Steps(pattern, gamma, solver)
-    for run, tables in enumerate(_by_run(reward, successor, probability, continues, runs)):
+    for run, tables in enumerate(_by_run(reward, lists, runs)):
         work = _Run(tables, pattern, gamma, 0.0, v[run], (q[run], best_v[run], nothing, nothing, best[run]))
-        converged[run] = _iterated(work, steps, eps / max(horizon, 1e-300), most)
+        converged[run] = _iterated(work, steps, stop.tol / max(horizon, 1e-300), stop.steps)
         bound[run] = horizon * work.off if work.finite else np.nan
         work.finish()
     return q, best_v, best, bound, converged
@@ -122,9 +122,8 @@ class _Tables(NamedTuple):
     pattern: Callable[[], Pattern]
 
 
-def _by_run(
-    reward: np.ndarray, successor: np.ndarray, probability: np.ndarray, continues: np.ndarray, runs: int
-) -> Iterator[_Tables]:
+def _by_run(reward: np.ndarray, lists: Lists, runs: int) -> Iterator[_Tables]:
+    successor, probability, continues = lists
     going = runs_first(continues)
     for run in range(runs):
         r, p, c = (np.ascontiguousarray(table[run % len(table)]) for table in (reward, probability, going))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -14,6 +15,9 @@ MOST_PER_ROW = 12  # entries of a merged row on average; with more, an incomplet
 HUB = 16  # times the mean of its neighbours make a state a hub, which the order of the others leaves out
 LONG_LIST = 32  # successors of one action; longer lists are read where they are, with narrow indices
 NARROW = np.iinfo(np.uint16).max + 1  # states that an index of two bytes tells apart
+
+
+Lists: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # successor, probability, continues: see `pattern_of`
 
 
 @dataclass(frozen=True, eq=False)

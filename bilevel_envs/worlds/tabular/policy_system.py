@@ -8,7 +8,7 @@ from scipy.sparse.linalg import SuperLU, splu
 
 from bilevel_envs.worlds.tabular.kernels import EPSILON, compiled
 from bilevel_envs.worlds.tabular.krylov import BASIS, bicgstab, gmres, incomplete_factor, size
-from bilevel_envs.worlds.tabular.pattern import Pattern, pattern_of
+from bilevel_envs.worlds.tabular.pattern import Lists, Pattern, pattern_of
 
 SOLVERS = ("bicgstab", "gmres", "splu")  # in the order in which they are tried
 MOST_DIRECT = 100_000  # states; the fill of a direct factor grows faster than the model
@@ -185,7 +185,7 @@ class PolicySystems:
     def __init__(
         self,
         policy: np.ndarray,
-        lists: tuple[np.ndarray, np.ndarray, np.ndarray],
+        lists: Lists,
         gamma: float,
         pattern: Pattern,
         solver: str = "auto",
@@ -243,9 +243,7 @@ class PolicySystems:
 
 def large_solutions(
     policy: np.ndarray,
-    successor: np.ndarray,
-    probability: np.ndarray,
-    continues: np.ndarray,
+    lists: Lists,
     gamma: float,
     pattern: Pattern,
     y: np.ndarray,
@@ -254,8 +252,7 @@ def large_solutions(
     solver: str = "auto",
 ) -> np.ndarray:
     """One solution for each run, [R, S]: see `PolicySystems`, which solves for several right-hand sides."""
-    systems = PolicySystems(policy, (successor, probability, continues), gamma, pattern, solver)
-    return systems.solutions(y, transpose, start)
+    return PolicySystems(policy, lists, gamma, pattern, solver).solutions(y, transpose, start)
 
 
 def runs_first(continues: np.ndarray) -> np.ndarray:
