@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bilevel_envs.worlds.tabular.env import TabularEnv, TabularVectorEnv
     from bilevel_envs.worlds.tabular.model import Table, TabularModel
     from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+    from bilevel_envs.worlds.tabular.transitions import Transitions
     from bilevel_envs.wrapper import BilevelWrapper
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ _HOME = {
     "TaxEnv": "envs.tax_env",
     "TaxVectorEnv": "envs.tax_env",
     "Terms": "core.batch",
+    "Transitions": "worlds.tabular.transitions",
 }
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "TaxEnv",
     "TaxVectorEnv",
     "Terms",
+    "Transitions",
     "__version__",
 ]
 

@@ -392,8 +392,7 @@ class Leader:
 
     def _check_depends(self, theta: Tensor, model: Model) -> None:
         """Refuses a model of other runs than θ, and one none of whose tensors carries gradients to θ."""
-        parts: list[object] = [getattr(model, field.name) for field in fields(model)] if is_dataclass(model) else []
-        tensors = [part for part in parts if isinstance(part, Tensor)]
+        tensors = _tensors_of(model)
         moves = any(part.requires_grad for part in tensors)
         if model.runs != self.runs and (model.runs != 1 or moves):  # a model of one run may stand for all without θ
             raise ValueError(
@@ -480,3 +479,12 @@ class Leader:
         self.logger.record("time/follower_solves", int(self.history.last("follower_solves")[0]))
         self.logger.record("time/fps", int(self.runs * steps / max(seconds, 1e-9)))
         self.logger.dump(self.progress.iterations)
+
+
+def _tensors_of(part: object) -> list[Tensor]:
+    """The tensors in the fields of a dataclass, and of those among them that are dataclasses."""
+    if isinstance(part, Tensor):
+        return [part]
+    if not is_dataclass(part) or isinstance(part, type):
+        return []
+    return [tensor for one in fields(part) for tensor in _tensors_of(getattr(part, one.name))]

@@ -17,6 +17,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
 from bilevel_envs.rendering.drawing import graph_image
 from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.transitions import Transitions
 
 
 class _Affine(NamedTuple):
@@ -30,7 +31,7 @@ class _Affine(NamedTuple):
 
 
 class _Tables(NamedTuple):
-    successor: Tensor
+    lists: Transitions
     transition: _Affine
     initial: _Affine
     r_leader: _Affine
@@ -125,11 +126,10 @@ class RandomMDP(ConfigurableMDP):
         check_shape(theta, (self.dim,), "theta")
         tables = self._tables
         probability = tables.transition.at(theta).softmax(-1)
-        successor = tables.successor.expand(*probability.shape)
-        transition = theta.new_zeros(*probability.shape[:-1], self.states).scatter(-1, successor, probability)
         r_follower = tables.r_follower.at(theta)
         other = np.sqrt(1 - self.alignment**2)
         r_leader = self.alignment * r_follower + other * tables.r_leader.at(theta)
+        transition = tables.lists.with_probability(probability)
         return TabularModel(transition, tables.initial.at(theta).softmax(-1), r_leader, r_follower)
 
     def parameterization(self, runs: int, noise: Noise) -> Free:
@@ -140,7 +140,7 @@ class RandomMDP(ConfigurableMDP):
         """States on a circle, arrows as dark as the move is likely under a random action."""
         angle = 2 * np.pi * np.arange(self.states) / self.states
         positions = 0.5 + np.stack([0.38 * np.cos(angle), 0.42 * np.sin(angle)], -1)
-        likely = self.model(torch.as_tensor(theta)[None]).transition[0].mean(1).numpy()
+        likely = self.model(torch.as_tensor(theta)[None]).moves.dense()[0].mean(1).numpy()
         edges = {(int(i), int(j)): float(likely[i, j] / likely.max()) for i, j in np.argwhere(likely > 0)}
         return graph_image(positions, [str(i) for i in range(self.states)], edges, state, (420, 380))
 
@@ -155,7 +155,7 @@ class RandomMDP(ConfigurableMDP):
             return _Affine(torch.from_numpy(base), torch.from_numpy(slope))
 
         return _Tables(
-            torch.from_numpy(np.ascontiguousarray(successor)),
+            Transitions.from_lists(successor, np.full(successor.shape, 1 / self.branching)),
             affine((*pairs, self.branching), self.transition_share),
             affine((self.states,), self.start_share),
             affine(pairs, self.reward_share),

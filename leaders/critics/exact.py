@@ -14,8 +14,8 @@ from bilevel_envs.core.mdp import kind_of
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
-from bilevel_envs.worlds.tabular.model import look_up
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+from bilevel_envs.worlds.tabular.transitions import look_up
 from leaders.exact.linear_quadratic import BumpValues, leader_values
 
 

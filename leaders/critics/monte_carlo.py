@@ -10,8 +10,8 @@ from torch import Tensor
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.model import look_up
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
+from bilevel_envs.worlds.tabular.transitions import look_up
 from leaders.functional.returns import returns_to_go
 from leaders.functional.visits import mean_table
 

@@ -381,7 +381,7 @@ class TrajectoryLeader(Leader):
     @with_gradients
     def _theta_moves(self) -> bool:
         """Whether θ moves the transitions of a table."""
-        return self.facts.world is TABULAR and self.env.model(self._theta()).transition.requires_grad
+        return self.facts.world is TABULAR and self.env.model(self._theta()).theta_moves_transitions
 
     @with_gradients
     def _start_moves(self) -> bool:

@@ -43,7 +43,7 @@ class Stacked:
         self.evaluations = 0
         self.error: Exception | None = None
         model, _, _ = problem_at(env, self.default)
-        entries = sum(table.numel() for table in vars(model).values() if isinstance(table, Tensor))
+        entries = model.entries
         self._at_once = max(1, ENTRIES // entries)
         self._make: Make = parameterization or self.problem.parameterization
         self.policy = self.parameterization(1)

@@ -37,7 +37,7 @@ def value(model: TabularModel, policy: BoltzmannPolicy, gamma: float, horizon: i
 
 def surrogates(model: TabularModel, best: TabularResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
-    needed = model.transition.requires_grad
+    needed = model.theta_moves_transitions
     direct, guiding = table_weights(model.detach(), best, preferences, with_transition=needed)
     return tables_surrogate(model, direct), tables_surrogate(model, guiding)
 
@@ -48,7 +48,7 @@ class TableWeights:
 
     Attributes:
       r_leader, r_follower: [R, S, B].
-      transition: [R, S, B, S], or None where it would not be used.
+      transition: of `model.moves.probability`, [R, S, B, S] or [R, S, B, K], or None where it would not be used.
       initial: [R, S].
     """
 
@@ -66,22 +66,22 @@ def table_weights(
     probs = best.policy.probs
     runs = max(model.runs, len(probs))
     probs = probs.expand(runs, -1, -1)
-    v_leader = leader_value(model, probs, gamma_leader)
+    leader = model.resolvents(probs, gamma_leader)
+    follower_too = leader if gamma_follower == gamma_leader else model.resolvents(probs, gamma_follower)
+    v_leader = leader((probs * model.r_leader).sum(-1))
     q_leader = model.r_leader + gamma_leader * model.expected_next(v_leader)
     start = model.initial.expand(runs, -1)
-    visits = model.resolvent(probs, gamma_leader, start, transpose=True)  # d
+    visits = leader(start, transpose=True)  # d
     pairs = visits[..., None] * probs
     sent = pairs * (q_leader - v_leader[..., None]) / preferences.beta
-    kernel = model.structure.kernel
-    onward = torch.einsum("rsb,rsbt->rt", sent, kernel.expand(runs, -1, -1, -1))
-    inflow = model.resolvent(probs, gamma_follower, gamma_follower * onward, transpose=True)  # m
+    inflow = follower_too(gamma_follower * model.sent(sent), transpose=True)  # m
     follower = sent + inflow[..., None] * probs  # ω
     v_follower = best.v.values.expand(runs, -1)
 
     def arrivals(weight: Tensor, gamma: float, v: Tensor) -> Tensor | None:
         if not with_transition:
             return None
-        return (gamma * model.continues * weight)[..., None] * v[:, None, None, :]
+        return (gamma * model.continues * weight)[..., None] * model.moves.at(v)
 
     zero = torch.zeros_like(pairs)
     return (
@@ -93,8 +93,13 @@ def table_weights(
 def tables_surrogate(model: TabularModel, weights: TableWeights) -> Tensor:
     """⟨weights, tables(θ)⟩ of each run, [R]; its gradient is the term that the weights stand for."""
     total = torch.zeros(len(weights.initial), dtype=weights.initial.dtype)
-    for name in ("r_leader", "r_follower", "transition", "initial"):
-        table, weight = getattr(model, name), getattr(weights, name)
+    pairs = (
+        (model.r_leader, weights.r_leader),
+        (model.r_follower, weights.r_follower),
+        (model.moves.probability, weights.transition),
+        (model.initial, weights.initial),
+    )
+    for table, weight in pairs:
         if table.requires_grad and weight is not None:
             total = total + (weight * table).flatten(1).sum(1)
     return total

@@ -145,7 +145,7 @@ def test_p_is_the_models_table(name):
         for b in range(env.actions):
             assert sum(p for p, *_ in table[s][b]) == pytest.approx(1.0)
             for p, t, r, ends in table[s][b]:
-                assert p == float(model.transition[0, s, b, t])
+                assert p == float(model.moves.dense()[0, s, b, t])
                 assert r == float(model.r_follower[0, s, b])
                 assert ends == (float(model.continues[0, s, b]) == 0)
 

@@ -69,7 +69,7 @@ def test_transition_frequencies_are_those_of_the_table(make, name, way):
     shape = (env.unwrapped.states, env.unwrapped.actions)
     counts = scalar_counts(f"BiLevel/{name}-v0", shape) if way == "scalar" else sampled_counts(env, way, shape)
     assert counts.sum() == STEPS
-    transition = env.unwrapped.simulator(env.unwrapped.theta).transition[0].numpy()
+    transition = env.unwrapped.simulator(env.unwrapped.theta).moves.dense()[0].numpy()
     assert chi_square_p(counts, transition) > 1e-3
     # the test has power: the same counts are far from a slightly different world
     tilted = 0.97 * transition + 0.03 * np.roll(transition, 1, axis=1)

@@ -26,7 +26,7 @@ def test_the_answer_satisfies_the_soft_bellman_equation(seed, beta, gamma):
     q, v = best.q.values, best.v.values
     # a slow, plain evaluation of the definition
     for run in range(3):
-        plain = model.r_follower[run] + gamma * (model.transition[run] @ v[run])
+        plain = model.r_follower[run] + gamma * (model.moves.dense()[run] @ v[run])
         top = plain.max(-1).values
         soft = top + beta * ((plain - top[:, None]) / beta).exp().sum(-1).log()
         assert (plain - q[run]).abs().max() < 1e-8 * max(1.0, float(v.abs().max()))
@@ -138,7 +138,7 @@ def random_table(scale=1.0, offset=0.0, ends=0.0):
 
 def soft_optimum(model, gamma, beta):
     """g by Newton's method in extended precision, [S, B]; its linear solves are refined until they are exact, too."""
-    kernel = (model.transition * model.continues[..., None])[0].numpy().astype(np.longdouble)
+    kernel = (model.moves.dense() * model.continues[..., None])[0].numpy().astype(np.longdouble)
     reward, v = model.r_follower[0].numpy().astype(np.longdouble), np.zeros(model.states, np.longdouble)
     for _ in range(60):
         q = reward + gamma * kernel @ v
@@ -203,7 +203,7 @@ def test_tol_is_the_residual_relative_to_beta():
 
 def test_a_committed_follower_stops_by_the_change_relative_to_beta():
     model, preferences = random_table(), Preferences(0.9, 0.9, 0.05)
-    kernel, reward, q = model.transition[0].numpy(), model.r_follower[0].numpy(), np.zeros((12, 3))
+    kernel, reward, q = model.moves.dense()[0].numpy(), model.r_follower[0].numpy(), np.zeros((12, 3))
     for _ in range(1_000):
         expected = np.einsum("sbt,tc->sbc", kernel, q)
         top = expected.max(-1)

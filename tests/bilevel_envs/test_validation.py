@@ -201,7 +201,7 @@ def test_the_objective_of_a_policy_is_its_own(make):
     # by hand: V = (I − γ P_g)⁻¹ r_g
     env = make("RandomMDP")
     model = env.model(np.zeros(5))
-    transition, reward = model.transition[0].numpy().mean(1), model.r_leader[0].numpy().mean(1)
+    transition, reward = model.moves.dense()[0].numpy().mean(1), model.r_leader[0].numpy().mean(1)
     gamma = env.preferences.gamma_leader
     expected = model.initial[0].numpy() @ np.linalg.solve(np.eye(10) - gamma * transition, reward)
     assert exact.objective(env, np.zeros(5), policy=uniform(10, 3)) == pytest.approx(expected, rel=1e-12)

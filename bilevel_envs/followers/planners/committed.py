@@ -63,14 +63,13 @@ class Committed:
         model = check_model(model, TabularModel, "Committed")
         model, gamma = model.detach(), preferences.gamma_follower
         beta = preferences.beta if self.beta is None else self.beta
-        kernel = model.structure.kernel.expand(model.runs, -1, -1, -1)
+        goes_on = model.expected_next(torch.ones(model.runs, model.states, dtype=torch.float64))
         q = torch.zeros(model.runs, model.states, model.actions, dtype=torch.float64)
         if init is not None and init.q.values.shape == q.shape:
             q = init.q.values
         change = torch.full((model.runs,), np.inf, dtype=torch.float64)
         for _ in range(self.sweeps):
-            expected = torch.einsum("rsbt,rtc->rsbc", kernel, q)
-            goes_on = kernel.sum(-1)
+            expected = torch.stack([model.expected_next(column) for column in q.unbind(-1)], -1)
             new = model.r_follower + gamma * goes_on * beta * torch.logsumexp(expected / beta, -1)
             change, q = (new - q).abs().amax((-2, -1)), new
             if change.max() <= self.tol * beta:

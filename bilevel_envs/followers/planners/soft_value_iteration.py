@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, check_number
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.kernels import soft_policy_iteration
+from bilevel_envs.worlds.tabular.large_planning import Stop, large_soft_policy_iteration
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
+from bilevel_envs.worlds.tabular.policy_system import SOLVERS
 
 MOST_NEWTON_STEPS = 200
 
@@ -36,6 +38,9 @@ class SoftValueIteration:
         that, it is accepted as long as it moves no V_F by more than 1e-6 β, and so no probability by more than 5e-7.
       rounds: policy refreshes of the fixed schedule (published: 100).
       sweeps: backups per round (published: 5).
+      solver: of the linear systems. "direct": elimination in a band; "bicgstab", "gmres" or "splu": BiCGSTAB or GMRES
+        with an incomplete factor, or SciPy's sparse elimination. "auto" is direct up to 500 states, and above tries
+        the others in that order.
 
     Source: Newton's form is e.g. Geist, Scherrer, Pietquin, arXiv:1901.11275; the schedule is that of
     arXiv:2603.14867's four rooms.
@@ -45,6 +50,7 @@ class SoftValueIteration:
     tol: float = 1e-10
     rounds: int | None = None
     sweeps: int | None = None
+    solver: str = "auto"
 
     def __post_init__(self) -> None:
         if self.beta is not None:
@@ -55,6 +61,7 @@ class SoftValueIteration:
                 "`rounds` and `sweeps` make the fixed schedule together: give both (published: 100 and 5) or neither, "
                 f"got rounds={self.rounds}, sweeps={self.sweeps}"
             )
+        check_choice(self.solver, ("auto", "direct", *SOLVERS), "solver")
         if self.rounds is not None:
             check_count(self.rounds, "rounds")
             check_count(self.sweeps, "sweeps")
@@ -109,20 +116,15 @@ class SoftValueIteration:
         v = np.zeros((model.runs, model.states))
         if init is not None and init.v.values.shape[-1] == model.states and len(init.v.values) in (1, model.runs):
             v[:] = init.v.values.numpy()
-        moves, band = model.structure.stepping, model.structure.stepping.band
-        tables = soft_policy_iteration(
-            model.r_follower.contiguous().numpy(),
-            moves.successor,
-            moves.going_on,
-            gamma,
-            beta,
-            band.position,
-            band.width,
-            v,
-            self.tol,
-            MOST_NEWTON_STEPS,
-            band.border,
-        )
+        reward, structure = model.r_follower.contiguous().numpy(), model.structure
+        direct = self.solver == "direct" or (self.solver == "auto" and not model.is_large)
+        if direct:
+            moves, band = structure.stepping, structure.stepping.band
+            system = (moves.successor, moves.going_on, gamma, beta, band.position, band.width)
+            tables = soft_policy_iteration(reward, *system, v, self.tol, MOST_NEWTON_STEPS, band.border)
+        else:
+            pattern, stop = structure.pattern, Stop(self.tol, MOST_NEWTON_STEPS)
+            tables = large_soft_policy_iteration(reward, structure.arrays, gamma, beta, pattern, v, stop, self.solver)
         q, soft_v, log_probs, residual, converged = (torch.from_numpy(table) for table in tables)
         if converged.all():
             return BestResponse(BoltzmannPolicy(log_probs), Table(q), Table(soft_v), residual, optimal=True)

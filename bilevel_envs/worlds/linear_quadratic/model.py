@@ -232,6 +232,11 @@ class LinearQuadraticModel:
         """Whether the leader's reward is a quadratic of (s, b): whether it has no bump."""
         return self.bump is None
 
+    @property
+    def entries(self) -> int:
+        """Numbers in all matrices."""
+        return sum(matrix.numel() for _, matrix in self._matrices())
+
     def detach(self) -> LinearQuadraticModel:
         """The same model without gradients."""
         fixed: dict[str, Any] = {name: matrix.detach() for name, matrix in self._matrices()}

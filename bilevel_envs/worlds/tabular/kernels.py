@@ -752,7 +752,7 @@ def known_moves(
     successor: np.ndarray,
     visits: np.ndarray,
     endings: np.ndarray,
-    transition: np.ndarray,
+    present: np.ndarray,
     theta_moves: bool,
     policy: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -763,8 +763,8 @@ def known_moves(
 
     Args:
       successor, visits, endings: as in `count_transitions`.
-      transition: p(s' | s, b), [R|1, S, B, S], read only with `theta_moves`.
-      theta_moves: take probabilities from `transition` instead of the counts. What is missing to 1 goes to successors
+      present: p(s' | s, b) of each successor at the present θ, [R, S, B, K], read only with `theta_moves`.
+      theta_moves: take probabilities from `present` instead of the counts. What is missing to 1 goes to successors
         that were seen once: there are as many of those as of unseen ones, in proportion (Good, Biometrika 40, 1953).
       policy: g, [R|1, S, B].
 
@@ -791,7 +791,7 @@ def known_moves(
                         there = successor[run, s, b, k]
                         if there < 0:
                             break
-                        possible = not theta_moves or transition[run % len(transition), s, b, there] > 0.0
+                        possible = not theta_moves or present[run, s, b, k] > 0.0
                         seen = visits[run, s, b, k]
                         if possible and (endings[run, s, b, k] > 0.0 or (seen > 0.0 and known_state[there])):
                             leads = True
@@ -815,14 +815,14 @@ def known_moves(
                     for k in range(places):
                         there, seen = successor[run, s, b, k], visits[run, s, b, k]
                         if there >= 0 and seen > 0.0:
-                            missing -= transition[run % len(transition), s, b, there]
+                            missing -= present[run, s, b, k]
                             once += seen == 1.0
                 for onward_first in (True, False):
                     for k in range(places):
                         there, seen = successor[run, s, b, k], visits[run, s, b, k]
                         if there < 0 or seen <= 0.0:
                             continue
-                        p = transition[run % len(transition), s, b, there] if theta_moves else seen
+                        p = present[run, s, b, k] if theta_moves else seen
                         if theta_moves and seen == 1.0 and p > 0.0:
                             p += max(missing, 0.0) / once
                         over = p * endings[run, s, b, k] / seen

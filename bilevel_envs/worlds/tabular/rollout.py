@@ -11,9 +11,10 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.checks import check_table_policy
 from bilevel_envs.worlds.tabular.kernels import walk
-from bilevel_envs.worlds.tabular.model import TabularModel, look_up
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.tabular.starts import Starts
+from bilevel_envs.worlds.tabular.transitions import look_up
 
 
 @dataclass(frozen=True)
