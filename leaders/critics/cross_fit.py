@@ -18,7 +18,6 @@ from torch import Tensor
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.model import look_up
 from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.empirical import Empirical
 from leaders.functional.errors import TooFewTransitions
@@ -92,9 +91,8 @@ class Judges:
           The share of valid steps whose pair (s, b) is not known, and the share of an episode's discounted steps that
           lie behind cuts in states that are not.
         """
-        tables = [torch.from_numpy(seen.moves.known) for seen in self.seen]
-        pairs = self.by_part([look_up(known, batch.state, batch.action) for known in tables])
-        onward = self.by_part([look_up(known.any(-1), batch.next_state) for known in tables])
+        pairs = self.by_part([seen.knows(batch.state, batch.action) for seen in self.seen])
+        onward = self.by_part([seen.knows(batch.next_state) for seen in self.seen])
         lost = (self.gamma ** (batch.step + 1.0) * (batch.cut & ~onward)).sum() / batch.starts.sum().clamp(min=1)
         return float((batch.valid & ~pairs).sum() / batch.valid.sum().clamp(min=1)), float(lost)
 
@@ -108,10 +106,9 @@ class Judges:
     def _known(self, batch: Rollout, policy: Policy, critic: Critic, seen: Empirical) -> tuple[Tensor, Tensor, Tensor]:
         """A critic's values where the world is known, and what says nothing elsewhere."""
         q, v, v_next = critic.values(batch, policy if critic is seen else seen.reachable)
-        pairs = torch.from_numpy(seen.moves.known)
-        q = torch.where(look_up(pairs, batch.state, batch.action), q, v)
+        q = torch.where(seen.knows(batch.state, batch.action), q, v)
         on_average = (q - batch.r_leader) / self.gamma if self.gamma > 0 else torch.zeros_like(q)
-        return q, v, torch.where(look_up(pairs.any(-1), batch.next_state), v_next, on_average)
+        return q, v, torch.where(seen.knows(batch.next_state), v_next, on_average)
 
 
 def cross_fitted(

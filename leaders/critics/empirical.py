@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.model import TabularModel, look_up
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from leaders.critics.empirical_model import EmpiricalModel, KnownMoves
 
@@ -56,24 +56,30 @@ class Empirical:
 
     @property
     def reward(self) -> np.ndarray:
-        """r_L at the θ of the last fit, [R|1, S, B]."""
+        """r_L at the θ of the last fit in the states seen, [R|1, V, B]."""
         assert self._at is not None, "fit first"
-        return self._at[0].r_leader.detach().numpy()
+        return self.seen.places.gathered(self._at[0].r_leader.detach()).numpy()
 
     @cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Q_L [R, S, B] and V_L [R, S]."""
+        """Q_L [R, V, B] and V_L [R, V] in the states seen."""
         return self.moves.action_values(self.reward, self.gamma)
 
     @cached_property
     def reachable(self) -> BoltzmannPolicy:
         """g among the known pairs of each state."""
-        return BoltzmannPolicy(torch.from_numpy(self.moves.policy).log())
+        return BoltzmannPolicy(self.seen.places.spread(torch.from_numpy(self.moves.policy)).log())
+
+    def knows(self, state: Tensor, *action: Tensor) -> Tensor:
+        """Whether states, or pairs of states and actions, are known; all [R, N, T]."""
+        known = torch.from_numpy(self.moves.known)
+        return self.seen.places.look_up(known if action else known.any(-1), state, *action)
 
     def values(self, batch: Rollout, policy: BoltzmannPolicy) -> tuple[Tensor, Tensor, Tensor]:
         """Look-ups."""
         q, v = (torch.from_numpy(table) for table in self.tables)
-        return look_up(q, batch.state, batch.action), look_up(v, batch.state), look_up(v, batch.next_state)
+        at = self.seen.places.look_up
+        return at(q, batch.state, batch.action), at(v, batch.state), at(v, batch.next_state)
 
     def copies(self, count: int) -> Empirical:
         """With the counts as they are now."""

@@ -17,7 +17,7 @@ from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.cross_fit import Judges
 from leaders.critics.empirical import Empirical
-from leaders.critics.empirical_model import KnownMoves
+from leaders.critics.empirical_model import KnownMoves, every_pair
 from leaders.functional.guiding import Rule
 from leaders.functional.visits import sum_table
 from leaders.functional.weights import Weights
@@ -52,8 +52,11 @@ def continuation(
     for seen, part in zip(judges.seen, judges.parts, strict=True):
         cut = batch.cut & part
         if cut.any():
+            places = seen.seen.places
+            where = places.of(batch.next_state).clamp(min=0)  # nothing is known of a state without a place
+            cut = cut & (places.of(batch.next_state) >= 0)
             leader, follower = (
-                sum_table(torch.where(cut, weight, 0.0), batch.next_state, model.states).numpy()
+                sum_table(torch.where(cut, weight, 0.0), where, len(places)).numpy()
                 for weight in (preferences.gamma_leader * discounts, decay * weights.r_follower * rule.goes_on)
             )
             total = total + _from_here(seen, model, best, leader, follower, preferences, rule)
@@ -69,8 +72,8 @@ def _from_here(
     preferences: Preferences,
     rule: Rule,
 ) -> Tensor:
-    """The surrogate of episodes that start with a leader's and a follower's weight on each state, [R, S] each."""
-    moves = seen.moves
+    """The surrogate of episodes that start with a leader's and a follower's weight on each state seen, [R, V] each."""
+    moves, places = seen.moves, seen.seen.places
     gamma_leader, gamma_follower = preferences.gamma_leader, preferences.gamma_follower
     decay = gamma_follower if rule.decay is None else rule.decay
     q_leader, v_leader = seen.tables
@@ -84,23 +87,21 @@ def _from_here(
     total = torch.zeros(len(visits), dtype=torch.float64)
     for table, on_pair in ((model.r_leader, visits), (model.r_follower, weight)):
         if table.requires_grad:
-            total = total + (torch.from_numpy(on_pair) * table).sum((1, 2))
-    if model.transition.requires_grad:
+            total = total + (torch.from_numpy(on_pair) * places.gathered(table)).sum((1, 2))
+    if model.theta_moves_transitions:
         on_move = _arriving(v_leader, q_leader - seen.reward, gamma_leader, visits, moves)
         if rule.goes_on and not rule.centred:
-            q = best.q.values.detach().numpy() - model.r_follower.detach().numpy()
-            on_move = on_move + _arriving(best.v.values.numpy(), q, gamma_follower, weight, moves)
+            q = (places.gathered(best.q.values) - places.gathered(model.r_follower)).detach().numpy()
+            on_move = on_move + _arriving(places.gathered(best.v.values).numpy(), q, gamma_follower, weight, moves)
         where = torch.from_numpy(on_move != 0.0)
-        run = torch.arange(len(model.transition)).view(-1, 1, 1, 1)
-        state, action = torch.arange(model.states).view(-1, 1, 1), torch.arange(model.actions).view(-1, 1)
-        probability = model.transition[run, state, action, torch.from_numpy(moves.successor)]
+        probability = model.moves.of(*every_pair(moves.successor, places))
         log = torch.where(where, probability, 1.0).log()
         total = total + (torch.from_numpy(on_move) * log).sum((1, 2, 3))
     return total
 
 
 def _arriving(v: np.ndarray, expected: np.ndarray, gamma: float, weight: np.ndarray, moves: KnownMoves) -> np.ndarray:
-    """Weight of each ∇log p(s' | s, b): γ V(s') − `expected`, where the move is likely, [R, S, B, K]."""
+    """Weight of each ∇log p(s' | s, b): γ V(s') − `expected`, where the move is likely, [R, V, B, K]."""
     run = np.arange(len(moves.successor))[:, None, None, None] % len(v)
     arrives = gamma * moves.going_on * v[run, moves.successor] - moves.probability * expected[..., None]
     return weight[..., None] * arrives

@@ -97,7 +97,7 @@ def test_continuations_of_stacked_runs_are_the_hypergradients_of_their_own_world
     model = world(theta)
     assert 0 < (model.continues == 0).sum() < STATES * ACTIONS
     best = SoftValueIteration(tol=1e-13).best_response(model.detach(), PREFERENCES)
-    visits = 2 * (model.transition > 0).double().numpy()
+    visits = 2 * (model.moves.dense() > 0).double().numpy()
     critic = seen(visits, visits * (model.continues[..., None] == 0).numpy(), model, best, theta_moves=True)
     batch, counts, trace = cuts(rng)
     part = torch.zeros_like(batch.state)
@@ -123,7 +123,7 @@ def test_continuations_of_stacked_runs_are_the_hypergradients_of_their_own_world
 
 def partly(rng, model):
     """Counts of moves of which some were never seen; a move that was seen was so twice or more, and may end."""
-    possible = (model.transition > 0).expand(RUNS, -1, -1, -1).numpy()
+    possible = (model.moves.dense() > 0).expand(RUNS, -1, -1, -1).numpy()
     visits = possible * rng.choice([0, 2, 3, 5], p=[0.3, 0.2, 0.2, 0.3], size=possible.shape)
     visits[np.arange(RUNS), np.arange(RUNS) + 1] = 0  # a state of each run was never left
     endings = np.where(rng.random(visits.shape) < 0.3, rng.integers(1, 5, size=visits.shape), 0)
@@ -150,7 +150,7 @@ def dense_surrogate(model, best, visits, endings, leader, follower, rule, theta_
     going = np.divide(visits - endings, visits, out=np.zeros_like(visits), where=visits > 0) * pairs.any(-1)
     over = np.divide(endings, visits, out=np.zeros_like(visits), where=visits > 0)
     kept, onward = (torch.from_numpy(x * pairs[..., None]) for x in (going + over, going))
-    transition = model.transition[run % len(model.transition)]
+    transition = model.moves.dense()[run % len(model.moves.dense())]
     mass = (transition if theta_moves else torch.from_numpy(visits)) * kept
     p = mass / mass.sum(-1, keepdim=True).clamp(min=1e-300)
     goes = onward / kept.clamp(min=1e-300)  # the probability that a move does not end the episode

@@ -80,7 +80,7 @@ def test_steps_that_end_an_episode_are_counted():
 def test_present_probabilities_count_where_theta_moves_the_transitions():
     model, successor = world()
     batch = every_move(successor)
-    biased = torch.where(model.transition > 0, model.transition * torch.tensor([1.6, 1.0, 0.4]), 0.0)
+    biased = torch.where(model.moves.dense() > 0, model.moves.dense() * torch.tensor([1.6, 1.0, 0.4]), 0.0)
     moved = TabularModel(biased / biased.sum(-1, keepdim=True), model.initial, model.r_leader, model.r_follower)
     truth = ExactCritic(0.9)
     truth.fit(batch, HALF, moved, NOISE)
@@ -146,7 +146,7 @@ def test_the_continuation_of_a_cut_is_the_hypergradient_of_the_world_started_the
     theta = torch.tensor([[0.3, -0.2, 0.5, 0.1, -0.4]], dtype=torch.float64, requires_grad=True)
     model, best = env.model(theta), env.best_response(theta.detach())
     seen = Empirical(0.9, theta_moves=True)
-    state, action, following = (model.transition[0] > 0).nonzero(as_tuple=True)
+    state, action, following = (model.moves.dense()[0] > 0).nonzero(as_tuple=True)
     moves = rollout(
         state.view(1, -1, 1).tolist(), action.view(1, -1, 1).tolist(), next_state=following.view(1, -1, 1).tolist()
     )
