@@ -88,7 +88,7 @@ class Learner:
     ) -> None:
         self.preferences, self.tried = preferences, tried
         self.parameters, self.candidates, self.how = parameters, candidates, how
-        self.counts = EmpiricalModel(theta_moves)
+        self.counts = EmpiricalModel(theta_moves, everywhere=True)
         self.planner = Planner(parameters.theta, self._ask)
         self.solves = 0  # questions to the follower since they were last counted
         self.narrow = 0

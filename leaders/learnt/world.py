@@ -13,6 +13,7 @@ from torch import Tensor
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.transitions import Transitions
 from leaders.critics.empirical_model import EmpiricalModel
 from leaders.learnt.equations import Answers, corrected
 
@@ -26,16 +27,37 @@ class Knowledge:
     Attributes:
       known: pairs (s, b) that were visited, bool [S, B].
       ends: visited pairs that end the episode, bool [S, B].
-      probability: of the successors seen, [S, B, S]; where θ moves them, 1 at those that were seen.
+      successor: states seen to follow a state, whatever the action, in rising order, int [S, U]; itself in free places.
+      probability: of each of them, [S, B, U]; where θ moves them, 1 at visited pairs.
       start: of the first states seen, [S]; likewise.
       proven: pairs whose probabilities meet the follower's Bellman equations, bool [S, B].
     """
 
     known: np.ndarray
     ends: np.ndarray
+    successor: np.ndarray
     probability: np.ndarray
     start: np.ndarray
     proven: np.ndarray
+
+    @classmethod
+    def of_table(
+        cls, known: np.ndarray, ends: np.ndarray, table: np.ndarray, start: np.ndarray, proven: np.ndarray
+    ) -> Knowledge:
+        """From p(s' | s, b) as a table [S, B, S]."""
+        s, b, to = np.nonzero(table)
+        near, _, place = _listed(s, to, len(table))
+        probability = np.zeros((*known.shape, near.shape[1]))
+        probability[s, b, place] = table[s, b, to]
+        return cls(known, ends, near, probability, start, proven)
+
+    def table(self) -> np.ndarray:
+        """p(s' | s, b), [S, B, S]."""
+        states, actions = self.known.shape
+        table = np.zeros((states, actions, states))
+        s, b, place = np.nonzero(self.probability)
+        table[s, b, self.successor[s, place]] = self.probability[s, b, place]
+        return table
 
 
 def knowledge(
@@ -54,22 +76,31 @@ def knowledge(
     successor, visits, endings = counts.successor[run], counts.visits[run], counts.endings[run]
     total = visits.sum(-1)
     known, ends = total > 0, endings.sum(-1) > 0
-    states, actions = known.shape
-    probability = np.zeros((states, actions, states))
     s, b, k = np.nonzero(visits > 0)
-    probability[s, b, successor[s, b, k]] = 1.0 if counts.theta_moves else (visits / total[..., None].clip(1))[s, b, k]
+    near, possible, place = _listed(s, successor[s, b, k], len(known))
+    probability = np.zeros((*known.shape, near.shape[1]))
+    if counts.theta_moves:  # a function of θ for every pair that was visited, wherever its state was seen to lead
+        probability[known[..., None] & possible[:, None]] = 1.0
+    else:
+        probability[s, b, place] = (visits / total[..., None].clip(1))[s, b, k]
     proven = np.zeros(known.shape, bool)
     if answers is not None and not counts.theta_moves and gamma > 0:
         pairs = np.argwhere(known & ~ends)
         s, b = pairs.T
-        reached = (probability > 0).any(1)  # from a state, whatever the action, [S, S]
-        near = np.argsort(~reached, axis=-1, kind="stable")[:, : reached.sum(-1).max(initial=1)]
-        possible = np.take_along_axis(reached, near, -1)
-        share = np.take_along_axis(probability[s, b], near[s], -1)
-        share, proven[s, b] = corrected(share, near[s], possible[s], pairs, answers, gamma)
-        probability[s[:, None], b[:, None], near[s]] = share
+        probability[s, b], proven[s, b] = corrected(probability[s, b], near[s], possible[s], pairs, answers, gamma)
     start = (starts > 0).astype(float) if start_moves else starts / max(1, starts.sum())
-    return Knowledge(known, ends, probability, start, proven)
+    return Knowledge(known, ends, near, probability, start, proven)
+
+
+def _listed(source: np.ndarray, target: np.ndarray, states: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lists of what was seen to follow each state, [S, U]; which places are used; and the place of each entry."""
+    keys, entry = np.unique(source * states + target, return_inverse=True)
+    length = np.bincount(keys // states, minlength=states)
+    first = np.cumsum(length) - length
+    place = np.arange(len(keys)) - first[keys // states]
+    near = np.repeat(np.arange(states)[:, None], max(1, length.max(initial=1)), 1)
+    near[keys // states, place] = keys % states
+    return near, np.arange(near.shape[1]) < length[:, None], place[entry]
 
 
 class LearntWorld:
@@ -115,6 +146,7 @@ class LearntWorld:
         self._number = self.known.sum(-1).clamp(min=1)
         self._seen = torch.from_numpy(knowledge.probability)
         self._start = torch.from_numpy(knowledge.start)
+        self._near = torch.from_numpy(knowledge.successor)
         self._goes_on = torch.from_numpy(~knowledge.ends).double()
 
     def model(self, theta: Tensor, correction: Tensor) -> TabularModel:
@@ -132,8 +164,8 @@ class LearntWorld:
         """What r_F must be changed by, [C, S, B], for Q_F at θ to be the follower's own, with V_F [C, S]."""
         true = self._model(theta.detach()).detach()
         base = torch.where(self.known, true.r_follower, 0.0)
-        moves = self._law(true)[0][:, :-1, :, :-1] * self._continues[:, :-1, :, None]
-        following = torch.einsum("csbt,ct->csb", moves.expand(len(v), -1, -1, -1), v)
+        moves = self._law(true)[0].probability[:, :-1, :, :-1] * self._continues[:, :-1, :, None]
+        following = (moves * v[:, self._near][:, :, None]).sum(-1)
         return q - base - self.preferences.gamma_follower * following
 
     def guessed(self, theta: Tensor, solver: SoftValueIteration) -> tuple[Tensor, Tensor]:
@@ -151,29 +183,40 @@ class LearntWorld:
     def entries(self) -> int:
         """Numbers in the tables of one decision, about."""
         states, actions = self.known.shape
-        return states * actions * (states if self.theta_moves else 8)
+        return states * actions * (8 + (self._near.shape[1] if self.theta_moves else 0))
 
     @cached_property
     def _dynamics(self) -> TabularModel:
         """The dynamics where θ does not move them."""
         nothing = torch.zeros(1, len(self.known) + 1, self.known.shape[1], dtype=torch.float64)
-        return TabularModel(
-            self._moves(self._seen[None]), self._starts(self._start[None]), nothing, nothing, self._continues
-        )
+        return TabularModel(self._lists, self._starts(self._start[None]), nothing, nothing, self._continues)
 
     @cached_property
     def _continues(self) -> Tensor:
         """1 where the episode goes on, [1, S + 1, B]: a mean of pairs goes on where half of them do."""
         return _row((self._mixed(self._goes_on[None]) >= 0.5).double().where(self.known | self._alike, 1.0), 0.0)
 
-    def _law(self, true: TabularModel) -> tuple[Tensor, Tensor]:
-        """p [C|1, S + 1, B, S + 1] and ρ0 [C|1, S + 1], those of the environment's model where θ moves them."""
-        moves = self._seen * true.transition if self.theta_moves else self._seen[None]
-        starts = self._start * true.initial if self.start_moves else self._start[None]
-        return self._moves(moves), self._starts(starts)
+    @cached_property
+    def _lists(self) -> Transitions:
+        """The successors seen, and last the state that stands for the unknown; its own row says that it stays."""
+        last = len(self._near)
+        near = torch.cat([self._near, torch.full_like(self._near[:, :1], last)], 1)
+        near = torch.cat([near, torch.full_like(near[:1], last)])[:, None]
+        seen = self._complete(self._seen[None])
+        return Transitions(near.numpy(), seen)
 
-    def _moves(self, seen: Tensor) -> Tensor:
-        """p, [C|1, S + 1, B, S + 1], of what it is at the transitions seen, [C|1, S, B, S]."""
+    def _law(self, true: TabularModel) -> tuple[Transitions, Tensor]:
+        """p and ρ0 [C|1, S + 1], those of the environment's model where θ moves them."""
+        starts = self._start * true.initial if self.start_moves else self._start[None]
+        if not self.theta_moves:
+            return self._lists, self._starts(starts)
+        shape = (true.runs, *self._seen.shape)
+        state, action = torch.arange(shape[1]).view(-1, 1, 1), torch.arange(shape[2]).view(-1, 1)
+        present = true.moves.of(state.expand(shape), action.expand(shape), self._near[:, None].expand(shape))
+        return self._lists.with_probability(self._complete(self._seen * present)), self._starts(starts)
+
+    def _complete(self, seen: Tensor) -> Tensor:
+        """p, [C|1, S + 1, B, U + 1], of what it is at the transitions seen, [C|1, S, B, U]."""
         mean = (seen * self.known[..., None]).sum(2, keepdim=True) / self._number[:, None, None]
         mixed = torch.where(self._alike[..., None], mean, seen * self.known[..., None])
         unknown = (1 - mixed.sum(-1, keepdim=True)).clamp(min=0.0)

@@ -86,12 +86,12 @@ def known_world(env, probability=None, known=None):
     shape = model.r_leader.shape[1:]
     known = np.ones(shape, bool) if known is None else known
     ends = (model.continues[0].numpy() == 0) & known
-    moves = env.model(torch.tensor(env.problem.default_theta)[None].double().requires_grad_()).transition.requires_grad
-    p = model.transition[0].numpy() if probability is None else probability
+    moves = env.model(torch.tensor(env.problem.default_theta)[None].double().requires_grad_()).theta_moves_transitions
+    p = model.moves.dense()[0].numpy() if probability is None else probability
     start = model.initial[0].numpy()
     if moves:  # only which transitions and first states were seen
         p, start = (p > 0).astype(float), (start > 0).astype(float)
-    return Knowledge(known, ends, p * known[..., None], start, known), moves
+    return Knowledge.of_table(known, ends, p * known[..., None], start, known), moves
 
 
 def world_of(env, facts, moves, alike=None, worth=0.0):
@@ -125,7 +125,7 @@ def test_the_follower_does_in_a_half_known_world_what_it_said(completion):
     rng = np.random.default_rng(0)
     model = env.model(env.problem.default_theta).detach()
     known = rng.random(model.r_leader.shape[1:]) < 0.6
-    wrong = model.transition[0].numpy() * rng.uniform(0.2, 1, model.transition.shape[1:])
+    wrong = model.moves.dense()[0].numpy() * rng.uniform(0.2, 1, model.moves.dense().shape[1:])
     wrong /= wrong.sum(-1, keepdims=True)
     facts, moves = known_world(env, wrong, known)
     alike = known.any(-1) if completion == "alike" else None
@@ -151,7 +151,7 @@ def test_the_unknown_is_worth_what_the_completion_says():
     gamma = env.preferences.gamma_leader
     away = world_of(env, facts, moves, worth=7.0).model(theta, nothing)
     assert away.r_leader[0, first, 0] == 0
-    assert away.transition[0, first, 0, -1] == 1
+    assert away.moves.dense()[0, first, 0, -1] == 1
     assert away.continues[0, first, 0] == 1
     g = torch.zeros_like(away.r_leader)
     g[..., 0] = 1.0  # always the unknown action
@@ -159,7 +159,7 @@ def test_the_unknown_is_worth_what_the_completion_says():
     alike = np.zeros(len(known), bool)
     alike[first] = True
     like = world_of(env, facts, moves, alike, worth=7.0).model(theta, nothing)
-    np.testing.assert_allclose(like.transition[0, first, 0], like.transition[0, first, 1])
+    np.testing.assert_allclose(like.moves.dense()[0, first, 0], like.moves.dense()[0, first, 1])
     assert like.r_leader[0, first, 0] == like.r_leader[0, first, 1]
 
 
@@ -173,14 +173,14 @@ def test_counts_become_frequencies_and_equations_put_them_right():
     counts = EmpiricalModel()
     counts.add(batch, 104, 4)
     starts = np.bincount(batch.state[batch.starts].numpy(), minlength=104)
-    true = env.model(thetas[:1]).transition[0].numpy()
+    true = env.model(thetas[:1]).moves.dense()[0].numpy()
     plain = knowledge(counts, 0, starts, False, None, 0.99)
     better = knowledge(counts, 0, starts, False, answers, 0.99)
     assert not plain.proven.any()
     assert better.proven.mean() > 0.3
-    np.testing.assert_allclose(better.probability[better.proven], true[better.proven], atol=2e-3)
-    off = np.abs(plain.probability - true).sum(-1)[better.proven].mean()
-    assert np.abs(better.probability - true).sum(-1)[better.proven].mean() < 0.01 * off
+    np.testing.assert_allclose(better.table()[better.proven], true[better.proven], atol=2e-3)
+    off = np.abs(plain.table() - true).sum(-1)[better.proven].mean()
+    assert np.abs(better.table() - true).sum(-1)[better.proven].mean() < 0.01 * off
     ends = env.model(thetas[:1]).continues[0].numpy() == 0
     np.testing.assert_array_equal(plain.ends, ends & plain.known)
 
