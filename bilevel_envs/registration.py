@@ -18,6 +18,7 @@ PROBLEMS = {
     "BiLevel/BilevelLQR-v0": ("bilevel_envs.markov_games.bilevel_lqr_v0:BilevelLQR", 100),
     "BiLevel/GuidedCartPole-v0": ("bilevel_envs.markov_games.guided_cartpole_v0:GuidedCartPole", 200),
     "BiLevel/GuidedPendulum-v0": ("bilevel_envs.markov_games.guided_pendulum_v0:GuidedPendulum", 200),
+    "BiLevel/Warehouse-v0": ("bilevel_envs.envs.warehouse:Warehouse", 200),
     "BiLevel/RandomMDP-v0": ("bilevel_envs.envs.random_mdp:RandomMDP", 100),
 }
 
