@@ -265,6 +265,11 @@ class ConfigurableMDP(Protocol):
         return None
 
     @property
+    def draw_visits(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        """`draw_visits(visits, theta)`: a picture of discounted visits of pairs, [S, B]; None without one."""
+        return None
+
+    @property
     def grid(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """`grid(values)`: a number per state laid out on a map, NaN where no state is; None without a map."""
         return None

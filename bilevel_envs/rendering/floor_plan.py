@@ -41,6 +41,8 @@ def floor_image(
     fill = _tint(speed)
     fill[letters == "#"] = WALL
     if not detailed:
+        people = letters == "Z"
+        fill[people] = np.round(0.55 * fill[people] + 0.45 * np.array(ZONE_INK))
         if flow is not None:
             fill = _shaded(fill, flow.sum((0, 3)))
         for letter, colour in (("P", GOAL), ("D", TARGET)):
@@ -60,7 +62,7 @@ def floor_image(
 
 def _tint(speed: np.ndarray) -> np.ndarray:
     """Red for slow, paper for the middle, blue for fast, uint8 [..., 3]."""
-    slow, middle, fast = SPEEDS
+    _, middle, fast = SPEEDS
     weight = np.nan_to_num((speed - middle) / (fast - middle))[..., None]
     colour = np.where(weight < 0, SLOW, FAST)
     weight = 0.8 * np.clip(np.abs(weight), 0, 1)
@@ -70,7 +72,7 @@ def _tint(speed: np.ndarray) -> np.ndarray:
 def _shaded(fill: np.ndarray, visits: np.ndarray) -> np.ndarray:
     """The square root keeps small flows visible."""
     weight = 0.85 * np.sqrt(visits / max(visits.max(), 1e-12))[..., None]
-    return np.round((1 - weight) * fill + weight * np.array(AGENT)).astype(np.uint8)
+    return np.round((1 - weight) * fill + weight * np.array(INK)).astype(np.uint8)
 
 
 def _furnish(draw: ImageDraw.ImageDraw, letters: np.ndarray, side: int) -> None:
@@ -86,7 +88,10 @@ def _furnish(draw: ImageDraw.ImageDraw, letters: np.ndarray, side: int) -> None:
         if letters[row, column] == "Z":
             for k in range(1, 8):
                 offset = k * side / 4
-                ends = ((left + max(0, offset - side), top + min(offset, side)), (left + min(offset, side), top + max(0, offset - side)))
+                ends = (
+                    (left + max(0, offset - side), top + min(offset, side)),
+                    (left + min(offset, side), top + max(0, offset - side)),
+                )
                 draw.line(ends, fill=ZONE_INK, width=max(1, side // 64))
     for row, column in np.argwhere(letters == "Z"):
         for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
@@ -102,7 +107,11 @@ def _broken(draw: ImageDraw.ImageDraw, row: int, column: int, towards: tuple[int
     y, x = (row + (down > 0)) * side - 2 * down * SCALE, (column + (right > 0)) * side - 2 * right * SCALE
     for k in range(4):
         begin, end = (k + 0.15) * side / 4, (k + 0.85) * side / 4
-        line = (x, row * side + begin, x, row * side + end) if right else (column * side + begin, y, column * side + end, y)
+        line = (
+            (x, row * side + begin, x, row * side + end)
+            if right
+            else (column * side + begin, y, column * side + end, y)
+        )
         draw.line(line, fill=ZONE_INK, width=max(SCALE, side // 20))
 
 
@@ -119,7 +128,15 @@ def _flow(draw: ImageDraw.ImageDraw, flow: np.ndarray, side: int) -> None:
             thick = max(1.5 * SCALE, 0.17 * side * share)
             head = max(1.8 * thick, 0.1 * side)
             half, neck = across * thick / 2, end - head * along
-            outline = [start + half, neck + half, neck + 0.95 * thick * across, end, neck - 0.95 * thick * across, neck - half, start - half]
+            outline = [
+                start + half,
+                neck + half,
+                neck + 0.95 * thick * across,
+                end,
+                neck - 0.95 * thick * across,
+                neck - half,
+                start - half,
+            ]
             draw.polygon([tuple(point) for point in outline], fill=colour)
 
 
@@ -156,15 +173,15 @@ def _with_legend(floor: Image.Image, flow: bool, detailed: bool) -> np.ndarray:
         x += draw.textlength(word, font=font) + 14 * SCALE
 
     bar = np.linspace(SPEEDS[0], SPEEDS[-1], 60 * SCALE)
-    x -= 0
     draw.text((x, middle), "slow", fill=INK, font=font, anchor="lm")
     x += draw.textlength("slow", font=font) + 5 * SCALE
     for k, colour in enumerate(_tint(bar)):
         draw.line([(x + k, middle - 6 * SCALE), (x + k, middle + 6 * SCALE)], fill=tuple(int(c) for c in colour))
     x += len(bar) + 5 * SCALE
     say("fast")
-    keys = [("with an item", AGENT), ("without", EMPTY)] if flow and detailed else [("robots", AGENT)] if flow else []
-    keys += [("people", ZONE_INK)] if detailed else [("pick", GOAL), ("drop", TARGET)]
+    keys = [("with an item", AGENT), ("without", EMPTY)] if flow and detailed else [("robots", INK)] if flow else []
+    keys += [("people", ZONE_INK)]
+    keys += [] if detailed else [("pick", GOAL), ("drop", TARGET)]
     for word, colour in keys:
         draw.rectangle((x, middle - 5 * SCALE, x + 10 * SCALE, middle + 5 * SCALE), fill=colour)
         x += 15 * SCALE

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
+from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.leader import Leader
 from leaders.published import WINDOW, Curve, trailing_mean
@@ -95,24 +96,55 @@ def _value(leader: Leader) -> np.ndarray:
 
 
 def incentives_figure(leader: Leader) -> Figure | None:
-    """The map with the best run's penalties, and where its follower spends its time; None for worlds without a map."""
+    """A map of what the best run's leader does, and of where its follower goes; None for worlds without a map.
+
+    With `draw_visits` two pictures, at the default θ and at the leader's; with a `grid` penalties and visits.
+    """
     problem = leader.env.problem
-    if problem.grid is None:
+    if problem.draw_visits is None and problem.grid is None:
         return None
     run = best_run(leader)
-    theta = leader.theta.reshape(leader.runs, -1)[run]
-    model = leader.env.model(theta).detach()
-    policy = exact.best_response(model, leader.env.preferences).policy
-    gamma = leader.env.preferences.gamma_leader
-    visits = model.resolvent(policy.probs, gamma, model.initial, transpose=True)[0].numpy()
+    theta = leader.theta.reshape(leader.runs, *leader.env.theta_space.shape)[run]
     value = float(exact.objective(leader.env, theta))
+    which = f"run {run} of {leader.runs}, " if leader.runs > 1 else ""
+    title = f"{which}after {leader.progress.iterations:,} iterations: leader's value {value:.4f}"
+    if problem.draw_visits is not None:
+        return visits_figure(leader.env, problem.default_theta, theta, title)
+    visits = _visits(leader.env, theta).sum(-1)
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _map(figure, left, problem, -theta, "Reds", f"penalty per cell (spent: {np.abs(theta).sum():.3f} of 0.2)")
     _map(figure, right, problem, visits, "Blues", r"follower's expected visits, discounted by $\gamma_L$")
-    which = f"run {run} of {leader.runs}, " if leader.runs > 1 else ""
-    figure.suptitle(f"{which}after {leader.progress.iterations:,} iterations: leader's value {value:.4f}", fontsize=11)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def visits_figure(env: BilevelWrapper, before: np.ndarray, after: np.ndarray, title: str = "") -> Figure:
+    """The follower's discounted visits at two θ side by side, as the problem's `draw_visits` shows them.
+
+    Args:
+      env: whose problem has `draw_visits`.
+      before: θ of the left picture.
+      after: θ of the right one.
+      title: of the figure.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    draw_visits = env.problem.draw_visits
+    if draw_visits is None:
+        raise ValueError(f"`env` must have a problem with `draw_visits`, got {type(env.problem).__name__}")
+    pictures = [draw_visits(_visits(env, theta), theta) for theta in (before, after)]
+    height, width = pictures[0].shape[:2]
+    figure = Figure(figsize=(11.0, 5.5 * height / width + 0.75), layout="constrained")
+    FigureCanvasAgg(figure)
+    named = zip(figure.subplots(1, 2), pictures, (before, after), ("before", "after"), strict=True)
+    for axes, picture, theta, name in named:
+        axes.imshow(picture, interpolation="lanczos")
+        axes.set_axis_off()
+        axes.set_title(f"{name}: leader's value {float(exact.objective(env, theta)):.3f}", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -127,6 +159,14 @@ def save(figure: Figure, path: Path) -> None:
     partial = path.with_name(f".{path.name}")
     figure.savefig(partial, dpi=130, format="png")
     partial.replace(path)
+
+
+def _visits(env: BilevelWrapper, theta: np.ndarray) -> np.ndarray:
+    """Visits of pairs by an optimal follower, discounted by γ_L, [S, B]."""
+    model = env.model(theta).detach()
+    probs = exact.best_response(model, env.preferences).policy.probs
+    visits = model.resolvent(probs, env.preferences.gamma_leader, model.initial, transpose=True)
+    return (visits[..., None] * probs)[0].numpy()
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

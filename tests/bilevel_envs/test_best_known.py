@@ -13,6 +13,7 @@ from leaders import exact
 RECORDED = [
     ("BiLevel/TollBridge-v0", {}),
     *[("BiLevel/FourRooms-v0", {"beta": beta}) for beta in (1e-3, 3e-3, 5e-3)],
+    ("BiLevel/Warehouse-v0", {}),
     ("BiLevel/BuildingThermalControl-v0", {}),
     *[("BiLevel/ToyMarkovGame-v0", {"variant": variant}) for variant in ("R1", "R2")],
     ("BiLevel/BilevelLQR-v0", {}),

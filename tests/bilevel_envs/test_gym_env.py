@@ -45,6 +45,7 @@ def test_gymnasium_and_sb3_accept_the_env(name, mode):
 SPACES = ("theta_space", "observation_space", "action_space")
 OTHER_FORMS = [
     ("BiLevel/FourRooms-v0", {"observation": "vector"}),
+    ("BiLevel/Warehouse-v0", {"observation": "vector", "rows": 9, "columns": 13, "tolls": True}),
     ("BiLevel/TaxDesign-v0", {"actions": "flat", "observe_type": True}),
     ("BiLevel/BilevelLQR-v0", {"policy": "mlp"}),
     ("BiLevel/GuidedCartPole-v0", {"flip": True, "discrete": 3}),
@@ -139,13 +140,13 @@ def test_every_step_is_a_transition_in_p(name):
 def test_p_is_the_models_table(name):
     env = gym.make(name).unwrapped
     model = env.simulator(env.theta)
-    table, start = env.P, env.initial_state_distrib
+    table, start, transition = env.P, env.initial_state_distrib, model.moves.dense()
     assert start.sum() == pytest.approx(1.0)
     for s in range(env.states):
         for b in range(env.actions):
             assert sum(p for p, *_ in table[s][b]) == pytest.approx(1.0)
             for p, t, r, ends in table[s][b]:
-                assert p == float(model.moves.dense()[0, s, b, t])
+                assert p == float(transition[0, s, b, t])
                 assert r == float(model.r_follower[0, s, b])
                 assert ends == (float(model.continues[0, s, b]) == 0)
 
