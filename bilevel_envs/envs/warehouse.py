@@ -111,7 +111,7 @@ class Warehouse(ConfigurableMDP):
     Best Known:
         0.749104 for the default arguments, a lower bound by multi-start of the exact gradient: one of the outer ways is
         fast, the middle one slow at both ends, the other outer one left alone. J_L is −0.885 at θ = 0, −0.464 with
-        x = 3 everywhere, 0.654 with −3 in the zone and 3 elsewhere. From θ = 0 the exact gradient ends at 0.7202, where
+        x = 3 everywhere, 0.654 with −3 in the zone and 3 elsewhere. From θ = 0 the exact gradient ends at 0.7225, where
         both outer ways are fast. With tolls, for which none is recorded, multi-start reaches 0.9016.
 
     Version History:
@@ -155,7 +155,7 @@ class Warehouse(ConfigurableMDP):
             letters = letters_of(self.floor)
         else:
             rows, columns = SIZES.get(self.floor, DEFAULT_SIZE)
-            rows, columns = self.rows or rows, self.columns or columns
+            rows, columns = rows if self.rows is None else self.rows, columns if self.columns is None else self.columns
             letters = generated(rows, columns)
         return Floor.of(marked(letters, {ZONE: self.zone, PICK: self.picks, DROP: self.drops}))
 
