@@ -51,7 +51,7 @@ if large:
     iterations = arguments.iterations or 100
     leaders = {
         "exact gradient": (ExactGradient(env, seed=0, learning_rate=0.1, max_grad_norm=np.inf), iterations),
-        "BC-HG": (BCHG(env, seed=0, exploration="none", batch_size=2_000), iterations),
+        "BC-HG": (BCHG(env, seed=0, exploration="none", batch_size=20_000), iterations),
     }
 else:
     iterations = arguments.iterations or 8

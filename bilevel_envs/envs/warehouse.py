@@ -89,7 +89,8 @@ class Warehouse(ConfigurableMDP):
     Leader Reward:
         That of the drops, −0.2 for each step begun in the zone, and the rent (1 − γ_L) Φ_L of the speed limits,
         Φ_L = −0.02 Σ_c (sigmoid(x_c) − ½)² − 0.1 Σ toll² (``info["leader_reward"]``). Nothing ends, so that the
-        discounted sum of the rent is Φ_L: J_L is what robots bring plus Φ_L once.
+        discounted sum of the rent is Φ_L: J_L is what a robot brings plus Φ_L once. On a floor of several picks, whose
+        robots J_L averages, Φ_L is divided by their number.
 
     Episode End:
         Never by itself; truncated after 200 steps, when discounting has left 4e-5.
@@ -189,11 +190,12 @@ class Warehouse(ConfigurableMDP):
         goes = leaving * self._open
         transition = moves.with_probability(torch.stack([1 - goes, goes], -1))
         dropped = leaving * delivers
-        upkeep = self.limit_cost * (share - 0.5).square().sum(-1)
+        picks = int(self.plan.pick.sum())
+        upkeep = self.limit_cost / picks * (share - 0.5).square().sum(-1)
         r_follower = dropped
         if self.tolls:
             tolls = theta[:, cells:]
-            upkeep = upkeep + self.toll_cost * tolls.square().sum(-1)
+            upkeep = upkeep + self.toll_cost / picks * tolls.square().sum(-1)
             r_follower = dropped - tolls.reshape(len(theta), cells, self.actions).repeat(1, 2, 1)
         # (1 − γ_L) Φ_L in every step of a world without an end adds up to Φ_L.
         rent = (1 - self.gamma_leader) * upkeep[:, None, None]

@@ -61,6 +61,15 @@ def test_the_limits_are_paid_for_once():
     assert priced - free == pytest.approx(paid, abs=1e-12)
 
 
+def test_picks_share_the_cost_of_the_limits():
+    one, two = ({"floor": ["P..D", *([".##P"] * (picks - 1))]} for picks in (1, 2))
+    for kwargs, paid in ((one, 0.02 * 4 * 0.25), (two, 0.02 * 6 * 0.25 / 2)):
+        problem = Warehouse(**kwargs)
+        theta = torch.full((1, problem.cells), 6.0, dtype=torch.float64)
+        rent = problem.model(theta).r_leader[0, 1, UP]
+        assert float(rent) == pytest.approx(-0.05 * paid, rel=0.02)  # sigmoid(6) is nearly 1
+
+
 def test_the_hypergradient_is_the_slope_and_speeds_the_zone_up_at_first(env):
     gradient = exact.hypergradient(env, np.zeros(27))
     slope = central_differences(lambda x: exact.objective(env, x), np.zeros(27), 1e-3)
