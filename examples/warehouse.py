@@ -65,7 +65,8 @@ for name, (leader, count) in leaders.items():
     leader.learn(count)
     values[name] = exact.objective(env, leader.theta)
     seconds, steps = time.perf_counter() - began, leader.history["env_steps"][-1].mean()
-    print(f"{name}: J_L from {before:.4f} to {values[name]:.4f} in {count} iterations, {steps:,.0f} steps, {seconds:.0f} s")
+    print(f"{name}: J_L from {before:.4f} to {values[name]:.4f} in {count} iterations", end=", ")
+    print(f"{steps:,.0f} steps, {seconds:.0f} s")
 if env.best_known is not None:
     print(f"best known: {env.best_known:.4f}")
 

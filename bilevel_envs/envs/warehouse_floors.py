@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +21,7 @@ COLOURS = {
     PICK: (0, 255, 0),
     DROP: (0, 0, 255),
 }
+SUFFIXES = (".png", ".bmp", ".gif")  # of pictures without loss
 TOLERANCE = 64  # of each channel of a picture's colours
 SIZES = {"small": (77, 97), "large": (249, 301), "huge": (777, 967)}  # 10^4, 10^5 and 10^6 states
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left
@@ -121,23 +122,14 @@ def lines_of(floor: object) -> Lines:
       TypeError: if it is nothing of the kind.
       ValueError: if lines differ in length, or a letter or a colour is unknown.
     """
-    if isinstance(floor, Path) or (isinstance(floor, str) and Path(floor).suffix.lower() in (".png", ".bmp", ".gif")):
-        return lines_of(_picture(Path(floor)))
-    if isinstance(floor, str):
-        return lines_of(tuple(line.strip() for line in floor.strip().splitlines()))
-    if isinstance(floor, (list, tuple)) and floor and all(isinstance(line, str) for line in floor):
-        return _checked(tuple(map(str, floor)))
-    array = np.asarray(floor)
-    if array.dtype == bool and array.ndim == 2 and array.size:
-        array = np.where(array, SHELF, AISLE)
-    elif array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
-        array = _letters_of(array)
-    if array.dtype.kind != "U" or array.ndim != 2 or not array.size:
+    array = np.asarray(str(floor) if isinstance(floor, Path) else floor)
+    read = READERS.get((array.dtype.kind, array.ndim))
+    if read is None or array.size == 0:
         raise TypeError(
             f"`floor` must be {', '.join(map(repr, SIZES))}, lines of text, an array of letters or booleans [rows, "
             f"columns], a picture uint8 [rows, columns, 3] or the path of one, got {_kind(floor)}"
         )
-    return _checked(tuple("".join(line) for line in array.tolist()))
+    return _checked(read(array))
 
 
 def letters_of(lines: Lines) -> np.ndarray:
@@ -174,16 +166,36 @@ def _checked(lines: Lines) -> Lines:
     return lines
 
 
-def _picture(path: Path) -> np.ndarray:
-    """A file's pixels, uint8 [rows, columns, 3]."""
-    if not path.is_file():
-        raise ValueError(f"`floor` must be the path of a picture, and {path} is no file")
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+def _text(text: np.ndarray) -> Lines:
+    """Lines of one string, or of the picture whose path it is."""
+    plan = str(text)
+    if Path(plan).suffix.lower() not in SUFFIXES:
+        return tuple(line.strip() for line in plan.strip().splitlines())
+    if not Path(plan).is_file():
+        raise ValueError(f"`floor` must be the path of a picture, and {plan} is no file")
+    with Image.open(plan) as image:
+        return _picture(np.asarray(image.convert("RGB")))
 
 
-def _letters_of(picture: np.ndarray) -> np.ndarray:
-    """The letter of the nearest colour."""
+def _lines(lines: np.ndarray) -> Lines:
+    """Lines as they are."""
+    return tuple(lines.tolist())
+
+
+def _letters(letters: np.ndarray) -> Lines:
+    """Lines of an array of letters."""
+    return tuple("".join(line) for line in letters.tolist())
+
+
+def _shelves(shelves: np.ndarray) -> Lines:
+    """Shelves and aisles."""
+    return _letters(np.where(shelves, SHELF, AISLE))
+
+
+def _picture(picture: np.ndarray) -> Lines:
+    """The letters of the nearest colours."""
+    if picture.dtype != np.uint8 or picture.shape[2] != 3:
+        raise TypeError(f"`floor` must be uint8 [rows, columns, 3] as a picture, got {_kind(picture)}")
     known = np.array(list(COLOURS.values()))
     distance = np.abs(picture[:, :, None].astype(int) - known).max(-1)  # [rows, columns, letter]
     far = np.argwhere(distance.min(-1) > TOLERANCE)
@@ -194,7 +206,16 @@ def _letters_of(picture: np.ndarray) -> np.ndarray:
             f"`floor` must be a picture of the colours {told}, each channel within {TOLERANCE}; at {at} it is "
             f"{tuple(picture[at].tolist())}. Save it with one pixel for each place and without smoothing"
         )
-    return np.array(list(COLOURS))[distance.argmin(-1)]
+    return _letters(np.array(list(COLOURS))[distance.argmin(-1)])
+
+
+READERS: dict[tuple[str, int], Callable[[np.ndarray], Lines]] = {  # by kind of entries and number of axes
+    ("U", 0): _text,
+    ("U", 1): _lines,
+    ("U", 2): _letters,
+    ("b", 2): _shelves,
+    ("u", 3): _picture,
+}
 
 
 def _kind(floor: object) -> str:

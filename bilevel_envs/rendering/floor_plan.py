@@ -12,7 +12,8 @@ RACK, ITEM, EMPTY = (128, 134, 148), (176, 112, 52), (70, 78, 96)
 ZONE_INK = (196, 120, 30)
 LARGEST_CELL, WIDTH = 64, 640  # pixels
 LEGEND = 34  # pixels below the floor
-ARROWS = 20  # smallest cell, in pixels, with arrows, letters and hatching; below it visits are shaded
+ARROWS = 20  # smallest cell, in pixels, with arrows, letters and hatching; below it visits are dots
+DOTS = 4  # smallest cell with a dot for its visits; below it cells are shaded
 DIRECTIONS = np.array([(0, -1), (1, 0), (0, 1), (-1, 0)])  # up, right, down, left as (x, y)
 SPEEDS = (0.2, 0.6, 1.0)  # red, paper, blue
 
@@ -43,7 +44,7 @@ def floor_image(
     if not detailed:
         people = letters == "Z"
         fill[people] = np.round(0.55 * fill[people] + 0.45 * np.array(ZONE_INK))
-        if flow is not None:
+        if flow is not None and cell < DOTS:
             fill = _shaded(fill, flow.sum((0, 3)))
         for letter, colour in (("P", GOAL), ("D", TARGET)):
             fill[letters == letter] = colour
@@ -54,6 +55,8 @@ def floor_image(
         if flow is not None:
             _flow(draw, flow, side)
         _stations(draw, letters, side)
+    elif flow is not None and cell >= DOTS:
+        _dots(draw, flow.sum((0, 3)), side)
     if robot is not None:
         _robot(draw, robot, side)
     picture = picture.resize((columns * cell, rows * cell), Image.Resampling.LANCZOS)
@@ -73,6 +76,15 @@ def _shaded(fill: np.ndarray, visits: np.ndarray) -> np.ndarray:
     """The square root keeps small flows visible."""
     weight = 0.85 * np.sqrt(visits / max(visits.max(), 1e-12))[..., None]
     return np.round((1 - weight) * fill + weight * np.array(INK)).astype(np.uint8)
+
+
+def _dots(draw: ImageDraw.ImageDraw, visits: np.ndarray, side: int) -> None:
+    """Discs whose area is in proportion to the flow."""
+    largest = max(float(visits.max()), 1e-12)
+    for row, column in np.argwhere(visits > 0.01 * largest):
+        x, y = (column + 0.5) * side, (row + 0.5) * side
+        radius = 0.42 * side * float(np.sqrt(visits[row, column] / largest))
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=INK)
 
 
 def _furnish(draw: ImageDraw.ImageDraw, letters: np.ndarray, side: int) -> None:

@@ -68,3 +68,18 @@ def test_the_guided_pendulum_script_runs(tmp_path):
     out = subprocess.run([sys.executable, script, *size], capture_output=True, text=True, check=True).stdout
     assert "bchg: sampled return [" in out
     assert {path.name for path in tmp_path.iterdir()} == {"pendulum.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "files"),
+    [([], {"warehouse.png", "warehouse.mp4"}), (["--rows", "9", "--columns", "13"], {"warehouse.png"})],
+)
+def test_the_warehouse_script_runs(tmp_path, size, files):
+    command = [sys.executable, str(EXAMPLES / "warehouse.py"), "--iterations", "1", "--out", str(tmp_path), *size]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "in 1 iterations" in out
+    if not size:
+        assert "no limits: J_L = -0.8849" in out
+        assert "−3 in the zone, 3 elsewhere: J_L = 0.6536" in out
+    assert {path.name for path in tmp_path.iterdir()} == files
