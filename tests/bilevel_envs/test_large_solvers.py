@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_array, eye_array
 from scipy.sparse.linalg import spsolve
 
-from bilevel_envs.worlds.tabular import large_planning, policy_system
+from bilevel_envs.worlds.tabular import krylov, large_planning, policy_system
 from bilevel_envs.worlds.tabular.large_planning import Stop
 from bilevel_envs.worlds.tabular.pattern import pattern_of
 from bilevel_envs.worlds.tabular.policy_system import PolicySystems
@@ -306,3 +306,26 @@ def test_a_sparse_start_is_as_easy_as_a_dense_one():
     expected = spsolve((eye_array(len(x)) - 0.99 * onward.T).tocsc(), start[0])
     np.testing.assert_allclose(x, expected, rtol=1e-9, atol=1e-12)
     assert systems.iterations <= 100
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_sums_of_terms_end_with_the_constant_that_is_left(endless):
+    # x = Σ_j (γΠ)^j y; where nothing ends γ^j falls slowly, and a few terms leave most of x to the constant
+    rng = np.random.default_rng(13)
+    onward = rng.dirichlet(np.ones(50), 50) * (1.0 if endless else 0.5)
+    system, y, x = np.eye(50) - 0.99 * onward, rng.random(50), np.empty(50)
+    indptr = np.arange(0, 50 * 51 + 1, 51)  # each row's own 1, and then all columns
+    indices = np.concatenate([np.append(s, np.arange(50)) for s in range(50)]).astype(np.int32)
+    values = np.concatenate([np.append(1.0, -0.99 * onward[s]) for s in range(50)])
+    taken, fall = krylov.swept(indptr, indices, values, y, x, 60, 1e-13, 0.99, endless, np.empty((2, 50)))
+    assert taken < 60
+    assert fall <= 1e-13
+    np.testing.assert_allclose(x, np.linalg.solve(system, y), rtol=1e-11)
+
+
+def test_terms_of_long_lists_save_backups():
+    # lists of 40: one product shrinks what is left about sixfold, and two follow a backup
+    successor, probability, continues, reward, _ = model("long", seed=4)
+    pattern = pattern_of(successor, probability, continues)
+    tables = (reward, successor, probability, continues, 0.95, pattern, np.zeros(reward.shape[:2]))
+    assert large_hard_policy_iteration(*tables, 1e-9, 12)[4].all()
