@@ -36,7 +36,7 @@ def unrolled_values(
 ) -> tuple[Tensor, Tensor]:
     """V_L and V_F of a run, [S] each, with the same gradients."""
     transition, continues, r_leader, r_follower = (
-        table[run % len(table)] for table in (model.transition, model.continues, model.r_leader, model.r_follower)
+        table[run % len(table)] for table in (model.moves.dense(), model.continues, model.r_leader, model.r_follower)
     )
     kernel = transition * continues[..., None]
     eye = torch.eye(len(kernel), dtype=torch.float64)

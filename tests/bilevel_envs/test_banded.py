@@ -39,7 +39,7 @@ def test_resolvent_solves_its_equation(kind, transpose):
     model = world(moves, rng)
     policy = torch.from_numpy(rng.dirichlet(np.ones(actions), (3, states)))
     y = torch.from_numpy(rng.normal(size=(3, states)))
-    going_on = (model.transition * model.continues[..., None]).expand(3, -1, -1, -1)
+    going_on = (model.moves.dense() * model.continues[..., None]).expand(3, -1, -1, -1)
     matrix = torch.eye(states) - 0.97 * torch.einsum("rsb,rsbt->rst", policy, going_on)
     solved = model.resolvent(policy, 0.97, y, transpose=transpose)
     applied = torch.einsum("rst,rt->rs", matrix.mT if transpose else matrix, solved)

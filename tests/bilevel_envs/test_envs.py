@@ -39,12 +39,12 @@ def test_four_rooms_has_the_states_of_its_map():
 def test_the_intended_move_has_its_probability(dynamics, intended):
     model = default(FourRooms(dynamics=dynamics))
     middle = STATE[9, 3]  # no wall near
-    probability = model.transition[0, middle, 1].numpy()
+    probability = model.moves.dense()[0, middle, 1].numpy()
     assert probability[STATE[9, 4]] == pytest.approx(intended, abs=1e-12)
     for other in (STATE[8, 3], STATE[10, 3], STATE[9, 2]):
         assert probability[other] == pytest.approx((1 - intended) / 3, abs=1e-12)
     # (1, 1): up and left are walls; intending up stays with the intended and the leftward slip
-    corner = model.transition[0, STATE[1, 1], 0].numpy()
+    corner = model.moves.dense()[0, STATE[1, 1], 0].numpy()
     assert corner[STATE[1, 1]] == pytest.approx(intended + (1 - intended) / 3, abs=1e-12)
 
 
@@ -113,16 +113,16 @@ def test_best_known_values_say_where_they_are_from(beta, value):
 
 def test_the_toll_bridge_has_the_moves_of_its_map():
     model = default(TollBridge())
-    assert model.transition[0, HOME, 0, BRIDGE] == 1
-    assert model.transition[0, HOME, 1, FERRY] == 1
-    assert (model.transition[0, [BRIDGE, FERRY], :, WORK] == 1).all()
+    assert model.moves.dense()[0, HOME, 0, BRIDGE] == 1
+    assert model.moves.dense()[0, HOME, 1, FERRY] == 1
+    assert (model.moves.dense()[0, [BRIDGE, FERRY], :, WORK] == 1).all()
     assert model.continues[0, :, 0].tolist() == [1, 0, 0, 0]
 
 
 def test_random_mdp_has_its_branching_and_alignment():
     mdp = RandomMDP(seed=3, states=12, branching=5, alignment=1.0)
     model = mdp.model(torch.randn(2, 5).double())
-    assert ((model.transition > 0).sum(-1) == 5).all()
+    assert ((model.moves.dense() > 0).sum(-1) == 5).all()
     torch.testing.assert_close(model.r_leader, model.r_follower, rtol=0, atol=0)
     against = RandomMDP(seed=3, states=12, branching=5, alignment=-1.0).model(torch.zeros(1, 5).double())
     torch.testing.assert_close(against.r_leader, -against.r_follower, rtol=0, atol=0)
@@ -131,7 +131,8 @@ def test_random_mdp_has_its_branching_and_alignment():
 def test_shares_of_zero_leave_theta_without_effect():
     mdp = RandomMDP(reward_share=0.0, transition_share=0.0, start_share=0.0)
     one, other = mdp.model(torch.zeros(1, 5).double()), mdp.model(torch.ones(1, 5).double())
-    for name in ("transition", "initial", "r_leader", "r_follower"):
+    torch.testing.assert_close(one.moves.dense(), other.moves.dense(), rtol=0, atol=0)
+    for name in ("initial", "r_leader", "r_follower"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=0)
 
 

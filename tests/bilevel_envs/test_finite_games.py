@@ -158,7 +158,7 @@ def test_the_followers_mdp_is_the_game_at_the_leaders_policy():
                 assert float(model.r_follower[0, pair, b]) == t["r_follower"][s, a, b]
                 assert float(model.continues[0, pair, b]) == t["continues"][s, a, b]
                 expected = [t["transition"][s, a, b, n] * policy[n, c] for n in range(S) for c in range(A)]
-                np.testing.assert_allclose(model.transition[0, pair, b], expected, atol=1e-15)
+                np.testing.assert_allclose(model.moves.dense()[0, pair, b], expected, atol=1e-15)
 
 
 def test_the_exact_objective_and_its_gradient_are_those_of_plain_sweeps():
@@ -194,7 +194,7 @@ def test_a_follower_that_does_not_see_the_draw_expects_over_it():
             mean = sum(policy[s, a] * t["r_follower"][s, a, b] for a in range(A))
             assert float(model.r_follower[0, s, b]) == pytest.approx(mean)
             arrival = sum(policy[s, a] * t["transition"][s, a, b] for a in range(A))
-            np.testing.assert_allclose(model.transition[0, s, b], arrival, atol=1e-15)
+            np.testing.assert_allclose(model.moves.dense()[0, s, b], arrival, atol=1e-15)
     np.testing.assert_array_equal(model.continues[0], t["continues"][:, 0])
     with pytest.raises(ValueError, match="`continues` must not depend on the leader's action"):
         FiniteGame(**t, sees_leader=False).model(torch.tensor(policy)[None])

@@ -217,7 +217,7 @@ def test_the_followers_gradient_starts_one_step_later():
     # score d log f(a|s)/dp: at A, 1/p for a = 0 and −1/(1 − p) for a = 1
     score = torch.tensor([0, 0, 1 / p, -1 / (1 - p), 0, 0], dtype=torch.float64)
     arrives = best.v.values[0] * score  # V score where a step arrives
-    gamma, transition, g = preferences.gamma_follower, model.transition[0], best.policy.probs[0]
+    gamma, transition, g = preferences.gamma_follower, model.moves.dense()[0], best.policy.probs[0]
     onward = torch.einsum("sb,sbt->st", g, transition)
     # G(s̄) = V score + γ Σ_b g P G is the sum from t = 0 on; from t = 1: ∇Q = γ P G
     total = torch.linalg.solve(torch.eye(6, dtype=torch.float64) - gamma * onward, arrives)
@@ -234,7 +234,7 @@ def test_a_follower_that_does_not_see_the_draw_has_three_states():
     model = env.model(theta)
     # at A, b: 0.3 of going on to B for 2, 0.7 of paying 1 and being sent back
     assert float(model.r_follower[0, 1, 2]) == pytest.approx(0.3 * 2 - 0.7)
-    np.testing.assert_allclose(model.transition[0, 1, 2], [0.7, 0.0, 0.3], atol=1e-12)
+    np.testing.assert_allclose(model.moves.dense()[0, 1, 2], [0.7, 0.0, 0.3], atol=1e-12)
     h = 1e-5
     moved = [exact.objective(env, toy_policy(0.5 + sign * h)) for sign in (1, -1)]
     along = exact.hypergradient(env, toy_policy(0.5))[1] @ [1, -1]

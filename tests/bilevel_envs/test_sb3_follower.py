@@ -167,7 +167,7 @@ def test_the_optimality_gap_is_the_shortfall_of_the_soft_return():
     theta = np.random.default_rng(0).normal(size=env.theta_space.shape)
     best = env.best_response(theta)
     model, g = env.model(theta).detach(), best.policy.probs[0].numpy()
-    moves = np.einsum("sb,sbt->st", g, model.transition[0].numpy())
+    moves = np.einsum("sb,sbt->st", g, model.moves.dense()[0].numpy())
     reward = (g * (model.r_follower[0].numpy() - 0.2 * np.log(g))).sum(1)
     own = np.linalg.solve(np.eye(10) - 0.9 * moves, reward)
     optimum = SoftValueIteration().best_response(model, env.preferences).v.values[0].numpy()

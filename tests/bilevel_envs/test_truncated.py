@@ -27,7 +27,7 @@ def test_one_round_of_the_planner_is_that_made_by_hand():
     g = scaled / scaled.sum(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.nansum(np.where(g > 0, g * np.log(g), 0.0), 1)
-    moves = (MODEL.transition * MODEL.continues[..., None])[0].numpy()
+    moves = (MODEL.moves.dense() * MODEL.continues[..., None])[0].numpy()
     for _ in range(2):
         table = MODEL.r_follower[0].numpy() + 3e-3 * entropy[:, None] + 0.99 * moves @ (g * table).sum(1)
     expected = torch.softmax(torch.from_numpy(table) / 3e-3, -1)

@@ -68,7 +68,7 @@ def test_exact_critic_satisfies_the_bellman_equation(make):
     critic.fit(None, best, model, Noise([0]))
     q = critic.table
     v = (best.policy.probs * q).sum(-1)
-    torch.testing.assert_close(q, model.r_leader + 0.9 * (model.transition @ v[0]), rtol=0, atol=1e-10)
+    torch.testing.assert_close(q, model.r_leader + 0.9 * (model.moves.dense() @ v[0]), rtol=0, atol=1e-10)
 
 
 def test_copies_of_a_critic_start_alike_and_part(make):

@@ -185,6 +185,32 @@ def test_counts_become_frequencies_and_equations_put_them_right():
     np.testing.assert_array_equal(plain.ends, ends & plain.known)
 
 
+def test_where_theta_moves_p_it_is_known_at_visited_pairs_towards_all_that_their_state_led_to():
+    """State 0 was left by action 0 once and by action 1 once: p of both pairs is the model's at both next states."""
+    env = random_mdp()
+    theta = torch.tensor(env.problem.default_theta)[None].double() + 0.3
+    true = env.model(theta).detach()
+    table = true.moves.dense()[0]
+    first, second = (int(i) for i in ((table[0, 0] > 0) & (table[0, 1] > 0)).nonzero()[:2, 0])
+    batch = env.rollout(theta, env.best_response(theta), Noise([0]), rows=1, horizon=2)
+    batch = replace(
+        batch,
+        state=torch.tensor([[[0, 0]]]),
+        action=torch.tensor([[[0, 1]]]),
+        next_state=torch.tensor([[[first, second]]]),
+        valid=torch.ones(1, 1, 2, dtype=torch.bool),
+        terminated=torch.zeros(1, 1, 2, dtype=torch.bool),
+    )
+    counts = EmpiricalModel(theta_moves=True)
+    counts.add(batch, true.states, true.actions)
+    facts = knowledge(counts, 0, np.eye(true.states)[0], True, None, 0.9)
+    learnt = world_of(env, facts, True).model(theta, torch.zeros(1, true.states, true.actions, dtype=torch.float64))
+    p = learnt.moves.dense()[0]
+    for action in (0, 1):
+        torch.testing.assert_close(p[0, action, [first, second]], table[0, action, [first, second]])
+        assert float(p[0, action, -1]) == pytest.approx(1 - float(table[0, action, [first, second]].sum()))
+
+
 def test_a_follower_that_cannot_be_asked_is_taken_to_expect_less_of_unknown_actions():
     """Among the known actions it is soft-optimal; an unknown one is worth V_F less 3 β, by hand e^-3 of the rest."""
     env = toll_bridge()

@@ -102,7 +102,7 @@ def test_estimates_of_sobirl_average_to_their_own_expectation(modified, theta_mo
     env = world(theta_moves)
     model, preferences = env.model(THETA).detach(), env.preferences
     g = env.best_response(THETA).policy.probs[0].numpy()
-    goes_on = (model.transition * model.continues[..., None])[0].numpy()
+    goes_on = (model.moves.dense() * model.continues[..., None])[0].numpy()
     r_leader, start, slope = model.r_leader[0].numpy(), model.initial[0].numpy(), env.problem._tables.r_follower.slope
     matrix = np.eye(5) - preferences.gamma_leader * np.einsum("sb,sbt->st", g, goes_on)
     q = r_leader + preferences.gamma_leader * goes_on @ np.linalg.solve(matrix, (g * r_leader).sum(-1))
