@@ -8,6 +8,8 @@ from scipy.sparse import csr_array
 from bilevel_envs import Noise, Preferences, TabularModel, Transitions
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.worlds.tabular.rollout import table_rollout
+from leaders.critics.empirical import Empirical
+from leaders.critics.empirical_model import EmpiricalModel
 from leaders.exact import tables as exact_tables
 
 PREFERENCES = Preferences(0.95, 0.9, 0.1)
@@ -232,3 +234,24 @@ def test_every_solver_finds_the_same_response(solver):
 def test_an_unknown_solver_is_refused():
     with pytest.raises(ValueError, match="`solver` must be one of 'auto', 'direct'"):
         SoftValueIteration(solver="lu")
+
+
+@pytest.mark.parametrize("theta_moves", [False, True])
+@pytest.mark.parametrize("rows", [5, 100])  # fewer and more places than are solved for by elimination
+def test_counts_where_a_large_table_was_seen_say_what_counts_of_every_state_say(theta_moves, rows):
+    model = of_theta(torch.tensor([0.3, -0.2], dtype=torch.float64), 2000, dense=False)
+    best = SoftValueIteration().best_response(model, PREFERENCES)
+    batch = table_rollout(model, best.policy, Noise([5, 6]), rows=rows, horizon=30)
+    placed, whole = (Empirical(0.95, theta_moves) for _ in range(2))
+    whole.seen = EmpiricalModel(theta_moves, everywhere=True)
+    for critic in (placed, whole):
+        critic.fit(batch, best, model, Noise([0, 1]))
+    assert (len(placed.seen.places) > 500) == (rows == 100)
+    assert len(placed.seen.places) < len(whole.seen.places) == 2000
+    for mine, its in zip(placed.values(batch, best.policy), whole.values(batch, best.policy), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(placed.knows(batch.state, batch.action), whole.knows(batch.state, batch.action))
+    restored = Empirical(0.95, theta_moves)
+    restored.load_state_dict(placed.state_dict())
+    np.testing.assert_array_equal(restored.seen.visits, placed.seen.visits)
+    np.testing.assert_array_equal(restored.seen.places.state, placed.seen.places.state)
