@@ -270,6 +270,7 @@ def test_unknown_solvers_and_states_are_refused():
         pattern_of(successor, probability, continues)
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_states_take_seconds():
     rng = np.random.default_rng(11)
     successor, probability, continues = grid(400, 500, rng, ends=True, shared=True)

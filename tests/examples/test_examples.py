@@ -34,6 +34,7 @@ def test_the_building_thermal_control_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"building.png", "leader.zip"}
 
 
+@pytest.mark.slow
 def test_the_markov_game_script_runs(tmp_path):
     script = str(EXAMPLES / "markov_game.py")
     size = ["--iterations", "2", "--runs", "2", "--out", str(tmp_path)]

@@ -112,6 +112,7 @@ def test_restarts_find_the_higher_of_two_hills_within_1600_trials_and_a_single_s
         np.testing.assert_allclose(leader.history["leader_value"][-1], height, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_the_record():
     leader, seen = CMAES(wrapped(Hills((6.0,))), runs=2, episodes=1, sigma=0.5), []
     leader.learn(150, callback=lambda *_: seen.append(leader.theta))
@@ -367,7 +368,14 @@ def test_seeds_lead_different_searches(make):
     assert all((a != b).all() for a, b in pairwise(thetas))
 
 
-@pytest.mark.parametrize("settings", [{"population": 2}, {"population": 3}, {"population": 2, "lr_adapt": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"population": 2},
+        pytest.param({"population": 3}, marks=pytest.mark.slow),
+        pytest.param({"population": 2, "lr_adapt": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_smallest_populations_search_without_warnings(settings):
     leader = CMAES(wrapped(Sphere((0.0, 0.0, 0.0))), seed=0, episodes=1, restarts="none", **settings)
     leader.learn(300)  # where a warning is an error

@@ -14,10 +14,15 @@ from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "docs/quickstart.md", ROOT / "docs/extending.md", ROOT / "docs/followers.md"]
+QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
+PAGES = [*QUICK, ROOT / "docs/extending.md", ROOT / "docs/followers.md"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [*QUICK, *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[len(QUICK) :])],
+    ids=lambda page: page.name,
+)
 def test_snippets_run_as_they_stand(page):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
