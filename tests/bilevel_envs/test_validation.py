@@ -256,6 +256,7 @@ def test_a_saved_response_of_another_world_is_refused(make, tmp_path):
         BCHG.load(path, env=make("FourRooms"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["fused", "steps"])
 def test_the_checks_cost_next_to_nothing(make, sampler):
     # medians of interleaved measurements: both see the same load

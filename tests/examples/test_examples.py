@@ -9,6 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 def test_the_four_rooms_script_runs(tmp_path):
     command = [
         sys.executable,

@@ -99,6 +99,7 @@ def test_the_toll_is_raised_to_its_optimum_within_2400_trials(make):
     assert (leader.history["leader_value"][-1] > 0.89).all()  # of 0.8995 at θ = 2; the start has 0.19
 
 
+@pytest.mark.slow
 def test_a_single_raw_parameter_is_adapted(make):
     leader = CMAES(wrapped(Hills((1.0,))), runs=2, episodes=1, restarts="none").learn(60)
     assert leader.theta.shape == (2, 1)
@@ -261,14 +262,8 @@ def test_saving_in_the_middle_of_the_probes_goes_on_bit_for_bit(make, tmp_path, 
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
 
 
-@pytest.mark.parametrize(
-    ("dim", "arguments"),
-    [
-        (1, {}),
-        pytest.param(2, {"lr_adapt": True}, marks=pytest.mark.slow),
-        pytest.param(2, {"separable": True}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dim", "arguments"), [(1, {}), (2, {"lr_adapt": True}), (2, {"separable": True})])
 def test_saving_in_the_middle_of_a_restart_goes_on_bit_for_bit(tmp_path, dim, arguments):
     def env():
         return wrapped(Hills((0.0,) * dim))

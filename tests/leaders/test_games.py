@@ -242,7 +242,7 @@ def test_the_published_critic_of_the_lqr_bootstraps_at_mean_moves():
         (BCHG, {}, lambda: toy("R1")),
         (NaivePGD, {"replay": True}, lambda: toy("R1")),
         (BiAC, {}, lambda: toy("R1")),
-        (BCHG, {}, bilevel_lqr),
+        pytest.param(BCHG, {}, bilevel_lqr, marks=pytest.mark.slow),
         (NaivePGD, {"replay": True}, bilevel_lqr),
     ],
 )
