@@ -13,6 +13,7 @@ from bilevel_envs.registration import register_all
 
 if TYPE_CHECKING:
     from bilevel_envs.core.batch import Rollout, Terms
+    from bilevel_envs.core.contexts import Contexts
     from bilevel_envs.core.follower import BestResponse, Follower
     from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Parameterization, Preferences
     from bilevel_envs.core.noise import Noise
@@ -41,6 +42,7 @@ _HOME = {
     "BilevelWrapper": "wrapper",
     "BoltzmannPolicy": "worlds.tabular.policy",
     "ConfigurableMDP": "core.mdp",
+    "Contexts": "core.contexts",
     "FiniteGame": "games.tabular",
     "Follower": "core.follower",
     "Game": "games.game",
@@ -76,6 +78,7 @@ __all__ = [
     "BilevelWrapper",
     "BoltzmannPolicy",
     "ConfigurableMDP",
+    "Contexts",
     "FiniteGame",
     "Follower",
     "Game",

@@ -6,12 +6,9 @@ from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
-import numpy as np
-import torch
-
 from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
-from bilevel_envs.core.problems import check_model, check_problem, completed
+from bilevel_envs.core.problems import check_model, check_problem, completed, simulated_at_first
 from bilevel_envs.worlds.world import world_of
 
 
@@ -74,7 +71,7 @@ def _environment_of(problem: ConfigurableMDP) -> type[ConfigurableEnv]:
     if problem.environment is not None:
         return _named(problem.environment, "environment")
     check_problem(problem)
-    model = problem.simulator(torch.tensor(np.asarray(problem.default_theta), dtype=torch.float64)[None])
+    model = simulated_at_first(problem)
     check_model(model, problem, "simulator")
     return _named(world_of(model).environment, "environment")
 

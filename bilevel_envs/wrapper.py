@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import ArrayLike
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_count, check_instance, lacking
@@ -108,6 +110,19 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def configure(self, theta: Numbers) -> None:
         """Sets θ, ``[*θ.shape]``, in force from the next reset on; the environment's own `configure`."""
         self._inside.configure(theta)
+
+    @property
+    def context(self) -> np.ndarray | None:
+        """The context in force, int [] or [R]; None where the problem has none, or draws one in every episode."""
+        return self._inside.context
+
+    def in_context(self, context: ArrayLike | None) -> AbstractContextManager[None]:
+        """With `with`: a context in force for models, responses and trajectories.
+
+        Args:
+          context: the number of one, or one per run, [R]; None for what is in force already.
+        """
+        return self._inside.in_context(self.context if context is None else context)
 
     @property
     def preferences(self) -> Preferences:
@@ -245,11 +260,11 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 whole_episodes=whole_episodes,
             )
             if batch is not None:
-                return batch
+                return batch.in_context(self.context)
         envs = self._vector_env(noise.runs * rows, horizon if whole_episodes else self.time_limit)
-        configure_all(envs, theta)
+        configure_all(envs, theta, self.context)
         model = self.model(theta).detach() if model is None else model
-        return vector_rollout(
+        batch = vector_rollout(
             envs,
             best.behavior_policy,
             noise,
@@ -258,6 +273,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
             model=model,
             world=world_of(model),
         )
+        return batch.in_context(self.context)
 
     def _simulated(self, theta: Numbers, model: Model | None) -> Model | None:
         """The world that `step` simulates at θ, without gradients; None where only steps tell."""
@@ -275,7 +291,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
           max_episode_steps: time limit of the copies; None for the environment's own.
         """
         envs = self._inside.copies(count, self.time_limit if max_episode_steps is None else max_episode_steps)
-        configure_all(envs, theta)
+        configure_all(envs, theta, self.context)
         return envs
 
     def observations(self, states: int) -> np.ndarray:

@@ -6,9 +6,11 @@ states, B follower actions. The runs axis leads; a leading 1 stands for "the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class Rollout:
       step: index inside the episode, 0 at its first step, int [R, N, T].
       valid: False where a row has run out (its only episode ended earlier), or where critics are to leave a step out,
         bool [R, N, T].
+      context: the number of the context in which the step was taken, int [R, N, T]; None where none is in force.
     """
 
     state: Tensor
@@ -39,10 +42,28 @@ class Rollout:
     truncated: Tensor
     step: Tensor
     valid: Tensor
+    context: Tensor | None = None
 
     def steps(self, first: int, last: int | None) -> Rollout:
         """The steps of every row from `first` up to `last`, excluded."""
-        return Rollout(**{field.name: getattr(self, field.name)[:, :, first:last] for field in fields(self)})
+        return self._parts(lambda part: part[:, :, first:last])
+
+    def of_run(self, run: int) -> Rollout:
+        """The steps of one run, [1, N, T]."""
+        return self._parts(lambda part: part[run : run + 1])
+
+    def _parts(self, taken: Callable[[Tensor], Tensor]) -> Rollout:
+        """Every part that there is, as `taken` cuts it."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Rollout(**{name: taken(part) for name, part in parts.items() if part is not None})
+
+    def in_context(self, context: np.ndarray | None) -> Rollout:
+        """The same steps with the context of each run, int [] or [R]; as they are for None."""
+        if context is None:
+            return self
+        each = torch.as_tensor(context).view(-1, 1, 1)
+        each = each.repeat(len(self.state) // len(each), 1, 1)  # run j·C + i is in context i
+        return replace(self, context=each.expand(self.step.shape))
 
     @cached_property
     def starts(self) -> Tensor:

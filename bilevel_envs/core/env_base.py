@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from importlib import import_module
@@ -20,7 +21,7 @@ from bilevel_envs.core.autograd import with_ordinary_tensors
 from bilevel_envs.core.checks import check_choice, check_count
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.problems import check_model, completed
+from bilevel_envs.core.problems import check_model, completed, simulated
 
 M = TypeVar("M", bound=Model)
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
@@ -62,6 +63,7 @@ class Face(Generic[M]):
     problem: ConfigurableMDP
     model_kind: ClassVar[type]  # what the problem's models must be
     _theta: np.ndarray
+    _in_force: np.ndarray | None = None  # contexts, int [] or [R]
 
     @property
     def simulates_its_model(self) -> bool:
@@ -77,6 +79,43 @@ class Face(Generic[M]):
     def theta(self) -> np.ndarray:
         """The θ that was set last, a copy; `configure` changes it."""
         return self._theta.copy()
+
+    @property
+    def context(self) -> np.ndarray | None:
+        """The context in force, int [] or [R]; None where the problem has none, or draws one in every episode."""
+        contexts = self.problem.contexts
+        if self._in_force is None and contexts is not None and not contexts.within:
+            return np.zeros((), np.int64)
+        return self._in_force
+
+    def enter(self, context: ArrayLike | None) -> None:
+        """Puts a context in force, for models at once and for episodes from the next `configure` on.
+
+        Args:
+          context: the number of one, or one per run, [R]; None for the first, or for a draw in every episode where the
+            world makes it.
+
+        Raises:
+          ValueError: if there is no such context.
+        """
+        self._in_force = None if context is None else self._checked_context(context)
+
+    @contextmanager
+    def in_context(self, context: ArrayLike | None) -> Iterator[None]:
+        """With `with`: a context in force for models, afterwards again what was before; arguments as in `enter`."""
+        kept = self._in_force
+        self.enter(context)
+        try:
+            yield
+        finally:
+            self._in_force = kept
+
+    def _checked_context(self, context: ArrayLike) -> np.ndarray:
+        if self.problem.contexts is None:
+            raise ValueError(
+                f"`context` must be None: {type(self.problem).__name__} has no `contexts`, got {context!r}"
+            )
+        return self.problem.contexts.checked(context)
 
     @property
     def preferences(self) -> Preferences:
@@ -95,12 +134,25 @@ class Face(Generic[M]):
     @with_ordinary_tensors
     def model(self, theta: Numbers) -> M:
         """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
-        return self._of_kind(self.problem.model(self._runs_first(theta)), "model")
+        return self._of_kind(self.problem.model(*self._in_place(theta)), "model")
 
     @with_ordinary_tensors
     def simulator(self, theta: Numbers) -> M:
         """The world that `step` simulates at θ."""
-        return self._of_kind(self.problem.simulator(self._runs_first(theta)), "simulator")
+        return self._of_kind(simulated(self.problem, *self._in_place(theta)), "simulator")
+
+    def _in_place(self, theta: Numbers) -> tuple[Any, ...]:
+        """θ ``[R, *θ.shape]``, and each run's context where one is in force."""
+        first, context = self._runs_first(theta), self.context
+        if context is None:
+            return (first,)
+        context = np.atleast_1d(context)
+        if len(first) % len(context):
+            raise ValueError(
+                f"`theta` must have one leading entry per context in force ({len(context)}), or a multiple, "
+                f"got {list(first.shape)}"
+            )
+        return first, np.tile(context, len(first) // len(context))
 
     def _of_kind(self, model: object, method: str) -> M:
         """A model that this environment steps; refuses others with a TypeError."""
@@ -116,14 +168,23 @@ class Face(Generic[M]):
         """What `_load` takes at a θ that has been checked."""
         return self.simulator(theta)
 
+    def _load_next(self, theta: np.ndarray, context: ArrayLike | None) -> None:
+        """Makes ready what the next reset loads; what fails leaves the old θ and the old context."""
+        with self.in_context(self._in_force if context is None else context):
+            entered, pending = self._in_force, self._prepared(theta)
+        self._theta, self._pending, self._in_force = theta, pending, entered
+
     def _observe(self, state: Any) -> Any:
         """What the follower sees of a state."""
         return state
 
-    def _picture(self, state: object, theta: np.ndarray) -> np.ndarray:
-        """The problem's picture of a state."""
+    def _picture(self, state: object, theta: np.ndarray, run: int = 0) -> np.ndarray:
+        """The problem's picture of a state, in the context that is in force for a run."""
+        contexts, context = self.problem.contexts, self.context
         assert self.problem.draw is not None, "a render_mode is refused for problems without `draw`"
-        return self.problem.draw(state, theta)
+        if contexts is None or contexts.within or context is None:
+            return self.problem.draw(state, theta)
+        return self.problem.draw(state, theta, int(context.flat[run % context.size]))
 
 
 class ConfigurableEnv(Face[M], gym.Env):
@@ -185,11 +246,12 @@ class ConfigurableEnv(Face[M], gym.Env):
         """What the follower sees in each state of a table, [S] or [S, ...]; None for the state's number."""
         return None
 
-    def configure(self, theta: Numbers) -> None:
+    def configure(self, theta: Numbers, context: ArrayLike | None = None) -> None:
         """Sets θ, in force from the next reset on.
 
         Args:
           theta: ``[*θ.shape]``.
+          context: the number of the context to `enter`; None for the one in force.
 
         Raises:
           ValueError: if θ has the wrong shape or lies outside `theta_space`; the old θ then stays.
@@ -197,17 +259,16 @@ class ConfigurableEnv(Face[M], gym.Env):
         array = as_theta(self.problem, theta)
         if array.shape != self.theta_space.shape:
             raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
-        pending: object = self._prepared(array)  # what fails here leaves the old θ
-        self._theta, self._pending = array, pending
+        self._load_next(array, context)
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; `options={"theta": θ}` configures first."""
+        """Starts an episode; `options={"theta": θ, "context": k}`, one of them or both, configures first."""
         super().reset(seed=seed)
-        check_options(options)
-        if options and "theta" in options:
-            self.configure(options["theta"])
+        check_options(options, contextual=self.problem.contexts is not None)
+        if options and options.keys() & {"theta", "context"}:
+            self.configure(options.get("theta", self._theta), cast(ArrayLike | None, options.get("context")))
         if self._pending is not None:
             self._load(self._pending)
             self._pending = None
@@ -215,7 +276,7 @@ class ConfigurableEnv(Face[M], gym.Env):
         self._state = self._begin()
         self._step, self._over = 0, False
         self._show()
-        return self._observe(self._state), {}
+        return self._observe(self._state), {} if self.context is None else {"context": int(self.context)}
 
     def step(self, action: ArrayLike) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; the rewards are those of the state in which it begins."""
@@ -314,12 +375,13 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
 
     # What a user calls ----------------------------------------------------------------------------------------
 
-    def configure(self, theta: Numbers) -> None:
+    def configure(self, theta: Numbers, context: ArrayLike | None = None) -> None:
         """Sets θ, in force from the next reset of all environments on.
 
         Args:
           theta: ``[*θ.shape]`` for all, or ``[R, *θ.shape]`` with R dividing `num_envs`: environment i then obeys
             θ[i // (num_envs / R)].
+          context: the number of the context to `enter`, or one for each of the R; None for what is in force.
 
         Raises:
           ValueError: if θ does not fit or lies outside `theta_space`; the old θ then stays.
@@ -331,8 +393,7 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
                 f"`theta` must have shape {list(self.theta_space.shape)}, or one more leading axis that divides "
                 f"num_envs = {self.num_envs}; got {list(array.shape)}"
             )
-        pending: object = self._prepared(array)  # what fails here leaves the old θ
-        self._theta, self._pending = array, pending
+        self._load_next(array, context)
 
     def reset(
         self,
@@ -341,11 +402,11 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         options: Mapping[str, Numbers] | None = None,
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Starts an episode in every environment, or in those of `options["reset_mask"]`."""
-        check_options(options, vector=True)
+        check_options(options, vector=True, contextual=self.problem.contexts is not None)
         options = dict(options or {})
         mask = self._mask(cast(ArrayLike | None, options.pop("reset_mask", None)))
-        if "theta" in options:
-            self.configure(options["theta"])
+        if options:
+            self.configure(options.get("theta", self._theta), cast(ArrayLike | None, options.get("context")))
         seeds = self._seeds(seed)
         if not mask.all() and self._state is None:
             raise gym.error.ResetNeeded("reset all environments once before resetting some by `reset_mask`")
@@ -357,7 +418,10 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
             self._state, self._step = self._first(np.flatnonzero(mask)), np.zeros(self.num_envs, int)
         else:
             self._begin(np.flatnonzero(mask))
-        return self._shown(), {}
+        if self.context is None:
+            return self._shown(), {}
+        each = np.repeat(self.context, self.num_envs // self.context.size)
+        return self._shown(), {"context": each, "_context": np.ones(self.num_envs, bool)}
 
     def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step of every environment; those that end start anew in the same call."""
@@ -390,7 +454,9 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
             raise gym.error.ResetNeeded("call `reset` before `render`")
         thetas = self._theta.reshape(-1, *self.theta_space.shape)
         share = self.num_envs // len(thetas)
-        return tuple(self._picture(state, thetas[index // share]) for index, state in enumerate(self._state))
+        return tuple(
+            self._picture(state, thetas[index // share], index // share) for index, state in enumerate(self._state)
+        )
 
     def _mask(self, mask: ArrayLike | None) -> np.ndarray:
         """Which environments are reset, bool [num_envs]; all without a mask."""
@@ -446,9 +512,9 @@ def _infos(info: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:
     return values | {f"_{key}": where for key in info}
 
 
-def check_options(options: Mapping[str, Numbers] | None, vector: bool = False) -> None:
+def check_options(options: Mapping[str, Numbers] | None, vector: bool = False, contextual: bool = False) -> None:
     """Refuses reset options that are not read."""
-    known = {"theta", "reset_mask"} if vector else {"theta"}
+    known = {"theta"} | ({"reset_mask"} if vector else set()) | ({"context"} if contextual else set())
     unknown = set(options or {}) - known
     if unknown:
         raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(unknown)}")

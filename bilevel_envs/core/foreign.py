@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.env_base import ConfigurableEnv
@@ -39,6 +41,13 @@ class Configurable(Protocol):
     @property
     def simulates_its_model(self) -> bool:
         """Whether `step` simulates `model(θ)`."""
+
+    @property
+    def context(self) -> np.ndarray | None:
+        """The context in force."""
+
+    def in_context(self, context: ArrayLike | None) -> AbstractContextManager[None]:
+        """Puts a context in force for a while."""
 
     def configure(self, theta: Numbers) -> None:
         """Sets θ."""
@@ -93,6 +102,20 @@ class ForeignEnv:
         """False unless it has a `simulator`, and its problem says so."""
         return self._own("simulator") is not None and self.problem.simulates_its_model
 
+    @property
+    def context(self) -> None:
+        """None: contexts are for environments of our own classes."""
+        return None
+
+    def in_context(self, context: ArrayLike | None) -> AbstractContextManager[None]:
+        """Refuses all contexts but None."""
+        if context is not None:
+            raise TypeError(
+                f"`context` must be None for {type(self.env).__name__}, whose class is none of bilevel_envs', got "
+                f"{context!r}: put its problem into TabularEnv, LinearEnv or SimulatedEnv"
+            )
+        return nullcontext()
+
     def configure(self, theta: Numbers) -> None:
         """The environment's own."""
         self.env.configure(theta)
@@ -139,10 +162,16 @@ def configurable(env: gym.Env) -> Configurable:
     return env if isinstance(env, ConfigurableEnv) else ForeignEnv(env)
 
 
-def configure_all(envs: Any, theta: Numbers) -> None:
-    """Hands θ to an array-stepped vector environment, or to each copy of a stack of scalar ones."""
+def configure_all(envs: Any, theta: Numbers, context: np.ndarray | None = None) -> None:
+    """Hands θ and the context in force to an array-stepped vector environment, or θ to each of a stack of scalar ones.
+
+    Args:
+      envs: the copies.
+      theta: ``[*θ.shape]``, or ``[R, *θ.shape]``.
+      context: int [] or [R]; only of environments of our own classes.
+    """
     if not lacking(envs, ["configure"]):
-        envs.configure(theta)
+        envs.configure(theta, *(() if context is None else (context,)))
         return
     theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta)
     extra = theta.ndim - len(envs.get_attr("theta_space")[0].shape)

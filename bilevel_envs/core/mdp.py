@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_choice, check_finite, check_number, check_shape, finite_numbers
+from bilevel_envs.core.contexts import Contexts
 from bilevel_envs.core.noise import Noise
 
 Numbers: TypeAlias = ArrayLike | Tensor  # what θ may be given as
@@ -81,9 +82,10 @@ class Parameterization(torch.nn.Module):
 
     runs: int = 1
     stacks: ClassVar[bool] = False  # whether forward() takes parameters of any number of runs, whatever `runs` is
+    reads_context: bool = False  # whether forward() takes the features of each run's context, [R, ...]
 
     def forward(self) -> Tensor:
-        """θ, ``[R, *θ.shape]``."""
+        """θ, ``[R, *θ.shape]``; called with the features of contexts, [R, ...], where it `reads_context`."""
         raise NotImplementedError
 
     def regulariser(self) -> Tensor:
@@ -163,7 +165,10 @@ class ConfigurableMDP(Protocol):
         """γ_L, γ_F and β."""
 
     def model(self, theta: Tensor) -> Model:
-        """The follower's MDP at θ ``[R, *θ.shape]``, differentiable in θ: what planners and `exact` use."""
+        """The follower's MDP at θ ``[R, *θ.shape]``, differentiable in θ: what planners and `exact` use.
+
+        A problem with `contexts` writes `model(theta, context)`, whose second argument are each run's, int [R].
+        """
 
     @property
     def simulates_its_model(self) -> bool:
@@ -176,8 +181,13 @@ class ConfigurableMDP(Protocol):
         return False
 
     def simulator(self, theta: Tensor) -> Model:
-        """The world that `step` simulates; differs from `model` only where a task says so."""
+        """The world that `step` simulates, arguments as in `model`; differs from it only where a task says so."""
         return self.model(theta)
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """Maps, goals or kinds of followers, one of which is drawn before the leader decides; None without any."""
+        return None
 
     def check_theta(self, theta: np.ndarray) -> None:
         """Refuses θ ``[..., *θ.shape]`` with a ValueError unless every entry lies in `theta_space`."""
@@ -261,7 +271,10 @@ class ConfigurableMDP(Protocol):
 
     @property
     def draw(self) -> Callable[..., np.ndarray] | None:
-        """`draw(state, theta)`: a picture, uint8 [height, width, 3]; None for a problem without one."""
+        """`draw(state, theta)`: a picture, uint8 [height, width, 3]; None for a problem without one.
+
+        A problem every model of which is of one context writes `draw(state, theta, context)`.
+        """
         return None
 
     @property

@@ -34,7 +34,11 @@ class Free(Parameterization):
 
     def forward(self) -> Tensor:
         """θ, [R, ...]."""
-        return self.raw * 1.0  # a new tensor, so that callers never hold the parameter itself
+        return self.bounded(self.raw)
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        """The raw numbers themselves."""
+        return raw * 1.0  # a new tensor, so that callers never hold the parameter itself
 
     def scattered(self, noise: Noise) -> Tensor:
         """N(0, 9)."""
@@ -65,7 +69,11 @@ class Box(Parameterization):
 
     def forward(self) -> Tensor:
         """θ, [R, ...]."""
-        return self.low + (self.high - self.low) * self.raw.sigmoid()
+        return self.bounded(self.raw)
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        """θ of raw numbers [R, ...]."""
+        return self.low + (self.high - self.low) * raw.sigmoid()
 
     def vertices(self) -> Tensor:
         """±6 in every entry, all 2^n corners; of more than 256 corners ±6 in one entry and 0 in the others."""
@@ -104,7 +112,11 @@ class Budget(Parameterization):
 
     def forward(self) -> Tensor:
         """θ, [R, places]."""
-        return self.total * self.raw.softmax(-1)[..., :-1]
+        return self.bounded(self.raw)
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        """θ of logits [R, places + 1]."""
+        return self.total * raw.softmax(-1)[..., :-1]
 
     def vertices(self) -> Tensor:
         """All of the budget in one place, or unspent: 6 in one entry and 0 in the others."""
@@ -136,7 +148,11 @@ class Softmax(Parameterization):
 
     def forward(self) -> Tensor:
         """θ, [R, ..., A]."""
-        return self.raw.softmax(-1)
+        return self.bounded(self.raw)
+
+    def bounded(self, raw: Tensor) -> Tensor:
+        """θ of logits [R, ..., A]."""
+        return raw.softmax(-1)
 
     def vertices(self) -> Tensor:
         """Deterministic policies: 6 for one choice in every row; of more than 256 policies, in one row at a time."""
@@ -177,9 +193,7 @@ class SoftmaxNetwork(Parameterization):
         sizes = (states, hidden, hidden, actions)
         self.weights, self.biases = torch.nn.ParameterList(), torch.nn.ParameterList()
         for inner, outer in pairwise(sizes):
-            bound = (6 / (inner + outer)) ** 0.5
-            start = bound * (2 * noise.uniform(inner, outer) - 1)
-            self.weights.append(torch.nn.Parameter(torch.from_numpy(start)))
+            self.weights.append(xavier(noise, (inner, outer)))
             self.biases.append(torch.nn.Parameter(torch.zeros(self.runs, 1, outer, dtype=torch.float64)))
 
     def forward(self) -> Tensor:
@@ -190,6 +204,12 @@ class SoftmaxNetwork(Parameterization):
             if layer < len(self.weights) - 1:
                 x = x.relu()
         return x.softmax(-1)
+
+
+def xavier(noise: Noise, shape: tuple[int, int]) -> torch.nn.Parameter:
+    """Weights [R, inner, outer], uniform with variance 2 / (inner + outer)."""
+    bound = (6 / sum(shape)) ** 0.5
+    return torch.nn.Parameter(torch.from_numpy(bound * (2 * noise.uniform(*shape) - 1)))
 
 
 def _gumbel(noise: Noise, shape: tuple[int, ...]) -> Tensor:

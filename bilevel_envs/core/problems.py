@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor
 
 from bilevel_envs.core.checks import check_instance, lacking
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
@@ -96,6 +99,20 @@ def check_theta_space(space: object, name: str) -> None:
             f"`theta_space` of {name} must have at least one entry, got shape {list(space.shape)}: without θ there is "
             "nothing to lead"
         )
+
+
+def simulated(problem: ConfigurableMDP, theta: Tensor, *context: np.ndarray) -> Any:
+    """The world that `step` simulates at θ ``[R, *θ.shape]``, in each run's context where the problem has some."""
+    own = type(problem).simulator is not ConfigurableMDP.simulator
+    world: Callable[..., object] = problem.simulator if own else problem.model
+    return world(theta, *context)
+
+
+def simulated_at_first(problem: ConfigurableMDP) -> Any:
+    """The world that `step` simulates at the default θ, in the first context where every model is of one."""
+    theta = torch.tensor(np.asarray(problem.default_theta), dtype=torch.float64)[None]
+    contexts = problem.contexts
+    return simulated(problem, theta, *(() if contexts is None or contexts.within else (np.zeros(1, np.int64),)))
 
 
 def check_model(model: object, problem: ConfigurableMDP, method: str = "model", kind: type | None = None) -> None:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_choice, check_number, check_shape
+from bilevel_envs.core.contexts import Contexts
+from bilevel_envs.core.leader_networks import CNN, MLP
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.parameterizations import Budget
+from bilevel_envs.core.parameterizations import Budget, Parameterization
 from bilevel_envs.rendering.drawing import GOAL, START, TARGET, grid_image, shade
 from bilevel_envs.worlds.tabular.model import TabularModel
 
@@ -40,9 +42,11 @@ STATE = {(int(row), int(column)): index for index, (row, column) in enumerate(CE
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # up, right, down, left
 START_STATE, GOAL_STATE, TARGET_STATE = STATE[4, 1], STATE[1, 9], STATE[8, 4]
 CORRIDORS = (STATE[3, 6], STATE[6, 2], STATE[7, 9], STATE[10, 6])  # top, left, right, bottom
-AT_GOAL = torch.arange(len(CELLS)) == GOAL_STATE
 AT_TARGET = (torch.arange(len(CELLS)) == TARGET_STATE).double()
 BUDGET = 0.2
+# Contexts of ``pairs=True``: (start, goal), different cells, none of them the target, int [10506, 2].
+PAIRS = np.array([(s, g) for s, g in np.ndindex(len(CELLS), len(CELLS)) if s != g and TARGET_STATE not in (s, g)])
+PARAMETERIZATIONS = ("budget", "mlp", "cnn")
 # Probability of the intended move: of the world that is simulated, and of the one that is planned in.
 # 0.56 applies the classic factor 4/3 twice to a failure rate of 0.33; 0.67 applies it once.
 INTENDED = {"published": (0.56, 0.56), "classic": (0.67, 0.67), "mismatched": (0.67, 0.56)}
@@ -87,7 +91,9 @@ class FourRooms(ConfigurableMDP):
 
     Configuration:
         The incentives θ ∈ [−0.2, 0]^104, one per cell, with Σ|θ| ≤ 0.2; −0.2/105 each by default.
-        Parameterisation: θ = −0.2 · softmax(raw) without its last entry, raw ∈ R^105, started at N(0, 0.01²).
+        Parameterisation: θ = −0.2 · softmax(raw) without its last entry, raw ∈ R^105, started at N(0, 0.01²):
+        ``policy="budget"``. ``"mlp"`` and ``"cnn"`` add to raw what a perceptron, or a convolutional network, makes
+        of a picture of walls, start, goal and target; with ``pairs=True``, ``"cnn"`` is the default.
 
     Reward:
         The follower's: 1 at G, θ of the cell elsewhere, at the cell where the step begins.
@@ -109,6 +115,9 @@ class FourRooms(ConfigurableMDP):
         exact values 0.56: what the published code did; for reproduction only).
 
         ``closing``: probability that each corridor (top, left, right, bottom) is shut when tried; 0 by default.
+
+        ``pairs``: with True, start and goal are a context: any two cells but the target, 10,506 pairs in all. Leaders
+        draw one in each outer iteration; ``reset(options={"context": k})`` sets one.
 
         ``beta``: 1e-3, 3e-3 and 5e-3 in the paper. ``gamma_leader``, ``gamma_follower``: 0.99.
 
@@ -134,13 +143,14 @@ class FourRooms(ConfigurableMDP):
     beta: float = 5e-3
     gamma_leader: float = 0.99
     gamma_follower: float = 0.99
+    pairs: bool = False
 
     theta_space: ClassVar[gym.spaces.Box] = gym.spaces.Box(-BUDGET, 0.0, (len(CELLS),), np.float64)
     default_theta: ClassVar[np.ndarray] = np.full(len(CELLS), -BUDGET / (len(CELLS) + 1))
-    advised: ClassVar[dict[str, object]] = {"exploration": "restarts"}
 
     def __post_init__(self) -> None:
         check_choice(self.dynamics, INTENDED, "dynamics")
+        check_choice(self.pairs, (False, True), "pairs")
         closings = np.ndim(self.closing) == 1 and len(self.closing) == len(CORRIDORS)
         object.__setattr__(self, "closing", tuple(self.closing) if closings else self.closing)
         if not closings:
@@ -166,27 +176,52 @@ class FourRooms(ConfigurableMDP):
         """γ_L, γ_F and β."""
         return Preferences(self.gamma_leader, self.gamma_follower, self.beta)
 
-    def model(self, theta: Tensor) -> TabularModel:
-        """The world as the follower plans in it and as `exact` evaluates it, at θ [R, 104]."""
-        return self._with_rewards(self._planned, theta)
+    @cached_property
+    def advised(self) -> dict[str, object]:
+        """Restarts, for the published start and goal."""
+        return {} if self.pairs else {"exploration": "restarts"}
+
+    @cached_property
+    def contexts(self) -> Contexts | None:
+        """Start and goal, with ``pairs=True``."""
+        return Contexts(len(PAIRS), _pictures) if self.pairs else None
+
+    def model(self, theta: Tensor, context: np.ndarray | None = None) -> TabularModel:
+        """The world as the follower plans in it and as `exact` evaluates it, at θ [R, 104]; contexts are int [R]."""
+        return self._world(self._planned, theta, context)
 
     @property
     def simulates_its_model(self) -> bool:
         """False with ``dynamics="mismatched"``."""
         return self._simulated is self._planned
 
-    def simulator(self, theta: Tensor) -> TabularModel:
+    def simulator(self, theta: Tensor, context: np.ndarray | None = None) -> TabularModel:
         """The world that is simulated; another one only with ``dynamics="mismatched"``."""
-        return self._with_rewards(self._simulated, theta)
+        return self._world(self._simulated, theta, context)
 
-    def parameterization(self, runs: int, noise: Noise) -> Budget:
-        """θ = −0.2 · softmax(raw) without its last entry, raw ~ N(0, 0.01²) in R^105."""
-        return Budget(0.01 * noise.normal(len(CELLS) + 1), -BUDGET)
+    def parameterization(self, runs: int, noise: Noise, name: str | None = None) -> Parameterization:
+        """θ = −0.2 · softmax(raw) without its last entry, raw ~ N(0, 0.01²) in R^105, shifted by a network or not.
+
+        Args:
+          runs: how many runs.
+          noise: draws the first numbers.
+          name: "budget", "mlp" or "cnn"; None for "cnn" with ``pairs=True`` and for "budget" without.
+        """
+        name = ("cnn" if self.pairs else "budget") if name is None else name
+        check_choice(name, PARAMETERIZATIONS, "policy")
+        budget = Budget(0.01 * noise.normal(len(CELLS) + 1), -BUDGET)
+        if name == "budget":
+            return budget
+        published = PAIRS.tolist().index([START_STATE, GOAL_STATE])
+        picture = None if self.pairs else _pictures(np.array([published]))[0]
+        if name == "mlp":
+            return MLP(budget, noise, 4 * WALLS.size, features=picture)
+        return CNN(budget, noise, CELLS, 4, features=picture)
 
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """The paper's three β with the published planner; None elsewhere."""
         discounts = (preferences.gamma_leader, preferences.gamma_follower)
-        if self.dynamics == "classic" or any(self.closing) or discounts != (0.99, 0.99):
+        if self.pairs or self.dynamics == "classic" or any(self.closing) or discounts != (0.99, 0.99):
             return None
         value = BEST_KNOWN.get(preferences.beta)
         if value is None:
@@ -200,9 +235,9 @@ class FourRooms(ConfigurableMDP):
         return np.concatenate([CELLS[state], goal], -1).astype(np.float32)
 
     @property
-    def vector_space(self) -> gym.spaces.Box:
-        """The space of `observe`."""
-        return gym.spaces.Box(0.0, float(len(MAP) - 1), (4,), np.float32)
+    def vector_space(self) -> gym.spaces.Box | None:
+        """The space of `observe`; None with ``pairs=True``, where the goal differs from episode to episode."""
+        return None if self.pairs else gym.spaces.Box(0.0, float(len(MAP) - 1), (4,), np.float32)
 
     def grid(self, values: np.ndarray) -> np.ndarray:
         """Values per state on the map, NaN at walls, [13, 13]."""
@@ -213,25 +248,31 @@ class FourRooms(ConfigurableMDP):
     @property
     def landmarks(self) -> dict[str, tuple[int, int]]:
         """(row, column) by letter: S start, G goal, T target."""
-        cells = {"S": START_STATE, "G": GOAL_STATE, "T": TARGET_STATE}
-        return {letter: (int(CELLS[state][0]), int(CELLS[state][1])) for letter, state in cells.items()}
+        return _landmarks(START_STATE, GOAL_STATE)
 
-    def draw(self, state: int | None, theta: np.ndarray) -> np.ndarray:
-        """The grid from above: penalties in red, the follower as a disc."""
+    def draw(self, state: int | None, theta: np.ndarray, context: int | None = None) -> np.ndarray:
+        """The grid from above: penalties in red, the follower as a disc, start and goal of the context."""
         fill = np.zeros((*WALLS.shape, 3), np.uint8)
         # The square root keeps small penalties visible; the scale is the same for every θ.
         fill[tuple(CELLS.T)] = shade(np.sqrt(np.abs(theta) / BUDGET))
         colours = {"S": START, "G": GOAL, "T": TARGET}
-        marks = {cell: (letter, colours[letter]) for letter, cell in self.landmarks.items()}
+        landmarks = self.landmarks if context is None else _landmarks(*PAIRS[context].tolist())
+        marks = {cell: (letter, colours[letter]) for letter, cell in landmarks.items()}
         agent = None if state is None else (int(CELLS[state][0]), int(CELLS[state][1]))
         return grid_image(WALLS, fill, marks, agent)
 
-    def _with_rewards(self, base: TabularModel, theta: Tensor) -> TabularModel:
+    def _world(self, base: TabularModel, theta: Tensor, context: np.ndarray | None) -> TabularModel:
         check_shape(theta, (len(CELLS),), "theta", "[cell]")
-        r_follower = torch.where(AT_GOAL, 1.0, theta)
-        r_leader = torch.where(AT_GOAL, 5.0 * theta.sum(-1, keepdim=True), AT_TARGET)  # θ ≤ 0, so Σ|θ| = −Σθ
+        start, goal = (START_STATE, GOAL_STATE) if context is None else torch.from_numpy(PAIRS[context]).T
+        at_goal = torch.eye(len(CELLS), dtype=torch.bool)[goal]
+        r_follower = torch.where(at_goal, 1.0, theta)
+        r_leader = torch.where(at_goal, 5.0 * theta.sum(-1, keepdim=True), AT_TARGET)  # θ ≤ 0, so Σ|θ| = −Σθ
         shape = (-1, -1, len(MOVES))
-        return base.with_rewards(r_leader[..., None].expand(shape), r_follower[..., None].expand(shape))
+        rewards = r_leader[..., None].expand(shape), r_follower[..., None].expand(shape)
+        if context is None:
+            return base.with_rewards(*rewards)
+        initial = torch.eye(len(CELLS), dtype=torch.float64)[start]
+        return TabularModel(base.transition, initial, *rewards, (~at_goal).double()[..., None].expand(shape))
 
     @cached_property
     def _planned(self) -> TabularModel:
@@ -261,6 +302,21 @@ class FourRooms(ConfigurableMDP):
         return TabularModel(
             torch.from_numpy(transition)[None], initial, zeros, zeros, torch.from_numpy(continues)[None]
         )
+
+
+def _pictures(context: np.ndarray) -> Tensor:
+    """Walls, start, goal and target as ones, float64 [R, 4, 13, 13]."""
+    picture = torch.zeros(len(context), 4, *WALLS.shape, dtype=torch.float64)
+    picture[:, 0] = torch.from_numpy(WALLS).double()
+    picture[:, 3, CELLS[TARGET_STATE, 0], CELLS[TARGET_STATE, 1]] = 1.0
+    for channel, states in enumerate(PAIRS[context].T, 1):
+        picture[torch.arange(len(context)), channel, CELLS[states, 0], CELLS[states, 1]] = 1.0
+    return picture
+
+
+def _landmarks(start: int, goal: int) -> dict[str, tuple[int, int]]:
+    cells = {"S": start, "G": goal, "T": TARGET_STATE}
+    return {letter: (int(CELLS[state][0]), int(CELLS[state][1])) for letter, state in cells.items()}
 
 
 @cache

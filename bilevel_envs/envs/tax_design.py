@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_number, check_shape, keep_counts
+from bilevel_envs.core.checks import check_choice, check_number, check_shape, keep_counts
+from bilevel_envs.core.contexts import Contexts
+from bilevel_envs.core.leader_networks import MLP
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Numbers, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.parameterizations import Box
+from bilevel_envs.core.parameterizations import Box, Parameterization
 from bilevel_envs.rendering.drawing import household_image
 from bilevel_envs.worlds.tabular.model import TabularModel
 
@@ -305,8 +307,18 @@ class TaxDesign(ConfigurableMDP):
 
     # The same on the grid ---------------------------------------------------------------------------------------
 
-    def model(self, theta: Tensor) -> TabularModel:
-        """The household's MDP on the grid at θ [R, 1 + goods]: types · points states, hours · totals actions."""
+    @cached_property
+    def contexts(self) -> Contexts:
+        """The types; the world draws one in every episode unless a context is in force."""
+        return Contexts(self.types, lambda context: torch.eye(self.types)[context], self._probabilities, within=True)
+
+    def model(self, theta: Tensor, context: np.ndarray | None = None) -> TabularModel:
+        """The household's MDP on the grid at θ [R, 1 + goods]: types · points states, hours · totals actions.
+
+        Args:
+          theta: the rates.
+          context: each run's type, int [R]; None for a draw in every episode.
+        """
         check_shape(theta, self.theta_space.shape, "theta", "[income tax and value-added taxes]")
         lumped, moves = self.lumped(theta), self._moves(theta)
         runs, points, actions, _ = moves.shape
@@ -320,7 +332,7 @@ class TaxDesign(ConfigurableMDP):
 
         return TabularModel(
             transition.view(*states, states[1]),
-            self._initial[None],
+            self._initial(self._probabilities if context is None else torch.eye(self.types)[context]),
             table(self.leader_assets, lumped.r_leader),
             table(self.follower_assets, lumped.r_follower),
         )
@@ -338,11 +350,19 @@ class TaxDesign(ConfigurableMDP):
             torch.einsum("rtkn,rhn->rthk", share, self.welfare(self.hours[:, None], self.bundles, theta)),
         )
 
-    def parameterization(self, runs: int, noise: Noise) -> Box:
-        """θ = 2 · sigmoid(raw), every run started at 0.3."""
+    def parameterization(self, runs: int, noise: Noise, name: str = "box") -> Parameterization:
+        """θ = 2 · sigmoid(raw), every run started at 0.3.
+
+        Args:
+          runs: how many runs.
+          noise: draws the first weights.
+          name: "box" for one θ, "mlp" for one that depends on the household's type.
+        """
+        check_choice(name, ("box", "mlp"), "policy")
         share = FIRST_RATE / HIGHEST_RATE
         start = np.full((runs, 1 + self.goods), np.log(share / (1 - share)))
-        return Box(start, 0.0, HIGHEST_RATE)
+        box = Box(start, 0.0, HIGHEST_RATE)
+        return box if name == "box" else MLP(box, noise, self.types)
 
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """For the published world at the published β."""
@@ -404,10 +424,10 @@ class TaxDesign(ConfigurableMDP):
         log_weight[[0, -1]] = np.log(0.5)
         return (log_weight - square / 2).masked_fill(square.detach() > REACH**2, -torch.inf).softmax(-1)
 
-    @cached_property
-    def _initial(self) -> Tensor:
+    def _initial(self, probabilities: Numbers) -> Tensor:
+        """ρ0 [R, types · points] for the types' probabilities, [types] or [R, types]."""
         density = (-(self.points**2) / (2 * START_DEVIATION**2)).softmax(-1)
-        return (_tensor(self._probabilities)[:, None] * density).flatten()
+        return (_tensor(probabilities).view(-1, self.types, 1) * density).flatten(1)
 
     @cached_property
     def _bundle_levels(self) -> Tensor:

@@ -109,8 +109,7 @@ class Learner:
     def observe(self, batch: Rollout, run: int, best: TabularResponse, theta: Tensor) -> None:
         """Learns from a deployment: a batch of its run, the follower's response and θ ``[R, *θ.shape]``."""
         states, actions = best.policy.probs.shape[-2:]
-        fields = {name: part[run : run + 1] for name, part in vars(batch).items() if isinstance(part, Tensor)}
-        own = Rollout(**{name: fields[name] for name in Rollout.__dataclass_fields__})
+        own = batch.of_run(run)
         self.counts.add(own, states, actions)
         if not len(self._starts):
             self._starts = np.zeros(states)

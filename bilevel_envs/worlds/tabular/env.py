@@ -8,13 +8,12 @@ from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
 from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
-from bilevel_envs.core.problems import check_model, check_problem, completed
+from bilevel_envs.core.problems import check_model, check_problem, completed, simulated_at_first
 from bilevel_envs.worlds.tabular.kernels import first_states, step_copies
 from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
@@ -38,7 +37,7 @@ class _TabularFace(Face[TabularModel]):
         if observation == "vector" and vectors is None:
             raise ValueError(f'`observation` must be "index" for {type(problem).__name__}, got "vector"')
         self.observation = observation
-        model = cast(TabularModel, problem.simulator(torch.tensor(problem.default_theta, dtype=torch.float64)[None]))
+        model = cast(TabularModel, simulated_at_first(problem))
         check_model(model, problem, "simulator", TabularModel)
         self.states, self.actions = model.states, model.actions
         return gym.spaces.Discrete(self.states) if observation == "index" or vectors is None else vectors
