@@ -41,6 +41,9 @@ class LeaderConfig:
       evaluate_every: outer iterations from one exact `leader_value` in the history to the next, which is NaN between;
         the last iteration of `learn` has one. None for every iteration, unless an evaluation takes more than a tenth of
         a second and longer than the rest of the iteration; the log then says how often.
+      contexts: numbers of the contexts that are drawn from, one for each run and outer iteration, in a problem that has
+        contexts; None for all. A world that draws its own in every episode is left to do so, unless this is given or
+        the policy reads the context.
       blocks: parts of a run's raw parameters that are clipped apart; None to clip all together.
     """
 
@@ -53,6 +56,7 @@ class LeaderConfig:
     verbose: int = 0
     tensorboard_log: str | Path | None = None
     evaluate_every: int | None = None
+    contexts: Sequence[int] | None = None
     blocks: Mapping[str, slice] | None = None
 
 

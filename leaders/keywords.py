@@ -37,6 +37,7 @@ class LeaderKeywords(TypedDict, total=False):
     verbose: int
     tensorboard_log: str | Path | None
     evaluate_every: int | None
+    contexts: Sequence[int] | None
 
 
 class EstimatorKeywords(LeaderKeywords, total=False):

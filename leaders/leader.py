@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
@@ -31,6 +32,7 @@ from leaders.keywords import document, parameters_of
 from leaders.policy import model_at, policy_of
 from leaders.training.callbacks import ProgressBar, as_callback
 from leaders.training.checkpoint import Checkpoint, follower_state, opened, write
+from leaders.training.drawn_contexts import reads_context
 from leaders.training.history import History
 from leaders.training.optimizer import Ascent
 from leaders.training.task import Task, task_of
@@ -92,6 +94,7 @@ class Leader:
 
     name: ClassVar[str] = "leader"
     differentiates: ClassVar[bool] = True  # whether θ must carry gradients back to the parameters
+    draws_contexts: ClassVar[bool] = True  # whether it can be led in another context in every outer iteration
     looks_at_trajectories: ClassVar[bool] = False  # whether its constructor takes an estimator's keywords
     without: ClassVar[frozenset[str]] = frozenset()  # generated keywords that it does not take
 
@@ -111,7 +114,19 @@ class Leader:
         if not isinstance(config.tensorboard_log, (str, Path, NoneType)):
             raise TypeError(f"`tensorboard_log` must be a folder's path, got {config.tensorboard_log!r}")
         self.noise = Noise(self.seeds)
-        self.policy = policy_of(config.policy, self.env, self.runs, self.noise, differentiable=self.differentiates)
+        self.policy, self.contexts = policy_of(
+            config.policy,
+            self.env,
+            self.runs,
+            self.noise,
+            differentiable=self.differentiates,
+            contexts=config.contexts,
+        )
+        if self.contexts is not None and not self.draws_contexts:
+            raise ValueError(
+                f"`env` must have no contexts for {type(self).__name__}, which compares decisions in one world: take "
+                "BCHG, HPGD, NaivePGD, SoBiRL or ExactGradient for a draw in every outer iteration"
+            )
         self._ascent = Ascent(
             self.policy, self.runs, config.optimizer, config.learning_rate, config.max_grad_norm, config.blocks
         )
@@ -150,10 +165,36 @@ class Leader:
     def theta(self) -> np.ndarray:
         """What the leader commits to, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs.
 
+        Of a policy that reads contexts: in those drawn last, `contexts.now`; see `theta_in`.
+
         `learn` leaves the environment's own θ as it was: `env.unwrapped.configure(θ)` puts one in force.
         """
         theta = self._theta().detach().numpy().copy()
         return theta if self._stacked else theta[0]
+
+    def theta_in(self, contexts: ArrayLike) -> np.ndarray:
+        """What the leader commits to in contexts.
+
+        Args:
+          contexts: their numbers, [C].
+
+        Returns:
+          ``[C, *θ.shape]``, or ``[C, R, *θ.shape]`` for stacked runs.
+
+        Raises:
+          ValueError: if the problem has no contexts, or none of such a number.
+        """
+        if self.env.problem.contexts is None:
+            raise ValueError(f"`theta_in` needs a problem with contexts; {type(self.env.problem).__name__} has none")
+        index = np.atleast_1d(self.env.problem.contexts.checked(contexts, "contexts"))
+        shape = (len(index), self.runs, *self.env.theta_space.shape)
+        if reads_context(self.policy):
+            seen = self.env.problem.contexts.seen(np.repeat(index, self.runs))  # the run's number varies fastest
+            theta = theta_of(self.policy, "policy", differentiable=False, context=seen).double().reshape(shape)
+        else:
+            theta = self._theta().expand(shape)
+        found = theta.detach().numpy().copy()
+        return found if self._stacked else found[:, 0]
 
     def __repr__(self) -> str:
         """The task, how far the leader has come, the last leader value recorded, θ (both run 0's), and the settings.
@@ -263,7 +304,8 @@ class Leader:
         count = check_count(count, "count")
         seed = None if seed is None else check_count(seed, "seed", at_least=0)
         episodes = None if episodes is None else check_count(episodes, "episodes")
-        gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
+        with self.env.in_context(None if self.contexts is None else self.contexts.now):
+            gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
         if raw:
             gradients = torch.stack([exact.raw_gradient(self.policy, gradient, self.runs) for gradient in gradients])
         return (gradients if self._stacked else gradients[:, 0]).numpy()
@@ -279,6 +321,7 @@ class Leader:
             "task": self._task,
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,
+            **({} if self.contexts is None else {"contexts": self.contexts.now.tolist()}),
         }
         state = {
             "policy": self.policy.state_dict(),
@@ -321,6 +364,8 @@ class Leader:
         if saves(self.env.follower) and state["follower"] is not None:
             self.env.follower.load_state_dict(state["follower"])
         self.noise.load_state_dict(saved["noise"])
+        if self.contexts is not None:
+            self.contexts.now = np.array(saved["contexts"])
         self.history.load_state(checkpoint.history)
         model = self.env.model(self._theta().detach())
         self.progress = Progress(saved["iterations"], checkpoint.response("best", self.runs, model))
@@ -329,6 +374,13 @@ class Leader:
     # The iteration --------------------------------------------------------------------------------------------
 
     def _iterate(self, last: bool = False) -> None:
+        if self.contexts is None:
+            return self._iterate_once(last)
+        self.contexts.draw(self.noise)
+        with self.env.in_context(self.contexts.now):
+            return self._iterate_once(last)
+
+    def _iterate_once(self, last: bool) -> None:
         theta = self._theta(differentiable=self.differentiates)  # [R, ...]
         model = self._model(theta, f"after {self.progress.iterations} outer iterations")  # differentiable in θ
         self._check_depends(theta, model)
@@ -440,7 +492,9 @@ class Leader:
         return task_of(self.env)
 
     def _theta(self, *, differentiable: bool = False) -> Tensor:
-        theta = theta_of(self.policy, "policy", differentiable=differentiable).double()
+        reads = self.contexts is not None and reads_context(self.policy)
+        features = self.contexts.features if reads and self.contexts is not None else None
+        theta = theta_of(self.policy, "policy", differentiable=differentiable, context=features).double()
         return theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
 
     def _regulariser(self) -> Tensor:

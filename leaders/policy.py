@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,19 @@ from bilevel_envs.core.checks import check_shape
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.exact.raw_parameters import theta_of
+from leaders.training.drawn_contexts import DrawnContexts, drawn_contexts, reads_context
 
 
-def policy_of(given: object, env: BilevelWrapper, runs: int, noise: Noise, *, differentiable: bool) -> torch.nn.Module:
-    """The leader's policy: a module as given, or the environment's parameterisation.
+def policy_of(
+    given: object,
+    env: BilevelWrapper,
+    runs: int,
+    noise: Noise,
+    *,
+    differentiable: bool,
+    contexts: Sequence[int] | None = None,
+) -> tuple[torch.nn.Module, DrawnContexts | None]:
+    """The leader's policy, a module as given or the environment's parameterisation, and what draws its contexts.
 
     Args:
       given: a module, the name of one that the environment has, or None for its default.
@@ -25,6 +34,7 @@ def policy_of(given: object, env: BilevelWrapper, runs: int, noise: Noise, *, di
       runs: R.
       noise: draws the first values.
       differentiable: whether θ must carry gradients back to the parameters.
+      contexts: those to draw from; None for all.
 
     Raises:
       TypeError: if it is no module, or yields no tensor.
@@ -33,15 +43,18 @@ def policy_of(given: object, env: BilevelWrapper, runs: int, noise: Noise, *, di
     policy = _made(given, env, runs, noise)
     if not isinstance(policy, torch.nn.Module):
         raise TypeError(f"`policy` must be a torch.nn.Module whose forward() is θ, got {policy!r}")
-    _check_trainable(policy, differentiable)
-    theta = policy()
+    drawn = drawn_contexts(env.problem.contexts, contexts, policy, runs)
+    features = drawn.features if drawn is not None and reads_context(policy) else None
+    _check_trainable(policy, differentiable, features)
+    theta = theta_of(policy, "policy", differentiable=False, context=features)
     wanted = env.theta_space.shape
     check_shape(theta, wanted, "policy()")
     leading = tuple(theta.shape[: theta.ndim - len(wanted)])
     if leading not in ((runs,), ()) or (leading == () and runs > 1):
         raise ValueError(f"`policy` must yield θ of shape {[runs, *wanted]} for {runs} runs, got {list(theta.shape)}")
-    model_at(env, theta.detach(), "at its start")
-    return policy
+    with env.in_context(None if drawn is None else drawn.now):
+        model_at(env, theta.detach(), "at its start")
+    return policy, drawn
 
 
 def model_at(env: BilevelWrapper, theta: Tensor, when: str) -> Any:
@@ -112,8 +125,8 @@ def _unparameterised(env: BilevelWrapper, runs: int) -> str:
 
 
 @with_gradients
-def _check_trainable(policy: torch.nn.Module, differentiable: bool) -> None:
+def _check_trainable(policy: torch.nn.Module, differentiable: bool, context: Tensor | None) -> None:
     """Refuses a module that yields no θ, or one that cannot be trained."""
     if any(leaf.is_inference() for leaf in policy.parameters()):
         raise ValueError("`policy` must be made outside of torch.inference_mode(), whose tensors cannot be trained")
-    theta_of(policy, "policy", differentiable=differentiable)
+    theta_of(policy, "policy", differentiable=differentiable, context=context)

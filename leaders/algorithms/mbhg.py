@@ -174,6 +174,7 @@ class MBHG(TrajectoryLeader):
 
     name: ClassVar[str] = "mbhg"
     without: ClassVar[frozenset[str]] = frozenset({"exploration"})
+    draws_contexts: ClassVar[bool] = False
     warns: ClassVar[bool] = False  # what it proposes does not hang on one estimate
 
     def __init__(

@@ -35,6 +35,7 @@ class SearchLeader(Leader):
     """
 
     differentiates: ClassVar[bool] = False
+    draws_contexts: ClassVar[bool] = False
     ascends: ClassVar[bool] = False  # whether it moves by a gradient, to which a regulariser's may be added
 
     def __init__(self, env: gym.Env, own: Mapping[str, object], keywords: Mapping[str, object], episodes: int) -> None:

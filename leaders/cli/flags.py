@@ -13,7 +13,15 @@ from leaders.keywords import options
 C = TypeVar("C", bound=type)
 
 OTHERWISE = ("batch_size", "runs", "seed", "verbose", "tensorboard_log")  # fields that have flags of their own, or none
-NUMBERS = {"PerRun": float, "float": float, "int": int, "int | None": int, "bool": bool}  # every other field is a word
+LIST = "Sequence[int] | None"
+NUMBERS = {
+    "PerRun": float,
+    "float": float,
+    "int": int,
+    "int | None": int,
+    "bool": bool,
+    LIST: tuple[int, ...],
+}  # every other is a word
 
 
 def flags() -> dict[str, object]:

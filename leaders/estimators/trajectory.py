@@ -101,6 +101,8 @@ class TrajectoryLeader(Leader):
         gives_values = capabilities_of(wrapped.follower).gives_values
         if ESTIMATORS[self.estimator_config.estimator].reads_follower and not gives_values:
             raise NotAvailableError(missing_value(wrapped.follower, "V_F").reason)
+        if self.contexts is not None and self._restarts:
+            raise ValueError('`exploration` must be "none" where contexts are drawn, got "restarts"')
         self.leader_horizon: int | None = self.env.model(self._theta().detach()).horizon
         check_config(self.estimator_config, self.facts, self.runs, given)
         self.env.check_sampler(self.estimator_config.sampler)
@@ -134,6 +136,8 @@ class TrajectoryLeader(Leader):
             return self._published_game(self.actor_critic, theta, model, best)
         if self._restarts and self.progress.iterations == 0:
             return self._restarted(best)
+        if self.contexts is not None:  # what was seen in other contexts is not true in this one
+            self._forget()
         return self._estimate_from(self._drawn(theta, model.detach(), best), theta, model, best)
 
     def _drawn(self, theta: Tensor, fixed: Any, best: BestResponse) -> Rollout:
@@ -152,7 +156,7 @@ class TrajectoryLeader(Leader):
         """The estimate that a batch gives."""
         fixed = model.detach()
         # Before anything has been seen there is nothing to expect: every step is judged by the rest of the batch.
-        expects = self._expects() and self.progress.iterations > self._restarts
+        expects = self._expects() and not self._is_first
         batch = drawn.steps(0, 1) if expects else drawn
         judges = self.judges(self.critic, self.seen, batch, best, fixed, self.noise)
         sample = self.sample(theta, model, batch, best, judges, self.noise, self.estimator_config.tail)
@@ -171,6 +175,18 @@ class TrajectoryLeader(Leader):
             coverage=coverage,
             visits_per_pair=visits_per_pair,
         )
+
+    def _forget(self) -> None:
+        """Begins anew with a critic that has learnt nothing."""
+        self.critic = self._make_critic()
+        self.seen = self._seen()
+        if self.coverage is not None and self.seen is not None:
+            self.coverage.seen = self.seen
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether nothing was seen before the batch of this iteration."""
+        return self.contexts is not None or self.progress.iterations <= self._restarts
 
     @property
     def _restarts(self) -> int:
@@ -220,7 +236,7 @@ class TrajectoryLeader(Leader):
         gamma = self.env.preferences.gamma_leader
         if not self.estimator_config.cross_fit or (seen is None and not critic_capabilities(critic).learns):
             return fitted_to_all(critic, batch, best, model, noise, gamma=gamma, seen=seen)
-        first = self.progress.iterations == self._restarts
+        first = self._is_first
         return cross_fitted(critic, batch, best, model, noise, gamma=gamma, seen=seen, first=first)
 
     def _published_game(

@@ -10,23 +10,27 @@ from bilevel_envs.core.checks import check_finite
 from bilevel_envs.core.mdp import Parameterization
 
 
-def theta_of(module: torch.nn.Module, name: str, *, differentiable: bool = True) -> Tensor:
+def theta_of(
+    module: torch.nn.Module, name: str, *, differentiable: bool = True, context: Tensor | None = None
+) -> Tensor:
     """What `forward()` yields.
 
     Args:
       module: its `forward()` is θ.
       name: of the argument that it came as.
       differentiable: whether θ must depend on the module's parameters through autograd.
+      context: features of contexts for `forward(context)`; None to call it without.
 
     Raises:
       TypeError: if it yields no tensor.
       ValueError: if `forward()` raises, or yields NaN, infinite numbers, or a θ that is cut off from the parameters.
     """
     try:
-        theta = module()
+        theta = module() if context is None else module(context)
     except Exception as error:
         raise ValueError(
-            f"`{name}` must be a module whose forward(), called without arguments, is θ; that of "
+            f"`{name}` must be a module whose forward(), called "
+            f"{'without arguments' if context is None else 'with the features of contexts'}, is θ; that of "
             f"{type(module).__name__} raised {type(error).__name__}: {error}"
         ) from error
     if not isinstance(theta, Tensor):
