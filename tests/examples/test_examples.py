@@ -85,3 +85,11 @@ def test_the_warehouse_script_runs(tmp_path, size, files):
         assert "no limits: J_L = -0.8849" in out
         assert "−3 in the zone, 3 elsewhere: J_L = 0.6536" in out
     assert {path.name for path in tmp_path.iterdir()} == files
+
+
+@pytest.mark.slow
+def test_the_contexts_script_runs(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "contexts.py"), "--iterations", "4", "--unseen", "20", "--runs", "2"]
+    out = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    assert "10,506 pairs: 8,405 to train on, 20 of the others to look at" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"contexts.png", "contexts.json"}

@@ -15,7 +15,7 @@ from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
 QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
-PAGES = [*QUICK, ROOT / "docs/extending.md", ROOT / "docs/followers.md"]
+PAGES = [*QUICK, ROOT / "docs/extending.md", ROOT / "docs/followers.md", ROOT / "docs/contexts.md"]
 
 
 @pytest.mark.parametrize(
