@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bilevel_envs.leader_env import LeaderEnv
     from bilevel_envs.worlds.declared.env import SimulatedEnv, SimulatedVectorEnv
     from bilevel_envs.worlds.declared.model import SimulatedModel
+    from bilevel_envs.worlds.declared.rewards import ConfigurableRewards
     from bilevel_envs.worlds.linear_quadratic.env import LinearEnv, LinearVectorEnv
     from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
     from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
@@ -42,6 +43,7 @@ _HOME = {
     "BilevelWrapper": "wrapper",
     "BoltzmannPolicy": "worlds.tabular.policy",
     "ConfigurableMDP": "core.mdp",
+    "ConfigurableRewards": "worlds.declared.rewards",
     "Contexts": "core.contexts",
     "FiniteGame": "games.tabular",
     "Follower": "core.follower",
@@ -78,6 +80,7 @@ __all__ = [
     "BilevelWrapper",
     "BoltzmannPolicy",
     "ConfigurableMDP",
+    "ConfigurableRewards",
     "Contexts",
     "FiniteGame",
     "Follower",

@@ -138,7 +138,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def time_limit(self) -> int | None:
         """Steps after which an episode is truncated, by the shortest TimeLimit inside; None without one."""
-        limits, env = [], self.env
+        limits, env = [] if self._inside.step_limit is None else [self._inside.step_limit], self.env
         while isinstance(env, gym.Wrapper):
             if isinstance(env, gym.wrappers.TimeLimit):
                 limits.append(env._max_episode_steps)

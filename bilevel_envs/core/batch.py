@@ -31,6 +31,8 @@ class Rollout:
       valid: False where a row has run out (its only episode ended earlier), or where critics are to leave a step out,
         bool [R, N, T].
       context: the number of the context in which the step was taken, int [R, N, T]; None where none is in force.
+      components: what a step logged of which both rewards are functions, [R, N, T, C]; None in worlds whose rewards are
+        known otherwise.
     """
 
     state: Tensor
@@ -43,6 +45,7 @@ class Rollout:
     step: Tensor
     valid: Tensor
     context: Tensor | None = None
+    components: Tensor | None = None
 
     def steps(self, first: int, last: int | None) -> Rollout:
         """The steps of every row from `first` up to `last`, excluded."""

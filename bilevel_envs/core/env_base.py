@@ -118,6 +118,11 @@ class Face(Generic[M]):
         return self.problem.contexts.checked(context)
 
     @property
+    def step_limit(self) -> int | None:
+        """A time limit that the environment has of its own, inside; None without."""
+        return None
+
+    @property
     def preferences(self) -> Preferences:
         """γ_L, γ_F and β."""
         return self.problem.preferences
@@ -353,6 +358,7 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._generators: list[np.random.Generator] = []
         self._state: Any = None
+        self._cut = np.zeros(self.num_envs, bool)  # episodes that the last step cut without a time limit of ours
         self.configure(problem.default_theta if theta is None else theta)
 
     # What a subclass provides ---------------------------------------------------------------------------------
@@ -430,7 +436,7 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         arrived, reward, terminated, info = self._advance(self._checked(actions))
         info["step"] = self._step
         self._step = self._step + 1
-        truncated = np.zeros(self.num_envs, bool) if self.time_limit is None else self._step >= self.time_limit
+        truncated = self._cut if self.time_limit is None else self._cut | (self._step >= self.time_limit)
         ended = terminated | truncated
         infos: dict[str, object] = _infos(info, ~ended)
         self._state = arrived

@@ -43,6 +43,10 @@ class Configurable(Protocol):
         """Whether `step` simulates `model(θ)`."""
 
     @property
+    def step_limit(self) -> int | None:
+        """A time limit inside, in no wrapper."""
+
+    @property
     def context(self) -> np.ndarray | None:
         """The context in force."""
 
@@ -101,6 +105,11 @@ class ForeignEnv:
     def simulates_its_model(self) -> bool:
         """False unless it has a `simulator`, and its problem says so."""
         return self._own("simulator") is not None and self.problem.simulates_its_model
+
+    @property
+    def step_limit(self) -> None:
+        """None: Gymnasium's limits are wrappers."""
+        return None
 
     @property
     def context(self) -> None:

@@ -229,6 +229,11 @@ class ConfigurableMDP(Protocol):
         return None
 
     @property
+    def discrete_actions(self) -> int:
+        """How many actions a critic reads one-hot at states that are vectors; 0 where it reads actions as numbers."""
+        return 0
+
+    @property
     def stage_actions(self) -> int:
         """A, the leader's actions in a finite game whose follower sees them; 0 elsewhere."""
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -72,8 +73,9 @@ def vector_rollout(
     uniform = noise.uniform(horizon, rows, *action_shape)
     step, valid = np.zeros(shape, int), np.ones(shape, bool)
     columns: list[list[np.ndarray]] = [[] for _ in range(9)]
+    logged: list[np.ndarray] = []
     for k in range(horizon):
-        state = _by_run(np.asarray(observation), shape)
+        state = _by_run(np.asarray(observation), shape, is_state=True)
         try:
             action = policy.sample(state, uniform[:, k]).numpy()
         except IndexError:  # a table is asked for a state that it has not
@@ -83,8 +85,10 @@ def vector_rollout(
         observation, reward, terminated, truncated, infos = envs.step(action.reshape(-1, *action_shape))
         ended = terminated | truncated
         following, leader_reward = _of_step(observation, infos, ended)
-        flat = (following, leader_reward, reward, terminated, truncated)
-        row = (state, action, *(_by_run(value, shape) for value in flat), step, valid)
+        flat = (leader_reward, reward, terminated, truncated)
+        arrived = _by_run(following, shape, is_state=True)
+        row = (state, action, arrived, *(_by_run(value, shape) for value in flat), step, valid)
+        logged.extend(_components(infos, ended, shape))
         for column, value in zip(columns, row, strict=True):
             column.append(value)
         ended = ended.reshape(shape)
@@ -94,6 +98,8 @@ def vector_rollout(
             if not valid.any():
                 break
     batch = Rollout(*(torch.from_numpy(np.stack(column, 2)) for column in columns))
+    if logged:
+        batch = replace(batch, components=torch.from_numpy(np.stack(logged, 2)))
     if world is not None:
         world.check_batch(batch, model)
     return batch
@@ -114,9 +120,22 @@ def _of_step(observation: np.ndarray, infos: dict[str, Any], ended: np.ndarray) 
     return following, leader_reward
 
 
-def _by_run(x: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """[R·N, ...] → [R, N, ...], whole numbers as int64; one number per environment may also stand in a column."""
+def _components(infos: Mapping[str, Any], ended: np.ndarray, shape: tuple[int, int]) -> list[np.ndarray]:
+    """What the step logged, [R, N, C], of episodes that ended from the final info; nothing where none is logged."""
+    told = [part["components"] for part in (infos, infos.get("final_info", {})) if "components" in part]
+    if not told:
+        return []
+    found = np.array(told[0])
+    if ended.any():
+        found[ended] = told[-1][ended]
+    return [_by_run(found, shape, is_state=True)]
+
+
+def _by_run(x: np.ndarray, shape: tuple[int, int], is_state: bool = False) -> np.ndarray:
+    """[R·N, ...] → [R, N, ...], whole numbers as int64; a number that is no state may also stand in a column."""
     x = x.astype(np.int64, copy=False) if x.dtype.kind in "iu" else x
+    if is_state:
+        return np.reshape(x, (*shape, *np.shape(x)[1:]))
     return np.reshape(x, shape if np.size(x) == shape[0] * shape[1] else (*shape, *np.shape(x)[1:]))
 
 

@@ -30,15 +30,16 @@ class NetworkCritic:
     Args:
       gamma: γ_L.
       how: how the network is fitted.
+      actions: how many discrete actions there are at states that are vectors, which then enter one-hot; 0 for numbers.
       of: "action" for f(s, b); "state" for f(s) ≈ V_L, for leaders that do without Q_L: V_L stands in for it; "both"
         for f(s) ≈ V_L and a second network fitted to r_L + γ_L V_L(s') as a function of (s, b): no policy of the
         follower's is needed then.
     """
 
-    def __init__(self, gamma: float, how: Fit | None = None, of: str = "action") -> None:
+    def __init__(self, gamma: float, how: Fit | None = None, of: str = "action", actions: int = 0) -> None:
         check_choice(of, ("action", "state", "both"), "of")
         self.gamma, self.how = gamma, how or Fit()
-        self.of = of
+        self.of, self.actions = of, actions
         self.network = TemporalDifference(gamma, self.how)
         self.pairs = TemporalDifference(0.0, self.how) if of == "both" else None
         self._noise = Noise([])
@@ -89,7 +90,7 @@ class NetworkCritic:
 
     def copies(self, count: int) -> NetworkCritic:
         """With the weights as they are now."""
-        other = NetworkCritic(self.gamma, self.how, self.of)
+        other = NetworkCritic(self.gamma, self.how, self.of, self.actions)
         other.network = self.network.copies(count)
         other.pairs = None if self.pairs is None else self.pairs.copies(count)
         return other
@@ -133,7 +134,7 @@ class NetworkCritic:
         if self.of != "action" and not pairs:
             return state.double()
         if action.ndim < state.ndim:  # discrete actions at states that are vectors
-            action = action[..., None]
+            action = torch.nn.functional.one_hot(action, self.actions) if self.actions else action[..., None]
         return torch.cat([state, action], -1).double()
 
     def _action_nodes(self, policy: Policy, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,9 @@ class Declared(LeaderWorld):
     name: ClassVar[str] = "declared"
     vectors: ClassVar[bool] = True
     critics: ClassVar[dict[str, CriticEntry]] = {
-        "td": CriticEntry(NetworkCritic, lambda c, facts, moves: NetworkCritic(facts.gamma, c.network, c.network_of)),
+        "td": CriticEntry(
+            NetworkCritic, lambda c, f, moves: NetworkCritic(f.gamma, c.network, c.network_of, f.actions)
+        ),
         "state_values": CriticEntry(QuadraticState, lambda c, facts, moves: QuadraticState(facts.gamma)),
     }
 

@@ -62,6 +62,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
         features=feature_count(model.state_size + model.action_size) if linear else 0,
         quadratic_reward=model.is_quadratic or not linear,
         leader_actions=problem.stage_actions,
+        actions=problem.discrete_actions,
         learns=follower.learns,
         optimal=follower.optimal,
     )

@@ -197,7 +197,8 @@ def test_expectations_over_actions_agree_with_the_closed_form(half_open, draws):
     critic._noise = Noise([0, 1])
     quadratic = exact_critic.quadratic()
     critic.network = lambda x: quadratic(x)[..., None]
-    few = replace(batch, **{name: getattr(batch, name)[:, :2, :5] for name in batch.__dataclass_fields__})
+    few = batch.steps(0, 5)
+    few = replace(few, **{name: part[:, :2] for name, part in vars(few).items() if isinstance(part, torch.Tensor)})
     _, v, _ = critic.values(few, best.policy)
     # quadrature is exact for quadratics; 4,000 draws are off by a standard deviation over √4000
     _, expected, _ = exact_critic.values(few, best.policy)
@@ -279,7 +280,8 @@ def test_the_quadratic_baseline_is_the_followers_gradient():
     judges = fitted_to_all(critic, batch, best, model.detach(), Noise([0]), gamma=0.9)
     leader.guiding.further(leader.sample(theta, model, batch, best, judges, Noise([0]), "keep"))
     # only few states: the closed form is one backward pass per state
-    few = replace(batch, **{name: getattr(batch, name)[:, :3, :4] for name in batch.__dataclass_fields__})
+    few = batch.steps(0, 4)
+    few = replace(few, **{name: part[:, :3] for name, part in vars(few).items() if isinstance(part, torch.Tensor)})
     true = per_step_gradient(Riccati().reaction(model, env.preferences).v(few.state), theta)
     off = critic.baseline(few.state) - true
     assert float(off.norm() / true.norm()) < 0.05

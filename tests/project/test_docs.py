@@ -15,7 +15,7 @@ from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
 QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
-PAGES = [*QUICK, ROOT / "docs/extending.md", ROOT / "docs/followers.md", ROOT / "docs/contexts.md"]
+PAGES = QUICK + [ROOT / f"docs/{name}.md" for name in ("extending", "followers", "contexts", "own_environment")]
 
 
 @pytest.mark.parametrize(

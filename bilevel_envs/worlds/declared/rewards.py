@@ -1,0 +1,451 @@
+r"""Environments that somebody else wrote, with a leader's θ in both rewards.
+
+With θ in the rewards alone, log p and log ρ0 have no gradient, and r_F(θ, c) and r_L(θ, c) as functions of components c
+that a step logs are all that a hypergradient needs of the world (arXiv:2603.14867, Theorem 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeAlias, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from bilevel_envs.core.batch import Rollout, Terms
+from bilevel_envs.core.checks import check_count, check_shape, finite_numbers
+from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
+from bilevel_envs.core.follower import Policy
+from bilevel_envs.core.mdp import ConfigurableMDP, Numbers, Parameterization, Preferences
+from bilevel_envs.core.noise import Noise
+from bilevel_envs.core.parameterizations import Box, Free
+from bilevel_envs.core.problems import check_problem, check_theta_space
+
+Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
+Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
+EDGE = 1e-6  # how near to a bound a first θ may lie, as a share of the interval
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """The follower's MDP at one θ, of which both rewards are known as functions of θ, and nothing else.
+
+    Attributes:
+      theta: ``[R, *θ.shape]``.
+      reward_follower, reward_leader: see `ConfigurableRewards`.
+    """
+
+    kind: ClassVar[str] = "declared"
+    horizon: ClassVar[int | None] = None
+    is_quadratic: ClassVar[bool] = False
+    theta: Tensor
+    reward_follower: Reward
+    reward_leader: Reward
+
+    @property
+    def runs(self) -> int:
+        """R."""
+        return len(self.theta)
+
+    def detach(self) -> RewardModel:
+        """The same model without gradients."""
+        return replace(self, theta=self.theta.detach())
+
+    def rewards(self, components: Tensor) -> tuple[Tensor, Tensor]:
+        """r_F and r_L at components [R, ..., C], [R, ...].
+
+        Raises:
+          TypeError: if a reward is no tensor.
+          ValueError: if it has another shape.
+        """
+        between = (1,) * (components.ndim - 2)
+        theta = self.theta.view(self.runs, *between, *self.theta.shape[1:])
+        found = []
+        for name, reward in (("r_follower", self.reward_follower), ("r_leader", self.reward_leader)):
+            value = reward(theta, components)
+            if not isinstance(value, Tensor):
+                raise TypeError(f"`{name}(theta, components)` must return a tensor, got {type(value).__name__}")
+            if value.shape != components.shape[:-1]:
+                raise ValueError(
+                    f"`{name}(theta, components)` must keep the leading axes of components and sum out the last: "
+                    f"{list(components.shape[:-1])} from components {list(components.shape)} and θ "
+                    f"{list(theta.shape)}, got {list(value.shape)}. Index last axes: theta[..., 0], components[..., 1]"
+                )
+            found.append(value)
+        return found[0], found[1]
+
+    def terms(self, rollout: Rollout, policy: Policy | None = None) -> Terms:
+        """Both rewards at the visited steps; transitions and first states are free of θ.
+
+        Args:
+          rollout: the steps, with their `components`.
+          policy: of no consequence here.
+
+        Raises:
+          ValueError: if the steps have no components.
+        """
+        if rollout.components is None:
+            raise ValueError("`rollout` must come from the copies of a ConfigurableRewards, which log components")
+        r_follower, r_leader = self.rewards(rollout.components)
+        return Terms(r_leader=r_leader, r_follower=r_follower, log_start=None, log_arrival=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardProblem(ConfigurableMDP):
+    """What `ConfigurableRewards` was told; see there.
+
+    Attributes:
+      env: the environment, by its id or class.
+      space: what θ may be.
+      first: the default θ.
+      wants: the preferences.
+      r_follower, r_leader: the rewards.
+      discrete_actions: how many there are; 0 for vectors.
+      logs: how components are logged.
+      start: makes the parameterisation; None for the usual one.
+    """
+
+    simulates_its_model: ClassVar[bool] = False
+    env: str
+    space: gym.spaces.Box
+    first: np.ndarray
+    wants: Preferences
+    r_follower: Reward
+    r_leader: Reward
+    discrete_actions: int = 0
+    logs: Sequence[str] | Step | None = None
+    start: Callable[[int, Noise], Parameterization] | None = None
+
+    @property
+    def theta_space(self) -> gym.spaces.Box:
+        """What θ may be."""
+        return self.space
+
+    @property
+    def default_theta(self) -> np.ndarray:
+        """The first θ."""
+        return self.first
+
+    @property
+    def preferences(self) -> Preferences:
+        """γ_L, γ_F and β."""
+        return self.wants
+
+    def model(self, theta: Tensor) -> RewardModel:
+        """Both rewards at θ ``[R, *θ.shape]``."""
+        check_shape(theta, self.theta_space.shape, "theta")
+        return RewardModel(theta, self.r_follower, self.r_leader)
+
+    def parameterization(self, runs: int, noise: Noise) -> Parameterization:
+        """θ = low + (high − low) · sigmoid(raw) where θ is bounded, else raw; begun at the default θ."""
+        if self.start is not None:
+            return self.start(runs, noise)
+        first = np.broadcast_to(self.default_theta, (runs, *self.default_theta.shape))
+        low, high = self.theta_space.low, self.theta_space.high
+        if not self.theta_space.is_bounded():
+            return Free(first.copy())
+        share = np.clip((first - low) / (high - low), EDGE, 1 - EDGE)
+        return Box(np.log(share / (1 - share)), low, high)
+
+
+class Inside:
+    """One environment that somebody else wrote: observations as vectors, components of each step as numbers.
+
+    Args:
+      env: the environment.
+      components: see `ConfigurableRewards`.
+    """
+
+    def __init__(self, env: gym.Env, components: Sequence[str] | Step | None) -> None:
+        self.env, self.components = env, components
+        self._observation: Any = None
+
+    def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        """A first observation, flat, and what `info` says."""
+        self._observation, info = self.env.reset(seed=seed, options=options)
+        return self._flat(self._observation), dict(info)
+
+    def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
+        """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
+        given = int(action) if isinstance(self.env.action_space, gym.spaces.Discrete) else np.array(action)
+        before = self._observation
+        self._observation, reward, terminated, truncated, info = self.env.step(given)
+        logged = self._logged(before, action, reward, self._observation, info)
+        return self._flat(self._observation), logged, bool(terminated), bool(truncated), dict(info)
+
+    def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
+        if self.components is None:
+            found: ArrayLike = reward
+        elif callable(self.components):
+            found = self.components(before, action, reward, after, info)
+        else:
+            missing = [name for name in self.components if name not in info]
+            if missing:
+                raise ValueError(
+                    f"`components` must be entries of `info` at every step; {missing} are not among {sorted(info)}"
+                )
+            found = np.concatenate([np.asarray(info[name], float).ravel() for name in self.components])
+        try:
+            array = np.asarray(found, dtype=np.float64).ravel()
+        except (TypeError, ValueError):
+            array = np.full(1, np.nan)
+        if not array.size or not np.isfinite(array).all():
+            raise ValueError(f"`components` must give finite numbers at every step, got {found!r}")
+        return array
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        return np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
+
+
+class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
+    """Many copies of an environment that somebody else wrote, stepped one after another; autoreset mode SAME_STEP.
+
+    Sub-environment i, seeded s + i, reproduces a scalar one seeded s + i. `infos["components"]` [n, C] holds what the
+    steps logged.
+
+    Args:
+      owner: whose copies they are; `close` gives them back to it.
+      num_envs: how many copies.
+      max_episode_steps: time limit beside the environment's own; None for none.
+    """
+
+    model_kind = RewardModel
+
+    def __init__(self, owner: ConfigurableRewards, num_envs: int, max_episode_steps: int | None = None) -> None:
+        self._owner, self._inside = owner, owner.lent(check_count(num_envs, "num_envs"))
+        self._asked: list[int | None] = [None] * num_envs
+        super().__init__(
+            owner.problem, num_envs, None, max_episode_steps, None, owner.observation_space, owner.action_space
+        )
+
+    def _prepared(self, theta: np.ndarray) -> object:
+        return self.problem.model(torch.from_numpy(theta.reshape(-1, *self.theta_space.shape)))
+
+    def _load(self, model: RewardModel) -> None:
+        self._model = model
+
+    def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
+        self._asked = [seed if asked else None for seed, asked in zip(seeds, mask, strict=True)]
+
+    def _first(self, index: np.ndarray) -> np.ndarray:
+        first = []
+        for copy in index:
+            first.append(self._inside[copy].reset(self._asked[copy])[0])
+            self._asked[copy] = None
+        return np.stack(first)
+
+    def _checked(self, actions: ArrayLike) -> np.ndarray:
+        array = np.asarray(actions)
+        wanted = (self.num_envs, *(self.single_action_space.shape or ()))
+        if array.shape != wanted:
+            raise ValueError(f"`actions` must have shape {list(wanted)}, got {list(array.shape)}")
+        return array
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        taken = [inside.step(one) for inside, one in zip(self._inside, action, strict=True)]
+        state, components, terminated, self._cut, _ = map(np.array, zip(*taken, strict=True))
+        each = torch.from_numpy(components).view(self._model.runs, -1, components.shape[-1])
+        r_follower, r_leader = (reward.detach().reshape(-1).numpy() for reward in self._model.rewards(each))
+        return state, r_follower, terminated, {"leader_reward": r_leader, "components": components}
+
+    def close(self, **kwargs: Any) -> None:
+        """Gives the copies back."""
+        self._owner.give_back(self._inside)
+        self._inside = []
+
+
+class ConfigurableRewards(ConfigurableEnv[RewardModel]):
+    r"""Any Gymnasium environment, led through its rewards: r_F(θ, c) and r_L(θ, c) of components c that a step logs.
+
+    The environment stays as it is, `env.unwrapped.env`, with its own wrappers, time limit and pictures; what the
+    follower sees is its observation as a vector (`gymnasium.spaces.flatten`). A follower has to learn, as
+    ``SB3Follower`` does; leaders draw from copies by `reset` and `step`.
+
+    Args:
+      env: the id of a registered environment, or an environment, as ``gym.make(id, render_mode="rgb_array")`` gives it;
+        copies are made from its spec, or by `deepcopy` where that does not tell all.
+      theta_space: what θ may be.
+      r_follower: r_F(θ, c), made of torch operations: from θ ``[..., *θ.shape]`` and c [..., C] to [...].
+      r_leader: r_L(θ, c), likewise.
+      preferences: γ_L, γ_F and β.
+      components: what c is: None for the environment's reward, a number or a vector as in MO-Gymnasium; names of
+        entries of `info`; or a function (observation, action, reward, next observation, info) → C numbers.
+      default_theta: first θ; None for the middle of `theta_space`, or 0 where it has no bounds.
+      parameterization: function (runs, noise) → module, see `Parameterization`; None for `Box` between the bounds, or
+        `Free`.
+
+    Raises:
+      TypeError: if `env` is no environment, or has actions that no follower takes.
+      ValueError: if an argument does not fit a step that was tried, by name.
+    """
+
+    model_kind = RewardModel
+    default_follower = None  # one has to learn
+    problem: RewardProblem
+
+    def __init__(
+        self,
+        env: str | gym.Env,
+        theta_space: gym.spaces.Box,
+        r_follower: Reward,
+        r_leader: Reward,
+        preferences: Preferences,
+        components: Sequence[str] | Step | None = None,
+        default_theta: ArrayLike | None = None,
+        parameterization: Callable[[int, Noise], Parameterization] | None = None,
+    ) -> None:
+        if isinstance(components, str):
+            components = (components,)
+        check_theta_space(theta_space, "ConfigurableRewards")
+        self.env = _made(env)
+        default = _middle(theta_space) if default_theta is None else np.asarray(default_theta, dtype=np.float64)
+        self.metadata = self.env.metadata
+        self.observation_space, self.action_space = _spaces(self.env)
+        actions = self.action_space
+        name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
+        problem = RewardProblem(
+            env=name,
+            space=theta_space,
+            first=default,
+            wants=preferences,
+            r_follower=r_follower,
+            r_leader=r_leader,
+            logs=components,
+            discrete_actions=int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0,
+            start=parameterization,
+        )
+        check_problem(problem)
+        self._inside, self._components = Inside(self.env, components), components
+        self._idle: list[Inside] = []
+        self._lent = 0
+        super().__init__(problem)
+        self.render_mode = self.env.render_mode
+        self._try_a_step()
+
+    def _try_a_step(self) -> None:
+        """Refuses components and rewards that do not fit a step."""
+        _, _ = self._inside.reset(0)
+        self.action_space.seed(0)
+        _, components, *_ = self._inside.step(self.action_space.sample())
+        model = self.problem.model(torch.from_numpy(self._theta)[None].requires_grad_())
+        rewards = model.rewards(torch.from_numpy(components)[None, None])
+        for name, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
+            finite_numbers(reward.detach().numpy(), (1, 1), f"{name}(theta, components)")
+        if not any(reward.requires_grad for reward in rewards):
+            raise ValueError("`r_follower` or `r_leader` must depend on θ through torch operations; neither does")
+
+    @property
+    def step_limit(self) -> int | None:
+        """The time limit of the environment itself, by its spec."""
+        return None if self.env.spec is None else self.env.spec.max_episode_steps
+
+    def lent(self, count: int) -> list[Inside]:
+        """So many copies: those that were given back, and new ones."""
+        taken, self._idle = self._idle[:count], self._idle[count:]
+        while len(taken) < count:
+            taken.append(Inside(_copied(self.env), self._components))
+        return taken
+
+    def give_back(self, copies: list[Inside]) -> None:
+        """Keeps copies for the next who asks."""
+        self._idle.extend(copies)
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> RewardsVectorEnv:
+        """So many copies in which a follower may learn."""
+        return RewardsVectorEnv(self, count, max_episode_steps)
+
+    def stepped_copies(self, count: int, max_episode_steps: int | None) -> RewardsVectorEnv:
+        """So many copies from which leaders draw."""
+        return RewardsVectorEnv(self, count, max_episode_steps)
+
+    def _prepared(self, theta: np.ndarray) -> object:
+        return self.problem.model(torch.from_numpy(theta)[None])
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode; `options={"theta": θ}` configures first, other options are the environment's."""
+        gym.Env.reset(self, seed=seed)
+        others = dict(options or {})
+        if "theta" in others:
+            self.configure(others.pop("theta"))
+        if self._pending is not None:
+            self._model, self._pending = cast(RewardModel, self._pending), None
+        self._state, info = self._inside.reset(seed, others or None)
+        self._over = False
+        return self._state.copy(), info
+
+    def step(self, action: ArrayLike) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step: r_F, and r_L as ``info["leader_reward"]``, beside ``info["components"]``."""
+        if self._state is None or self._over:
+            raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
+        self._state, components, terminated, truncated, info = self._inside.step(action)
+        self._over = terminated or truncated
+        each = torch.from_numpy(components)[None, None]
+        r_follower, r_leader = (float(reward) for reward in self._model.rewards(each))
+        info |= {"leader_reward": r_leader, "components": components}
+        return self._state.copy(), r_follower, terminated, truncated, info
+
+    def render(self) -> Any:
+        """The environment's own picture."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Closes the environment and its idle copies."""
+        for inside in (*self._idle, self._inside):
+            inside.env.close()
+        self._idle = []
+
+
+def _made(env: str | gym.Env) -> gym.Env:
+    """The environment of an id, or as given."""
+    if isinstance(env, str):
+        return gym.make(env, disable_env_checker=True)
+    if not isinstance(env, gym.Env):
+        raise TypeError(f"`env` must be a gymnasium.Env or the id of one, got {type(env).__name__}")
+    return env
+
+
+def _copied(env: gym.Env) -> gym.Env:
+    """Another one like it, made from its spec; a deep copy where the spec does not tell all."""
+    if env.spec is not None:
+        try:
+            return gym.make(env.spec, render_mode=None, disable_env_checker=True)
+        except (ValueError, gym.error.Error):  # wrappers that do not record their arguments
+            pass
+    return deepcopy(env)
+
+
+def _middle(space: gym.spaces.Box) -> np.ndarray:
+    """The middle of a box; 0 where an entry has no bounds."""
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    return np.where(bounded, (np.where(bounded, space.low, 0) + np.where(bounded, space.high, 0)) / 2, 0.0)
+
+
+def _spaces(env: gym.Env) -> tuple[gym.Space, gym.Space]:
+    """What a follower sees, as a vector, and does."""
+    name = type(env.unwrapped).__name__
+    try:
+        flat: gym.Space = gym.spaces.flatten_space(env.observation_space)
+    except NotImplementedError:
+        flat = env.observation_space
+    if not isinstance(flat, gym.spaces.Box):
+        raise TypeError(
+            f"`env` must have observations that Gymnasium flattens to a vector; {name} has {env.observation_space}: "
+            "put a wrapper around it that gives vectors"
+        )
+    space = gym.spaces.Box(flat.low.astype(float), flat.high.astype(float), dtype=np.float64)
+    actions = env.action_space
+    if isinstance(actions, gym.spaces.Discrete) and actions.start == 0:
+        return space, actions
+    if isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1:
+        return space, actions
+    raise TypeError(
+        f"`env` must have the actions Discrete(n) from 0 on, or a Box of one axis; {name} has {actions}: put a "
+        "wrapper around it, such as gymnasium.wrappers.TransformAction"
+    )

@@ -1,0 +1,251 @@
+"""Environments that somebody else wrote, led through their rewards."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from bilevel_envs import BilevelWrapper, ConfigurableRewards, Noise, Preferences, TabularEnv
+from bilevel_envs.followers import SB3Follower
+from bilevel_envs.parameterizations import Box, Free
+from leaders import BCHG, CMAES, HPGD, exact
+from tests.lake import PREFERENCES, SPACE, Lake, led_lake, logged, r_follower, r_leader
+
+THETA = np.array([0.5, 0.5, 0.5])
+
+
+def made(env="FrozenLake-v1", **changed):
+    arguments = {
+        "theta_space": SPACE,
+        "r_follower": r_follower,
+        "r_leader": r_leader,
+        "preferences": PREFERENCES,
+        "components": logged,
+    }
+    return ConfigurableRewards(env, **(arguments | changed))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_gymnasiums_own_checker_passes():
+    check_env(made(), skip_render_check=True)
+
+
+def test_steps_are_those_of_the_environment_and_rewards_those_of_theta():
+    env, own = made(default_theta=THETA), gym.make("FrozenLake-v1")
+    seen, _ = env.reset(seed=7)
+    state, _ = own.reset(seed=7)
+    for action in [2, 2, 1, 0, 1, 2, 1] * 3:
+        assert seen.argmax() == state
+        seen, paid, terminated, truncated, info = env.step(action)
+        state, reward, ends, cut, _ = own.step(action)
+        c = torch.tensor(logged(None, action, reward, state, None), dtype=torch.float64)
+        np.testing.assert_array_equal(info["components"], c)
+        expected = reward - 0.5 * (state % 4 == 0) - 0.5 * (state % 4 == 2) - 0.025
+        assert paid == pytest.approx(expected)
+        assert info["leader_reward"] == pytest.approx(0.5 * reward + 0.5 * (state % 4 == 2) + 0.15 * (state % 4 == 0))
+        assert (terminated, truncated) == (ends, cut)
+        if ends or cut:
+            (seen, _), (state, _) = env.reset(), own.reset()
+
+
+def test_copies_step_as_single_environments_do():
+    env = made()
+    envs = env.copies(4)
+    envs.configure(np.stack([THETA, 0.1 * THETA]))
+    singles = [made(default_theta=theta) for theta in (THETA, THETA, 0.1 * THETA, 0.1 * THETA)]
+    seen, _ = envs.reset(seed=3)
+    np.testing.assert_array_equal(seen, [one.reset(seed=3 + i)[0] for i, one in enumerate(singles)])
+    for action in [2, 1, 3, 1, 2, 0] * 6:
+        seen, paid, terminated, truncated, infos = envs.step(np.full(4, action))
+        steps = [one.step(action) for one in singles]
+        np.testing.assert_allclose(paid, [step[1] for step in steps])
+        np.testing.assert_array_equal(terminated, [step[2] for step in steps])
+        ended = terminated | truncated
+        for i, (one, step) in enumerate(zip(singles, steps, strict=True)):
+            told = infos["final_info"] if ended[i] else infos
+            assert told["leader_reward"][i] == pytest.approx(step[4]["leader_reward"])
+            np.testing.assert_array_equal(told["components"][i], step[4]["components"])
+            if ended[i]:
+                np.testing.assert_array_equal(infos["final_obs"][i], step[0])
+            np.testing.assert_array_equal(seen[i], one.reset()[0] if ended[i] else step[0])
+
+
+def test_the_time_limit_of_the_environment_cuts_and_is_known():
+    env = made(gym.make("FrozenLake-v1", max_episode_steps=5, is_slippery=False))
+    wrapped = BilevelWrapper(env, SB3Follower("SoftDQN", 10))
+    assert wrapped.time_limit == 5
+    envs = env.copies(2)
+    envs.reset(seed=0)
+    for _ in range(4):
+        assert not envs.step(np.zeros(2, int))[3].any()
+    *_, terminated, truncated, _ = envs.step(np.zeros(2, int))
+    assert truncated.all()
+    assert not terminated.any()
+
+
+def test_trajectories_bring_what_the_table_is_worth():
+    env, table = led_lake(), BilevelWrapper(TabularEnv(Lake()))
+    theta = np.array([[0.5, 0.5, 0.5], [1.0, 0.0, 0.2]])
+    batch = env.rollout(theta, env.best_response(theta), Noise([0, 1]), rows=500, horizon=100, whole_episodes=True)
+    returns = (batch.r_leader * batch.valid * 0.9**batch.step).sum(-1).numpy()
+    scores = (returns.mean(1) - exact.objective(table, theta)) / (returns.std(1) / 500**0.5)
+    assert (np.abs(scores) < 4).all(), scores
+    assert batch.components.shape == (*batch.step.shape, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leader", [BCHG, HPGD])
+def test_the_mean_estimate_by_the_default_is_the_hypergradient_of_the_table(leader):
+    if leader is HPGD:
+        with pytest.raises(ValueError, match="countable states"):
+            leader(led_lake())
+        return
+    truth = exact.hypergradient(BilevelWrapper(TabularEnv(Lake())), THETA)
+    made_leader = leader(led_lake(), seed=0, batch_size=1000, learning_rate=1e-9).learn(8)
+    samples = made_leader.gradient_samples(30, episodes=60)
+    mean, error = samples.mean(0), samples.std(0) / 30**0.5
+    assert (np.abs(mean - truth) < 4 * error + 0.03).all(), (mean, truth, error)
+    assert truth @ mean / np.linalg.norm(truth) / np.linalg.norm(mean) > 0.95
+    assert abs(truth[1] - mean[1]) < 0.6 * abs(truth[1])  # of the reaction alone: its sign is the follower's
+
+
+@pytest.mark.slow
+def test_the_lake_is_led_near_its_optimum():
+    table = BilevelWrapper(TabularEnv(Lake()))
+    best = exact.multi_start(table, seed=0).value
+    leader = BCHG(led_lake(), seed=0, batch_size=500, learning_rate=0.1).learn(60)
+    reached, first = exact.objective(table, leader.theta), exact.objective(table, THETA)
+    assert reached > first + 0.9 * (best - first), (first, reached, best)
+
+
+def test_vectors_names_of_info_and_boxes_are_components():
+    class Vector(gym.Wrapper):
+        def step(self, action):
+            seen, reward, *ends, info = self.env.step(action)
+            return seen, np.array([reward, 2.0]), *ends, info | {"energy": np.array([1.0, 3.0]), "price": 5}
+
+    base = Vector(gym.make("Pendulum-v1"))
+    common = {"theta_space": gym.spaces.Box(0, 1, (1,), np.float64), "preferences": Preferences(0.9, 0.9, 0.1)}
+    rewards = {"r_follower": lambda theta, c: theta[..., 0] * c[..., 0], "r_leader": lambda theta, c: c[..., -1]}
+    for components, expected in ((None, 2.0), (("energy", "price"), 5.0), ("energy", 3.0)):
+        env = ConfigurableRewards(base, components=components, **common, **rewards)
+        env.reset(seed=0)
+        assert env.step(np.zeros(1))[4]["leader_reward"] == expected
+        assert env.copies(2).single_action_space == base.action_space
+
+
+def test_an_environment_that_writes_into_actions_gets_copies():
+    class Writes(gym.Wrapper):
+        def step(self, action):
+            action[:] = 0
+            return self.env.step(action)
+
+    env = made(Writes(gym.make("Pendulum-v1")), components=lambda o, a, r, n, i: [r, 0, 0, 1])
+    env.reset(seed=0)
+    action = np.ones(1)
+    env.step(action)
+    assert action[0] == 1.0
+
+
+def test_copies_are_made_once():
+    env = made()
+    first = env.copies(3)
+    inside = set(map(id, first._inside))
+    first.close()
+    second = env.copies(2)
+    assert set(map(id, second._inside)) < inside
+
+
+def test_dictionaries_are_seen_as_vectors():
+    class Both(gym.ObservationWrapper):
+        observation_space = gym.spaces.Dict(
+            {"at": gym.spaces.Discrete(16), "half": gym.spaces.Box(0.0, 2.0, (1,), np.float32)}
+        )
+
+        def observation(self, observation):
+            return {"at": observation, "half": np.array([observation / 8], np.float32)}
+
+    env = made(Both(gym.make("FrozenLake-v1")), components=lambda o, a, r, n, i: [r, n["at"] % 4 == 0, 0, 1])
+    seen, _ = env.reset(seed=0)
+    assert seen.shape == (17,)
+    assert env.observation_space.contains(seen)
+
+
+def test_an_agent_learns_and_leads_in_twenty_lines():
+    env = ConfigurableRewards(
+        "MountainCarContinuous-v0",
+        theta_space=gym.spaces.Box(0.0, 1.0, (1,), np.float64),
+        r_follower=lambda theta, c: c[..., 1] - theta[..., 0] * c[..., 0] ** 2,
+        r_leader=lambda theta, c: -(c[..., 0] ** 2) - 0.1 * theta[..., 0],
+        preferences=Preferences(0.97, 0.97, 0.1),
+        components=lambda observation, action, reward, after, info: [action[0], 100 * after[1]],
+    )
+    follower = SB3Follower("SAC", 50, first_steps=150, learning_starts=100, policy_kwargs={"net_arch": [16]})
+    leader = BCHG(BilevelWrapper(env, follower), seed=0, batch_size=100).learn(2)
+    assert leader.history["env_steps"][-1] == 200
+    assert leader.history["follower_steps"][-1] == 200
+    assert np.isfinite(leader.history["leader_return"]).all()
+    assert leader.theta != 0.5
+
+
+@pytest.mark.slow
+def test_a_saved_leader_goes_on_bit_for_bit(tmp_path):
+    straight, first = (BCHG(led_lake(), seed=0, batch_size=100) for _ in range(2))
+    straight.learn(4)
+    first.learn(2).save(tmp_path / "leader.zip")
+    second = BCHG.load(tmp_path / "leader.zip", led_lake()).learn(2)
+    np.testing.assert_array_equal(second.theta, straight.theta)
+    np.testing.assert_array_equal(second.history.state(), straight.history.state())
+
+
+def test_the_parameterisation_is_a_box_or_free_or_ones_own():
+    assert isinstance(made().parameterization(2), Box)
+    np.testing.assert_allclose(
+        made(default_theta=[0.2, 0.4, 1.0]).parameterization(2)().detach()[1], [0.2, 0.4, 1], atol=1e-5
+    )
+    open_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    assert isinstance(made(theta_space=open_space).parameterization(1), Free)
+    own = made(parameterization=lambda runs, noise: Box(np.ones((runs, 3)), 0.0, 0.5))
+    assert (own.parameterization(1)() < 0.5).all()
+
+
+def test_a_search_leads_the_lake():
+    leader = CMAES(led_lake(), seed=0, episodes=2, population=4).learn(1)
+    assert leader.history["env_steps"][-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"env": 5}, "`env` must be a gymnasium.Env"),
+        ({"r_follower": lambda theta, c: 1.0}, "`r_follower.*must return a tensor"),
+        ({"r_leader": lambda theta, c: theta}, "`r_leader.*must keep the leading axes"),
+        ({"r_leader": lambda theta, c: c[..., 0] / 0}, "r_leader"),
+        (
+            {"r_leader": lambda theta, c: c[..., 0], "r_follower": lambda theta, c: c[..., 0]},
+            "must depend on θ through torch",
+        ),
+        ({"components": ("speed",)}, "entries of `info`"),
+        ({"components": lambda *step: ["fast"]}, "finite numbers"),
+        ({"components": lambda *step: [np.nan]}, "finite numbers"),
+        ({"components": lambda *step: []}, "finite numbers"),
+        ({"theta_space": gym.spaces.Discrete(3)}, "theta_space"),
+        ({"default_theta": [2.0, 0.0, 0.0]}, "default_theta"),
+        ({"preferences": (0.9, 0.9, 0.1)}, "preferences"),
+        ({"env": gym.wrappers.TransformAction(gym.make("FrozenLake-v1"), abs, gym.spaces.MultiBinary(2))}, "actions"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(changed, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        made(**changed)
+
+
+def test_theta_outside_its_space_and_steps_before_reset_are_refused():
+    env = made()
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    with pytest.raises(ValueError, match="theta_space"):
+        env.configure(np.full(3, 2.0))
+    with pytest.raises(ValueError, match="follower"):
+        BilevelWrapper(env)
