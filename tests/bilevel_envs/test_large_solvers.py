@@ -1,5 +1,6 @@
 """Solvers of large tables against SciPy's direct solves, value iteration in dense matrices, and central differences."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -293,6 +294,72 @@ def test_two_hundred_thousand_states_take_seconds():
     np.testing.assert_allclose(visits[0] - gamma * onward.T @ visits[0], start[0], rtol=0, atol=1e-12)
     fixed = (g[0] * (reward[0] - beta * log_probs[0])).sum(-1)  # V = Σ_b g (r − β log g) + γΠV
     np.testing.assert_allclose(v[0] - gamma * onward @ v[0], fixed, rtol=0, atol=1e-9)
+
+
+def dense_system(pattern, system, states):
+    """The rows that a `PolicySystem` holds, dense, by place."""
+    return csr_array((system.values, pattern.indices, pattern.indptr), shape=(states, states)).toarray()
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_the_split_product_is_that_of_dense_factors(transpose):
+    successor, probability, continues, _, policy = model("ending grid", seed=13)
+    pattern = pattern_of(successor, probability, continues)
+    assert pattern.sparse  # in a grid no two neighbours of a cell are neighbours
+    system = policy_system.PolicySystem(pattern, 0.97)
+    system.fill(policy[0], np.zeros(0, np.int32), probability[0], continues)
+    a = dense_system(pattern, system, len(continues))
+    pivots, scaled = np.empty(len(a)), np.empty(len(system.values))
+    rows = (pattern.indptr, pattern.indices, pattern.diagonal)
+    krylov.scaled_by_pivots(*rows, system.values, pivots, scaled)
+    lower, upper = np.tril(a, -1), np.triu(a, 1)
+    # pivots: the factors (E + L) E⁻¹ (E + U) have A's diagonal
+    product = (np.diag(pivots) + lower) @ np.diag(1 / pivots) @ (np.diag(pivots) + upper)
+    np.testing.assert_allclose(np.diag(product), np.diag(a), rtol=0, atol=1e-14)
+    first, second = np.eye(len(a)) + lower / pivots[:, None], np.eye(len(a)) + upper / pivots[:, None]
+    by_pivots = a / pivots[:, None]
+    if transpose:
+        first, second, by_pivots = second.T, first.T, by_pivots.T
+    expected = np.linalg.inv(first) @ by_pivots @ np.linalg.inv(second)
+    x, beside = np.random.default_rng(14).normal(size=(2, len(a)))
+    out, work = np.empty_like(x), np.empty_like(x)
+    with_beside, with_itself = krylov.split_product((*rows, scaled), transpose, x, beside, work, out)
+    np.testing.assert_allclose(out, expected @ x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose([with_beside, with_itself], [out @ beside, out @ out], rtol=1e-12)
+    for solve, matrix in ((True, np.linalg.inv(first)), (False, first)):
+        y = x.copy()
+        krylov.first_factor((*rows, scaled), transpose, solve, y)
+        np.testing.assert_allclose(y, matrix @ x, rtol=0, atol=1e-12)
+    krylov.second_factor((*rows, scaled), transpose, x)
+    np.testing.assert_allclose(second @ x, np.random.default_rng(14).normal(size=(2, len(a)))[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_split_iterations_are_as_few_as_those_with_an_incomplete_factor(transpose):
+    # in a grid the two factorisations are the same: ILU(0) has nothing to change but the diagonal
+    successor, probability, continues, _, policy = model("ending grid", seed=15)
+    pattern = pattern_of(successor, probability, continues)
+    found = []
+    for sparse in (True, False):
+        chosen = dataclasses.replace(pattern, sparse=sparse)
+        systems = PolicySystems(policy, (successor, probability, continues), 0.99, chosen, "bicgstab")
+        x = systems.solutions(np.random.default_rng(16).normal(size=(1, len(continues))), transpose)
+        found.append((x, systems.iterations))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-10, atol=1e-10)
+    assert found[0][1] <= 1.25 * found[1][1] + 2
+
+
+def test_neighbours_that_are_neighbours_call_for_an_incomplete_factor():
+    states = 600  # each state leads to the next three, which lead to one another
+    successor = ((np.arange(states)[:, None] + np.arange(4)) % states)[:, None].astype(np.int32)
+    probability, continues = np.full((1, states, 1, 4), 0.25), np.ones((states, 1), bool)
+    pattern = pattern_of(successor, probability, continues)
+    assert not pattern.wide
+    assert not pattern.sparse
+    y = np.random.default_rng(17).normal(size=(1, states))
+    x = PolicySystems(np.ones((1, states, 1)), (successor, probability, continues), 0.98, pattern).solutions(y, False)
+    onward = matrices(successor, probability, continues)[:, 0]
+    np.testing.assert_allclose(x[0] - 0.98 * onward @ x[0], y[0], rtol=0, atol=1e-11)
 
 
 def test_a_sparse_start_is_as_easy_as_a_dense_one():

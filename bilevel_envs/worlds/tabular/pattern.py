@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from bilevel_envs.worlds.tabular.kernels import compiled
 
+FEW_TRIANGLES = 0.05  # of the states; with more, factors that change the diagonal alone lose to ILU(0)
 MOST_PER_ROW = 12  # entries of a merged row on average; with more, an incomplete factor costs more than it saves
 HUB = 16  # times the mean of its neighbours make a state a hub, which the order of the others leaves out
 LONG_LIST = 32  # successors of one action; longer lists are read where they are, with narrow indices
@@ -33,6 +34,7 @@ class Pattern:
       diagonal: where each row's own place stands among `indices`, int32 [S].
       slot: where a successor stands in its state's row, unsigned [S, B|1, K]; the largest number where no probability
         was positive.
+      sparse: whether hardly any neighbours of a state are neighbours themselves; False where the model is wide.
       whole: whether the probabilities of every step summed to 1; they must do so, or not, in all later tables as well.
     """
 
@@ -43,6 +45,7 @@ class Pattern:
     indices: np.ndarray
     diagonal: np.ndarray
     slot: np.ndarray
+    sparse: bool
     whole: bool
 
     @property
@@ -89,7 +92,7 @@ def pattern_of(
     if len(indptr) == 1:
         nothing = np.zeros(0, np.int32)
         by_state, no_slot = np.arange(states, dtype=np.int32), np.zeros((0, 1, 1), np.uint8)
-        return Pattern(lists, by_state, by_state, indptr, indices, nothing, no_slot, whole)
+        return Pattern(lists, by_state, by_state, indptr, indices, nothing, no_slot, False, whole)
     indices = np.empty(indptr[-1], np.int32)
     _merged(lists, probability, continues, most, indices)
     order = _close_order(indptr, indices)
@@ -100,7 +103,8 @@ def pattern_of(
     kind = next(k for k in (np.uint8, np.uint16, np.uint32) if longest < np.iinfo(k).max)
     slot = np.full(successor.shape, np.iinfo(kind).max, kind)
     _place_slots(lists, probability, continues, order, indptr, indices, slot)
-    return Pattern(lists, order, position, indptr, indices, diagonal, slot, whole)
+    sparse = _triangles(indptr, indices, diagonal, int(FEW_TRIANGLES * states)) <= FEW_TRIANGLES * states
+    return Pattern(lists, order, position, indptr, indices, diagonal, slot, sparse, whole)
 
 
 def _close_order(indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -190,6 +194,23 @@ def _reordered(
             if places[at] == place:
                 diagonal[place] = at
     return begins, places, diagonal
+
+
+@compiled
+def _triangles(indptr: np.ndarray, indices: np.ndarray, diagonal: np.ndarray, most: int) -> int:
+    """Entries that ILU(0) would change beside the diagonal, counted until there are more than so many."""
+    at, found = np.full(len(diagonal), -1, np.int32), 0
+    for row in range(len(diagonal)):
+        for entry in range(indptr[row], indptr[row + 1]):
+            at[indices[entry]] = row
+        for entry in range(indptr[row], diagonal[row]):
+            other = indices[entry]
+            for right in range(diagonal[other] + 1, indptr[other + 1]):
+                if indices[right] != row and at[indices[right]] == row:
+                    found += 1
+        if found > most:
+            break
+    return found
 
 
 @compiled

@@ -7,7 +7,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import SuperLU, splu
 
 from bilevel_envs.worlds.tabular.kernels import EPSILON, compiled
-from bilevel_envs.worlds.tabular.krylov import BASIS, bicgstab, gmres, incomplete_factor, size
+from bilevel_envs.worlds.tabular.krylov import (
+    BASIS,
+    bicgstab,
+    gmres,
+    incomplete_factor,
+    scaled_by_pivots,
+    size,
+    split_bicgstab,
+)
 from bilevel_envs.worlds.tabular.pattern import Lists, Pattern, pattern_of
 
 SOLVERS = ("bicgstab", "gmres", "splu")  # in the order in which they are tried
@@ -40,6 +48,7 @@ class PolicySystem:
         self.solvers = SOLVERS if solver == "auto" else (solver,)
         self.indptr, self.indices, self.values = pattern.indptr, pattern.indices, np.empty(len(pattern.indices))
         self._factor, self._factorised = np.empty(0, np.float32), False  # a preconditioner needs no more digits
+        self._pivots, self._scaled, self._divided = np.empty(0), np.empty(0), False  # of the diagonal's own factors
         self._direct: SuperLU | None = None
         self._rooms: dict[int, np.ndarray] = {} if like is None else like._rooms
 
@@ -63,7 +72,7 @@ class PolicySystem:
         Raises:
           Stale: if the pattern lacks a move.
         """
-        pattern, self._factorised, self._direct = self.pattern, False, None
+        pattern, self._factorised, self._divided, self._direct = self.pattern, False, False, None
         if pattern.wide:
             if len(self.values) == 0:
                 actions = 1 if len(action) else policy.shape[1]
@@ -136,6 +145,11 @@ class PolicySystem:
             x = self._directly(y, transpose)
             rest = self._matrix()
             return x, float(size(y - (rest.T if transpose else rest) @ x, transpose))
+        if name == "bicgstab" and self.pattern.sparse:
+            split = (self.indptr, self.indices, self.pattern.diagonal, self.values, *self._by_pivots())
+            room = self.room(8, len(y))
+            left, self.iterations = split_bicgstab(split, transpose, y, x, target, floor, MOST_ITERATIONS, modulo, room)
+            return x, left
         matrix = (self.indptr, self.indices, self.pattern.diagonal, self.values, self._incomplete())
         how = (matrix, transpose, y, x, target, floor, MOST_ITERATIONS)
         if name == "bicgstab":
@@ -152,6 +166,15 @@ class PolicySystem:
             incomplete_factor(self.indptr, self.indices, self.pattern.diagonal, self.values, self._factor)
             self._factorised = True
         return self._factor
+
+    def _by_pivots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pivots, and the matrix scaled by them."""
+        if not self._divided:
+            if len(self._scaled) == 0:
+                self._pivots, self._scaled = np.empty(len(self.pattern.diagonal)), np.empty(len(self.values))
+            scaled_by_pivots(self.indptr, self.indices, self.pattern.diagonal, self.values, self._pivots, self._scaled)
+            self._divided = True
+        return self._pivots, self._scaled
 
     def _matrix(self) -> csr_array:
         end = int(self.indptr[-1])
