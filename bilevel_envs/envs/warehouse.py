@@ -228,12 +228,12 @@ class Warehouse(ConfigurableMDP):
 
     def draw(self, state: int | None, theta: np.ndarray) -> np.ndarray:
         """The floor from above: slow cells in red, fast ones in blue, the robot as a disc with what it carries."""
-        robot = None
+        robots = []
         if state is not None:
             carrying, cell = divmod(int(state), self.cells)
             row, column = self.plan.cells[cell].tolist()
-            robot = (row, column, bool(carrying))
-        return floor_image(self.plan.letters, self._speeds(theta), robot=robot)
+            robots = [(row, column, bool(carrying))]
+        return floor_image(self.plan.letters, self._speeds(theta), robots=robots)
 
     def draw_visits(self, visits: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """The floor with arrows as wide as the flow of robots, from discounted visits of pairs [S, B]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -22,7 +24,7 @@ def floor_image(
     letters: np.ndarray,
     speed: np.ndarray,
     *,
-    robot: tuple[int, int, bool] | None = None,
+    robots: Sequence[tuple[int, int, bool]] = (),
     flow: np.ndarray | None = None,
 ) -> np.ndarray:
     """A warehouse from above, with a legend below.
@@ -30,7 +32,7 @@ def floor_image(
     Args:
       letters: '#' shelf, '.' aisle, 'Z' people's zone, 'P' pick, 'D' drop, [rows, columns].
       speed: probability of leaving a cell, NaN at shelves, [rows, columns].
-      robot: (row, column, whether it carries an item).
+      robots: (row, column, whether it carries an item) of each.
       flow: discounted moves of robots without and with an item, up, right, down, left, [2, rows, columns, 4].
 
     Returns:
@@ -57,7 +59,7 @@ def floor_image(
         _stations(draw, letters, side)
     elif flow is not None and cell >= DOTS:
         _dots(draw, flow.sum((0, 3)), side)
-    if robot is not None:
+    for robot in robots:
         _robot(draw, robot, side)
     picture = picture.resize((columns * cell, rows * cell), Image.Resampling.LANCZOS)
     return _with_legend(picture, flow is not None, detailed)
