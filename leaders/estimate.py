@@ -29,6 +29,7 @@ class Estimate:
       visits_per_pair: transitions for each of those, [R].
       moves: runs that go to the proposal, bool [R], while the others ascend; None for all.
       explored: the model and the response at another θ that was deployed to learn of it; None where none was.
+      leader_value: J_L at θ under the optimal policy that made the estimate, where it is a by-product, [R]; else None.
       promised_value: J_L that a learnt world gave for the present θ, [R]; NaN without one.
     """
 
@@ -44,4 +45,5 @@ class Estimate:
     proposal: Mapping[str, Tensor] | None = None
     moves: Tensor | None = None
     explored: tuple[Model, BestResponse] | None = None
+    leader_value: Tensor | None = None
     promised_value: np.ndarray | float = float("nan")

@@ -387,7 +387,7 @@ class Leader:
         fixed = model.detach()
         best = self._response(theta.detach(), fixed)
         estimate = self._estimate(theta, model, best)
-        value, actual = self._evaluated(fixed, best, last)
+        value, actual = self._evaluated(fixed, best, last, estimate.leader_value)
         explored = self._evaluated(*estimate.explored, last)[0] if estimate.explored else float("nan")
         grad_norm = self._ascend(estimate.surrogate)
         for surrogate in estimate.steps:
@@ -414,9 +414,17 @@ class Leader:
         self.progress.best = best
         self.progress.iterations += 1
 
-    def _evaluated(self, model: Model, best: BestResponse, last: bool) -> tuple[Tensor, Tensor]:
-        """J_L at θ under the optimal and under the actual follower, [R] each; NaN where it is not due."""
+    def _evaluated(
+        self, model: Model, best: BestResponse, last: bool, known: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """J_L at θ under the optimal and under the actual follower, [R] each; NaN where it is not due.
+
+        `known` is J_L under the optimal policy, where an estimate has found it.
+        """
         if last or self.evaluation.due(self.progress.iterations):
+            if known is not None and best.behavior_policy is best.policy:
+                known = known.expand(self.runs)
+                return known, known
             return self.evaluation.timed(model, best, self.env.preferences, self.runs)
         unknown = torch.full((self.runs,), float("nan"), dtype=torch.float64)
         return unknown, unknown

@@ -43,8 +43,8 @@ class ExactGradient(Leader):
         solves = 0
         if not best.optimal:
             best, solves = exact.best_response(model.detach(), self.env.preferences, best), 1
-        direct, guiding = exact.surrogates(model, best, self.env.preferences)
-        return Estimate(direct + guiding, follower_solves=solves)
+        value, direct, guiding = exact.value_and_surrogates(model, best, self.env.preferences)
+        return Estimate(direct + guiding, follower_solves=solves, leader_value=None if solves else value)
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         """The exact hypergradient, `count` times over: it does not vary."""

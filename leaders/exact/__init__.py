@@ -12,6 +12,7 @@ from leaders.exact.solve import (
     solves,
     surrogates,
     value,
+    value_and_surrogates,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "solves",
     "surrogates",
     "value",
+    "value_and_surrogates",
 ]

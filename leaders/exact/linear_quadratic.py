@@ -118,9 +118,18 @@ def leader_values(model: LinearQuadraticModel, policy: GaussianPolicy, gamma: fl
 
 def surrogates(model: LinearQuadraticModel, best: LinearResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
+    _, direct, guiding = value_and_surrogates(model, best, preferences)
+    return direct, guiding
+
+
+def value_and_surrogates(
+    model: LinearQuadraticModel, best: LinearResponse, preferences: Preferences
+) -> tuple[Tensor, Tensor, Tensor]:
+    """J_L and `surrogates`, [R] each."""
     reacting = Riccati().reaction(model, preferences).policy
     gamma = preferences.gamma_leader
-    return value(model, best.policy, gamma), value(model.detach(), reacting, gamma)
+    direct = value(model, best.policy, gamma)
+    return direct.detach(), direct, value(model.detach(), reacting, gamma)
 
 
 def _closed_loop(model: LinearQuadraticModel, policy: GaussianPolicy) -> tuple[Tensor, Tensor, Tensor]:

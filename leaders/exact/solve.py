@@ -18,6 +18,7 @@ from bilevel_envs.core.mdp import Model, Numbers, Preferences, kind_of
 from bilevel_envs.core.transparent import check_transparent
 from bilevel_envs.followers import Riccati, SoftValueIteration
 from bilevel_envs.worlds.linear_quadratic.policy import GaussianPolicy
+from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.world import world_of
 from leaders.exact import linear_quadratic as exact_linear
@@ -28,14 +29,23 @@ from leaders.exact.raw_parameters import theta_of
 class Solver(NamedTuple):
     """What solves the models of a kind: the follower's problem, and the leader's values and surrogates."""
 
-    planner: Callable[[], Follower]
+    planner: Callable[[Any, Preferences], Follower]
     module: ModuleType
 
 
 TOLERANCE = 1e-12  # of β; where rounding leaves more, `SoftValueIteration` says what it accepts
+LARGE_TOLERANCE = 1e-6  # of (1 − γ) β, in tables whose systems are iterated: bounds |V_F − V*| by 1e-6 β
+
+
+def planner_of(model: TabularModel, preferences: Preferences) -> SoftValueIteration:
+    """The follower's solver for a table: to rounding where elimination solves, as far as digits cost nothing."""
+    tol = LARGE_TOLERANCE * (1 - preferences.gamma_follower) if model.is_large else TOLERANCE
+    return SoftValueIteration(tol=tol)
+
+
 SOLVERS = {
-    "tabular": Solver(lambda: SoftValueIteration(tol=TOLERANCE), exact_tables),
-    "linear_quadratic": Solver(Riccati, exact_linear),
+    "tabular": Solver(planner_of, exact_tables),
+    "linear_quadratic": Solver(lambda model, preferences: Riccati(), exact_linear),
 }
 
 
@@ -197,9 +207,15 @@ def surrogates(model: Model, best: BestResponse, preferences: Preferences) -> tu
     return SOLVERS[model.kind].module.surrogates(model, best, preferences)
 
 
+@with_gradients
+def value_and_surrogates(model: Model, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor, Tensor]:
+    """J_L at a best response and `surrogates`, [R] each, which share V_L."""
+    return SOLVERS[model.kind].module.value_and_surrogates(model, best, preferences)
+
+
 def best_response(model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse[Any, Any]:
     """The soft optimum to the accuracy that exact values need."""
-    return SOLVERS[model.kind].planner().best_response(model, preferences, start)
+    return SOLVERS[model.kind].planner(model, preferences).best_response(model, preferences, start)
 
 
 def check_env(env: gym.Env) -> None:

@@ -37,9 +37,19 @@ def value(model: TabularModel, policy: BoltzmannPolicy, gamma: float, horizon: i
 
 def surrogates(model: TabularModel, best: TabularResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
+    _, direct, guiding = value_and_surrogates(model, best, preferences)
+    return direct, guiding
+
+
+def value_and_surrogates(
+    model: TabularModel, best: TabularResponse, preferences: Preferences
+) -> tuple[Tensor, Tensor, Tensor]:
+    """J_L, for which nothing is left to solve, and `surrogates`; [R] each."""
     needed = model.theta_moves_transitions
-    direct, guiding = table_weights(model.detach(), best, preferences, with_transition=needed)
-    return tables_surrogate(model, direct), tables_surrogate(model, guiding)
+    fixed = model.detach()
+    direct, guiding = table_weights(fixed, best, preferences, with_transition=needed)
+    reached = (fixed.initial * direct.initial).sum(-1)  # direct.initial is V_L
+    return reached, tables_surrogate(model, direct), tables_surrogate(model, guiding)
 
 
 @dataclass(frozen=True)

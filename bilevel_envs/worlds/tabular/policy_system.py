@@ -305,6 +305,18 @@ def _merge_rows(
         for entry in range(begin, end):
             values[entry] = 0.0
         values[diagonal[place]] = 1.0
+        if lists == 1 and not hard:  # sums over actions, each written once
+            for k in range(branches):
+                total = 0.0
+                for b in range(policy.shape[1]):
+                    if continues[s, b]:
+                        total += policy[s, b] * probability[s, b, k]
+                if total > 0.0:
+                    entry = begin + slot[s, 0, k]
+                    if entry >= end:
+                        return False
+                    values[entry] -= gamma * total
+            continue
         first, last = (action[s], action[s] + 1) if hard else (0, policy.shape[1])
         for b in range(first, last):
             if not continues[s, b]:
