@@ -15,7 +15,7 @@ from bilevel_envs.core.checks import check_distribution, check_finite, check_sha
 from bilevel_envs.worlds.tabular.banded import Band, band_of
 from bilevel_envs.worlds.tabular.kernels import solutions
 from bilevel_envs.worlds.tabular.pattern import Pattern
-from bilevel_envs.worlds.tabular.policy_system import PolicySystems
+from bilevel_envs.worlds.tabular.policy_system import ACCURACY, PolicySystems
 from bilevel_envs.worlds.tabular.starts import Starts
 from bilevel_envs.worlds.tabular.transitions import (
     LARGEST_DIRECT,
@@ -27,6 +27,8 @@ from bilevel_envs.worlds.tabular.transitions import (
 
 if TYPE_CHECKING:
     from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
+
+LARGE_ACCURACY = 1e-9  # of x in (I − γΠ) x = y beside y, where systems are iterated
 
 
 @dataclass(frozen=True)
@@ -341,7 +343,8 @@ class Resolvents:
     @cached_property
     def _systems(self) -> PolicySystems:
         structure = self._model.structure
-        return PolicySystems(self._policy, structure.arrays, self._gamma, structure.pattern)
+        enough = max(LARGE_ACCURACY * (1 - self._gamma), ACCURACY)
+        return PolicySystems(self._policy, structure.arrays, self._gamma, structure.pattern, accuracy=enough)
 
 
 def _moves_of(transition: object) -> Moves:

@@ -203,6 +203,7 @@ class PolicySystems:
       gamma: γ in [0, 1).
       pattern: from `pattern_of`; made anew if it lacks a move.
       solver: as in `PolicySystem`.
+      accuracy: residual of a solution that is small enough, beside its right-hand side.
     """
 
     def __init__(
@@ -212,7 +213,9 @@ class PolicySystems:
         gamma: float,
         pattern: Pattern,
         solver: str = "auto",
+        accuracy: float = ACCURACY,
     ) -> None:
+        self._accuracy = accuracy
         _, probability, continues = lists
         going = runs_first(continues)
         self._systems: list[PolicySystem] = []
@@ -254,12 +257,12 @@ class PolicySystems:
             if scale == 0.0:
                 x[run] = 0.0
                 continue
-            target = ACCURACY * scale
+            target = self._accuracy * scale
             x[run], left = systems[run % len(systems)].solve(right, first, target, ROUNDING, transpose=transpose)
             if not left <= max(1.01 * target, ROUNDING * size(x[run], transpose)):
                 raise RuntimeError(
                     f"the linear system of run {run} with γ = {systems[0].gamma:g} was solved to {left / scale:.3g} of "
-                    f"its right-hand side only; {ACCURACY:g} was asked for"
+                    f"its right-hand side only; {self._accuracy:g} was asked for"
                 )
         return x
 
