@@ -133,6 +133,68 @@ def centre(x: np.ndarray) -> None:
 
 
 @compiled
+def residual(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    transpose: bool,
+    modulo: bool,
+    y: np.ndarray,
+    x: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Writes y − A x, without its mean with `modulo`."""
+    if size(x, transpose) > 0.0:
+        multiplied(indptr, indices, values, transpose, x, out)
+    else:
+        out[:] = 0.0
+    for i in range(len(x)):
+        out[i] = y[i] - out[i]
+    if modulo:
+        centre(out)
+
+
+@compiled
+def begin(r: np.ndarray, starts: int, shadow: np.ndarray, p: np.ndarray) -> float:
+    """Writes the shadow of a first residual, noise included, and the first direction; returns shadow · r."""
+    total, states = 0.0, len(r)
+    for i in range(states):
+        total += r[i] * r[i]
+    rms, noise = np.sqrt(total / states), np.uint64(starts)
+    rho = 0.0
+    for i in range(states):
+        noise = noise * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+        shadow[i] = r[i] + rms * ((noise >> np.uint64(11)) * 2.0**-52 - 1.0)
+        rho += shadow[i] * r[i]
+        p[i] = r[i]
+    return rho
+
+
+@compiled
+def shortened(
+    t: np.ndarray, shadow: np.ndarray, omega: float, tiny: float, transpose: bool, r: np.ndarray
+) -> tuple[float, float]:
+    """r ← r − ω t; returns shadow · r and the size of r."""
+    following, largest, total = 0.0, 0.0, 0.0
+    for i in range(len(r)):
+        left = r[i] - omega * t[i]
+        left = 0.0 if abs(left) < tiny else left
+        r[i] = left
+        following += shadow[i] * left
+        total += abs(left)
+        largest = max(largest, abs(left))
+    return following, total if transpose or np.isnan(total) else largest
+
+
+@compiled
+def turn(r: np.ndarray, v: np.ndarray, omega: float, factor: float, tiny: float, p: np.ndarray) -> None:
+    """The next direction, p ← r + factor (p − ω v)."""
+    for i in range(len(p)):
+        onward = r[i] + factor * (p[i] - omega * v[i])
+        p[i] = 0.0 if abs(onward) < tiny else onward
+
+
+@compiled
 def bicgstab(
     matrix: tuple,
     transpose: bool,
@@ -173,29 +235,13 @@ def bicgstab(
     tiny = NEGLIGIBLE * target
     taken, starts, best = 0, 0, np.inf
     while True:
-        if size(x, transpose) > 0.0:
-            multiplied(indptr, indices, values, transpose, x, v)
-        else:
-            v[:] = 0.0
-        for i in range(states):
-            r[i] = y[i] - v[i]
-        if modulo:
-            centre(r)
-        total = 0.0
-        for i in range(states):
-            total += r[i] * r[i]
+        residual(indptr, indices, values, transpose, modulo, y, x, r)
         now = size(r, transpose)
         accepted = max(target, floor * size(x, transpose)) if floor > 0.0 else target
         if not now > accepted or taken >= most or (starts > 3 and now > 0.5 * best):
             return now, taken
         best, starts = min(best, now), starts + 1
-        rms, noise = np.sqrt(total / states), np.uint64(starts)
-        rho = 0.0
-        for i in range(states):
-            noise = noise * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            shadow[i] = r[i] + rms * ((noise >> np.uint64(11)) * 2.0**-52 - 1.0)
-            rho += shadow[i] * r[i]
-            p[i] = r[i]
+        rho = begin(r, starts, shadow, p)
         halved, since = now, taken
         while taken < most:
             taken += 1
@@ -223,17 +269,11 @@ def bicgstab(
             if below == 0.0:
                 break
             omega = above / below
-            following, largest, total = 0.0, 0.0, 0.0
             for i in range(states):
                 moved = x[i] + omega * z[i]
                 x[i] = 0.0 if abs(moved) < tiny else moved
-                left = r[i] - omega * t[i]
-                left = 0.0 if abs(left) < tiny else left
-                r[i] = left
-                following += shadow[i] * left
-                total += abs(left)
-                largest = max(largest, abs(left))
-            now = total if transpose or np.isnan(total) else largest
+            following, length = shortened(t, shadow, omega, tiny, transpose, r)
+            now = length
             factor_of_p = following / rho * (alpha / omega)
             if not now > 0.9 * target or not np.isfinite(factor_of_p):
                 break
@@ -242,9 +282,7 @@ def bicgstab(
             elif taken - since >= PATIENCE:
                 break
             rho = following
-            for i in range(states):
-                onward = r[i] + factor_of_p * (p[i] - omega * v[i])
-                p[i] = 0.0 if abs(onward) < tiny else onward
+            turn(r, v, omega, factor_of_p, tiny, p)
         if not np.isfinite(now):
             return np.inf, taken
         if floor == 0.0 and now <= target:
@@ -441,17 +479,10 @@ def split_bicgstab(
     tiny = NEGLIGIBLE * target
     taken, starts, best, weight = 0, 0, np.inf, 0.0
     while True:
-        if size(x, transpose) > 0.0:
-            multiplied(indptr, indices, values, transpose, x, v)
-        else:
-            v[:] = 0.0
-        for i in range(states):
-            r[i] = y[i] - v[i]
-        if modulo:
-            centre(r)
+        residual(indptr, indices, values, transpose, modulo, y, x, r)
         now = size(r, transpose)
-        accepted = max(target, floor * size(x, transpose)) if floor > 0.0 else target
-        if not now > accepted or taken >= most or (starts > 3 and now > 0.5 * best):
+        enough = max(target, floor * size(x, transpose) if floor > 0.0 else 0.0)
+        if not now > enough or taken >= most or (starts > 3 and now > 0.5 * best):
             return now, taken
         best, starts = min(best, now), starts + 1
         if not transpose:
@@ -466,18 +497,10 @@ def split_bicgstab(
                 for i in range(states):
                     weight += constant[i] * constant[i]
             without(constant, weight, r, r)
-        carried, total = size(r, transpose), 0.0
+        carried = size(r, transpose)
         ratio = now / carried  # of the sizes of the residual and of what is carried along
-        for i in range(states):
-            total += r[i] * r[i]
-        rms, noise = np.sqrt(total / states), np.uint64(starts)
-        rho = 0.0
-        for i in range(states):
-            noise = noise * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-            shadow[i] = r[i] + rms * ((noise >> np.uint64(11)) * 2.0**-52 - 1.0)
-            rho += shadow[i] * r[i]
-            p[i] = r[i]
-            moved[i] = 0.0
+        rho = begin(r, starts, shadow, p)
+        moved[:] = 0.0
         halved, since = now, taken
         while taken < most:
             taken += 1
@@ -497,16 +520,10 @@ def split_bicgstab(
                     moved[i] += alpha * p[i]
                 break
             omega = above / below
-            following, largest, total = 0.0, 0.0, 0.0
             for i in range(states):
                 moved[i] += alpha * p[i] + omega * r[i]
-                left = r[i] - omega * t[i]
-                left = 0.0 if abs(left) < tiny else left
-                r[i] = left
-                following += shadow[i] * left
-                total += abs(left)
-                largest = max(largest, abs(left))
-            carried = total if transpose or np.isnan(total) else largest
+            following, length = shortened(t, shadow, omega, tiny, transpose, r)
+            carried = length
             now = ratio * carried
             factor_of_p = following / rho * (alpha / omega)
             if now <= 0.9 * target:
@@ -524,14 +541,10 @@ def split_bicgstab(
                 ratio = now / carried
             if not (np.isfinite(now) and np.isfinite(factor_of_p)):
                 break
-            if now <= 0.5 * halved:
-                halved, since = now, taken
-            elif taken - since >= PATIENCE:
+            if now > 0.5 * halved and taken - since >= PATIENCE:
                 break
-            rho = following
-            for i in range(states):
-                onward = r[i] + factor_of_p * (p[i] - omega * v[i])
-                p[i] = 0.0 if abs(onward) < tiny else onward
+            halved, since, rho = (now, taken, following) if now <= 0.5 * halved else (halved, since, following)
+            turn(r, v, omega, factor_of_p, tiny, p)
         if not np.isfinite(now):
             return np.inf, taken
         second_factor(system, transpose, moved)
