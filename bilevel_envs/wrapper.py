@@ -124,6 +124,10 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """
         return self._inside.in_context(self.context if context is None else context)
 
+    def in_first_context(self) -> AbstractContextManager[None]:
+        """With `with`: the context that is in force in a new environment."""
+        return self._inside.in_context(None)
+
     @property
     def preferences(self) -> Preferences:
         """γ_L, γ_F and β; the follower's own β, where it has one."""

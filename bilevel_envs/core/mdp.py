@@ -291,3 +291,8 @@ class ConfigurableMDP(Protocol):
     def grid(self) -> Callable[[np.ndarray], np.ndarray] | None:
         """`grid(values)`: a number per state laid out on a map, NaN where no state is; None without a map."""
         return None
+
+    @property
+    def landmarks(self) -> Mapping[str, tuple[int, int]]:
+        """(row, column) of places on the map of `grid`, by letter."""
+        return {}

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
+from bilevel_envs.core.mdp import ConfigurableMDP
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.leader import Leader
@@ -111,10 +112,14 @@ def incentives_figure(leader: Leader) -> Figure | None:
     if problem.draw_visits is not None:
         return visits_figure(leader.env, problem.default_theta, theta, title)
     visits = _visits(leader.env, theta).sum(-1)
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    by_cell = theta.shape == visits.shape  # otherwise there is no map of θ
+    figure = Figure(figsize=(9.6 if by_cell else 5.2, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    _map(figure, left, problem, -theta, "Reds", f"penalty per cell (spent: {np.abs(theta).sum():.3f} of 0.2)")
+    *left, right = np.atleast_1d(figure.subplots(1, 1 + by_cell))
+    if left and (theta <= 0).all():
+        _map(figure, left[0], problem, -theta, "Reds", f"penalty per cell (spent: {np.abs(theta).sum():.3f})")
+    elif left:
+        _map(figure, left[0], problem, theta, "Reds", "θ per cell")
     _map(figure, right, problem, visits, "Blues", r"follower's expected visits, discounted by $\gamma_L$")
     figure.suptitle(title, fontsize=11)
     return figure
@@ -175,12 +180,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _map(figure: Figure, axes: Axes, problem: object, values: np.ndarray, colours: str, title: str) -> None:
-    picture = problem.grid(values)  # type: ignore[attr-defined]
+def _map(figure: Figure, axes: Axes, problem: ConfigurableMDP, values: np.ndarray, colours: str, title: str) -> None:
+    assert problem.grid is not None, "asked for problems with a map alone"
+    picture = problem.grid(values)
     axes.set_facecolor("#5c6270")
-    image = axes.imshow(picture, cmap=colours, vmin=0.0)
+    image = axes.imshow(picture, cmap=colours, vmin=min(np.nanmin(picture), 0.0))
     figure.colorbar(image, ax=axes, shrink=0.85)
-    for letter, (row, column) in problem.landmarks.items():  # type: ignore[attr-defined]
+    for letter, (row, column) in problem.landmarks.items():
         dark = picture[row, column] > 0.6 * np.nanmax(picture)
         axes.text(column, row, letter, ha="center", va="center", color="white" if dark else "black", weight="bold")
     axes.set_xticks([])

@@ -213,11 +213,12 @@ def _models(env: BilevelWrapper) -> Iterator[object]:
     space, problem = env.theta_space, env.problem
     theta = problem.default_theta
     near = np.clip(theta + NEAR, space.low, space.high)
-    yield _rounded(env.model(theta))
-    try:
-        yield _rounded(env.model(np.where(near == theta, theta - NEAR, near)))
-    except Exception:  # outside the task's own bounds, whatever the problem raises there
-        yield None
+    with env.in_first_context():  # whichever is in force
+        yield _rounded(env.model(theta))
+        try:
+            yield _rounded(env.model(np.where(near == theta, theta - NEAR, near)))
+        except Exception:  # outside the task's own bounds, whatever the problem raises there
+            yield None
 
 
 def _rounded(model: object) -> list[tuple[str, object]]:

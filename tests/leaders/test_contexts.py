@@ -147,6 +147,13 @@ def test_a_saved_leader_goes_on_bit_for_bit(doors, tmp_path, leader):
     np.testing.assert_array_equal(second.theta_in([0, 1, 2]), straight.theta_in([0, 1, 2]))
 
 
+def test_a_leader_is_loaded_whatever_context_is_in_force(doors, tmp_path):
+    with doors.in_context(2):
+        ExactGradient(doors, seed=0).learn(1).save(tmp_path / "leader.zip")
+    with doors.in_context(1):
+        assert ExactGradient.load(tmp_path / "leader.zip", doors).progress.iterations == 1
+
+
 def test_a_run_is_the_same_alone_and_beside_others(doors):
     beside, alone = ExactGradient(doors, runs=3, seed=4).learn(5), ExactGradient(doors, runs=1, seed=6).learn(5)
     np.testing.assert_allclose(beside.history["leader_value"][:, 2], alone.history["leader_value"][:, 0], rtol=1e-12)
