@@ -64,6 +64,7 @@ class Face(Generic[M]):
     model_kind: ClassVar[type]  # what the problem's models must be
     _theta: np.ndarray
     _in_force: np.ndarray | None = None  # contexts, int [] or [R]
+    _running: np.ndarray | None = None  # those of the episodes that run
 
     @property
     def simulates_its_model(self) -> bool:
@@ -176,16 +177,27 @@ class Face(Generic[M]):
     def _load_next(self, theta: np.ndarray, context: ArrayLike | None) -> None:
         """Makes ready what the next reset loads; what fails leaves the old θ and the old context."""
         with self.in_context(self._in_force if context is None else context):
-            entered, pending = self._in_force, self._prepared(theta)
+            entered, pending = self._in_force, (self._prepared(theta), self.context)
         self._theta, self._pending, self._in_force = theta, pending, entered
+
+    def _load_pending(self) -> None:
+        """Loads what `configure` made ready, if anything."""
+        if self._pending is not None:
+            model, self._running = self._pending
+            self._load(model)
+            self._pending = None
+
+    def _load(self, model: Any) -> None:
+        """Makes ready to step in a model."""
+        raise NotImplementedError
 
     def _observe(self, state: Any) -> Any:
         """What the follower sees of a state."""
         return state
 
     def _picture(self, state: object, theta: np.ndarray, run: int = 0) -> np.ndarray:
-        """The problem's picture of a state, in the context that is in force for a run."""
-        contexts, context = self.problem.contexts, self.context
+        """The problem's picture of a state, in the context of a run's episodes."""
+        contexts, context = self.problem.contexts, self._running
         assert self.problem.draw is not None, "a render_mode is refused for problems without `draw`"
         if contexts is None or contexts.within or context is None:
             return self.problem.draw(state, theta)
@@ -274,14 +286,12 @@ class ConfigurableEnv(Face[M], gym.Env):
         check_options(options, contextual=self.problem.contexts is not None)
         if options and options.keys() & {"theta", "context"}:
             self.configure(options.get("theta", self._theta), cast(ArrayLike | None, options.get("context")))
-        if self._pending is not None:
-            self._load(self._pending)
-            self._pending = None
+        self._load_pending()
         self._fresh = self._fresh or seed is not None
         self._state = self._begin()
         self._step, self._over = 0, False
         self._show()
-        return self._observe(self._state), {} if self.context is None else {"context": int(self.context)}
+        return self._observe(self._state), {} if self._running is None else {"context": int(self._running.flat[0])}
 
     def step(self, action: ArrayLike) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """One step; the rewards are those of the state in which it begins."""
@@ -417,16 +427,14 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         if not mask.all() and self._state is None:
             raise gym.error.ResetNeeded("reset all environments once before resetting some by `reset_mask`")
         self._seed(seeds, mask)
-        if self._pending is not None and mask.all():
-            self._load(self._pending)
-            self._pending = None
         if mask.all():
+            self._load_pending()
             self._state, self._step = self._first(np.flatnonzero(mask)), np.zeros(self.num_envs, int)
         else:
             self._begin(np.flatnonzero(mask))
-        if self.context is None:
+        if self._running is None:
             return self._shown(), {}
-        each = np.repeat(self.context, self.num_envs // self.context.size)
+        each = np.repeat(self._running, self.num_envs // self._running.size)
         return self._shown(), {"context": each, "_context": np.ones(self.num_envs, bool)}
 
     def step(self, actions: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

@@ -87,6 +87,29 @@ def test_an_episode_begins_and_ends_where_its_context_says():
     assert env.reset()[1]["context"] == OTHER  # in force until changed
 
 
+def test_a_reset_tells_the_context_in_which_its_episode_begins():
+    env = gym.make("BiLevel/FourRooms-v0", pairs=True, render_mode="rgb_array")
+    inner = env.unwrapped
+    inner.configure(inner.theta, context=OTHER)
+    env.reset(seed=0)
+    inner.enter(PUBLISHED)  # without `configure`: models are of another context from now on, episodes are not
+    state, info = env.reset()
+    assert (state, info["context"]) == (four_rooms.STATE[10, 1], OTHER)
+    with inner.in_context([PUBLISHED, PUBLISHED]):
+        state, info = env.reset()
+        shown = env.render()
+    assert (state, info["context"]) == (four_rooms.STATE[10, 1], OTHER)
+    np.testing.assert_array_equal(shown, inner.problem.draw(state, inner.theta, OTHER))
+
+
+def test_resets_by_mask_tell_the_context_of_the_last_reset_of_all():
+    envs = gym.make_vec("BiLevel/FourRooms-v0", num_envs=2, pairs=True)
+    envs.reset(seed=0, options={"context": OTHER})
+    mask = np.array([True, False])
+    states, infos = envs.reset(options={"reset_mask": mask, "context": PUBLISHED})
+    assert (states[0], infos["context"][0]) == (four_rooms.STATE[10, 1], OTHER)
+
+
 def test_copies_in_contexts_step_as_single_environments_do():
     envs = gym.make_vec("BiLevel/FourRooms-v0", 4, pairs=True)
     envs.unwrapped.configure(envs.unwrapped.problem.default_theta[None].repeat(2, 0), [PUBLISHED, OTHER])
