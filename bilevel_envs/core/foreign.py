@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import lacking
-from bilevel_envs.core.env_base import ConfigurableEnv
+from bilevel_envs.core.env_base import ConfigurableEnv, Face
 from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers
 from bilevel_envs.core.problems import check_theta_space, completed
 
@@ -180,7 +180,9 @@ def configure_all(envs: Any, theta: Numbers, context: np.ndarray | None = None) 
       context: int [] or [R]; only of environments of our own classes.
     """
     if not lacking(envs, ["configure"]):
-        envs.configure(theta, *(() if context is None else (context,)))
+        if isinstance(envs, Face):
+            envs.enter(context)  # None too: copies that are kept may still be in an earlier one
+        envs.configure(theta)
         return
     theta = np.asarray(theta.detach() if isinstance(theta, torch.Tensor) else theta)
     extra = theta.ndim - len(envs.get_attr("theta_space")[0].shape)

@@ -7,13 +7,30 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_envs import BilevelWrapper, Contexts, Noise
+from bilevel_envs import BilevelWrapper, ConfigurableMDP, Contexts, Noise, Preferences, TabularEnv, TabularModel
 from bilevel_envs.envs import four_rooms
 from bilevel_envs.parameterizations import CNN, MLP, Box, Budget
 from leaders import exact
 
 PUBLISHED = four_rooms.PAIRS.tolist().index([four_rooms.START_STATE, four_rooms.GOAL_STATE])
 OTHER = four_rooms.PAIRS.tolist().index([four_rooms.STATE[10, 1], four_rooms.STATE[5, 3]])  # past the target
+
+
+class Lottery(ConfigurableMDP):
+    """Each episode is one step in a state, its context, that is drawn by the world unless one is in force."""
+
+    theta_space = gym.spaces.Box(0.0, 1.0, (1,), np.float64)
+    default_theta = np.zeros(1)
+    preferences = Preferences(0.9, 0.9, 0.2)
+    contexts = Contexts(3, lambda index: torch.eye(3)[index], within=True)
+
+    def model(self, theta, context=None):
+        initial = torch.full((1, 3), 1 / 3, dtype=torch.float64)
+        if context is not None:
+            initial = torch.eye(3, dtype=torch.float64)[context]
+        stays = torch.eye(3, dtype=torch.float64)[None, :, None]
+        reward = theta[:, None].expand(-1, 3, 1)
+        return TabularModel(stays, initial, -reward, reward, torch.zeros(1, 3, 1, dtype=torch.float64))
 
 
 @pytest.fixture
@@ -108,6 +125,16 @@ def test_resets_by_mask_tell_the_context_of_the_last_reset_of_all():
     mask = np.array([True, False])
     states, infos = envs.reset(options={"reset_mask": mask, "context": PUBLISHED})
     assert (states[0], infos["context"][0]) == (four_rooms.STATE[10, 1], OTHER)
+
+
+def test_copies_that_are_kept_leave_a_context_that_is_no_longer_in_force():
+    env, theta = BilevelWrapper(TabularEnv(Lottery())), np.zeros(1)
+    best, firsts = env.best_response(theta), []
+    for context in (2, None):
+        with env.in_context(context):
+            batch = env.rollout(theta, best, Noise([0]), rows=60, horizon=1, sampler="steps")
+        firsts.append(batch.state.unique().tolist())
+    assert firsts == [[2], [0, 1, 2]]
 
 
 def test_copies_in_contexts_step_as_single_environments_do():
