@@ -306,9 +306,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; with `options={"theta": θ}`, `info["best_response"]` is the follower's new response."""
+        """Starts an episode; with a new θ or context in `options`, `info["best_response"]` is the follower's new response."""
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
-        if options and "theta" in options:
+        if options and options.keys() & {"theta", "context"}:
             info = {**info, "best_response": self.best_response(self.theta)}
         return observation, info
 

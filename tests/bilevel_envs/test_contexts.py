@@ -127,6 +127,13 @@ def test_resets_by_mask_tell_the_context_of_the_last_reset_of_all():
     assert (states[0], infos["context"][0]) == (four_rooms.STATE[10, 1], OTHER)
 
 
+def test_a_reset_in_another_context_tells_the_response_there(pairs):
+    best = pairs.reset(seed=0, options={"context": OTHER})[1]["best_response"]
+    with pairs.in_context(OTHER):
+        expected = pairs.best_response(pairs.problem.default_theta)
+    torch.testing.assert_close(best.policy.probs, expected.policy.probs)
+
+
 def test_copies_that_are_kept_leave_a_context_that_is_no_longer_in_force():
     env, theta = BilevelWrapper(TabularEnv(Lottery())), np.zeros(1)
     best, firsts = env.best_response(theta), []
