@@ -108,6 +108,7 @@ class TrajectoryLeader(Leader):
         self.env.check_sampler(self.estimator_config.sampler)
         self.rows, self.horizon = self._batch_shape()
         self.critic = self._make_critic()
+        self._untaught = None if self.contexts is None else self.critic.copies(1)
         self.seen = self._seen()
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
         self.guiding, self.transition = self._make_guiding(), self._make_transition()
@@ -178,7 +179,8 @@ class TrajectoryLeader(Leader):
 
     def _forget(self) -> None:
         """Begins anew with a critic that has learnt nothing."""
-        self.critic = self._make_critic()
+        assert self._untaught is not None, "there are contexts"
+        self.critic = self._untaught.copies(1)
         self.seen = self._seen()
         if self.coverage is not None and self.seen is not None:
             self.coverage.seen = self.seen

@@ -9,6 +9,7 @@ from bilevel_envs import BilevelWrapper, ConfigurableMDP, Contexts, Preferences,
 from bilevel_envs.envs import four_rooms
 from bilevel_envs.parameterizations import MLP, Box
 from leaders import BCHG, CMAES, HPGD, MBHG, ExactGradient, SoBiRL, ZerothOrder, exact
+from leaders.critics.empirical import Empirical
 
 BETA = 0.2
 OTHER = four_rooms.PAIRS.tolist().index([four_rooms.STATE[10, 1], four_rooms.STATE[5, 3]])  # past the target
@@ -132,6 +133,26 @@ def test_taxes_by_type_rise(make):
         targeted = exact.objective(env, theta).mean()
     assert targeted > exact.objective(env, env.problem.default_theta) + 0.5
     assert (theta[0] != theta[1]).any()
+
+
+class Counting(Empirical):
+    """A critic of the user's that counts how often it was fitted."""
+
+    fits = 0
+
+    def fit(self, *args):
+        super().fit(*args)
+        self.fits += 1
+
+    def copies(self, count):
+        other = Counting(self.gamma)
+        vars(other).update(vars(super().copies(count)), fits=self.fits)
+        return other
+
+
+def test_a_critic_given_as_an_object_begins_anew_in_every_context(doors):
+    leader = BCHG(doors, critic=Counting(0.9), seed=0, batch_size=20).learn(3)
+    assert leader.critic.fits == 1
 
 
 @pytest.mark.parametrize("leader", [ExactGradient, BCHG])
