@@ -45,8 +45,8 @@ class _TaxFace(Face[TabularModel]):
         }
         return gym.spaces.Box(np.array(low), np.array(high), dtype=np.float64), spaces[actions]
 
-    def _prepared(self, theta: np.ndarray) -> np.ndarray:
-        return theta  # the table is not what `step` simulates, and is dear
+    def _prepared(self, theta: np.ndarray) -> tuple[Any, ...]:
+        return self._in_place(theta)  # the table is not what `step` simulates, and is dear
 
     def _observe(self, state: np.ndarray) -> np.ndarray:
         """States [..., 2] hold assets and type."""
@@ -59,11 +59,12 @@ class _TaxFace(Face[TabularModel]):
 class _Stepper:
     """Households at R rates θ, each for as many environments, in NumPy."""
 
-    def __init__(self, problem: TaxDesign, theta: np.ndarray, count: int, actions: str) -> None:
-        rates = torch.from_numpy(theta.reshape(-1, *problem.theta_space.shape))
+    def __init__(
+        self, problem: TaxDesign, count: int, actions: str, rates: torch.Tensor, context: np.ndarray | None = None
+    ) -> None:
         self.problem, self.actions = problem, actions
-        self.run = np.arange(count) // (count // len(rates))
-        self.net_wage = (1 - theta.reshape(len(rates), -1)[:, 0]) * problem.wage
+        self.run, self.context = np.arange(count) // (count // len(rates)), context
+        self.net_wage = (1 - rates[:, 0].numpy()) * problem.wage
         self.hours, self.bundles = problem.hours.numpy(), problem.bundles.numpy()
         at, lumped = rates[:, None, None], problem.lumped(rates)
         self.welfare = problem.welfare(problem.hours[:, None], problem.bundles, at).numpy()  # [R, hours, bundles]
@@ -73,12 +74,20 @@ class _Stepper:
         self.bundle_cdf = closed_cdf(lumped.share.numpy())  # [R, types, totals, bundles]
         self.type_cdf = closed_cdf(np.array(problem.probabilities, dtype=float))
 
-    def first(self, uniform: np.ndarray, context: int | None) -> np.ndarray:
-        """First states from uniform numbers [K, 2], [K, 2]."""
+    def first(self, uniform: np.ndarray, index: np.ndarray, context: int | None) -> np.ndarray:
+        """First states of the environments `index` [K] from uniform numbers [K, 2], [K, 2].
+
+        Their type is `context`; of None the one in force, or one drawn.
+        """
         spread = START_DEVIATION
         assets = truncated_normal(np.zeros(1), np.array(spread), self.problem.limit, uniform[:, 0])
-        kinds = (self.type_cdf <= uniform[:, 1:]).sum(1)
-        return np.stack([assets, kinds if context is None else np.full(len(uniform), context)], 1).astype(float)
+        if context is not None:
+            kinds = np.full(len(uniform), context)
+        elif self.context is not None:
+            kinds = self.context[self.run[index]]
+        else:
+            kinds = (self.type_cdf <= uniform[:, 1:]).sum(1)
+        return np.stack([assets, kinds], 1).astype(float)
 
     def advance(
         self, state: np.ndarray, action: np.ndarray, uniform: np.ndarray
@@ -154,11 +163,11 @@ class TaxVectorEnv(_TaxFace, ConfigurableVectorEnv[TabularModel]):
     def _present(self) -> dict[str, np.ndarray]:
         return {"context": self._state[:, 1].astype(int), "_context": np.ones(self.num_envs, bool)}
 
-    def _load(self, theta: np.ndarray) -> None:
-        self._stepper = _Stepper(cast(TaxDesign, self.problem), theta, self.num_envs, self.actions)
+    def _load(self, place: tuple[Any, ...]) -> None:
+        self._stepper = _Stepper(cast(TaxDesign, self.problem), self.num_envs, self.actions, *place)
 
     def _first(self, index: np.ndarray) -> np.ndarray:
-        return self._stepper.first(self._uniform(index), self._context)
+        return self._stepper.first(self._uniform(index), index, self._context)
 
     def _checked(self, actions: ArrayLike) -> np.ndarray:
         return _as_actions(actions, self.single_action_space, (self.num_envs,), "actions")
@@ -217,13 +226,13 @@ class TaxEnv(_TaxFace, ConfigurableEnv[TabularModel]):
         observation, info = super().reset(seed=seed, options=options)
         return observation, {**info, "context": int(self._state[1])}
 
-    def _load(self, theta: np.ndarray) -> None:
-        self._stepper = _Stepper(cast(TaxDesign, self.problem), theta, 1, self.actions)
+    def _load(self, place: tuple[Any, ...]) -> None:
+        self._stepper = _Stepper(cast(TaxDesign, self.problem), 1, self.actions, *place)
 
     def _begin(self) -> np.ndarray:
         if self._fresh:
             self._block, self._fresh = np.empty((0, DRAWS)), False
-        state = self._stepper.first(self._uniform(), self._context)[0]
+        state = self._stepper.first(self._uniform(), np.zeros(1, int), self._context)[0]
         self._assets, self._acts = [state[0]], [np.zeros(len(self.theta))]
         return state
 

@@ -144,6 +144,18 @@ def test_copies_that_are_kept_leave_a_context_that_is_no_longer_in_force():
     assert firsts == [[2], [0, 1, 2]]
 
 
+def test_households_are_of_the_type_in_force():
+    env = gym.make("BiLevel/TaxDesign-small-v0").unwrapped
+    env.configure(env.theta, context=1)
+    assert {env.reset(seed=seed)[1]["context"] for seed in range(20)} == {1}
+    envs = gym.make_vec("BiLevel/TaxDesign-small-v0", num_envs=4)
+    envs.configure(np.tile(env.theta, (2, 1)), context=[1, 0])
+    assert envs.reset(seed=0)[1]["context"].tolist() == [1, 1, 0, 0]
+    envs.enter(None)
+    envs.configure(env.theta)
+    assert {kind for seed in range(20) for kind in envs.reset(seed=seed)[1]["context"]} == {0, 1}
+
+
 def test_copies_in_contexts_step_as_single_environments_do():
     envs = gym.make_vec("BiLevel/FourRooms-v0", 4, pairs=True)
     envs.unwrapped.configure(envs.unwrapped.problem.default_theta[None].repeat(2, 0), [PUBLISHED, OTHER])
