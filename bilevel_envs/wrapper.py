@@ -306,7 +306,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; with a new θ or context in `options`, `info["best_response"]` is the follower's new response."""
+        """Starts an episode; with "theta" or "context" in `options`, `info["best_response"]` is the new response."""
         observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
         if options and options.keys() & {"theta", "context"}:
             info = {**info, "best_response": self.best_response(self.theta)}
