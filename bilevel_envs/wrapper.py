@@ -286,16 +286,22 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         world = self._inside.simulator(theta)
         return None if world is None else world.detach()
 
-    def copies(self, count: int, theta: Numbers, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
+    def copies(
+        self, count: int, theta: Numbers, max_episode_steps: int | None = None, run: int | None = None
+    ) -> gym.vector.VectorEnv:
         """So many copies of the environment at θ, in which a follower may learn; autoreset mode SAME_STEP.
 
         Args:
           count: how many.
           theta: ``[*θ.shape]``.
           max_episode_steps: time limit of the copies; None for the environment's own.
+          run: whose context they are in, where one per run is in force; None where all share one.
         """
+        context = self.context
+        if run is not None and context is not None:
+            context = context.flat[run % context.size]
         envs = self._inside.copies(count, self.time_limit if max_episode_steps is None else max_episode_steps)
-        configure_all(envs, theta, self.context)
+        configure_all(envs, theta, context)
         return envs
 
     def observations(self, states: int) -> np.ndarray:

@@ -233,8 +233,8 @@ class FollowerTask:
       preferences: γ_L, γ_F, and the follower's β.
       observation_space, action_space: the follower's.
       time_limit: steps after which an episode is truncated; None for no limit.
-      copies: `copies(count, theta, max_episode_steps=None)`: so many copies of the environment at one θ,
-        ``[*θ.shape]``, as a vector environment with autoreset mode SAME_STEP.
+      copies: `copies(count, theta, max_episode_steps=None, run=None)`: so many copies of the environment at one θ,
+        ``[*θ.shape]``, and in a run's context, as a vector environment with autoreset mode SAME_STEP.
       rollout: `rollout(theta, best, noise, rows=, horizon=, whole_episodes=False)`: trajectories of a response.
       observations: `observations(states)`: what the follower sees in each state of a table, [S] or [S, ...].
     """

@@ -9,6 +9,7 @@ import torch
 
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, Contexts, Noise, Preferences, TabularEnv, TabularModel
 from bilevel_envs.envs import four_rooms
+from bilevel_envs.followers import SB3Follower
 from bilevel_envs.parameterizations import CNN, MLP, Box, Budget
 from leaders import exact
 
@@ -142,6 +143,15 @@ def test_copies_that_are_kept_leave_a_context_that_is_no_longer_in_force():
             batch = env.rollout(theta, best, Noise([0]), rows=60, horizon=1, sampler="steps")
         firsts.append(batch.state.unique().tolist())
     assert firsts == [[2], [0, 1, 2]]
+
+
+def test_agents_learn_in_the_context_of_their_run():
+    follower = SB3Follower("SoftDQN", 8, envs=1, learning_starts=1)
+    env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0", pairs=True), follower)
+    with env.in_context([OTHER, PUBLISHED]):
+        env.best_response(np.tile(env.problem.default_theta, (2, 1)))
+    firsts = [int(agent.replay_buffer.observations[0].item()) for agent in follower.agents]
+    assert firsts == four_rooms.PAIRS[[OTHER, PUBLISHED], 0].tolist()
 
 
 def test_households_are_of_the_type_in_force():

@@ -327,7 +327,7 @@ class SB3Follower:
 
     def _world(self, task: FollowerTask, run: int, seed: int) -> FollowerVecEnv:
         """The follower's environment at one run's θ."""
-        envs = task.copies(self.settings.envs, task.theta[run], self.settings.episode_steps)
+        envs = task.copies(self.settings.envs, task.theta[run], self.settings.episode_steps, run=run)
         low, high = self._range(envs.single_action_space) if self.kind == "SAC" else (None, None)
         bonus = 0.0
         if low is not None and high is not None:  # entropy per unit of the environment's action, not of [−1, 1]
