@@ -42,5 +42,9 @@ class Video:
         run = plots.best_run(leader)
         path = self.directory / "follower.mp4"
         how = {"steps": self.steps, "fps": self.fps, "seed": self.seed, "run": run}
-        frames = follower_film(wrapped, fresh.theta, leader.theta, path, **how)
-        print(f"wrote {path}: run {run}, {frames} frames")
+        context = None if leader.contexts is None else int(leader.contexts.now[run])
+        before, after = (one.theta if context is None else one.theta_in([context])[0] for one in (fresh, leader))
+        with wrapped.in_context(context):
+            frames = follower_film(wrapped, before, after, path, **how)
+        where = "" if context is None else f" in context {context}, its last"
+        print(f"wrote {path}: run {run}{where}, {frames} frames")

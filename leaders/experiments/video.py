@@ -28,7 +28,7 @@ def follower_film(
     seed: int = 0,
     run: int = 0,
 ) -> int:
-    """Films one episode at each of two configurations, with the same seed.
+    """Films one episode at each of two configurations, with the same seed, in the context in force.
 
     A follower that learns does not learn for the film: both pictures show it as it is now.
 
@@ -71,7 +71,8 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     theta = np.reshape(theta, (-1, *env.theta_space.shape))
     runs = len(theta)
-    state, _ = world.reset(seed=seed, options={"theta": theta[run]})
+    context = {} if env.context is None else {"context": int(env.context.flat[run % env.context.size])}
+    state, _ = world.reset(seed=seed, options={"theta": theta[run], **context})
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:
         uniform = np.tile(

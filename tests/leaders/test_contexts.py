@@ -10,6 +10,7 @@ from bilevel_envs.envs import four_rooms
 from bilevel_envs.parameterizations import MLP, Box
 from leaders import BCHG, CMAES, HPGD, MBHG, ExactGradient, SoBiRL, ZerothOrder, exact
 from leaders.critics.empirical import Empirical
+from leaders.experiments import video
 
 BETA = 0.2
 OTHER = four_rooms.PAIRS.tolist().index([four_rooms.STATE[10, 1], four_rooms.STATE[5, 3]])  # past the target
@@ -184,6 +185,14 @@ def test_learning_leaves_the_context_in_force_as_it_was(pairs):
     pairs.unwrapped.enter(OTHER)
     BCHG(pairs, seed=0, batch_size=100).learn(2)
     assert pairs.context == OTHER
+
+
+def test_a_film_is_of_the_context_in_force(pairs):
+    theta = pairs.problem.default_theta
+    with pairs.in_context(OTHER):
+        first = video._episode(pairs, theta, "after", 1, 0, 0)[0]
+    start = int(four_rooms.PAIRS[OTHER, 0])
+    np.testing.assert_array_equal(first[video.HEADER :], pairs.problem.draw(start, theta, OTHER))
 
 
 def test_without_contexts_given_taxes_draw_none(make):
