@@ -99,10 +99,12 @@ def _value(leader: Leader) -> np.ndarray:
 def incentives_figure(leader: Leader) -> Figure | None:
     """A map of what the best run's leader does, and of where its follower goes; None for worlds without a map.
 
+    Also None where contexts are drawn: what is done and visited differs from one to another.
+
     With `draw_visits` two pictures, at the default θ and at the leader's; with a `grid` penalties and visits.
     """
     problem = leader.env.problem
-    if problem.draw_visits is None and problem.grid is None:
+    if leader.contexts is not None or (problem.draw_visits is None and problem.grid is None):
         return None
     run = best_run(leader)
     theta = leader.theta.reshape(leader.runs, *leader.env.theta_space.shape)[run]

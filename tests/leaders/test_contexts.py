@@ -10,7 +10,7 @@ from bilevel_envs.envs import four_rooms
 from bilevel_envs.parameterizations import MLP, Box
 from leaders import BCHG, CMAES, HPGD, MBHG, ExactGradient, SoBiRL, ZerothOrder, exact
 from leaders.critics.empirical import Empirical
-from leaders.experiments import video
+from leaders.experiments import plots, video
 
 BETA = 0.2
 OTHER = four_rooms.PAIRS.tolist().index([four_rooms.STATE[10, 1], four_rooms.STATE[5, 3]])  # past the target
@@ -185,6 +185,10 @@ def test_learning_leaves_the_context_in_force_as_it_was(pairs):
     pairs.unwrapped.enter(OTHER)
     BCHG(pairs, seed=0, batch_size=100).learn(2)
     assert pairs.context == OTHER
+
+
+def test_no_single_map_is_drawn_where_contexts_are(pairs):
+    assert plots.incentives_figure(ExactGradient(pairs, contexts=[OTHER], seed=0).learn(1)) is None
 
 
 def test_a_film_is_of_the_context_in_force(pairs):
