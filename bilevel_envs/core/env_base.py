@@ -65,6 +65,7 @@ class Face(Generic[M]):
     _theta: np.ndarray
     _in_force: np.ndarray | None = None  # contexts, int [] or [R]
     _running: np.ndarray | None = None  # those of the episodes that run
+    _pending: tuple[object, np.ndarray | None] | None = None  # what the next reset loads, and its contexts
 
     @property
     def simulates_its_model(self) -> bool:
