@@ -68,9 +68,15 @@ class Contexts:
         return features.double()
 
     def drawn(self, uniform: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-        """Contexts by inversion of uniform numbers [R], int [R]; `among` those alone, in proportion."""
+        """Contexts by inversion of uniform numbers [R], int [R]; `among` those alone, in proportion.
+
+        Raises:
+          ValueError: if all of those have probability 0.
+        """
         among = np.arange(self.count) if among is None else among
         weights = np.ones(len(among)) if self.probabilities is None else np.asarray(self.probabilities)[among]
+        if not weights.any():
+            raise ValueError(f"`contexts` must name one of a probability above 0, got {among.tolist()}")
         cdf = np.cumsum(weights / weights.sum())
         cdf[-1] = 1.0
         return among[np.searchsorted(cdf, uniform, side="right")]

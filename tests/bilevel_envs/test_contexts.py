@@ -247,6 +247,12 @@ def test_contexts_that_make_no_sense_are_refused(arguments, message):
         Contexts(**({"count": 2, "features": lambda index: torch.eye(2)[index]} | arguments))
 
 
+def test_nothing_is_drawn_among_contexts_of_probability_zero():
+    contexts = Contexts(3, lambda index: torch.eye(3)[index], probabilities=[1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="`contexts` must name one of a probability above 0"):
+        contexts.drawn(np.array([0.5]), np.array([1, 2]))
+
+
 def test_contexts_are_drawn_by_their_probabilities():
     contexts = Contexts(3, lambda index: torch.eye(3)[index], [0.5, 0.2, 0.3])
     uniform = np.array([0.0, 0.49, 0.51, 0.69, 0.71, 0.999])
