@@ -307,7 +307,8 @@ class Leader:
         with self.env.in_context(None if self.contexts is None else self.contexts.now):
             gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
         if raw:
-            gradients = torch.stack([exact.raw_gradient(self.policy, gradient, self.runs) for gradient in gradients])
+            pulled = [exact.raw_gradient(self.policy, gradient, self.runs, self._features) for gradient in gradients]
+            gradients = torch.stack(pulled)
         return (gradients if self._stacked else gradients[:, 0]).numpy()
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
@@ -500,10 +501,13 @@ class Leader:
         return task_of(self.env)
 
     def _theta(self, *, differentiable: bool = False) -> Tensor:
-        reads = self.contexts is not None and reads_context(self.policy)
-        features = self.contexts.features if reads and self.contexts is not None else None
-        theta = theta_of(self.policy, "policy", differentiable=differentiable, context=features).double()
+        theta = theta_of(self.policy, "policy", differentiable=differentiable, context=self._features).double()
         return theta if theta.ndim > len(self.env.theta_space.shape) else theta[None]
+
+    @property
+    def _features(self) -> Tensor | None:
+        """What the policy reads of the present contexts; None for one that reads none."""
+        return self.contexts.features if self.contexts is not None and reads_context(self.policy) else None
 
     def _regulariser(self) -> Tensor:
         return self.policy.regulariser() if isinstance(self.policy, Parameterization) else torch.zeros(())

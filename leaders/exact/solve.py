@@ -172,9 +172,9 @@ def hypergradient_parts(
 
 
 @with_gradients
-def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int) -> Tensor:
-    """Pulls dJ/dθ [R, ...] back to the raw parameters, flat: [R, n]."""
-    theta = theta_of(parameters, "parameters")
+def raw_gradient(parameters: torch.nn.Module, gradient: Tensor, runs: int, context: Tensor | None = None) -> Tensor:
+    """Pulls dJ/dθ [R, ...] back to the raw parameters, flat: [R, n]; `context` as in `theta_of`."""
+    theta = theta_of(parameters, "parameters", context=context)
     leaves = [leaf for leaf in parameters.parameters() if leaf.requires_grad]
     pulled = torch.autograd.grad(theta, leaves, gradient.reshape(theta.shape).to(theta.dtype), allow_unused=True)
     flat = [

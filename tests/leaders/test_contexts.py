@@ -191,6 +191,15 @@ def test_no_single_map_is_drawn_where_contexts_are(pairs):
     assert plots.incentives_figure(ExactGradient(pairs, contexts=[OTHER], seed=0).learn(1)) is None
 
 
+def test_raw_samples_of_a_policy_that_reads_contexts_are_those_of_the_chain_rule(doors):
+    leader = ExactGradient(doors, runs=2, seed=0, learning_rate=0.1).learn(3)
+    theta = leader.policy(doors.problem.contexts.seen(leader.contexts.now))
+    total = (theta * torch.from_numpy(leader.gradient_samples(1)[0])).sum()
+    slopes = torch.autograd.grad(total, list(leader.policy.parameters()))
+    expected = torch.cat([slope.reshape(2, -1) for slope in slopes], -1)
+    np.testing.assert_allclose(leader.gradient_samples(1, raw=True)[0], expected, rtol=1e-12, atol=1e-15)
+
+
 def test_a_film_is_of_the_context_in_force(pairs):
     theta = pairs.problem.default_theta
     with pairs.in_context(OTHER):
