@@ -91,7 +91,7 @@ class Face(Generic[M]):
         return self._in_force
 
     def enter(self, context: ArrayLike | None) -> None:
-        """Puts a context in force, for models at once and for episodes from the next `configure` on.
+        """Puts a context in force, for models at once and for episodes from the next reset on.
 
         Args:
           context: the number of one, or one per run, [R]; None for the first, or for a draw in every episode where the
@@ -182,7 +182,10 @@ class Face(Generic[M]):
         self._theta, self._pending, self._in_force = theta, pending, entered
 
     def _load_pending(self) -> None:
-        """Loads what `configure` made ready, if anything."""
+        """Loads what `configure` made ready, if anything, and a context entered since."""
+        loads = self._running if self._pending is None else self._pending[1]
+        if not _same(loads, self.context):
+            self._load_next(self._theta, None)
         if self._pending is not None:
             model, self._running = self._pending
             self._load(model)
@@ -404,6 +407,9 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
           ValueError: if θ does not fit or lies outside `theta_space`; the old θ then stays.
         """
         array = as_theta(self.problem, theta)
+        contexts = self._in_force if context is None else self._checked_context(context)
+        if contexts is not None and contexts.size > 1 and array.shape == self.theta_space.shape:
+            array = np.repeat(array[None], contexts.size, axis=0)  # one θ in each of them
         extra = array.shape[: array.ndim - len(self.theta_space.shape)]
         if len(extra) > 1 or (extra and (extra[0] == 0 or self.num_envs % extra[0])):
             raise ValueError(
@@ -519,6 +525,11 @@ class ConfigurableVectorEnv(Face[M], gym.vector.VectorEnv):
         uniform = self._block[index, self._read[index]]
         self._read[index] += 1
         return uniform
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    """Whether two choices of contexts are one."""
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 def _infos(info: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:

@@ -109,15 +109,13 @@ def test_a_reset_tells_the_context_in_which_its_episode_begins():
     env = gym.make("BiLevel/FourRooms-v0", pairs=True, render_mode="rgb_array")
     inner = env.unwrapped
     inner.configure(inner.theta, context=OTHER)
-    env.reset(seed=0)
-    inner.enter(PUBLISHED)  # without `configure`: models are of another context from now on, episodes are not
+    state, info = env.reset(seed=0)
+    assert (state, info["context"]) == (four_rooms.STATE[10, 1], OTHER)
+    inner.enter(PUBLISHED)  # models are of another context from now on, the episode is not
+    np.testing.assert_array_equal(env.render(), inner.problem.draw(state, inner.theta, OTHER))
     state, info = env.reset()
-    assert (state, info["context"]) == (four_rooms.STATE[10, 1], OTHER)
-    with inner.in_context([PUBLISHED, PUBLISHED]):
-        state, info = env.reset()
-        shown = env.render()
-    assert (state, info["context"]) == (four_rooms.STATE[10, 1], OTHER)
-    np.testing.assert_array_equal(shown, inner.problem.draw(state, inner.theta, OTHER))
+    assert (state, info["context"]) == (four_rooms.START_STATE, PUBLISHED)
+    np.testing.assert_array_equal(env.render(), inner.problem.draw(state, inner.theta, PUBLISHED))
 
 
 def test_resets_by_mask_tell_the_context_of_the_last_reset_of_all():
@@ -182,6 +180,20 @@ def test_copies_in_contexts_step_as_single_environments_do():
         steps = [env.step(action) for env in singles]
         shown = [env.reset()[0] if step[2] else step[0] for env, step in zip(singles, steps, strict=True)]
         np.testing.assert_array_equal(seen, shown)
+
+
+def test_a_context_that_was_entered_is_that_of_the_next_episode():
+    env = gym.make("BiLevel/FourRooms-v0", pairs=True)
+    env.unwrapped.enter(OTHER)
+    state, info = env.reset(seed=0)
+    assert (state, info["context"]) == (four_rooms.PAIRS[OTHER, 0], OTHER)
+    envs = gym.make_vec("BiLevel/FourRooms-v0", 4, pairs=True)
+    seen, infos = envs.reset(seed=0, options={"context": [PUBLISHED, OTHER]})  # one θ for both
+    np.testing.assert_array_equal(infos["context"], np.repeat([PUBLISHED, OTHER], 2))
+    np.testing.assert_array_equal(seen, four_rooms.PAIRS[infos["context"], 0])
+    env.unwrapped.enter([PUBLISHED, OTHER])
+    with pytest.raises(ValueError, match="one leading entry per context in force"):
+        env.reset()
 
 
 def test_a_picture_shows_start_and_goal_of_the_context():

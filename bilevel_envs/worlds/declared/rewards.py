@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -366,6 +366,9 @@ class ConfigurableRewards(ConfigurableEnv[RewardModel]):
     def _prepared(self, theta: np.ndarray) -> object:
         return self.problem.model(torch.from_numpy(theta)[None])
 
+    def _load(self, model: RewardModel) -> None:
+        self._model = model
+
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -374,8 +377,7 @@ class ConfigurableRewards(ConfigurableEnv[RewardModel]):
         others = dict(options or {})
         if "theta" in others:
             self.configure(others.pop("theta"))
-        if self._pending is not None:
-            self._model, self._pending = cast(RewardModel, self._pending), None
+        self._load_pending()
         self._state, info = self._inside.reset(seed, others or None)
         self._over = False
         return self._state.copy(), info
