@@ -107,9 +107,9 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """The θ that was set last, a copy; `configure` changes it."""
         return self._inside.theta
 
-    def configure(self, theta: Numbers) -> None:
-        """Sets θ, ``[*θ.shape]``, in force from the next reset on; the environment's own `configure`."""
-        self._inside.configure(theta)
+    def configure(self, theta: Numbers, context: ArrayLike | None = None) -> None:
+        """Sets θ, ``[*θ.shape]``, and a context, in force from the next reset on; the environment's own `configure`."""
+        self._inside.configure(theta, *(() if context is None else (context,)))
 
     @property
     def context(self) -> np.ndarray | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -304,7 +305,7 @@ class Leader:
         count = check_count(count, "count")
         seed = None if seed is None else check_count(seed, "seed", at_least=0)
         episodes = None if episodes is None else check_count(episodes, "episodes")
-        with self.env.in_context(None if self.contexts is None else self.contexts.now):
+        with self._in_its_contexts():
             gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
         if raw:
             pulled = [exact.raw_gradient(self.policy, gradient, self.runs, self._features) for gradient in gradients]
@@ -368,7 +369,8 @@ class Leader:
         if self.contexts is not None:
             self.contexts.now = np.array(saved["contexts"])
         self.history.load_state(checkpoint.history)
-        model = self.env.model(self._theta().detach())
+        with self._in_its_contexts():
+            model = self.env.model(self._theta().detach())
         self.progress = Progress(saved["iterations"], checkpoint.response("best", self.runs, model))
         self.evaluation.optimum = checkpoint.response("optimum", self.runs, model)
 
@@ -378,8 +380,12 @@ class Leader:
         if self.contexts is None:
             return self._iterate_once(last)
         self.contexts.draw(self.noise)
-        with self.env.in_context(self.contexts.now):
+        with self._in_its_contexts():
             return self._iterate_once(last)
+
+    def _in_its_contexts(self) -> AbstractContextManager[None]:
+        """With `with`: the contexts drawn last; those in force for a leader that draws none."""
+        return self.env.in_context(None if self.contexts is None else self.contexts.now)
 
     def _iterate_once(self, last: bool) -> None:
         theta = self._theta(differentiable=self.differentiates)  # [R, ...]

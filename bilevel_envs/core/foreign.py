@@ -53,8 +53,8 @@ class Configurable(Protocol):
     def in_context(self, context: ArrayLike | None) -> AbstractContextManager[None]:
         """Puts a context in force for a while."""
 
-    def configure(self, theta: Numbers) -> None:
-        """Sets θ."""
+    def configure(self, theta: Numbers, context: ArrayLike | None = None) -> None:
+        """Sets θ, and a context."""
 
     def model(self, theta: Numbers) -> Model:
         """The follower's MDP at θ."""
@@ -125,9 +125,10 @@ class ForeignEnv:
             )
         return nullcontext()
 
-    def configure(self, theta: Numbers) -> None:
-        """The environment's own."""
-        self.env.configure(theta)
+    def configure(self, theta: Numbers, context: ArrayLike | None = None) -> None:
+        """The environment's own; refuses contexts."""
+        with self.in_context(context):
+            self.env.configure(theta)
 
     def model(self, theta: Numbers) -> Model:
         """The environment's own."""

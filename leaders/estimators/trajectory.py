@@ -103,7 +103,8 @@ class TrajectoryLeader(Leader):
             raise NotAvailableError(missing_value(wrapped.follower, "V_F").reason)
         if self.contexts is not None and self._restarts:
             raise ValueError('`exploration` must be "none" where contexts are drawn, got "restarts"')
-        self.leader_horizon: int | None = self.env.model(self._theta().detach()).horizon
+        with self._in_its_contexts():
+            self.leader_horizon: int | None = self.env.model(self._theta().detach()).horizon
         check_config(self.estimator_config, self.facts, self.runs, given)
         self.env.check_sampler(self.estimator_config.sampler)
         self.rows, self.horizon = self._batch_shape()
@@ -399,12 +400,14 @@ class TrajectoryLeader(Leader):
     @with_gradients
     def _theta_moves(self) -> bool:
         """Whether θ moves the transitions of a table."""
-        return self.facts.world is TABULAR and self.env.model(self._theta()).theta_moves_transitions
+        with self._in_its_contexts():
+            return self.facts.world is TABULAR and self.env.model(self._theta()).theta_moves_transitions
 
     @with_gradients
     def _start_moves(self) -> bool:
         """Whether θ moves the first state of a table."""
-        return self.facts.world is TABULAR and self.env.model(self._theta()).initial.requires_grad
+        with self._in_its_contexts():
+            return self.facts.world is TABULAR and self.env.model(self._theta()).initial.requires_grad
 
     def _critic_state(self) -> dict[str, object]:
         if self.actor_critic is not None:

@@ -22,10 +22,10 @@ class DrawnContexts:
       runs: R.
 
     Attributes:
-      now: the contexts drawn last, int [R]; before the first draw the first of those given.
+      now: the contexts drawn last, int [R]; before the first draw the first that may be drawn.
 
     Raises:
-      ValueError: if a number is that of no context, or one is given twice.
+      ValueError: if a number is that of no context, one is given twice, or none may be drawn.
     """
 
     def __init__(self, contexts: Contexts, given: Sequence[int] | None, runs: int) -> None:
@@ -33,7 +33,7 @@ class DrawnContexts:
         self.among = None if given is None else np.atleast_1d(contexts.checked(given, "contexts"))
         if self.among is not None and len(np.unique(self.among)) < len(self.among):
             raise ValueError("`contexts` must name each context once: probabilities belong to the problem's `contexts`")
-        self.now = np.full(runs, 0 if self.among is None else self.among[0])
+        self.now = np.full(runs, contexts.drawn(np.zeros(1), self.among)[0])
 
     def draw(self, noise: Noise) -> None:
         """Draws anew, one number of each stream."""

@@ -22,7 +22,8 @@ LEADER_WORLDS = {world.name: world for world in (TABULAR, LINEAR_QUADRATIC, DECL
 
 def model_of(env: BilevelWrapper) -> Any:
     """The model at some θ, whose kind says what sort of world it is."""
-    return env.model(env.problem.default_theta)
+    with env.in_first_context():  # whichever is in force
+        return env.model(env.problem.default_theta)
 
 
 def world_of(model: Model) -> LeaderWorld:

@@ -172,8 +172,16 @@ def test_a_saved_leader_goes_on_bit_for_bit(doors, tmp_path, leader):
 def test_a_leader_is_loaded_whatever_context_is_in_force(doors, tmp_path):
     with doors.in_context(2):
         ExactGradient(doors, seed=0).learn(1).save(tmp_path / "leader.zip")
-    with doors.in_context(1):
+    with doors.in_context([0, 1]):
         assert ExactGradient.load(tmp_path / "leader.zip", doors).progress.iterations == 1
+
+
+def test_leaders_are_made_and_led_whatever_contexts_are_in_force(doors):
+    straight = BCHG(doors, runs=2, seed=0).learn(2)
+    with doors.in_context([0, 1, 2]):
+        inside = BCHG(doors, runs=2, seed=0).learn(2)
+        inside.gradient_samples(1)
+    np.testing.assert_array_equal(inside.theta, straight.theta)
 
 
 def test_a_run_is_the_same_alone_and_beside_others(doors):
