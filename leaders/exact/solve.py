@@ -29,23 +29,21 @@ from leaders.exact.raw_parameters import theta_of
 class Solver(NamedTuple):
     """What solves the models of a kind: the follower's problem, and the leader's values and surrogates."""
 
-    planner: Callable[[Any, Preferences], Follower]
+    planner: Callable[[Any], Follower]
     module: ModuleType
 
 
 TOLERANCE = 1e-12  # of β; where rounding leaves more, `SoftValueIteration` says what it accepts
-LARGE_TOLERANCE = 1e-6  # of (1 − γ) β, in tables whose systems are iterated: bounds |V_F − V*| by 1e-6 β
 
 
-def planner_of(model: TabularModel, preferences: Preferences) -> SoftValueIteration:
+def planner_of(model: TabularModel) -> SoftValueIteration:
     """The follower's solver for a table: to rounding where elimination solves, as far as digits cost nothing."""
-    tol = LARGE_TOLERANCE * (1 - preferences.gamma_follower) if model.is_large else TOLERANCE
-    return SoftValueIteration(tol=tol)
+    return SoftValueIteration(tol=None if model.is_large else TOLERANCE)
 
 
 SOLVERS = {
     "tabular": Solver(planner_of, exact_tables),
-    "linear_quadratic": Solver(lambda model, preferences: Riccati(), exact_linear),
+    "linear_quadratic": Solver(lambda model: Riccati(), exact_linear),
 }
 
 
@@ -215,7 +213,7 @@ def value_and_surrogates(model: Model, best: BestResponse, preferences: Preferen
 
 def best_response(model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse[Any, Any]:
     """The soft optimum to the accuracy that exact values need."""
-    return SOLVERS[model.kind].planner(model, preferences).best_response(model, preferences, start)
+    return SOLVERS[model.kind].planner(model).best_response(model, preferences, start)
 
 
 def check_env(env: gym.Env) -> None:

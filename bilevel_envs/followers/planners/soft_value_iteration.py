@@ -18,6 +18,8 @@ from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from bilevel_envs.worlds.tabular.policy_system import SOLVERS
 
 MOST_NEWTON_STEPS = 200
+TOLERANCE = 1e-10  # of β, where elimination solves
+LARGE_TOLERANCE = 1e-6  # of (1 − γ) β, in tables whose systems are iterated: bounds |V_F − V*| by 1e-6 β
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class SoftValueIteration:
 
     Attributes:
       beta: overrides the problem's β, for the follower and for all who ask it; None keeps the problem's.
-      tol: largest soft Bellman residual accepted, relative to β: g depends on Q_F / β. Where rounding leaves more than
-        that, it is accepted as long as it moves no V_F by more than 1e-6 β, and so no probability by more than 5e-7.
+      tol: largest soft Bellman residual accepted, relative to β: g depends on Q_F / β. None for 1e-10, and in tables of
+        more than 500 states, where digits cost time, for 1e-6 (1 − γ_F), which moves no V_F by more than 1e-6 β, and so
+        no probability by more than 5e-7. Where rounding leaves more than `tol`, as much as that is accepted, too.
       rounds: policy refreshes of the fixed schedule (published: 100).
       sweeps: backups per round (published: 5).
       solver: of the linear systems. "direct": elimination in a band; "bicgstab", "gmres" or "splu": BiCGSTAB or GMRES
@@ -47,7 +50,7 @@ class SoftValueIteration:
     """
 
     beta: float | None = None
-    tol: float = 1e-10
+    tol: float | None = None
     rounds: int | None = None
     sweeps: int | None = None
     solver: str = "auto"
@@ -55,7 +58,8 @@ class SoftValueIteration:
     def __post_init__(self) -> None:
         if self.beta is not None:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        check_number(self.tol, "tol", above=0)
+        if self.tol is not None:
+            check_number(self.tol, "tol", above=0)
         if (self.rounds is None) != (self.sweeps is None):
             raise ValueError(
                 "`rounds` and `sweeps` make the fixed schedule together: give both (published: 100 and 5) or neither, "
@@ -117,13 +121,16 @@ class SoftValueIteration:
         if init is not None and init.v.values.shape[-1] == model.states and len(init.v.values) in (1, model.runs):
             v[:] = init.v.values.numpy()
         reward, structure = model.r_follower.contiguous().numpy(), model.structure
+        tol = self.tol
+        if tol is None:
+            tol = LARGE_TOLERANCE * (1 - gamma) if model.is_large else TOLERANCE
         direct = self.solver == "direct" or (self.solver == "auto" and not model.is_large)
         if direct:
             moves, band = structure.stepping, structure.stepping.band
             system = (moves.successor, moves.going_on, gamma, beta, band.position, band.width)
-            tables = soft_policy_iteration(reward, *system, v, self.tol, MOST_NEWTON_STEPS, band.border)
+            tables = soft_policy_iteration(reward, *system, v, tol, MOST_NEWTON_STEPS, band.border)
         else:
-            pattern, stop = structure.pattern, Stop(self.tol, MOST_NEWTON_STEPS)
+            pattern, stop = structure.pattern, Stop(tol, MOST_NEWTON_STEPS)
             tables = large_soft_policy_iteration(reward, structure.arrays, gamma, beta, pattern, v, stop, self.solver)
         q, soft_v, log_probs, residual, converged = (torch.from_numpy(table) for table in tables)
         if converged.all():
@@ -131,7 +138,7 @@ class SoftValueIteration:
         stopped = float(residual[~converged].max())
         raise RuntimeError(
             f"soft policy iteration stopped at a residual of {stopped:.3g}, which is {stopped / beta:.3g} β; `tol` "
-            f"accepts {self.tol:g} β. V_F reaches {float(soft_v.abs().max()):.3g}: beside that β = {beta:g} may be too "
+            f"accepts {tol:g} β. V_F reaches {float(soft_v.abs().max()):.3g}: beside that β = {beta:g} may be too "
             "small for float64. Raise `beta`, take constants out of the follower's rewards, or raise `tol`"
         )
 
