@@ -18,6 +18,7 @@ from bilevel_envs import (
 from bilevel_envs.core.follower import Capabilities
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.networks.policies import NetworkActionValues, NetworkCategorical
+from bilevel_envs.parameterizations import Box
 
 PREFERENCES = Preferences(0.9, 0.9, 0.1)
 SPACE = gym.spaces.Box(0.0, 1.0, (3,), np.float64)
@@ -63,6 +64,9 @@ class Lake(ConfigurableMDP):
             torch.where(over, -PREFERENCES.beta * np.log(4), r_follower(at, c)),
             (~over).double().expand(1, 16, 4).contiguous(),
         )
+
+    def parameterization(self, runs, noise):
+        return Box(np.zeros((runs, 3)), 0.0, 1.0)
 
 
 class Knowing:

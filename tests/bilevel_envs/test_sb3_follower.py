@@ -227,9 +227,9 @@ def test_episodes_of_the_training_may_be_shorter():
     seen = []
 
     class Watched(building().__class__):
-        def copies(self, count, theta, max_episode_steps=None):
+        def copies(self, count, theta, max_episode_steps=None, run=None):
             seen.append(max_episode_steps)
-            return super().copies(count, theta, max_episode_steps)
+            return super().copies(count, theta, max_episode_steps, run)
 
     agent = SB3Follower("SAC", 40, envs=2, episode_steps=5, learning_starts=100, buffer_size=100)
     env = Watched(gym.make("BiLevel/BuildingThermalControl-v0"), agent)

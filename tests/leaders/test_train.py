@@ -324,10 +324,10 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         BCHG(make("FourRooms"), learning_rat=0.1)
     with pytest.raises(TypeError, match="`policy` must be a torch.nn.Module"):
         BCHG(make("FourRooms"), policy=3)
-    with pytest.raises(ValueError, match="`policy` must be None or a module: FourRooms names no other"):
-        BCHG(make("FourRooms"), policy="mlp")
+    with pytest.raises(ValueError, match="`policy` must be None or a module: TollBridge names no other"):
+        BCHG(make("TollBridge"), policy="mlp")
     with pytest.raises(TypeError, match="`critic` must be one of .*or an object with fit, values"):
-        BCHG(make("FourRooms"), critic=3)
+        BCHG(make("TollBridge"), critic=3)
     with pytest.raises(TypeError, match="`follower` must be an object with `best_response"):
         BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), SoftValueIteration)
     with pytest.raises(TypeError, match="`callback` must be an SB3 callback, a function, or a list"):
