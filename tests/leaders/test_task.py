@@ -69,7 +69,7 @@ def ring(**kwargs):
         (lambda: BilevelWrapper(TabularEnv(Ring())), "time limit: 10 there, None here"),
         (
             lambda: BilevelWrapper(gym.wrappers.TimeLimit(TabularEnv(Ring()), 10), SoftValueIteration(tol=1e-9)),
-            "follower: tol=1e-10 there, tol=1e-09 here",
+            "follower: tol=None there, tol=1e-09 here",
         ),
         (
             lambda: BilevelWrapper(gym.wrappers.TimeLimit(TabularEnv(Ring()), 10), Truncated()),
