@@ -93,3 +93,11 @@ def test_the_contexts_script_runs(tmp_path):
     out = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True).stdout
     assert "10,506 pairs: 8,405 to train on, 20 of the others to look at" in out
     assert {path.name for path in tmp_path.iterdir()} == {"contexts.png", "contexts.json"}
+
+
+def test_a_real_environment_that_is_not_there_is_asked_for():
+    script = str(EXAMPLES / "real" / "deep_sea_treasure.py")
+    code = f"import sys, runpy; sys.modules['mo_gymnasium'] = None; runpy.run_path({script!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'pip install --no-deps "mo-gymnasium==1.3.2"' in done.stderr
