@@ -322,14 +322,13 @@ class ConfigurableRewards(ConfigurableEnv[RewardModel]):
         check_problem(problem)
         self._inside, self._components = Inside(self.env, components), components
         self._idle: list[Inside] = []
-        self._lent = 0
         super().__init__(problem)
         self.render_mode = self.env.render_mode
         self._try_a_step()
 
     def _try_a_step(self) -> None:
         """Refuses components and rewards that do not fit a step."""
-        _, _ = self._inside.reset(0)
+        self._inside.reset(0)
         self.action_space.seed(0)
         _, components, *_ = self._inside.step(self.action_space.sample())
         model = self.problem.model(torch.from_numpy(self._theta)[None].requires_grad_())
