@@ -411,6 +411,7 @@ class Leader:
             residual=best.residual,
             optimality_gap=_known(best.optimality_gap),
             follower_improvement=_known(best.improvement),
+            follower_drift=_known(best.drift),
             episodes=estimate.episodes,
             follower_steps=self.history.last("follower_steps") + best.steps + estimate.follower_steps,
             coverage=estimate.coverage,
@@ -538,6 +539,7 @@ class Leader:
             ("grad_norm", "train/grad_norm"),
             ("residual", "train/follower_residual"),
             ("optimality_gap", "train/follower_optimality_gap"),
+            ("follower_drift", "train/follower_drift"),
         ):
             mean = float(self.history.latest(column).mean())
             if not np.isnan(mean) or column in ("leader_value", "leader_return"):

@@ -145,6 +145,8 @@ class BestResponse(Generic[P_co, V_co]):
         known.
       improvement: of a follower that learnt, its mean reward per step in the last quarter of the training less that in
         the quarter before, [R]; None for others.
+      drift: of a follower that learnt, KL(g ‖ g of its response before) at states that it sees, [R]; None where there
+        was none before.
     """
 
     policy: P_co
@@ -157,6 +159,7 @@ class BestResponse(Generic[P_co, V_co]):
     steps: int = 0
     optimality_gap: Tensor | None = None
     improvement: Tensor | None = None
+    drift: Tensor | None = None
 
     @property
     def behavior_policy(self) -> P_co:

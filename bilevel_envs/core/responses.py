@@ -26,6 +26,7 @@ def check_parts(best: BestResponse, runs: int) -> None:
         "residual": best.residual,
         "optimality_gap": best.optimality_gap,
         "improvement": best.improvement,
+        "drift": best.drift,
     }.items():
         if number is None and name != "residual":
             continue

@@ -88,7 +88,7 @@ def vector_rollout(
         flat = (leader_reward, reward, terminated, truncated)
         arrived = _by_run(following, shape, is_state=True)
         row = (state, action, arrived, *(_by_run(value, shape) for value in flat), step, valid)
-        logged.extend(_components(infos, ended, shape))
+        logged.extend(_by_run(found, shape, is_state=True) for found in components_of(infos, ended))
         for column, value in zip(columns, row, strict=True):
             column.append(value)
         ended = ended.reshape(shape)
@@ -120,15 +120,20 @@ def _of_step(observation: np.ndarray, infos: dict[str, Any], ended: np.ndarray) 
     return following, leader_reward
 
 
-def _components(infos: Mapping[str, Any], ended: np.ndarray, shape: tuple[int, int]) -> list[np.ndarray]:
-    """What the step logged, [R, N, C], of episodes that ended from the final info; nothing where none is logged."""
+def components_of(infos: Mapping[str, Any], ended: np.ndarray) -> list[np.ndarray]:
+    """What a step logged, [n, C], alone in a list; nothing where none is logged.
+
+    Args:
+      infos: of the step; where an episode ended, what was logged stands in the final info.
+      ended: which episodes the step ended, bool [n].
+    """
     told = [part["components"] for part in (infos, infos.get("final_info", {})) if "components" in part]
     if not told:
         return []
     found = np.array(told[0])
     if ended.any():
         found[ended] = told[-1][ended]
-    return [_by_run(found, shape, is_state=True)]
+    return [found]
 
 
 def _by_run(x: np.ndarray, shape: tuple[int, int], is_state: bool = False) -> np.ndarray:

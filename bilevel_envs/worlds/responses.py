@@ -20,7 +20,8 @@ PARTS: dict[frozenset[str], Callable[..., Any]] = {
     frozenset(field.name for field in fields(kind)): kind
     for kind in (BoltzmannPolicy, Table, GaussianPolicy, Quadratic)
 }
-RECORDED = ("residual", "optimal", "solver_state", "optimality_gap", "improvement")  # of a response, beside its parts
+# Of a response, beside its parts.
+RECORDED = ("residual", "optimal", "solver_state", "optimality_gap", "improvement", "drift")
 
 
 def check_response(best: BestResponse, runs: int, model: Model) -> None:

@@ -109,8 +109,15 @@ class World(Generic[M, P]):
         """Whether r_F at another θ can be computed from what the follower saw and did; arguments as of `inputs`."""
         return False
 
+    def reads_components(self, model: M) -> bool:
+        """Whether r_F is a function of components that steps log."""
+        return False
+
     def stored_reward(self, model: M, run: int, observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-        """r_F of a run at what the follower saw [K, E, ...] and did [K, E, ...], [K, E]; where `knows_rewards`."""
+        """r_F of a run at what the follower saw [K, E, ...] and did [K, E, ...], [K, E]; where `knows_rewards`.
+
+        Where it `reads_components`, they stand in place of what was seen, [K, E, C].
+        """
         raise NotImplementedError(f"rewards are not known in a {self.name} world")
 
 

@@ -28,6 +28,7 @@ COLUMNS = (
     "visits_per_pair",
     "optimality_gap",
     "follower_improvement",
+    "follower_drift",
     "explored_value",
     "promised_value",
 )
@@ -45,7 +46,8 @@ class History:
 
     `residual` is the largest violation of the follower's optimality equation, NaN where it solves none;
     `optimality_gap` what its soft return lacks of the optimum, `follower_improvement` how much its mean reward per step
-    rose at the end of its last training; NaN where they are not known.
+    rose at the end of its last training, `follower_drift` the KL divergence of its policy from that of its response
+    before; NaN where they are not known.
 
     `explored_value` is the exact value of another θ that an iteration deployed to learn of the world, `promised_value`
     what a learnt world gave for the present one when it was proposed; NaN for leaders that have neither.

@@ -183,6 +183,7 @@ class ObservedFollower:
             steps=steps,
             optimality_gap=hidden.optimality_gap,
             improvement=hidden.improvement,
+            drift=hidden.drift,
         )
 
     def state_dict(self) -> dict[str, object]:

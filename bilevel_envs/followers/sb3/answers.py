@@ -25,12 +25,17 @@ from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import ActorCriticPolicy
-    from stable_baselines3.sac.policies import Actor, SACPolicy
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
+    from stable_baselines3.sac.policies import Actor
+
+EPSILON, MOST = 1e-8, 10.0  # of SB3's VecNormalize
 
 Answer: TypeAlias = tuple[Policy, ValueFunction | None, ValueFunction | None]
 
 
-def tables(kind: str, agents: Sequence[Any], seen: np.ndarray, beta: float, scale: float) -> Answer:
+def tables(
+    kind: str, agents: Sequence[Any], seen: np.ndarray, beta: float, scale: float, scales: Sequence[RunningMeanStd] = ()
+) -> Answer:
     """g, Q_F and V_F read out at every state of a table.
 
     Args:
@@ -39,10 +44,12 @@ def tables(kind: str, agents: Sequence[Any], seen: np.ndarray, beta: float, scal
       seen: what the follower sees in each state, [S] or [S, ...].
       beta: β.
       scale: what the agents' unit of reward is worth.
+      scales: of the observations, one per agent; none where they are not normalised.
     """
     log_probs, q = [], []
-    for agent in agents:
-        tensor = agent.policy.obs_to_tensor(seen)[0]
+    for number, agent in enumerate(agents):
+        shown = _normaliser(scales[number])(torch.from_numpy(seen)).numpy() if scales else seen
+        tensor = agent.policy.obs_to_tensor(shown)[0]
         with torch.no_grad():
             if kind not in ("SoftDQN", "DQN"):
                 log_probs.append(_log_probs(agent.policy, tensor))
@@ -65,6 +72,7 @@ def functions(
     bounds: tuple[np.ndarray, np.ndarray] | None,
     beta: float,
     scale: float,
+    scales: Sequence[RunningMeanStd] = (),
 ) -> Answer:
     """g, Q_F and V_F as functions of states that are vectors, by copies of the networks as they are now.
 
@@ -76,32 +84,32 @@ def functions(
       bounds: what SAC's −1 and 1 stand for, [m] each.
       beta: β.
       scale: what the agents' unit of reward is worth.
+      scales: of the observations, one per agent; none where they are not normalised.
     """
-    nets = [_snapshot(agent.policy) for agent in agents] * (runs // len(agents))
+    shown = [_normaliser(one) for one in scales] or [_as_it_is] * len(agents)
+
+    def of_agents(network: Callable[[Any], Network]) -> tuple[Network, ...]:
+        made = [_composed(network(net), seen) for net, seen in zip(nets, shown, strict=True)]
+        return tuple(made * (runs // len(agents)))
+
+    nets = [_snapshot(agent.policy) for agent in agents]
     if kind == "SoftDQN":
-        values = tuple(_scaled(net.q_net, scale) for net in nets)
-        q = NetworkActionValues(values, beta)
-        return NetworkCategorical(tuple(_softly(f, beta) for f in values)), q, q
+        q = NetworkActionValues(of_agents(lambda net: _scaled(net.q_net, scale)), beta)
+        return NetworkCategorical(tuple(_softly(f, beta) for f in q.networks)), q, q
     if kind == "DQN":
         share = agents[0].exploration_rate
-        return NetworkCategorical(tuple(_greedily(net.q_net, share) for net in nets)), None, None
+        return NetworkCategorical(of_agents(lambda net: _greedily(net.q_net, share))), None, None
     if isinstance(space, gym.spaces.Discrete):
-        return NetworkCategorical(tuple(_categorical(net) for net in nets)), None, None
+        return NetworkCategorical(of_agents(_categorical)), None, None
     if kind != "SAC":
         assert isinstance(space, gym.spaces.Box)
         low, high = torch.from_numpy(space.low).double(), torch.from_numpy(space.high).double()
-        return NetworkGaussian(tuple(_normal(net, low, high) for net in nets), low, high, squashed=False), None, None
+        normal = of_agents(lambda net: _normal(net, low, high))
+        return NetworkGaussian(normal, low, high, squashed=False), None, None
     assert bounds is not None
-    return _soft_actor_critic(nets, bounds, beta, scale)
-
-
-def _soft_actor_critic(
-    nets: Sequence[SACPolicy], bounds: tuple[np.ndarray, np.ndarray], beta: float, scale: float
-) -> tuple[NetworkGaussian, NetworkQ, NetworkV]:
-    """Those of SAC."""
     low, high = (torch.from_numpy(bound) for bound in bounds)
-    policy = NetworkGaussian(tuple(_squashed(net.actor) for net in nets), low, high)
-    own_q = NetworkQ(tuple(_least(net.critic) for net in nets), policy, scale, -beta * policy.log_volume)
+    policy = NetworkGaussian(of_agents(lambda net: _squashed(net.actor)), low, high)
+    own_q = NetworkQ(of_agents(lambda net: _least(net.critic)), policy, scale, -beta * policy.log_volume)
     return policy, own_q, NetworkV(own_q, beta)
 
 
@@ -114,6 +122,20 @@ def _snapshot(policy: Any) -> Any:
 
 
 # Networks as functions of observations [K, n].
+
+
+def _normaliser(scale: RunningMeanStd) -> Network:
+    """Observations as SB3's `VecNormalize` shows them now."""
+    mean, deviation = (torch.from_numpy(part.copy()) for part in (scale.mean, np.sqrt(scale.var + EPSILON)))
+    return lambda x: ((x - mean) / deviation).clamp(-MOST, MOST).float()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _composed(network: Network, seen: Network) -> Network:
+    return lambda x, *more: network(seen(x), *more)
 
 
 def _boltzmann(q: Tensor, beta: float) -> Tensor:

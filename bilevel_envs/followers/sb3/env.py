@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from bilevel_envs.core.vector_rollout import components_of
+
+REMEMBERED = 1_000  # observations of the last steps
 
 
 class FollowerVecEnv(VecEnv):
@@ -20,6 +26,7 @@ class FollowerVecEnv(VecEnv):
 
     Attributes:
       paid: mean reward per step and call so far, in the environment's units and without the bonus.
+      seen: the observations of the last steps, [num_envs, ...] each.
     """
 
     def __init__(
@@ -38,6 +45,7 @@ class FollowerVecEnv(VecEnv):
         self.render_mode = None
         super().__init__(envs.num_envs, envs.single_observation_space, actions)
         self.paid: list[float] = []
+        self.seen: deque[np.ndarray] = deque(maxlen=-(-REMEMBERED // envs.num_envs))
         self._first_seed: int | None = seed
         self._actions: np.ndarray = np.empty(0)
 
@@ -55,8 +63,12 @@ class FollowerVecEnv(VecEnv):
         """Takes them."""
         observation, reward, terminated, truncated, seen = self.envs.step(self.in_units(self._actions))
         self.paid.append(float(np.mean(reward)))
+        self.seen.append(observation)
         ended = terminated | truncated
         infos: list[dict[str, object]] = [{} for _ in range(self.num_envs)]
+        for logged in components_of(seen, ended):
+            for info, components in zip(infos, logged, strict=True):
+                info["components"] = components
         for index in np.flatnonzero(ended):
             infos[index]["terminal_observation"] = seen["final_obs"][index]
             infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])

@@ -41,6 +41,8 @@ from bilevel_envs.followers.sb3.agents import (
     stores,
 )
 from bilevel_envs.followers.sb3.answers import functions, tables
+from bilevel_envs.followers.sb3.drift import drift
+from bilevel_envs.followers.sb3.progress import Paid, running
 from bilevel_envs.followers.sb3.settings import TrainingSettings
 from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
 from bilevel_envs.worlds.tabular.model import TabularModel
@@ -48,6 +50,8 @@ from bilevel_envs.worlds.world import world_of
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.running_mean_std import RunningMeanStd
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
     from bilevel_envs.followers.sb3.env import FollowerVecEnv
 
@@ -83,8 +87,9 @@ class SB3Follower:
     It solves no equation, so its residual is NaN. Its optimality gap, what the soft return of its policy lacks of the
     optimum, is exact where the world is a table and sampled over 64 episodes where it is linear-quadratic; elsewhere
     it is not known. `improvement` is how much the mean reward per step rose from the third to the last quarter of the
-    training. Costs `steps` environment steps per response and run, counted as
-    ``follower_steps``, and the algorithm's gradient steps: some 3 to 8 ms each on one core for networks of this size.
+    training, `drift` the KL divergence of its policy from that of the response before. Costs `steps` environment steps
+    per response and run, counted as ``follower_steps``, and the algorithm's gradient steps: some 3 to 8 ms each on one
+    core for networks of this size.
 
     Args:
       algorithm: "SAC", "SoftDQN", "DQN", "PPO", "A2C", or a subclass of SB3's ``BaseAlgorithm``.
@@ -100,6 +105,11 @@ class SB3Follower:
       envs: environments stepped side by side.
       episode_steps: episodes of the training are cut, and their values bootstrapped, after so many steps; None for the
         environment's own limit. Where states settle, shorter ones show the agent more of those it begins in.
+      accuracy: with `most_steps`, a response goes on for `steps` more while it is not as accurate: while its optimality
+        gap, or where that is not known its `improvement`, is larger.
+      most_steps: after which it ends in any case.
+      normalize: show the agent observations less their running mean, by their running deviation (SB3's
+        ``VecNormalize``), kept from one response to the next.
       beta: overrides the problem's β.
       reward_scale: rewards are divided by it on their way to the agent; β, Q and V are converted.
       action_range: what SAC's 1 stands for, −1 for its negative, a number or a list of one per entry; a tuple (low,
@@ -124,6 +134,8 @@ class SB3Follower:
         self.responses = self.spent = 0
         self._gap: Tensor | None = None
         self._improvement: Tensor | None = None
+        self._drift: Tensor | None = None
+        self._scales: list[RunningMeanStd] = []  # of the observations, run by run, where they are normalised
 
     @property
     def beta(self) -> float | None:
@@ -203,26 +215,21 @@ class SB3Follower:
                 "`reset()` forgets them"
             )
         if learn:
-            paid = [self._train(task, run) for run in range(runs)]
-            self.spent = before + max((taken for taken, _ in paid), default=0)
-            self.responses += 1
-        best = self._answer(task)
-        if learn and any(rewards for _, rewards in paid):
-            self._gap = self._shortfall(task, best[0])
-            self._improvement = torch.tensor([improvement(rewards) for _, rewards in paid], dtype=torch.float64)
+            self._learn(task, runs)
         return BestResponse(
-            *best,
+            *self._answer(task),
             residual=torch.full((runs,), float("nan"), dtype=torch.float64),
             optimal=False,
             steps=self.spent - before,
             optimality_gap=self._gap,
             improvement=self._improvement,
+            drift=self._drift,
         )
 
     def reset(self) -> None:
         """Forgets everything: the next response begins with new agents and the first budget."""
         self.agents, self.responses, self.spent = [], 0, 0
-        self._gap, self._improvement = None, None
+        self._gap, self._improvement, self._drift, self._scales = None, None, None, []
 
     def state_dict(self) -> dict[str, object]:
         """The agents as SB3 saves them, with their replay buffers where those are kept."""
@@ -236,6 +243,8 @@ class SB3Follower:
             "spent": self.spent,
             "optimality_gap": self._gap,
             "improvement": self._improvement,
+            "drift": self._drift,
+            "scales": [[torch.from_numpy(one.mean), torch.from_numpy(one.var), one.count] for one in self._scales],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,41 +255,87 @@ class SB3Follower:
                 agent.load_replay_buffer(as_file(content))
         self.responses, self.spent = state["responses"], state["spent"]
         self._gap, self._improvement = state["optimality_gap"], state["improvement"]
+        self._drift = state.get("drift")
+        self._scales = [running(*parts) for parts in state.get("scales", [])]
 
     # Training -------------------------------------------------------------------------------------------------
 
-    def _train(self, task: FollowerTask, run: int) -> tuple[int, list[float]]:
-        """One run's agent learns at its θ; how many steps it took, and its mean rewards, call by call."""
-        first = run >= len(self.agents) or self.settings.start == "cold"
-        budget = self._budget()
+    def _learn(self, task: FollowerTask, runs: int) -> None:
+        """Every run's agent learns at its θ, and goes on as long as it is not as accurate as was asked for."""
+        known = len(self.agents) == runs and self.agents[0].observation_space == task.observation_space
+        before = self._answer(task)[0] if known else None
+        paid, lacking = [Paid() for _ in range(runs)], list(range(runs))
+        while lacking:
+            for run in lacking:
+                self._train(task, run, paid[run])
+            if any(one.rewards for one in paid):
+                self._gap = self._shortfall(task, self._answer(task)[0])
+                self._improvement = torch.tensor([improvement(one.rewards) for one in paid], dtype=torch.float64)
+            lacking = self._inaccurate(lacking, paid)
+        if before is not None and all(one.steps for one in paid):
+            noise = Noise([[self.settings.seed + run, self.responses, 2] for run in range(runs)])
+            self._drift = drift(task, self._answer(task)[0], before, [one.seen for one in paid], noise)
+        self.spent += max(one.steps for one in paid)
+        self.responses += 1
+
+    def _inaccurate(self, runs: list[int], paid: list[Paid]) -> list[int]:
+        """Those of some runs that have steps left and are not as accurate as was asked for."""
+        wanted, most = self.settings.accuracy, self.settings.most_steps
+        off = self._improvement if self._gap is None else self._gap
+        if wanted is None or most is None or off is None:
+            return []
+        return [run for run in runs if paid[run].goes_on and paid[run].steps < most and not off[run] <= wanted]
+
+    def _train(self, task: FollowerTask, run: int, paid: Paid) -> None:
+        """One run's agent learns at its θ for a while, and adds to what that took and brought."""
+        again, budget = paid.steps > 0, self._budget(paid)
+        first = run >= len(self.agents) or (self.settings.start == "cold" and not again)
         if budget <= 0 and run < len(self.agents):
-            return 0, []
-        with seeded(self.settings.seed + run, self.responses) as seed:
+            paid.goes_on = False
+            return
+        with seeded(self.settings.seed + run, self.responses, *([paid.steps] if again else [])) as seed:
             world = self._world(task, run, seed)
-            agent = self._agent(world, self._preferences(task)) if first else self.agents[run]
+            shown = self._normalised(world, run) if self.settings.normalize else world
+            agent = self._agent(task, shown) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
             _check_spaces(agent, world)
             agent.action_space.seed(seed)
-            agent.set_env(world)
-            fresh = agent.num_timesteps == 0
-            if stores(agent) and not fresh:
-                self._prepare_buffer(agent, task.model, run)
-            taken, budget = agent.num_timesteps, max(budget, 1)
-            whole = self.settings.total_steps if self.settings.schedule == "total" else None
-            begun, whole = (taken, budget) if whole is None else (0, whole)
-            waits_for = budget // 2 if taken and self.settings.buffer == "clear" else None
-            with scheduled(agent, begun, whole, waits_for), logged(agent, fresh):
-                agent.learn(budget, reset_num_timesteps=fresh)
+            agent.set_env(shown)
+            if stores(agent) and agent.num_timesteps and not again:
+                self._prepare_buffer(agent, world, task.model, run)
+            taken = agent.num_timesteps
+            self._teach(agent, max(budget, 1), emptied=self.settings.buffer == "clear" and not again)
             world.close()
         check_networks(agent, run)
-        return agent.num_timesteps - taken, world.paid
+        paid.add(agent.num_timesteps - taken, world)
 
-    def _budget(self) -> int:
-        """Steps of this response."""
+    def _teach(self, agent: BaseAlgorithm, budget: int, *, emptied: bool) -> None:
+        """SB3's `learn` for so many steps, its buffer emptied or not before."""
+        taken = agent.num_timesteps
+        total = self.settings.total_steps if self.settings.schedule == "total" else None
+        begun, whole = (taken, budget) if total is None else (0, total)
+        waits_for = budget // 2 if taken and emptied else None
+        with scheduled(agent, begun, whole, waits_for), logged(agent, taken == 0):
+            agent.learn(budget, reset_num_timesteps=taken == 0)
+
+    def _budget(self, paid: Paid) -> int:
+        """Steps of this response, or of its continuation."""
         settings = self.settings
-        budget = settings.steps if self.responses or settings.first_steps is None else settings.first_steps
-        return budget if settings.total_steps is None else min(budget, settings.total_steps - self.spent)
+        first = self.responses == 0 and paid.steps == 0 and settings.first_steps is not None
+        budget = cast(int, settings.first_steps) if first else settings.steps
+        if paid.steps and settings.most_steps is not None:
+            budget = min(budget, settings.most_steps - paid.steps)
+        return budget if settings.total_steps is None else min(budget, settings.total_steps - self.spent - paid.steps)
+
+    def _normalised(self, world: FollowerVecEnv, run: int) -> VecNormalize:
+        """The environment with observations normalised, by what a run has seen so far."""
+        normalize = import_module("stable_baselines3.common.vec_env").VecNormalize
+        env = normalize(world, norm_reward=False)
+        if run < len(self._scales) and self.settings.start == "warm":
+            env.obs_rms = self._scales[run]
+        self._scales[run : run + 1] = [env.obs_rms]
+        return env
 
     def _preferences(self, task: FollowerTask) -> Preferences:
         """The problem's, with this follower's own β if it has one; not those of a leader who supposes another."""
@@ -297,19 +352,25 @@ class SB3Follower:
         if self.kind not in (*fits, "other"):
             what = "discrete actions" if discrete else "actions that are vectors"
             raise ValueError(f"`algorithm` must be one of {', '.join(fits)} for {what}, got {self.algorithm.__name__}")
+        if self.settings.normalize and not isinstance(task.observation_space, gym.spaces.Box):
+            raise ValueError(f"`normalize` must be False where observations are no Box, got {task.observation_space}")
         if self.settings.buffer == "relabel" and not world_of(task.model).knows_rewards(task.observations, task.model):
             raise ValueError(
                 '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
-                'observation="index" and for linear-quadratic worlds; got "relabel"'
+                'observation="index", for linear-quadratic worlds and for ConfigurableRewards; got "relabel"'
             )
 
-    def _agent(self, world: FollowerVecEnv, preferences: Preferences) -> BaseAlgorithm:
+    def _agent(self, task: FollowerTask, world: VecEnv) -> BaseAlgorithm:
         """A new agent, with the networks in `model_file` if there is one."""
+        preferences = self._preferences(task)
         beta = preferences.beta / self.settings.reward_scale
         own: dict[str, Any] = {"SAC": {"ent_coef": beta}, "SoftDQN": {"beta": beta}}.get(self.kind, {})
         if self.kind in ("PPO", "A2C"):
             own = {"ent_coef": beta}
         own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
+        if self.settings.buffer == "relabel" and world_of(task.model).reads_components(task.model):
+            kept = import_module("bilevel_envs.followers.sb3.buffers").ComponentsBuffer
+            own = {"replay_buffer_class": kept} | own
         file = None if self.settings.model_file is None else Path(self.settings.model_file)
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {file}")
@@ -350,14 +411,14 @@ class SB3Follower:
             raise ValueError(f"`action_range` must give finite bounds, low below high; got {low} and {high}")
         return low, high
 
-    def _prepare_buffer(self, agent: Any, model: Model, run: int) -> None:
+    def _prepare_buffer(self, agent: Any, world: FollowerVecEnv, model: Model, run: int) -> None:
         if self.settings.buffer == "clear":
             agent.replay_buffer.reset()
         elif self.settings.buffer == "relabel":
-            store, size = agent.replay_buffer, agent.replay_buffer.size()
-            action = agent.env.in_units(store.actions[:size])
-            reward = world_of(model).stored_reward(model, run, store.observations[:size], action)
-            store.rewards[:size] = ((reward + agent.env.bonus) / self.settings.reward_scale).astype(np.float32)
+            store, size, kind = agent.replay_buffer, agent.replay_buffer.size(), world_of(model)
+            seen = store.components if kind.reads_components(model) else store.observations
+            reward = kind.stored_reward(model, run, seen[:size], world.in_units(store.actions[:size]))
+            store.rewards[:size] = ((reward + world.bonus) / self.settings.reward_scale).astype(np.float32)
 
     # Answers --------------------------------------------------------------------------------------------------
 
@@ -366,10 +427,10 @@ class SB3Follower:
         beta, scale, space = self._preferences(task).beta, self.settings.reward_scale, task.action_space
         if world_of(task.model).countable:
             seen = task.observations(cast(TabularModel, task.model).states)
-            policy, q, v = tables(self.kind, self.agents, seen, beta, scale)
+            policy, q, v = tables(self.kind, self.agents, seen, beta, scale, self._scales)
         else:
             bounds = self._range(space) if self.kind == "SAC" else None
-            policy, q, v = functions(self.kind, self.agents, len(task.theta), space, bounds, beta, scale)
+            policy, q, v = functions(self.kind, self.agents, len(task.theta), space, bounds, beta, scale, self._scales)
         return policy, self.missing("Q_F") if q is None else q, self.missing("V_F") if v is None else v
 
     def missing(self, what: str) -> Missing:

@@ -37,6 +37,9 @@ class TrainingSettings:
     schedule: str = "response"
     envs: int = 1
     episode_steps: int | None = None
+    accuracy: float | None = None
+    most_steps: int | None = None
+    normalize: bool = False
     beta: float | None = None
     reward_scale: float = 1.0
     action_range: Range = None
@@ -45,7 +48,7 @@ class TrainingSettings:
     policy: str | type[BasePolicy] = "MlpPolicy"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "first_steps", "total_steps", "envs", "episode_steps"):
+        for name in ("steps", "first_steps", "total_steps", "envs", "episode_steps", "most_steps"):
             if getattr(self, name) is not None or name in ("steps", "envs"):
                 object.__setattr__(self, name, check_count(getattr(self, name), name))
         object.__setattr__(self, "seed", check_count(self.seed, "seed", at_least=0))
@@ -53,6 +56,17 @@ class TrainingSettings:
             check_choice(getattr(self, name), choices, name)
         if self.schedule == "total" and self.total_steps is None:
             raise ValueError('`total_steps` must be given with schedule="total", got None')
+        if (self.accuracy is None) != (self.most_steps is None):
+            raise ValueError(
+                "`accuracy` and `most_steps` must be given together: how near to its optimum a response must come, and "
+                f"after how many steps it ends in any case; got {self.accuracy} and {self.most_steps}"
+            )
+        if self.accuracy is not None:
+            check_number(self.accuracy, "accuracy", at_least=0)
+        if self.most_steps is not None and self.most_steps < self.steps:
+            raise ValueError(f"`most_steps` must be at least `steps`, {self.steps}, got {self.most_steps}")
+        if not isinstance(self.normalize, bool):
+            raise TypeError(f"`normalize` must be True or False, got {self.normalize!r}")
         if self.beta is not None:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         check_number(self.reward_scale, "reward_scale", above=0)

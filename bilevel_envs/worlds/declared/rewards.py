@@ -43,6 +43,7 @@ class RewardModel:
     kind: ClassVar[str] = "declared"
     horizon: ClassVar[int | None] = None
     is_quadratic: ClassVar[bool] = False
+    reads_components: ClassVar[bool] = True
     theta: Tensor
     reward_follower: Reward
     reward_leader: Reward
