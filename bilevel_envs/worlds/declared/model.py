@@ -54,6 +54,7 @@ class SimulatedModel:
     kind: ClassVar[str] = "declared"
     horizon: ClassVar[int | None] = None
     is_quadratic: ClassVar[bool] = False
+    hides_moves: ClassVar[bool] = False
     network: LeaderNetwork
     theta: Tensor
 
