@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bilevel_envs.games.tables import GameTables
     from bilevel_envs.games.tabular import FiniteGame, TabularGame
     from bilevel_envs.leader_env import LeaderEnv
+    from bilevel_envs.worlds.declared.dynamics import ConfigurableDynamics
     from bilevel_envs.worlds.declared.env import SimulatedEnv, SimulatedVectorEnv
     from bilevel_envs.worlds.declared.model import SimulatedModel
     from bilevel_envs.worlds.declared.rewards import ConfigurableRewards
@@ -42,6 +43,7 @@ _HOME = {
     "BestResponse": "core.follower",
     "BilevelWrapper": "wrapper",
     "BoltzmannPolicy": "worlds.tabular.policy",
+    "ConfigurableDynamics": "worlds.declared.dynamics",
     "ConfigurableMDP": "core.mdp",
     "ConfigurableRewards": "worlds.declared.rewards",
     "Contexts": "core.contexts",
@@ -79,6 +81,7 @@ __all__ = [
     "BestResponse",
     "BilevelWrapper",
     "BoltzmannPolicy",
+    "ConfigurableDynamics",
     "ConfigurableMDP",
     "ConfigurableRewards",
     "Contexts",

@@ -38,6 +38,11 @@ class Declared(LeaderWorld):
 
     def check(self, config: EstimatorConfig, facts: Facts) -> None:
         check_vectors(config)
+        if facts.hides_moves:
+            raise ValueError(
+                f"`env` must have a known log p where θ moves its dynamics; {facts.problem} has none, and the gradient "
+                "of what arrives would be left out: take CMAES, RandomSearch or ZerothOrder, which only compare returns"
+            )
         for name, value, got in (("gradient", "score", config.gradient), ("tail", "keep", config.tail)):
             if got != value:
                 raise ValueError(f'`{name}` must be "{value}" where the model is not known, got {got!r}')

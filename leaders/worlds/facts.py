@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.core.mdp import ConfigurableMDP, Model
 from bilevel_envs.worlds.world import world_of as kind_called
@@ -64,6 +65,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
         quadratic_reward=model.is_quadratic or not linear,
         leader_actions=problem.stage_actions,
         actions=problem.discrete_actions,
+        hides_moves=not lacking(model, ["hides_moves"]) and model.hides_moves,  # of declared models alone
         learns=follower.learns,
         optimal=follower.optimal,
     )

@@ -31,6 +31,7 @@ class Facts:
       quadratic_reward: whether the leader's reward is a quadratic of (s, b).
       leader_actions: A of a finite game whose follower sees the leader's move; 0 elsewhere.
       actions: discrete ones at states that are vectors, which critics read one-hot; 0 elsewhere.
+      hides_moves: whether θ moves the transitions of a world in which log p is not known.
       learns: whether the follower learns, or is observed.
       optimal: whether the follower's response is the soft optimum of the model.
     """
@@ -44,6 +45,7 @@ class Facts:
     quadratic_reward: bool = True
     leader_actions: int = 0
     actions: int = 0
+    hides_moves: bool = False
     learns: bool = False
     optimal: bool = True
 

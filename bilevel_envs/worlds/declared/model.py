@@ -55,6 +55,7 @@ class SimulatedModel:
     horizon: ClassVar[int | None] = None
     is_quadratic: ClassVar[bool] = False
     reads_components: ClassVar[bool] = False
+    hides_moves: ClassVar[bool] = False
     network: LeaderNetwork
     theta: Tensor
 

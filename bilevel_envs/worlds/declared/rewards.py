@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypedDict, Unpack
 
 import gymnasium as gym
 import numpy as np
@@ -21,13 +21,14 @@ from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_count, check_shape, finite_numbers
 from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.core.follower import Policy
-from bilevel_envs.core.mdp import ConfigurableMDP, Numbers, Parameterization, Preferences
+from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.core.problems import check_problem, check_theta_space
 
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
 Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
+SetTheta: TypeAlias = Callable[[Any, np.ndarray], object]  # an environment and θ
 EDGE = 1e-6  # how near to a bound a first θ may lie, as a share of the interval
 
 
@@ -44,6 +45,7 @@ class RewardModel:
     horizon: ClassVar[int | None] = None
     is_quadratic: ClassVar[bool] = False
     reads_components: ClassVar[bool] = True
+    hides_moves: ClassVar[bool] = False
     theta: Tensor
     reward_follower: Reward
     reward_leader: Reward
@@ -91,14 +93,14 @@ class RewardModel:
           ValueError: if the steps have no components.
         """
         if rollout.components is None:
-            raise ValueError("`rollout` must come from the copies of a ConfigurableRewards, which log components")
+            raise ValueError("`rollout` must come from the copies of a black box, which log components")
         r_follower, r_leader = self.rewards(rollout.components)
         return Terms(r_leader=r_leader, r_follower=r_follower, log_start=None, log_arrival=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardProblem(ConfigurableMDP):
-    """What `ConfigurableRewards` was told; see there.
+    """What `ConfigurableRewards` or `ConfigurableDynamics` was told; see there.
 
     Attributes:
       env: the environment, by its id or class.
@@ -109,6 +111,7 @@ class RewardProblem(ConfigurableMDP):
       discrete_actions: how many there are; 0 for vectors.
       logs: how components are logged.
       start: makes the parameterisation; None for the usual one.
+      sets: puts θ into an environment before each reset; None where θ is in the rewards alone.
     """
 
     simulates_its_model: ClassVar[bool] = False
@@ -121,6 +124,7 @@ class RewardProblem(ConfigurableMDP):
     discrete_actions: int = 0
     logs: Sequence[str] | Step | None = None
     start: Callable[[int, Noise], Parameterization] | None = None
+    sets: SetTheta | None = None
 
     @property
     def theta_space(self) -> gym.spaces.Box:
@@ -159,15 +163,30 @@ class Inside:
 
     Args:
       env: the environment.
-      components: see `ConfigurableRewards`.
+      problem: how components are logged, and how θ is set.
     """
 
-    def __init__(self, env: gym.Env, components: Sequence[str] | Step | None) -> None:
-        self.env, self.components = env, components
+    def __init__(self, env: gym.Env, problem: RewardProblem) -> None:
+        self.env, self.components, self.sets = env, problem.logs, problem.sets
         self._observation: Any = None
 
-    def reset(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """A first observation, flat, and what `info` says."""
+    def set_theta(self, theta: np.ndarray) -> None:
+        """Puts θ into the environment, if it is to be there; what `configure` raises becomes a ValueError."""
+        if self.sets is None:
+            return
+        try:
+            self.sets(self.env, theta.copy())
+        except Exception as error:
+            raise ValueError(
+                f"`configure` must set every θ of `theta_space` in the environment, but raised "
+                f"{type(error).__name__} ({error}) at θ = {theta.tolist()}"
+            ) from error
+
+    def reset(
+        self, theta: np.ndarray, seed: int | None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A first observation at θ, flat, and what `info` says."""
+        self.set_theta(theta)
         self._observation, info = self.env.reset(seed=seed, options=options)
         return self._flat(self._observation), dict(info)
 
@@ -217,7 +236,7 @@ class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
 
     model_kind = RewardModel
 
-    def __init__(self, owner: ConfigurableRewards, num_envs: int, max_episode_steps: int | None = None) -> None:
+    def __init__(self, owner: BlackBoxEnv, num_envs: int, max_episode_steps: int | None = None) -> None:
         self._owner, self._inside = owner, owner.lent(check_count(num_envs, "num_envs"))
         self._asked: list[int | None] = [None] * num_envs
         super().__init__(
@@ -225,10 +244,11 @@ class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
         )
 
     def _prepared(self, theta: np.ndarray) -> object:
-        return self.problem.model(torch.from_numpy(theta.reshape(-1, *self.theta_space.shape)))
+        return self._owner.tried(theta.reshape(-1, *self.theta_space.shape))
 
     def _load(self, model: RewardModel) -> None:
         self._model = model
+        self._theta_of = np.repeat(model.theta.numpy(), self.num_envs // model.runs, axis=0)
 
     def _seed(self, seeds: list[int | None], mask: np.ndarray) -> None:
         self._asked = [seed if asked else None for seed, asked in zip(seeds, mask, strict=True)]
@@ -236,7 +256,7 @@ class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
     def _first(self, index: np.ndarray) -> np.ndarray:
         first = []
         for copy in index:
-            first.append(self._inside[copy].reset(self._asked[copy])[0])
+            first.append(self._inside[copy].reset(self._theta_of[copy], self._asked[copy])[0])
             self._asked[copy] = None
         return np.stack(first)
 
@@ -260,7 +280,158 @@ class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
         self._inside = []
 
 
-class ConfigurableRewards(ConfigurableEnv[RewardModel]):
+class Options(TypedDict, total=False):
+    """What need not be said of a black box; see `ConfigurableRewards`."""
+
+    components: Sequence[str] | Step | None
+    default_theta: ArrayLike | None
+    parameterization: Callable[[int, Noise], Parameterization] | None
+
+
+class BlackBoxEnv(ConfigurableEnv[RewardModel]):
+    """An environment that somebody else wrote, with θ in its rewards, or in its inside, too.
+
+    Args:
+      env: see `ConfigurableRewards`.
+      problem_kind: `RewardProblem`, or a class derived from it.
+      theta_space, preferences: see there.
+      rewards: r_F and r_L.
+      sets: see `RewardProblem`.
+      options: see there.
+    """
+
+    model_kind = RewardModel
+    default_follower = None  # one has to learn
+    problem: RewardProblem
+
+    def __init__(
+        self,
+        env: str | gym.Env,
+        problem_kind: type[RewardProblem],
+        theta_space: gym.spaces.Box,
+        rewards: tuple[Reward, Reward],
+        preferences: Preferences,
+        sets: SetTheta | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        components, default_theta = options.get("components"), options.get("default_theta")
+        if isinstance(components, str):
+            components = (components,)
+        check_theta_space(theta_space, type(self).__name__)
+        self.env = _made(env)
+        default = _middle(theta_space) if default_theta is None else np.asarray(default_theta, dtype=np.float64)
+        self.metadata = self.env.metadata
+        self.observation_space, self.action_space = _spaces(self.env)
+        actions = self.action_space
+        name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
+        problem = problem_kind(
+            env=name,
+            space=theta_space,
+            first=default,
+            wants=preferences,
+            r_follower=rewards[0],
+            r_leader=rewards[1],
+            logs=components,
+            discrete_actions=int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0,
+            start=options.get("parameterization"),
+            sets=sets,
+        )
+        check_problem(problem)
+        self._inside = Inside(self.env, problem)
+        self._idle: list[Inside] = []
+        super().__init__(problem)
+        self.render_mode = self.env.render_mode
+        self._try_a_step()
+
+    def _try_a_step(self) -> None:
+        """Refuses components and rewards that do not fit a step."""
+        self._inside.reset(self._theta, 0)
+        self.action_space.seed(0)
+        _, components, *_ = self._inside.step(self.action_space.sample())
+        model = self.problem.model(torch.from_numpy(self._theta)[None].requires_grad_())
+        rewards = model.rewards(torch.from_numpy(components)[None, None])
+        for name, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
+            finite_numbers(reward.detach().numpy(), (1, 1), f"{name}(theta, components)")
+        if self.problem.sets is None and not any(reward.requires_grad for reward in rewards):
+            raise ValueError("`r_follower` or `r_leader` must depend on θ through torch operations; neither does")
+
+    @property
+    def step_limit(self) -> int | None:
+        """The time limit of the environment itself, by its spec."""
+        return None if self.env.spec is None else self.env.spec.max_episode_steps
+
+    def lent(self, count: int) -> list[Inside]:
+        """So many copies: those that were given back, and new ones."""
+        taken, self._idle = self._idle[:count], self._idle[count:]
+        while len(taken) < count:
+            taken.append(Inside(_copied(self.env), self.problem))
+        return taken
+
+    def give_back(self, copies: list[Inside]) -> None:
+        """Keeps copies for the next who asks."""
+        self._idle.extend(copies)
+
+    def tried(self, theta: np.ndarray) -> Model:
+        """The model at θ ``[R, *θ.shape]``, once each of them has been set in a copy."""
+        if self.problem.sets is not None:
+            (spare,) = self.lent(1)
+            try:
+                for one in theta:
+                    spare.set_theta(one)
+            finally:
+                self.give_back([spare])
+        return self.problem.model(torch.from_numpy(theta))
+
+    def copies(self, count: int, max_episode_steps: int | None = None) -> RewardsVectorEnv:
+        """So many copies in which a follower may learn."""
+        return RewardsVectorEnv(self, count, max_episode_steps)
+
+    def stepped_copies(self, count: int, max_episode_steps: int | None) -> RewardsVectorEnv:
+        """So many copies from which leaders draw."""
+        return RewardsVectorEnv(self, count, max_episode_steps)
+
+    def _prepared(self, theta: np.ndarray) -> object:
+        return self.tried(theta[None])
+
+    def _load(self, model: RewardModel) -> None:
+        self._model = model
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Starts an episode; `options={"theta": θ}` configures first, other options are the environment's."""
+        gym.Env.reset(self, seed=seed)
+        others = dict(options or {})
+        if "theta" in others:
+            self.configure(others.pop("theta"))
+        self._load_pending()
+        self._state, info = self._inside.reset(self._model.theta[0].numpy(), seed, others or None)
+        self._over = False
+        return self._state.copy(), info
+
+    def step(self, action: ArrayLike) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step: r_F, and r_L as ``info["leader_reward"]``, beside ``info["components"]``."""
+        if self._state is None or self._over:
+            raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
+        self._state, components, terminated, truncated, info = self._inside.step(action)
+        self._over = terminated or truncated
+        each = torch.from_numpy(components)[None, None]
+        r_follower, r_leader = (float(reward) for reward in self._model.rewards(each))
+        info |= {"leader_reward": r_leader, "components": components}
+        return self._state.copy(), r_follower, terminated, truncated, info
+
+    def render(self) -> Any:
+        """The environment's own picture."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Closes the environment and its idle copies."""
+        for inside in (*self._idle, self._inside):
+            inside.env.close()
+        self._idle = []
+
+
+class ConfigurableRewards(BlackBoxEnv):
     r"""Any Gymnasium environment, led through its rewards: r_F(θ, c) and r_L(θ, c) of components c that a step logs.
 
     The environment stays as it is, `env.unwrapped.env`, with its own wrappers, time limit and pictures; what the
@@ -285,10 +456,6 @@ class ConfigurableRewards(ConfigurableEnv[RewardModel]):
       ValueError: if an argument does not fit a step that was tried, by name.
     """
 
-    model_kind = RewardModel
-    default_follower = None  # one has to learn
-    problem: RewardProblem
-
     def __init__(
         self,
         env: str | gym.Env,
@@ -300,108 +467,16 @@ class ConfigurableRewards(ConfigurableEnv[RewardModel]):
         default_theta: ArrayLike | None = None,
         parameterization: Callable[[int, Noise], Parameterization] | None = None,
     ) -> None:
-        if isinstance(components, str):
-            components = (components,)
-        check_theta_space(theta_space, "ConfigurableRewards")
-        self.env = _made(env)
-        default = _middle(theta_space) if default_theta is None else np.asarray(default_theta, dtype=np.float64)
-        self.metadata = self.env.metadata
-        self.observation_space, self.action_space = _spaces(self.env)
-        actions = self.action_space
-        name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
-        problem = RewardProblem(
-            env=name,
-            space=theta_space,
-            first=default,
-            wants=preferences,
-            r_follower=r_follower,
-            r_leader=r_leader,
-            logs=components,
-            discrete_actions=int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0,
-            start=parameterization,
+        super().__init__(
+            env,
+            RewardProblem,
+            theta_space,
+            (r_follower, r_leader),
+            preferences,
+            components=components,
+            default_theta=default_theta,
+            parameterization=parameterization,
         )
-        check_problem(problem)
-        self._inside, self._components = Inside(self.env, components), components
-        self._idle: list[Inside] = []
-        super().__init__(problem)
-        self.render_mode = self.env.render_mode
-        self._try_a_step()
-
-    def _try_a_step(self) -> None:
-        """Refuses components and rewards that do not fit a step."""
-        self._inside.reset(0)
-        self.action_space.seed(0)
-        _, components, *_ = self._inside.step(self.action_space.sample())
-        model = self.problem.model(torch.from_numpy(self._theta)[None].requires_grad_())
-        rewards = model.rewards(torch.from_numpy(components)[None, None])
-        for name, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
-            finite_numbers(reward.detach().numpy(), (1, 1), f"{name}(theta, components)")
-        if not any(reward.requires_grad for reward in rewards):
-            raise ValueError("`r_follower` or `r_leader` must depend on θ through torch operations; neither does")
-
-    @property
-    def step_limit(self) -> int | None:
-        """The time limit of the environment itself, by its spec."""
-        return None if self.env.spec is None else self.env.spec.max_episode_steps
-
-    def lent(self, count: int) -> list[Inside]:
-        """So many copies: those that were given back, and new ones."""
-        taken, self._idle = self._idle[:count], self._idle[count:]
-        while len(taken) < count:
-            taken.append(Inside(_copied(self.env), self._components))
-        return taken
-
-    def give_back(self, copies: list[Inside]) -> None:
-        """Keeps copies for the next who asks."""
-        self._idle.extend(copies)
-
-    def copies(self, count: int, max_episode_steps: int | None = None) -> RewardsVectorEnv:
-        """So many copies in which a follower may learn."""
-        return RewardsVectorEnv(self, count, max_episode_steps)
-
-    def stepped_copies(self, count: int, max_episode_steps: int | None) -> RewardsVectorEnv:
-        """So many copies from which leaders draw."""
-        return RewardsVectorEnv(self, count, max_episode_steps)
-
-    def _prepared(self, theta: np.ndarray) -> object:
-        return self.problem.model(torch.from_numpy(theta)[None])
-
-    def _load(self, model: RewardModel) -> None:
-        self._model = model
-
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode; `options={"theta": θ}` configures first, other options are the environment's."""
-        gym.Env.reset(self, seed=seed)
-        others = dict(options or {})
-        if "theta" in others:
-            self.configure(others.pop("theta"))
-        self._load_pending()
-        self._state, info = self._inside.reset(seed, others or None)
-        self._over = False
-        return self._state.copy(), info
-
-    def step(self, action: ArrayLike) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step: r_F, and r_L as ``info["leader_reward"]``, beside ``info["components"]``."""
-        if self._state is None or self._over:
-            raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
-        self._state, components, terminated, truncated, info = self._inside.step(action)
-        self._over = terminated or truncated
-        each = torch.from_numpy(components)[None, None]
-        r_follower, r_leader = (float(reward) for reward in self._model.rewards(each))
-        info |= {"leader_reward": r_leader, "components": components}
-        return self._state.copy(), r_follower, terminated, truncated, info
-
-    def render(self) -> Any:
-        """The environment's own picture."""
-        return self.env.render()
-
-    def close(self) -> None:
-        """Closes the environment and its idle copies."""
-        for inside in (*self._idle, self._inside):
-            inside.env.close()
-        self._idle = []
 
 
 def _made(env: str | gym.Env) -> gym.Env:
