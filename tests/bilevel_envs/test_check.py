@@ -1,6 +1,7 @@
 """The conformance checkers: one fault at a time is found and named, and what has none passes."""
 
 import re
+import sys
 from dataclasses import dataclass, replace
 
 import gymnasium as gym
@@ -34,6 +35,7 @@ from bilevel_envs.networks.leader_policies import GaussianTanhNetwork
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.registration import PROBLEMS
 from bilevel_envs.testing import ConformanceError, check_bilevel_env, check_follower
+from leaders.cli.main import main
 from tests.helpers import Pendulums
 from tests.lake import PREFERENCES, SPACE, Knowing, led_lake, logged, r_follower, r_leader
 
@@ -895,3 +897,85 @@ def test_forms_of_a_game_lead_to_the_same_checks():
     names = [[result.name for result in check_bilevel_env(form, steps=400).results] for form in forms]
     assert names[0] == names[1] == names[2] == names[3]
     assert "PettingZoo: api_test and seed_test" in names[0]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A module of a user's, with a problem that has no fault, and one that has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_checked", raising=False)
+    (tmp_path / "my_checked.py").write_text(MODULE)
+    yield
+    gym.registry.pop("My/Checked-v0", None)
+    sys.modules.pop("my_checked", None)
+
+
+MODULE = """
+import gymnasium as gym
+import numpy as np
+import torch
+
+from bilevel_envs import ConfigurableMDP, Preferences, TabularModel
+from bilevel_envs.followers import SoftValueIteration
+
+
+class Shop(ConfigurableMDP):
+    theta_space = gym.spaces.Box(0.0, 2.0, (1,), np.float64)
+    default_theta = np.ones(1)
+    preferences = Preferences(0.9, 0.9, 0.5)
+
+    def __init__(self, cut=False):
+        self.cut = cut
+
+    def model(self, theta):
+        price = theta.detach() if self.cut else theta
+        nothing = torch.zeros(len(theta), 1, dtype=torch.float64)
+        r_leader, r_follower = torch.stack([nothing, price], -1), torch.stack([nothing, 1 - theta], -1)
+        ones = torch.ones(1, 1, 2, 1, dtype=torch.float64)
+        return TabularModel(ones, ones[0, 0, :1], r_leader, r_follower, 0 * ones[..., 0])
+
+
+class Customer:
+    beta = None
+
+    def best_response(self, model, preferences, init=None):
+        return SoftValueIteration().best_response(model, preferences, init)
+
+
+gym.register("My/Checked-v0", "bilevel_envs.gym_env:make_env", kwargs={"problem": "my_checked:Shop"})
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["BiLevel/TollBridge-v0"],
+        ["my_checked:My/Checked-v0"],
+        ["my_checked:Shop"],
+        ["my_checked:Shop", "--follower", "my_checked:Customer"],
+    ],
+)
+def test_the_command_prints_ok_and_ends_well(folder, capsys, arguments):
+    main(["check", *arguments, "--steps", "400"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("fail")]
+    assert len([line for line in lines if line.startswith("ok    ")]) >= 5
+
+
+@pytest.mark.parametrize("name", ["my_checked:My/Checked-v0", "my_checked:Shop"])
+def test_the_command_prints_what_fails_and_ends_with_1(folder, capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", name, "--env-args", "cut=true", "--steps", "400"])
+    assert ended.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("fail")] == ["fail  model: gradients are those of differences"]
+    assert any("found:     autograd gives none, while r_leader at (0, 1) changes by" in line for line in lines)
+
+
+def test_the_command_names_what_it_cannot_import(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "my_other:Shop"])
+    assert ended.value.code == 2
+    assert "`env` must be an id, MODULE:ID or MODULE:CLASS that can be imported, got 'my_other:Shop'" in (
+        capsys.readouterr().err
+    )
