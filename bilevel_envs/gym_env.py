@@ -56,7 +56,7 @@ def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv],
     named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     allowed = [name for name, one in signature(cls).parameters.items() if one.kind in named]
     problem = completed(cls(**{key: value for key, value in kwargs.items() if key in allowed}))
-    env_class = _environment_of(problem)
+    env_class = environment_of(problem)
     face = list(env_class.face)
     unknown = sorted(set(kwargs) - set(allowed) - set(face))
     if unknown:
@@ -66,7 +66,7 @@ def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv],
     return env_class, problem, default | {key: value for key, value in kwargs.items() if key in face}
 
 
-def _environment_of(problem: ConfigurableMDP) -> type[ConfigurableEnv]:
+def environment_of(problem: ConfigurableMDP) -> type[ConfigurableEnv]:
     """The environment that a problem declares; without one, that of its model's kind."""
     if problem.environment is not None:
         return _named(problem.environment, "environment")

@@ -108,6 +108,17 @@ def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
         raise ValueError(f"`env` must be a registered id; {error}.{imported} {known}") from error
 
 
+def subject_of(name: str, kwargs: dict[str, Any]) -> Any:
+    """What is to be checked: an environment as `env_of` makes it, or what MODULE:CLASS makes or names."""
+    module, _, own = name.rpartition(":")
+    if module:
+        found = module_of(module, f"`env` must be an id, MODULE:ID or MODULE:CLASS that can be imported, got {name!r}")
+        if not lacking(found, [own]):
+            thing = getattr(found, own)
+            return thing(**kwargs) if callable(thing) else thing
+    return env_of(name, kwargs)
+
+
 def find_modules_here() -> None:
     """Lets modules in the working directory be imported, as `python -m` does; installed modules go first.
 

@@ -12,6 +12,7 @@ import tyro
 import bilevel_envs  # registers BiLevel/*
 from leaders.cli.arguments import find_modules_here
 from leaders.cli.best_known import BestKnownValue
+from leaders.cli.check import CheckContract
 from leaders.cli.compare import Compare
 from leaders.cli.curves import Curves
 from leaders.cli.envs import Envs
@@ -26,6 +27,7 @@ COMMANDS: list[tuple[object, ...]] = [
     (Compare, tyro.conf.subcommand("compare")),
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     (BestKnownValue, tyro.conf.subcommand("best-known")),
+    (CheckContract, tyro.conf.subcommand("check")),
     (Curves, tyro.conf.subcommand("curves")),
     (Video, tyro.conf.subcommand("video")),
 ]

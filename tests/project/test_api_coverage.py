@@ -11,7 +11,14 @@ from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PUBLIC = ("bilevel_envs", "bilevel_envs.followers", "bilevel_envs.parameterizations", "leaders", "leaders.exact")
+PUBLIC = (
+    "bilevel_envs",
+    "bilevel_envs.followers",
+    "bilevel_envs.parameterizations",
+    "bilevel_envs.testing",
+    "leaders",
+    "leaders.exact",
+)
 # Pages that docs/conf.py generates, one for each.
 GENERATED = {cls.__name__ for cls in (*LEADERS.values(), *FOLLOWERS.values())}
 DOTTED = re.compile(r"`((?:bilevel_envs|leaders)(?:\.\w+)+)(?:\(.*?\))?`")

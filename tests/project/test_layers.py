@@ -15,7 +15,7 @@ ROWS = [
     ["bilevel_envs.games"],
     ["bilevel_envs.wrapper", "bilevel_envs.markov_games", "bilevel_envs.gym_env"],
     ["bilevel_envs.leader_env"],
-    ["bilevel_envs.parameterizations", "bilevel_envs.registration"],
+    ["bilevel_envs.parameterizations", "bilevel_envs.registration", "bilevel_envs.testing"],
     ["bilevel_envs"],
     ["leaders.config"],
     ["leaders.functional", "leaders.keywords", "leaders.exact", "leaders.training", "leaders.published"],
