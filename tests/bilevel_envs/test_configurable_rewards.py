@@ -234,7 +234,10 @@ def test_a_search_leads_the_lake():
         ({"theta_space": gym.spaces.Discrete(3)}, "theta_space"),
         ({"default_theta": [2.0, 0.0, 0.0]}, "default_theta"),
         ({"preferences": (0.9, 0.9, 0.1)}, "preferences"),
-        ({"env": gym.wrappers.TransformAction(gym.make("FrozenLake-v1"), abs, gym.spaces.MultiBinary(2))}, "actions"),
+        (
+            {"env": gym.wrappers.TransformAction(gym.make("FrozenLake-v1"), abs, gym.spaces.Box(0, 3, (1,), int))},
+            "actions",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changed, message):

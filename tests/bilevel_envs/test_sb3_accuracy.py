@@ -138,7 +138,7 @@ def test_normalised_observations_must_be_vectors():
 def test_a_response_goes_on_until_it_is_accurate():
     how = {"learning_rate": 5e-3, "target_update_interval": 20, "gradient_steps": 1, "train_freq": 1}
     theta = np.zeros(random_mdp().theta_space.shape)
-    lax = random_mdp(agent_of(accuracy=1e3, most_steps=3_000, **how)).best_response(theta)
+    lax = random_mdp(agent_of(accuracy=1e3, most_steps=5_000, **how)).best_response(theta)
     assert lax.steps == 300
     wanted = float(lax.optimality_gap[0]) / 3
     strict = random_mdp(agent_of(accuracy=wanted, most_steps=6_000, **how)).best_response(theta)
@@ -253,8 +253,8 @@ def test_normalised_observations_let_an_agent_learn_what_is_far_from_zero():
         wrapped = BilevelWrapper(env, agent_of(normalize=normalize, steps=3_000, **{**how, "buffer_size": 5_000}))
         best = wrapped.best_response(theta)
         off[normalize] = float((best.policy.log_probs(seen)[0].exp() - truth).abs().mean())
-    assert off[True] < 0.1
-    assert off[False] > 1.5 * off[True]
+    assert off[True] < 0.1, off
+    assert off[False] > off[True] + 0.05, off
 
 
 def test_a_normalised_world_is_sb3s_own():

@@ -25,6 +25,7 @@ from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers, Parameterizat
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.core.problems import check_problem, check_theta_space
+from bilevel_envs.worlds.declared.spaces import Actions, seen_space
 
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
 Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
@@ -168,6 +169,7 @@ class Inside:
 
     def __init__(self, env: gym.Env, problem: RewardProblem) -> None:
         self.env, self.components, self.sets = env, problem.logs, problem.sets
+        self._actions = Actions(env.action_space, problem.env)
         self._observation: Any = None
 
     def set_theta(self, theta: np.ndarray) -> None:
@@ -192,10 +194,9 @@ class Inside:
 
     def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
         """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
-        given = int(action) if isinstance(self.env.action_space, gym.spaces.Discrete) else np.array(action)
         before = self._observation
-        self._observation, reward, terminated, truncated, info = self.env.step(given)
-        logged = self._logged(before, action, reward, self._observation, info)
+        self._observation, reward, terminated, truncated, info = self.env.step(self._actions.of(action))
+        logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
         return self._flat(self._observation), logged, bool(terminated), bool(truncated), dict(info)
 
     def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
@@ -321,9 +322,9 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         self.env = _made(env)
         default = _middle(theta_space) if default_theta is None else np.asarray(default_theta, dtype=np.float64)
         self.metadata = self.env.metadata
-        self.observation_space, self.action_space = _spaces(self.env)
-        actions = self.action_space
         name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
+        self.observation_space = seen_space(self.env.observation_space, name)
+        actions = self.action_space = Actions(self.env.action_space, name).space
         problem = problem_kind(
             env=name,
             space=theta_space,
@@ -502,27 +503,3 @@ def _middle(space: gym.spaces.Box) -> np.ndarray:
     """The middle of a box; 0 where an entry has no bounds."""
     bounded = np.isfinite(space.low) & np.isfinite(space.high)
     return np.where(bounded, (np.where(bounded, space.low, 0) + np.where(bounded, space.high, 0)) / 2, 0.0)
-
-
-def _spaces(env: gym.Env) -> tuple[gym.Space, gym.Space]:
-    """What a follower sees, as a vector, and does."""
-    name = type(env.unwrapped).__name__
-    try:
-        flat: gym.Space = gym.spaces.flatten_space(env.observation_space)
-    except NotImplementedError:
-        flat = env.observation_space
-    if not isinstance(flat, gym.spaces.Box):
-        raise TypeError(
-            f"`env` must have observations that Gymnasium flattens to a vector; {name} has {env.observation_space}: "
-            "put a wrapper around it that gives vectors"
-        )
-    space = gym.spaces.Box(flat.low.astype(float), flat.high.astype(float), dtype=np.float64)
-    actions = env.action_space
-    if isinstance(actions, gym.spaces.Discrete) and actions.start == 0:
-        return space, actions
-    if isinstance(actions, gym.spaces.Box) and len(actions.shape) == 1:
-        return space, actions
-    raise TypeError(
-        f"`env` must have the actions Discrete(n) from 0 on, or a Box of one axis; {name} has {actions}: put a "
-        "wrapper around it, such as gymnasium.wrappers.TransformAction"
-    )
