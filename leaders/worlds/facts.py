@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.core.mdp import ConfigurableMDP, Model
 from bilevel_envs.worlds.world import world_of as kind_called
@@ -63,6 +65,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
         features=feature_count(model.state_size + model.action_size) if linear else 0,
         quadratic_reward=model.is_quadratic or not linear,
         leader_actions=problem.stage_actions,
+        theta_size=int(np.prod(problem.theta_space.shape)),
         actions=problem.discrete_actions,
         learns=follower.learns,
         optimal=follower.optimal,

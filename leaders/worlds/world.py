@@ -30,6 +30,7 @@ class Facts:
       features: number of features of a quadratic critic; 0 where states are countable.
       quadratic_reward: whether the leader's reward is a quadratic of (s, b).
       leader_actions: A of a finite game whose follower sees the leader's move; 0 elsewhere.
+      theta_size: entries of θ.
       actions: discrete ones at states that are vectors, which critics read one-hot; 0 elsewhere.
       learns: whether the follower learns, or is observed.
       optimal: whether the follower's response is the soft optimum of the model.
@@ -43,6 +44,7 @@ class Facts:
     features: int = 0
     quadratic_reward: bool = True
     leader_actions: int = 0
+    theta_size: int = 0
     actions: int = 0
     learns: bool = False
     optimal: bool = True
