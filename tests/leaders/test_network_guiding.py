@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_envs import BestResponse, BilevelWrapper, ConfigurableRewards, Noise, Rollout, TabularEnv
+from bilevel_envs import BestResponse, BilevelWrapper, ConfigurableRewards, Noise, Preferences, Rollout, TabularEnv
 from bilevel_envs.core.follower import Capabilities
 from bilevel_envs.followers import Riccati, SB3Follower
 from bilevel_envs.networks.policies import NetworkGaussian
@@ -111,9 +111,10 @@ def taught(leader: BCHG, batch: Rollout, rounds: int):
 
 def test_the_reaction_is_the_gradient_through_the_followers_solver():
     g, q_leader, slopes = solved_lake()
-    leader, batch = BCHG(led_lake(), critic=KnownQ(), guiding="fitted"), every_move()
-    reaction = NetworkCritic(0.9, Fit(hidden=(64,), steps=400, minibatch=None, learning_rate=0.02), actions=4)
-    leader.critic.reactions[0] = reaction
+    critic, batch = KnownQ(), every_move()
+    critic.how = Fit(hidden=(64,), steps=400, minibatch=None, learning_rate=0.02)
+    leader = BCHG(led_lake(), critic=critic, guiding="fitted")
+    reaction = leader.critic.reactions[0]
     found, sample = taught(leader, batch, rounds=2)
     learnt = reaction.action_values(EYE[None, ON], ACTIONS.expand(1, len(ON), 4), sample.best.policy)[0]
     largest = slopes[ON].abs().amax((0, 1))
@@ -232,6 +233,11 @@ def test_guiding_is_fitted_by_default_where_theta_is_small_and_no_model_is_known
     assert make().estimator_config.guiding == guiding
 
 
+def test_reactions_are_discounted_as_the_follower_discounts():
+    env = vector_actions(Preferences(0.9, 0.8, 0.1))
+    assert [one.gamma for one in BCHG(env).critic.reactions] == [0.8, 0.8]
+
+
 def test_a_large_theta_is_sampled_by_default(monkeypatch):
     monkeypatch.setattr("leaders.worlds.declared.FITTED_UP_TO", 2)
     assert BCHG(led_lake()).estimator_config.guiding == "sampled"
@@ -300,7 +306,7 @@ class Follows:
         return BestResponse(policy, value, value, residual=nothing, optimal=True)
 
 
-def vector_actions():
+def vector_actions(preferences=PREFERENCES):
     """The leader wants b = s: J_L = −[(θ − 1)² E s² + β/2] / (1 − γ)."""
     return BilevelWrapper(
         ConfigurableRewards(
@@ -308,7 +314,7 @@ def vector_actions():
             gym.spaces.Box(0.0, 1.0, (1,), np.float64),
             lambda theta, c: -((c[..., 1] - theta[..., 0] * c[..., 0]) ** 2),
             lambda theta, c: -((c[..., 1] - c[..., 0]) ** 2),
-            PREFERENCES,
+            preferences,
             lambda observation, action, reward, after, info: [observation[0], action[0]],
         ),
         Follows(),
