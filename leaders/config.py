@@ -92,9 +92,11 @@ class EstimatorConfig:
       gradient: what is used beside trajectories in a linear-quadratic world: "score" nothing but the score ∇log p,
         "pathwise" the derivative of the mean of the next state, "analytic" (the default there) all matrices, with
         ∇Q_F − ∇V_F in closed form. Tables take "score".
-      guiding: ∇Q_F as trajectories collect it, "sampled", or fitted as a polynomial of (s, b), "fitted": the default in
-        linear-quadratic worlds with a quadratic critic unless `gradient="analytic"`. It has a tenth to a fiftieth of
-        the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
+      guiding: ∇Q_F as trajectories collect it, "sampled", or fitted as a function of (s, b), "fitted". With a quadratic
+        critic that is a polynomial: the default in linear-quadratic worlds unless `gradient="analytic"`. It has a tenth
+        to a fiftieth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
+        With a network as critic it is a network, one output per entry of θ: the default where states are vectors, no
+        model is known and θ has no more than 300 entries.
       exploration: "restarts" spends the first iteration on trials of the policy's vertices and of random draws, by
         successive halving on sampled returns, and goes on from the best of them; "none" begins at the policy's start.
       network: how networks are fitted.

@@ -23,11 +23,13 @@ from bilevel_envs.wrapper import BilevelWrapper
 from leaders.config import EstimatorConfig, Forms, selected
 from leaders.critics.critic import Critic
 from leaders.critics.critic import capabilities_of as critic_capabilities
-from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
+from leaders.critics.cross_fit import HALVES, Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
+from leaders.critics.network import NetworkCritic
+from leaders.critics.reaction import WithReactions
 from leaders.estimate import Estimate
 from leaders.estimators.coverage import Coverage
-from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding
+from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding, NetworkGuiding
 from leaders.estimators.restarts import DRAWS, candidates, halved
 from leaders.estimators.returns import mean_return
 from leaders.estimators.sample import Sample
@@ -112,7 +114,8 @@ class TrajectoryLeader(Leader):
         self._untaught = None if self.contexts is None else self.critic.copies(1)
         self.seen = self._seen()
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
-        self.guiding, self.transition = self._make_guiding(), self._make_transition()
+        self.transition = self._make_transition()
+        self.guiding = self._make_guiding()
 
     def _chosen(self) -> dict[str, object]:
         estimation = {one.name for one in fields(EstimatorConfig)}
@@ -314,9 +317,7 @@ class TrajectoryLeader(Leader):
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
         room = self.runs * self.guiding.steps_drawn(rows * horizon, horizon)
-        if self.estimator_config.guiding == "fitted":
-            world = self.env.model(theta)
-            room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
+        room *= 1 + self.guiding.numbers(self.env.model(theta), theta) // FEW
         if self.seen is not None:
             world = self.env.model(theta)
             room += self.runs * self.seen.seen.numbers(world.states, world.actions) // FEW
@@ -370,13 +371,20 @@ class TrajectoryLeader(Leader):
         return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
 
     def _make_critic(self) -> Critic:
-        return self.facts.world.critic(self.estimator_config, self.facts, self._theta_moves(), type(self).__name__)
+        config, facts = self.estimator_config, self.facts
+        critic = facts.world.critic(config, facts, self._theta_moves(), type(self).__name__)
+        known = critic_capabilities(critic)
+        if config.guiding != "fitted" or known.is_quadratic:
+            return critic
+        gamma, how = self.env.preferences.gamma_follower, known.how or config.network
+        return WithReactions(critic, [NetworkCritic(gamma, how, actions=facts.actions) for _ in range(HALVES)])
 
     def _make_guiding(self) -> Guiding:
         """How the guiding term is made."""
         config, rule = self.estimator_config, ESTIMATORS[self.estimator_config.estimator]
         if config.guiding == "fitted":
-            return FittedGuiding(rule)
+            polynomial = self.facts.world.capabilities(config.critic).is_quadratic
+            return FittedGuiding(rule) if polynomial else NetworkGuiding(rule, added=self.transition.added)
         return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
 
     def _make_transition(self) -> Score:

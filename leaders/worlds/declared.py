@@ -9,6 +9,8 @@ from leaders.config import EstimatorConfig, Forms
 from leaders.critics import NetworkCritic, QuadraticState
 from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors
 
+FITTED_UP_TO = 300  # entries of θ, each an output of a network
+
 
 class Declared(LeaderWorld):
     """States are vectors, and only log f_θ is known."""
@@ -47,6 +49,10 @@ class Declared(LeaderWorld):
             if got != value:
                 raise ValueError(f'`{name}` must be "{value}" where the model is not known, got {got!r}')
         check_choice(config.score_weight, ("td_error", "value"), "score_weight")
+
+    def fits_guiding(self, config: EstimatorConfig, facts: Facts) -> bool:
+        known = self.capabilities(config.critic).gives_action_values and config.score_weight == "td_error"
+        return config.estimator == "bc_hg" and known and facts.theta_size <= FITTED_UP_TO
 
 
 DECLARED_WORLD = Declared()

@@ -120,9 +120,10 @@ def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mappin
 
 
 def _check_fitted(config: EstimatorConfig, facts: Facts) -> None:
-    if not facts.world.capabilities(config.critic).is_quadratic:
+    critic = facts.world.capabilities(config.critic)
+    if not (critic.is_quadratic or critic.gives_action_values):
         raise ValueError(
-            '`guiding` must be "sampled" with a critic that is no quadratic of (s, b), here '
+            '`guiding` must be "sampled" with a critic that has no Q_L of any (s, b), here '
             f'{config.critic!r}; got "fitted"'
         )
     if config.gradient == "score" and config.score_weight != "td_error":
