@@ -197,6 +197,7 @@ def test_expectations_over_actions_agree_with_the_closed_form(half_open, draws):
     critic._noise = Noise([0, 1])
     quadratic = exact_critic.quadratic()
     critic.network = lambda x: quadratic(x)[..., None]
+    critic.network.outputs = 1
     few = batch.steps(0, 5)
     few = replace(few, **{name: part[:, :2] for name, part in vars(few).items() if isinstance(part, torch.Tensor)})
     _, v, _ = critic.values(few, best.policy)
