@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import gymnasium as gym
 import tyro
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leaders.cli.train import Train
 
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+Trusted = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 
 
@@ -37,6 +38,8 @@ def env_arguments(command: Train | Compare | BestKnownValue) -> dict[str, object
     for name in ("beta", "dynamics"):
         if getattr(command, name) is not None:
             arguments[name] = getattr(command, name)
+    if "problem" in arguments:  # what the registry gives: code, which a run's configuration must not choose
+        raise ValueError("`env_args` must not name a problem: register it under an id of your own, --env MODULE:ID")
     return arguments
 
 
@@ -92,6 +95,21 @@ def _class_of(name: str, known: Mapping[str, Made], argument: str) -> Made:
     if lacking(found, [own]):
         raise ValueError(f"`{argument}` must be MODULE:CLASS, got {name!r}; {_whereabouts(found)} has no {own!r}")
     return getattr(found, own)
+
+
+def foreign_names(config: Mapping[str, object]) -> Iterator[str]:
+    """The environment, leader and followers that a run's configuration names and that are not of this library."""
+    from bilevel_envs.followers import FOLLOWERS
+    from leaders import LEADERS
+
+    pairs = [str(pair) for pair in cast("Iterable[object]", config.get("follower_args") or ())]
+    inner = [pair.partition("=")[2] for pair in pairs if pair.partition("=")[0] == "follower"]
+    for known, names in (
+        (set(PROBLEMS), [config.get("env")]),
+        (set(LEADERS), [config.get("leader")]),
+        (set(FOLLOWERS), [config.get("follower"), *inner]),
+    ):
+        yield from (str(name) for name in names if name is not None and str(name) not in known)
 
 
 def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import tyro
 
+from leaders.cli.arguments import Trusted
+
 
 @dataclass(frozen=True)
 class Curves:
@@ -17,6 +19,8 @@ class Curves:
     """run directories; title and published curve are those of the first"""
     out: Path = Path("curves.png")
     """the picture, replaced if it is there"""
+    trust: Trusted = ()
+    """environments, leaders and followers from outside the library that directories name and that may be run"""
 
     def run(self) -> None:
         """Writes the picture."""
@@ -31,7 +35,7 @@ class Curves:
             )
         if self.out.suffix != ".png" or not self.out.parent.is_dir():
             raise ValueError(f"`out` must be a .png file in a folder that exists, got {self.out}")
-        runs = [loaded(directory) for directory in self.directories]
+        runs = [loaded(directory, self.trust) for directory in self.directories]
         first = runs[0]
         for run in runs[1:]:
             if run.leader.env.problem != first.leader.env.problem:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leaders.cli.arguments import follower_of
+from leaders.cli.arguments import follower_of, foreign_names
 
 if TYPE_CHECKING:
     from leaders.cli.train import Train
@@ -27,11 +28,16 @@ class Run(NamedTuple):
     fresh: Leader
 
 
-def loaded(directory: Path) -> Run:
+def loaded(directory: Path, trust: Collection[str] = ()) -> Run:
     """The run in a directory.
 
+    Args:
+      directory: the run directory.
+      trust: names of environments, leaders and followers from outside the library that may be loaded: a directory may
+        come from a stranger, and importing a module runs it.
+
     Raises:
-      ValueError: if it holds none.
+      ValueError: if it holds none, or names what is not trusted.
     """
     from bilevel_envs.wrapper import BilevelWrapper
     from leaders.cli.train import Train
@@ -39,7 +45,14 @@ def loaded(directory: Path) -> Run:
 
     if not (directory / CONFIG).is_file() or not (directory / LEADER).is_file():
         raise ValueError(f"`directory` must hold a run with {CONFIG} and {LEADER}; {directory} does not")
-    kept = read_config(directory).items()
+    found = read_config(directory)
+    unknown = sorted(set(foreign_names(found)) - set(trust))
+    if unknown:
+        raise ValueError(
+            f"{directory / CONFIG} names {', '.join(unknown)}, which is not of this library: loading it runs code. "
+            f"If you trust whoever made this directory, add --trust {' '.join(unknown)}"
+        )
+    kept = found.items()
     config: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
     command = Train(**{**config, "out": directory})
     env, kind, arguments = command.resolved()

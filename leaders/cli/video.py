@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from bilevel_envs.core.checks import check_count
+from leaders.cli.arguments import Trusted
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Video:
     """steps per second"""
     seed: int = 0
     """of the world and the follower's draws"""
+    trust: Trusted = ()
+    """environments, leaders and followers from outside the library that the directory names and that may be run"""
 
     def run(self) -> None:
         """Writes follower.mp4 into the run directory."""
@@ -33,7 +36,7 @@ class Video:
         check_count(self.steps, "steps")
         check_count(self.fps, "fps")
         check_count(self.seed, "seed", at_least=0)
-        command, leader, fresh = loaded(self.directory)
+        command, leader, fresh = loaded(self.directory, self.trust)
         wrapped = leader.env
         if wrapped.problem.draw is None:
             raise ValueError(f"{command.env} cannot be drawn")

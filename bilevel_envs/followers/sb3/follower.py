@@ -29,8 +29,6 @@ from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers.sb3.agents import (
     arguments_of,
-    as_bytes,
-    as_file,
     check_networks,
     class_of,
     kind_of,
@@ -43,6 +41,7 @@ from bilevel_envs.followers.sb3.agents import (
 from bilevel_envs.followers.sb3.answers import functions, tables
 from bilevel_envs.followers.sb3.drift import drift
 from bilevel_envs.followers.sb3.progress import Paid, running
+from bilevel_envs.followers.sb3.saved import State, agent_state, restore_agent
 from bilevel_envs.followers.sb3.settings import TrainingSettings
 from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
 from bilevel_envs.worlds.tabular.model import TabularModel
@@ -115,7 +114,7 @@ class SB3Follower:
       action_range: what SAC's 1 stands for, −1 for its negative, a number or a list of one per entry; a tuple (low,
         high) says both; None for the bounds of the action space. Optimal actions that fill a thousandth of their space
         are hard to learn.
-      model_file: a zip of SB3's ``save`` whose networks agents begin with.
+      model_file: a zip of SB3's ``save`` whose networks agents begin with; nothing else in it is read.
       seed: run i learns with the stream of seed + i; the leader's own seed has no influence.
       policy: SB3's.
       kwargs: further arguments of the algorithm.
@@ -131,6 +130,7 @@ class SB3Follower:
         self.kwargs: dict[str, object] = {name: keywords[name] for name in keywords if name not in own}
         self._check_arguments()
         self.agents: list[BaseAlgorithm] = []
+        self._kept: list[State] = []  # agents that were loaded and have not seen their environment yet
         self.responses = self.spent = 0
         self._gap: Tensor | None = None
         self._improvement: Tensor | None = None
@@ -204,16 +204,17 @@ class SB3Follower:
           FollowerError: if a network is not finite after training.
           FileNotFoundError: if `model_file` is not there.
         """
-        if not learn and not self.agents:
+        runs, before, known = len(theta), self.spent, len(self.agents or self._kept)
+        if not learn and not known:
             raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
-        runs, before = len(theta), self.spent
         if learn:
             self.check(task)
-        if len(self.agents) not in ((0, runs) if learn else (1, runs)):
+        if known not in ((0, runs) if learn else (1, runs)):
             raise ValueError(
-                f"`runs` must be as many as the follower was trained with ({len(self.agents)}), got {runs}; its "
-                "`reset()` forgets them"
+                f"`runs` must be as many as the follower was trained with ({known}), got {runs}; its `reset()` forgets "
+                "them"
             )
+        self._wake(task)
         if learn:
             self._learn(task, runs)
         return BestResponse(
@@ -228,17 +229,14 @@ class SB3Follower:
 
     def reset(self) -> None:
         """Forgets everything: the next response begins with new agents and the first budget."""
-        self.agents, self.responses, self.spent = [], 0, 0
+        self.agents, self._kept, self.responses, self.spent = [], [], 0, 0
         self._gap, self._improvement, self._drift, self._scales = None, None, None, []
 
     def state_dict(self) -> dict[str, object]:
-        """The agents as SB3 saves them, with their replay buffers where those are kept."""
+        """The agents' parameters and counters, with their replay buffers where those are kept; nothing is pickled."""
         with_buffers = self.settings.buffer != "clear" and self.settings.start == "warm"
         return {
-            "agents": [as_bytes(agent.save) for agent in self.agents],
-            "buffers": [as_bytes(agent.save_replay_buffer) for agent in self.agents if stores(agent)]
-            if with_buffers
-            else [],
+            "agents": [agent_state(agent, with_buffers) for agent in self.agents] or self._kept,
             "responses": self.responses,
             "spent": self.spent,
             "optimality_gap": self._gap,
@@ -248,11 +246,8 @@ class SB3Follower:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
-        self.agents = [self.algorithm.load(as_file(content), device="cpu") for content in state["agents"]]
-        for agent, content in zip(self.agents, state["buffers"], strict=False):
-            if stores(agent):
-                agent.load_replay_buffer(as_file(content))
+        """Puts back what `state_dict` gave; agents are made when the next response shows them their environment."""
+        self.agents, self._kept = [], list(state["agents"])
         self.responses, self.spent = state["responses"], state["spent"]
         self._gap, self._improvement = state["optimality_gap"], state["improvement"]
         self._drift = state.get("drift")
@@ -277,6 +272,17 @@ class SB3Follower:
             self._drift = drift(task, self._answer(task)[0], before, [one.seen for one in paid], noise)
         self.spent += max(one.steps for one in paid)
         self.responses += 1
+
+    def _wake(self, task: FollowerTask) -> None:
+        """Makes the agents that were loaded."""
+        for run, state in enumerate(self._kept):
+            with seeded(self.settings.seed + run) as seed:
+                world = self._world(task, run, seed)
+                agent = self._agent(task, world)
+                world.close()
+            restore_agent(agent, state)
+            self.agents.append(agent)
+        self._kept = []
 
     def _inaccurate(self, runs: list[int], paid: list[Paid]) -> list[int]:
         """Those of some runs that have steps left and are not as accurate as was asked for."""

@@ -1,0 +1,272 @@
+"""Files from strangers: data never chooses code. Every payload would create a file if anything in it were run."""
+
+import io
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN
+
+from bilevel_envs.followers import SB3Follower
+from leaders import BCHG
+from leaders.cli.main import main
+from leaders.experiments.compare import load_result
+from tests.helpers import toll_bridge
+
+AGENT = ["algorithm=SoftDQN", "steps=60", "learning_starts=20", "buffer=keep", 'policy_kwargs={"net_arch":[8]}']
+RUN = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "1", "--iterations", "2", "--batch", "40", "--no-progress"]
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run of an observed agent of SB3, whose folder is then tampered with."""
+    out = tmp_path_factory.mktemp("kept") / "run"
+    follower = [f"follower.{one}" for one in AGENT]
+    main(
+        [
+            *RUN,
+            "--follower",
+            "observed",
+            "--follower-args",
+            "follower=sb3",
+            "observations=40",
+            *follower,
+            "--out",
+            str(out),
+        ]
+    )
+    return out
+
+
+@pytest.fixture
+def run(kept, tmp_path, monkeypatch):
+    out, ran = tmp_path / "run", tmp_path / "ran"
+    shutil.copytree(kept, out)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    (tmp_path / "evil.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\nThing = Path\n")
+    return out
+
+
+def configured(run, **changed):
+    path = run / "config.json"
+    whole = json.loads(path.read_text())
+    whole["arguments"] |= changed
+    path.write_text(json.dumps(whole))
+
+
+def member(run, name, content):
+    """Replaces a member of leader.zip; a function of the old content may be given."""
+    path = run / "leader.zip"
+    with zipfile.ZipFile(path) as archive:
+        parts = {one: archive.read(one) for one in archive.namelist()}
+    parts[name] = content(parts[name]) if callable(content) else content
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, part in parts.items():
+            archive.writestr(one, part)
+
+
+def pickled(run):
+    return pickle.dumps(Payload(run.parent / "ran"), 2)  # torch warns of later protocols
+
+
+def torch_saved(run, wrap):
+    buffer = io.BytesIO()
+    torch.save(wrap(Payload(run.parent / "ran")), buffer)
+    return buffer.getvalue()
+
+
+def numpy_saved(run):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Payload(run.parent / "ran")], object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def as_tensor(content):
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def nested(run, path, value):
+    """Puts a value deep into the state of leader.zip."""
+
+    def changed(content):
+        state = torch.load(io.BytesIO(content), weights_only=True)
+        at = state
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    member(run, "state.pt", changed)
+
+
+def sb3_archive(run, **parts):
+    """A zip as SB3's `save` writes it, with members replaced."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in {"data": "{}", "policy.pth": b"", "_stable_baselines3_version": "2.9.0", **parts}.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def hidden_data(run):
+    """SB3's `data` member with a pickled attribute, as its loader unpickles them."""
+    import base64
+
+    serialised = base64.b64encode(pickled(run)).decode()
+    return json.dumps({"policy_class": {":type:": "x", ":serialized:": serialised}})
+
+
+AGENTS = ("follower", "follower", "agents")
+TAMPERED = {
+    "a follower of a module": lambda run: configured(run, follower="evil:Thing", follower_args=[]),
+    "a follower of the standard library": lambda run: configured(run, follower="os:system", follower_args=[]),
+    "an observed follower of a module": lambda run: configured(run, follower_args=["follower=evil:Thing"]),
+    "a follower that is a list": lambda run: configured(run, follower=["evil:Thing"], follower_args=[]),
+    "a leader of a module": lambda run: configured(run, leader="evil:Thing"),
+    "an environment of a module": lambda run: configured(run, env="evil:BiLevel/TollBridge-v0"),
+    "an environment of Gymnasium's own syntax": lambda run: configured(run, env="evil:evil:Thing-v0"),
+    "an environment that is registered elsewhere": lambda run: configured(run, env="GymV26Environment-v0"),
+    "a problem in the environment's arguments": lambda run: configured(run, env_args=["problem=evil:Thing"]),
+    "a pickled configuration": lambda run: (run / "config.json").write_bytes(pickled(run)),
+    "a pickled description": lambda run: member(run, "leader.json", pickled(run)),
+    "a pickled state": lambda run: member(run, "state.pt", pickled(run)),
+    "an object in the state": lambda run: member(run, "state.pt", torch_saved(run, lambda one: {"policy": one})),
+    "an object deep in the state": lambda run: member(
+        run, "state.pt", torch_saved(run, lambda one: {"follower": {"follower": {"agents": [{"parameters": one}]}}})
+    ),
+    "an object in the history": lambda run: member(run, "history.npy", numpy_saved(run)),
+    "a pickled history": lambda run: member(run, "history.npy", pickled(run)),
+    "a pickled archive": lambda run: (run / "leader.zip").write_bytes(pickled(run)),
+    "an agent as SB3 archives it": lambda run: nested(
+        run, AGENTS, [as_tensor(sb3_archive(run, data=hidden_data(run)))]
+    ),
+    "counters that are code": lambda run: nested(
+        run, (*AGENTS, 0, "counters"), {"learn": "evil:Thing", "_n_calls": "x"}
+    ),
+    "an agent's parameters as a pickle": lambda run: nested(run, (*AGENTS, 0, "parameters"), as_tensor(pickled(run))),
+    "a replay buffer as a pickle": lambda run: nested(run, (*AGENTS, 0, "buffer"), as_tensor(pickled(run))),
+    "values of an observed follower as a pickle": lambda run: nested(
+        run, ("follower", "values"), as_tensor(pickled(run))
+    ),
+    "a critic as a pickle": lambda run: nested(run, ("critic",), as_tensor(pickled(run))),
+}
+LOADERS = {
+    "video": lambda run: main(["video", str(run)]),
+    "curves": lambda run: main(["curves", str(run), "--out", str(run.parent / "curves.png")]),
+    "resume": lambda run: main(
+        [
+            *RUN,
+            *("--follower", "observed", "--follower-args", "follower=sb3", "observations=40"),
+            *[f"follower.{one}" for one in AGENT],
+            *("--out", str(run), "--resume", "--iterations", "3"),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("payload", TAMPERED)
+def test_no_payload_in_a_run_directory_is_run(run, payload, loader, capsys):
+    TAMPERED[payload](run)
+    try:
+        LOADERS[loader](run)
+        refused = 0
+    except SystemExit as end:
+        refused = end.code
+    assert not (run.parent / "ran").exists()
+    assert refused in (0, 2)
+    if refused:
+        assert "bilevel: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("payload", ["policy", "data", "variables", "all of it"])
+def test_a_foreign_archive_of_sb3_gives_its_parameters_alone(tmp_path, payload):
+    run = tmp_path / "run"
+    torch_file = torch_saved(run, lambda one: {"q_net": one})
+    path = tmp_path / "agent.zip"
+    path.write_bytes(
+        {
+            "policy": sb3_archive(run, **{"policy.pth": torch_file}),
+            "data": sb3_archive(run, data=hidden_data(run)),
+            "variables": sb3_archive(run, **{"pytorch_variables.pth": pickled(run)}),
+            "all of it": pickled(run),
+        }[payload]
+    )
+    follower = SB3Follower("SoftDQN", 60, model_file=path, learning_starts=20)
+    with pytest.raises(ValueError, match="`model_file` must hold networks"):
+        toll_bridge(follower).best_response(np.array([0.5]))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_real_archive_with_a_payload_beside_its_parameters_is_read_without_it(tmp_path):
+    import gymnasium as gym
+
+    env = gym.make("FrozenLake-v1")
+    DQN("MlpPolicy", env, policy_kwargs={"net_arch": [8]}).save(tmp_path / "plain.zip")
+    with zipfile.ZipFile(tmp_path / "plain.zip") as archive:
+        parts = {one: archive.read(one) for one in archive.namelist()}
+    parts["data"] = hidden_data(tmp_path / "run").encode()
+    with zipfile.ZipFile(tmp_path / "agent.zip", "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    from tests.lake import led_lake
+
+    follower = SB3Follower(
+        "DQN", 30, model_file=tmp_path / "agent.zip", learning_starts=20, policy_kwargs={"net_arch": [8]}
+    )
+    led_lake(follower).best_response(np.full(3, 0.5))
+    assert follower.agents[0].num_timesteps >= 30
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_comparison_with_an_object_in_it_is_refused(tmp_path):
+    np.savez(tmp_path / "result.npz", name=np.array([Payload(tmp_path / "ran")], object), keys=np.array([]))
+    with pytest.raises(ValueError, match="is damaged or no result"):
+        load_result(tmp_path / "result.npz")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_trusted_name_is_loaded(run, capsys):
+    configured(run, follower="evil:Thing", follower_args=[])
+    with pytest.raises(SystemExit):
+        main(["video", str(run)])
+    assert "names evil:Thing, which is not of this library" in capsys.readouterr().err
+    assert not (run.parent / "ran").exists()
+    with pytest.raises(SystemExit):  # a path is no follower, but the module has been run
+        main(["video", str(run), "--trust", "evil:Thing"])
+    assert (run.parent / "ran").exists()
+
+
+def test_the_payload_would_run(tmp_path):
+    pickle.loads(pickle.dumps(Payload(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+def test_saved_agents_hold_no_pickled_object(tmp_path):
+    leader = BCHG(toll_bridge(SB3Follower("SoftDQN", 60, learning_starts=20, buffer="keep")), seed=0, batch_size=40)
+    leader.learn(2).save(tmp_path / "leader.zip")
+    with zipfile.ZipFile(tmp_path / "leader.zip") as archive:
+        state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
+    (agent,) = state["follower"]["agents"]
+    assert agent["buffer"]["arrays"]["rewards"].shape == (120, 1)
+    assert set(agent) == {"parameters", "counters", "buffer"}
