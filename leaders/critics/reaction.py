@@ -22,15 +22,22 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
-from leaders.critics.critic import capabilities_of
+from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.network import NetworkCritic
 
 
 class ActionValues(Protocol):
     """What is multiplied: functions of the state and any action."""
 
-    def action_values(self, state: Tensor, action: Tensor, policy: Any) -> Tensor:
+    def action_values(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
         """At states [R, K, ...] and each of J actions [R, K, J, ...], [R, K, J, D]."""
+
+
+class ActionCritic(Critic, ActionValues, Protocol):
+    """A critic that says `gives_action_values = True`."""
+
+    def copies(self, count: int) -> ActionCritic:
+        """As of every critic."""
 
 
 def covariance(
@@ -57,7 +64,7 @@ class WithReactions:
       reactions: estimate ∇Q_F.
     """
 
-    def __init__(self, critic: Any, reactions: list[NetworkCritic]) -> None:
+    def __init__(self, critic: ActionCritic, reactions: list[NetworkCritic]) -> None:
         self.critic, self.reactions = critic, reactions
         own = capabilities_of(critic)
         self.keeps, self.learns, self.reads_action = own.keeps, own.learns, own.reads_action

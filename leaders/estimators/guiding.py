@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +35,13 @@ class Guiding:
       rule: the estimator.
       control_variate: of the guiding weight, "constant", "quadratic", "none" or a function state → [..., F].
       behind_cuts: the estimator by which cut episodes go on.
+      numbers: how many are held of each transition, beside its own, for a fit.
     """
 
     rule: Rule
     control_variate: str | Callable[[Tensor], Tensor] = "none"
     behind_cuts: Rule | None = None
+    numbers: int = field(default=0, kw_only=True)
 
     @property
     def onward(self) -> Rule:
@@ -63,10 +64,6 @@ class Guiding:
         """The most steps that are held for a batch of `steps` on-policy ones, episodes being cut at `horizon`."""
         return steps
 
-    def numbers(self, model: Any, theta: Tensor) -> int:
-        """How many are held of each transition beside its own, for a fit."""
-        return 0
-
     def _features(self, batch: Rollout) -> Tensor:
         if callable(self.control_variate):
             features = torch.as_tensor(self.control_variate(batch.state)).to(batch.r_leader.dtype)
@@ -83,9 +80,6 @@ class Guiding:
 @dataclass(frozen=True)
 class FittedGuiding(Guiding):
     """∇Q_F fitted as a polynomial of (s, b); each part of the batch fits its own."""
-
-    def numbers(self, model: Any, theta: Tensor) -> int:
-        return (1 + model.state_size + model.action_size) ** 2
 
     def trace(self, sample: Sample) -> Tensor:
         weight = sample.discounts / sample.preferences.beta
@@ -111,9 +105,6 @@ class NetworkGuiding(Guiding):
     """
 
     added: Callable[[Sample], Tensor | None] = field(kw_only=True)
-
-    def numbers(self, model: Any, theta: Tensor) -> int:
-        return theta[0].numel()
 
     def trace(self, sample: Sample) -> Tensor:
         return torch.zeros_like(sample.discounts)

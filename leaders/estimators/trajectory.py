@@ -26,7 +26,7 @@ from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.critics.cross_fit import HALVES, Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
 from leaders.critics.network import NetworkCritic
-from leaders.critics.reaction import WithReactions
+from leaders.critics.reaction import ActionCritic, WithReactions
 from leaders.estimate import Estimate
 from leaders.estimators.coverage import Coverage
 from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding, NetworkGuiding
@@ -317,7 +317,7 @@ class TrajectoryLeader(Leader):
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
         room = self.runs * self.guiding.steps_drawn(rows * horizon, horizon)
-        room *= 1 + self.guiding.numbers(self.env.model(theta), theta) // FEW
+        room *= 1 + self.guiding.numbers // FEW
         if self.seen is not None:
             world = self.env.model(theta)
             room += self.runs * self.seen.seen.numbers(world.states, world.actions) // FEW
@@ -377,14 +377,16 @@ class TrajectoryLeader(Leader):
         if config.guiding != "fitted" or known.is_quadratic:
             return critic
         gamma, how = self.env.preferences.gamma_follower, known.how or config.network
+        critic = cast(ActionCritic, critic)
         return WithReactions(critic, [NetworkCritic(gamma, how, actions=facts.actions) for _ in range(HALVES)])
 
     def _make_guiding(self) -> Guiding:
         """How the guiding term is made."""
         config, rule = self.estimator_config, ESTIMATORS[self.estimator_config.estimator]
         if config.guiding == "fitted":
-            polynomial = self.facts.world.capabilities(config.critic).is_quadratic
-            return FittedGuiding(rule) if polynomial else NetworkGuiding(rule, added=self.transition.added)
+            if self.facts.world.capabilities(config.critic).is_quadratic:
+                return FittedGuiding(rule, numbers=2 * self.facts.features)
+            return NetworkGuiding(rule, added=self.transition.added, numbers=self.facts.theta_size)
         return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
 
     def _make_transition(self) -> Score:
