@@ -203,7 +203,7 @@ class TabularLaw:
         p = np.concatenate([row[3] for row in rows]).clip(0, 1)
         each, overall = binomial(counts, draws, p), chi_square([row[4] for row in rows], [row[3] for row in rows])
         worst = int(each.argmin())
-        if each[worst] * len(each) > SHARE and overall > SHARE:
+        if each[worst] * len(each) > SHARE / 2 and overall > SHARE / 2:
             return
         row = next(row for row, end in zip(rows, np.cumsum([len(r[4]) for r in rows]), strict=True) if worst < end)
         state = np.concatenate([row[2] for row in rows])[worst]
@@ -302,7 +302,7 @@ class LinearLaw:
             white = (x - m)[fine] / v**0.5
             low, high = ndtr((-bound - m[fine]) / v**0.5), ndtr((bound - m[fine]) / v**0.5)
             p = uniform((ndtr(white) - low) / (high - low))
-            if p < SHARE:
+            if p < SHARE / len(variance):
                 yield Finding(
                     f"entry {entry} of {len(white)} {what} against the model's normal law (chi-square in ten cells, "
                     f"level {SHARE:g})",

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from bilevel_envs import (
     BestResponse,
@@ -35,6 +36,10 @@ from bilevel_envs.networks.leader_policies import GaussianTanhNetwork
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.registration import PROBLEMS
 from bilevel_envs.testing import ConformanceError, check_bilevel_env, check_follower
+from bilevel_envs.testing.laws import Points, law_of
+from bilevel_envs.testing.model import STEP, _differences
+from bilevel_envs.testing.statistics import binomial, chi_square
+from bilevel_envs.testing.subject import Steps
 from leaders.cli.main import main
 from tests.helpers import Pendulums
 from tests.lake import PREFERENCES, SPACE, Knowing, led_lake, logged, r_follower, r_leader
@@ -853,7 +858,7 @@ def test_a_follower_that_configures_the_environment_is_told_of_it():
         (SoftValueIteration(), TabularEnv(Favours())),
         (Knowing(), led_lake().env),
         pytest.param(SB3Follower("SoftDQN", steps=150), TabularEnv(StreetProblem()), marks=pytest.mark.slow),
-        pytest.param(SB3Follower("SAC", steps=150), LinearEnv(Pendulums()), marks=pytest.mark.slow),
+        pytest.param(SB3Follower("SAC", steps=150), gym.make("BiLevel/GuidedCartPole-v0"), marks=pytest.mark.slow),
     ],
 )
 def test_a_follower_without_fault_passes(follower, env):
@@ -979,3 +984,66 @@ def test_the_command_names_what_it_cannot_import(folder, capsys):
     assert "`env` must be an id, MODULE:ID or MODULE:CLASS that can be imported, got 'my_other:Shop'" in (
         capsys.readouterr().err
     )
+
+
+# Statistics and differences -----------------------------------------------------------------------------------
+
+
+def test_chi_square_is_scipys_where_every_cell_expects_enough():
+    counts, p = np.array([30, 45, 25]), np.array([0.3, 0.4, 0.3])
+    other, q = np.array([60, 40]), np.array([0.5, 0.5])
+    one, two = stats.chisquare(counts, 100 * p), stats.chisquare(other, 100 * q)
+    assert chi_square([counts], [p]) == pytest.approx(one.pvalue)
+    assert chi_square([counts, other], [p, q]) == pytest.approx(stats.chi2.sf(one.statistic + two.statistic, 2 + 1))
+
+
+def test_rare_cells_are_merged_before_chi_square_judges():
+    counts, p = np.array([40, 57, 2, 1]), np.array([0.4, 0.57, 0.02, 0.01])
+    # 2 and 1 are expected of 100: both go to the smallest cell that is left, which then expects 43
+    expected = stats.chisquare([43, 57], [43, 57])
+    assert chi_square([counts], [p]) == pytest.approx(expected.pvalue)
+    assert chi_square([np.array([1])], [np.array([1.0])]) == 1.0
+
+
+@pytest.mark.parametrize("count", [0, 3, 17, 20])
+def test_binomial_is_twice_the_smaller_tail(count):
+    law = stats.binom(20, 0.7)
+    expected = min(1, 2 * min(law.cdf(count), law.sf(count - 1)))
+    found = binomial(np.array([count]), np.array([20]), np.array([0.7]))
+    assert found[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_differences_are_derivatives_and_kinks_are_seen_wherever_they_lie():
+    points = {k: 0.4 + k * STEP for k in (-2, -1, 0, 1, 2)}
+    at = {k: torch.tensor([np.sin(3 * x), x**3], dtype=torch.float64) for k, x in points.items()}
+    slope, bend = _differences(at)
+    torch.testing.assert_close(slope, torch.tensor([3 * np.cos(1.2), 3 * 0.16], dtype=torch.float64), rtol=1e-9, atol=0)
+    assert bend.max() < 1e-5
+    for kink in np.linspace(-1.5, 1.5, 61):
+        at = {k: torch.tensor([max(0.0, k - kink) * STEP], dtype=torch.float64) for k in points}
+        slope, bend = _differences(at)
+        error = min(abs(float(slope)), abs(float(slope) - 1))  # of both one-sided slopes, 0 and 1
+        assert error <= 1.5 * float(bend) + 1e-9, kink
+
+
+def test_p_values_are_uniform_under_the_law():
+    rng = np.random.default_rng(0)
+    rows = [np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.9, 0.1]), np.array([0.98, 0.01, 0.01])]
+    drawn = [chi_square([rng.multinomial(200, row) for row in rows], rows) for _ in range(1_000)]
+    for level in (0.5, 0.1, 0.02):
+        share, error = np.mean(np.array(drawn) < level), (level * (1 - level) / 1_000) ** 0.5
+        assert abs(share - level) < 4 * error, (level, share)
+
+
+@pytest.mark.slow
+def test_false_alarms_are_as_rare_as_is_said():
+    law, rng = law_of(street_model(torch.tensor([[0.3, 0.6]], dtype=torch.float64)).detach()), np.random.default_rng(0)
+    p = law.model.moves.dense()[0].numpy()
+    found = 0
+    for _ in range(1_000):
+        state, action = rng.integers(STATES, size=600), rng.integers(ACTIONS, size=600)
+        arrived = (p[state, action].cumsum(-1) <= rng.random((600, 1))).sum(-1).clip(max=STATES - 1)
+        none, zeros = [{}] * 600, np.zeros(600)
+        steps = Steps([*state], [*action], [*arrived], zeros, zeros, zeros > 0, zeros > 0, zeros, [0], none)
+        found += len(list(law.moves(Points(steps, np.array))))
+    assert found == 0  # of 1,000 at a level of 1e-5: one or more in a hundred runs of this test
