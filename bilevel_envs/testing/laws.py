@@ -119,7 +119,12 @@ class TabularLaw:
                 continue
             for pair in np.unique(np.stack(at, 1)[off], axis=0):
                 mine = (steps.state == pair[0]) & (steps.action == pair[1])
-                mean, error = self._mean_reward(pair, steps.following[mine], paid[mine])
+                goes_on = self.model.structure.goes_on[0][tuple(pair)]
+                following = (
+                    steps.following[mine] if goes_on else np.zeros(mine.sum())
+                )  # what is seen at last counts not
+                row = self._row(*pair, steps.part or 1) if goes_on else (np.zeros(1), np.ones(1))
+                mean, error = _mean_reward(*row, following, paid[mine])
                 miss = abs(mean - tables[name][tuple(pair)])
                 sure = error == 0 or two_sided(miss / error) < SHARE / len(at[0])
                 if not (miss > CLOSE * (1 + abs(mean)) and sure):  # NaN is neither
@@ -131,25 +136,6 @@ class TabularLaw:
                     f"pay {name}(s, b) of the state in which the step begins, at the θ in force, or mend the table",
                 )
                 break
-
-    def _mean_reward(self, pair: np.ndarray, following: np.ndarray, paid: np.ndarray) -> tuple[float, float]:
-        """The mean over the states that follow, each with its probability, and its standard error.
-
-        NaN, which accuses nobody, where one of them was not seen, or not often enough.
-        """
-        states, probability = self._row(*pair)
-        mean = variance = 0.0
-        for state, p in zip(states, probability, strict=True):
-            seen = paid[following == state]
-            if not len(seen):
-                return float("nan"), float("inf")
-            spread = float(np.ptp(seen)) if len(seen) > 1 else 0.0
-            if spread > CLOSE * (1 + float(np.abs(seen).max())):
-                if len(seen) < ENOUGH:
-                    return float("nan"), float("inf")
-                variance += p**2 * float(seen.var()) / len(seen)
-            mean += p * float(seen.mean())
-        return mean, variance**0.5
 
     def _row(self, state: int, action: int, part: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The states that may follow, and their probabilities; of pairs the first parts."""
@@ -448,6 +434,27 @@ law_of.register(TabularModel)(TabularLaw)
 law_of.register(LinearQuadraticModel)(LinearLaw)
 law_of.register(SimulatedModel)(DrawnLeaderLaw)
 law_of.register(RewardModel)(RewardLaw)
+
+
+def _mean_reward(
+    states: np.ndarray, probability: np.ndarray, following: np.ndarray, paid: np.ndarray
+) -> tuple[float, float]:
+    """The mean of what was paid over the states that follow, each with its probability, and its standard error.
+
+    NaN, which accuses nobody, where one of them was not seen, or not often enough.
+    """
+    mean = variance = 0.0
+    for state, p in zip(states, probability, strict=True):
+        seen = paid[following == state]
+        if not len(seen):
+            return float("nan"), float("inf")
+        spread = float(np.ptp(seen)) if len(seen) > 1 else 0.0
+        if spread > CLOSE * (1 + float(np.abs(seen).max())):
+            if len(seen) < ENOUGH:
+                return float("nan"), float("inf")
+            variance += p**2 * float(seen.var()) / len(seen)
+        mean += p * float(seen.mean())
+    return mean, variance**0.5
 
 
 def _pointwise(name: str, called: str, paid: np.ndarray, told: np.ndarray, where: str) -> Iterator[Finding]:
