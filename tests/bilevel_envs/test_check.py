@@ -33,9 +33,11 @@ from bilevel_envs.core.follower import Capabilities
 from bilevel_envs.followers import Quantal, Riccati, SB3Follower, SoftValueIteration
 from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
 from bilevel_envs.networks.leader_policies import GaussianTanhNetwork
+from bilevel_envs.networks.policies import NetworkGaussian
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.registration import PROBLEMS
 from bilevel_envs.testing import ConformanceError, check_bilevel_env, check_follower
+from bilevel_envs.testing.follower import _integral
 from bilevel_envs.testing.laws import Points, law_of
 from bilevel_envs.testing.model import STEP, _differences
 from bilevel_envs.testing.statistics import binomial, chi_square
@@ -837,6 +839,23 @@ def test_a_follower_with_one_fault_is_told_of_it(follower, problem, name, words)
     report = check_follower(follower(), env, raises=False)
     assert list(report.findings) == [f"follower: {name}"], report
     assert re.search(words, str(report.findings[f"follower: {name}"][0])), report
+
+
+@pytest.mark.parametrize("deviation", [0.3, 1.0])
+@pytest.mark.parametrize("told", [1.0, 0.8])
+def test_densities_of_squashed_actions_are_integrated_over_their_box(deviation, told):
+    def network(seen):
+        return torch.tensor([0.4, -0.2, np.log(deviation), np.log(0.5)]).double().expand(len(seen), 4)
+
+    class Policy(NetworkGaussian):
+        def log_prob(self, state, action):
+            return super().log_prob(state, action) + np.log(told)
+
+    low, high = torch.tensor([-2.0, 0.0]).double(), torch.tensor([3.0, 0.1]).double()
+    space = gym.spaces.Box(low.numpy(), high.numpy(), dtype=np.float64)
+    total, slack = _integral(Policy((network,), low, high), torch.zeros(1, 1, 2).double(), space)
+    assert slack < 0.05
+    assert abs(total - told) <= slack
 
 
 def test_a_follower_that_configures_the_environment_is_told_of_it():
