@@ -37,6 +37,7 @@ from bilevel_envs.networks.policies import NetworkGaussian
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.registration import PROBLEMS
 from bilevel_envs.testing import ConformanceError, check_bilevel_env, check_follower
+from bilevel_envs.testing.env import env_of
 from bilevel_envs.testing.follower import _integral
 from bilevel_envs.testing.laws import Points, law_of
 from bilevel_envs.testing.model import STEP, _differences
@@ -568,7 +569,6 @@ FAULTS = [
     (restless, "steps: transitions are the model's", "the standard deviation (2.9|3.0).* where 1 is"),
     (writes_actions, "shared objects: actions are not written into", "given was"),
     (ends_early, "ends: limits truncate, ends terminate", "the first of them step 9"),
-    (wide, "steps: transitions are the model's", "actions of the leader against log f"),
     (PaysOther, "game: moves are the model's", r"steps paid \S+ on average, the model has (-1|0|2|3)\n"),
     (MovesOther, "game: moves are the model's", "transitions of .* draws against p"),
     (OwnChance, "game: both PettingZoo forms agree", "after step"),
@@ -581,9 +581,17 @@ FAULTS = [
 
 @pytest.mark.parametrize(("made", "name", "words"), FAULTS, ids=[made.__name__ for made, *_ in FAULTS])
 def test_a_fault_is_found_by_the_check_that_is_about_it_and_by_no_other(made, name, words):
-    report = check_bilevel_env(made(), steps=800, raises=False)
+    steps = 1_500 if made is OldTable else 500  # whose probabilities are off by 0.1 in half of the pairs
+    report = check_bilevel_env(made(), steps=steps, raises=False)
     assert list(report.findings) == [name], report
     assert re.search(words, str(report.findings[name][0])), report
+
+
+@pytest.mark.slow
+def test_a_leader_that_draws_narrower_than_its_density_is_found():
+    report = check_bilevel_env(wide(), steps=500, raises=False)
+    assert list(report.findings) == ["steps: transitions are the model's"], report
+    assert "actions of the leader against log f" in str(report)
 
 
 def test_a_limit_of_its_own_is_no_end(clocks):
@@ -626,15 +634,15 @@ def replace_sight(game):
 
 @pytest.mark.parametrize("made", HEALTHY)
 def test_what_has_no_fault_passes(made):
-    report = check_bilevel_env(made(), steps=800)
+    report = check_bilevel_env(made(), steps=500)
     assert report.ok
     assert len(report.results) > 20
 
 
-@pytest.mark.parametrize("seed", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_no_seed_accuses_what_has_no_fault(seed):
     for made in (Street, PaysByChance, Favours):
-        check_bilevel_env(made(), steps=400, seed=seed)
+        check_bilevel_env(made(), steps=300, seed=seed)
 
 
 QUICK = ("TollBridge", "FourRooms", "RandomMDP", "Warehouse")
@@ -642,7 +650,7 @@ QUICK = ("TollBridge", "FourRooms", "RandomMDP", "Warehouse")
 
 @pytest.mark.parametrize("name", QUICK)
 def test_small_environments_of_ours_pass(name):
-    check_bilevel_env(f"BiLevel/{name}-v0", steps=800)
+    check_bilevel_env(f"BiLevel/{name}-v0", steps=500)
 
 
 @pytest.mark.slow
@@ -892,7 +900,7 @@ def test_all_findings_are_raised_in_one_error_that_says_what_to_change():
         pass
 
     with pytest.raises(AssertionError) as raised:
-        check_bilevel_env(Both(), steps=800)
+        check_bilevel_env(Both(), steps=500)
     assert isinstance(raised.value, ConformanceError)
     assert list(raised.value.report.findings) == [
         "steps: rewards are the model's",
@@ -904,7 +912,7 @@ def test_all_findings_are_raised_in_one_error_that_says_what_to_change():
 
 
 def test_a_follower_in_a_wrapper_is_checked_with_its_environment():
-    report = check_bilevel_env(BilevelWrapper(TabularEnv(StreetProblem()), Unnormalised()), steps=400, raises=False)
+    report = check_bilevel_env(BilevelWrapper(TabularEnv(StreetProblem()), Unnormalised()), steps=300, raises=False)
     assert list(report.findings) == ["follower: log-probabilities are normalised"]
     assert "steps: transitions are the model's" in {result.name for result in report.results}
 
@@ -916,11 +924,14 @@ def test_what_is_no_environment_is_refused():
         check_bilevel_env(Street)
 
 
-def test_forms_of_a_game_lead_to_the_same_checks():
-    forms = [Favours(), GameEnv(Favours()), ParallelGameEnv(Favours()), LeaderEnv(Favours())]
-    names = [[result.name for result in check_bilevel_env(form, steps=400).results] for form in forms]
-    assert names[0] == names[1] == names[2] == names[3]
-    assert "PettingZoo: api_test and seed_test" in names[0]
+def test_forms_of_a_game_lead_to_the_same_environment():
+    game = Favours()
+    for form in (game, GameEnv(game), ParallelGameEnv(game), LeaderEnv(game), TabularEnv(game)):
+        env = env_of(form)
+        assert type(env) is TabularEnv
+        assert env.problem is game
+    results = check_bilevel_env(GameEnv(game), steps=300).results
+    assert "PettingZoo: api_test and seed_test" in {result.name for result in results}
 
 
 @pytest.fixture
@@ -973,14 +984,13 @@ gym.register("My/Checked-v0", "bilevel_envs.gym_env:make_env", kwargs={"problem"
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["BiLevel/TollBridge-v0"],
         ["my_checked:My/Checked-v0"],
         ["my_checked:Shop"],
         ["my_checked:Shop", "--follower", "my_checked:Customer"],
     ],
 )
 def test_the_command_prints_ok_and_ends_well(folder, capsys, arguments):
-    main(["check", *arguments, "--steps", "400"])
+    main(["check", *arguments, "--steps", "300"])
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.startswith("fail")]
     assert len([line for line in lines if line.startswith("ok    ")]) >= 5
@@ -989,7 +999,7 @@ def test_the_command_prints_ok_and_ends_well(folder, capsys, arguments):
 @pytest.mark.parametrize("name", ["my_checked:My/Checked-v0", "my_checked:Shop"])
 def test_the_command_prints_what_fails_and_ends_with_1(folder, capsys, name):
     with pytest.raises(SystemExit) as ended:
-        main(["check", name, "--env-args", "cut=true", "--steps", "400"])
+        main(["check", name, "--env-args", "cut=true", "--steps", "300"])
     assert ended.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("fail")] == ["fail  model: gradients are those of differences"]
