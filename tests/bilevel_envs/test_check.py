@@ -581,7 +581,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("made", "name", "words"), FAULTS, ids=[made.__name__ for made, *_ in FAULTS])
 def test_a_fault_is_found_by_the_check_that_is_about_it_and_by_no_other(made, name, words):
-    steps = 1_500 if made is OldTable else 500  # whose probabilities are off by 0.1 in half of the pairs
+    steps = 1_500 if made is OldTable else 500  # of probabilities that are off by 0.19 in half of the pairs
     report = check_bilevel_env(made(), steps=steps, raises=False)
     assert list(report.findings) == [name], report
     assert re.search(words, str(report.findings[name][0])), report
