@@ -240,7 +240,7 @@ def _count_test(policy: Policy, state: Tensor, pair: Pair, seed: int) -> str:
     possible = p > 0
     overall = chi_square([counts[possible]], [p[possible]])
     worst = int(each.argmin())
-    if each[worst] * len(p) * STATES > SHARE and overall * STATES > SHARE:
+    if min(each[worst] * len(p), overall) * 2 * STATES > SHARE:
         return ""
     return (
         f"p-value {min(overall, float(each[worst])):.2g} (chi-square); action {worst} is drawn with a share of "

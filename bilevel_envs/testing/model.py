@@ -142,8 +142,9 @@ def _differences(at: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
       at: values at so many steps from the middle, −2 … 2.
     """
     difference = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * STEP)
-    near, far = (at[1] - 2 * at[0] + at[-1]) / STEP, (at[2] - 2 * at[0] + at[-2]) / (2 * STEP)
-    return difference, (near - far / 2).abs()  # both halve with the step where the second derivative exists
+    # Third differences: of the order of the squared step where the function is smooth, of the jump where it is not.
+    ahead, behind = (sign * (at[2 * sign] - 3 * at[sign] + 3 * at[0] - at[-sign]) / STEP for sign in (1, -1))
+    return difference, torch.maximum(ahead.abs(), behind.abs())
 
 
 def _derivative(part: Tensor, share: Tensor) -> Tensor:

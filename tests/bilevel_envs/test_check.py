@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from bilevel_envs import (
     BestResponse,
@@ -32,9 +33,16 @@ from bilevel_envs.core.follower import Capabilities
 from bilevel_envs.followers import Quantal, Riccati, SB3Follower, SoftValueIteration
 from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
 from bilevel_envs.networks.leader_policies import GaussianTanhNetwork
+from bilevel_envs.networks.policies import NetworkGaussian
 from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.registration import PROBLEMS
 from bilevel_envs.testing import ConformanceError, check_bilevel_env, check_follower
+from bilevel_envs.testing.env import env_of
+from bilevel_envs.testing.follower import _integral
+from bilevel_envs.testing.laws import Points, law_of
+from bilevel_envs.testing.model import STEP, _differences
+from bilevel_envs.testing.statistics import binomial, chi_square
+from bilevel_envs.testing.subject import Steps
 from leaders.cli.main import main
 from tests.helpers import Pendulums
 from tests.lake import PREFERENCES, SPACE, Knowing, led_lake, logged, r_follower, r_leader
@@ -561,8 +569,7 @@ FAULTS = [
     (restless, "steps: transitions are the model's", "the standard deviation (2.9|3.0).* where 1 is"),
     (writes_actions, "shared objects: actions are not written into", "given was"),
     (ends_early, "ends: limits truncate, ends terminate", "the first of them step 9"),
-    (wide, "steps: transitions are the model's", "actions of the leader against log f"),
-    (PaysOther, "game: moves are the model's", "the reward of .* against model.θ..r_follower"),
+    (PaysOther, "game: moves are the model's", r"steps paid \S+ on average, the model has (-1|0|2|3)\n"),
     (MovesOther, "game: moves are the model's", "transitions of .* draws against p"),
     (OwnChance, "game: both PettingZoo forms agree", "after step"),
     (counted, "components: the same when logged twice", "and then"),
@@ -574,9 +581,17 @@ FAULTS = [
 
 @pytest.mark.parametrize(("made", "name", "words"), FAULTS, ids=[made.__name__ for made, *_ in FAULTS])
 def test_a_fault_is_found_by_the_check_that_is_about_it_and_by_no_other(made, name, words):
-    report = check_bilevel_env(made(), steps=800, raises=False)
+    steps = 1_500 if made is OldTable else 500  # of probabilities that are off by 0.19 in half of the pairs
+    report = check_bilevel_env(made(), steps=steps, raises=False)
     assert list(report.findings) == [name], report
     assert re.search(words, str(report.findings[name][0])), report
+
+
+@pytest.mark.slow
+def test_a_leader_that_draws_narrower_than_its_density_is_found():
+    report = check_bilevel_env(wide(), steps=500, raises=False)
+    assert list(report.findings) == ["steps: transitions are the model's"], report
+    assert "actions of the leader against log f" in str(report)
 
 
 def test_a_limit_of_its_own_is_no_end(clocks):
@@ -619,15 +634,15 @@ def replace_sight(game):
 
 @pytest.mark.parametrize("made", HEALTHY)
 def test_what_has_no_fault_passes(made):
-    report = check_bilevel_env(made(), steps=800)
+    report = check_bilevel_env(made(), steps=500)
     assert report.ok
     assert len(report.results) > 20
 
 
-@pytest.mark.parametrize("seed", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 def test_no_seed_accuses_what_has_no_fault(seed):
     for made in (Street, PaysByChance, Favours):
-        check_bilevel_env(made(), steps=400, seed=seed)
+        check_bilevel_env(made(), steps=300, seed=seed)
 
 
 QUICK = ("TollBridge", "FourRooms", "RandomMDP", "Warehouse")
@@ -635,7 +650,7 @@ QUICK = ("TollBridge", "FourRooms", "RandomMDP", "Warehouse")
 
 @pytest.mark.parametrize("name", QUICK)
 def test_small_environments_of_ours_pass(name):
-    check_bilevel_env(f"BiLevel/{name}-v0", steps=800)
+    check_bilevel_env(f"BiLevel/{name}-v0", steps=500)
 
 
 @pytest.mark.slow
@@ -834,6 +849,23 @@ def test_a_follower_with_one_fault_is_told_of_it(follower, problem, name, words)
     assert re.search(words, str(report.findings[f"follower: {name}"][0])), report
 
 
+@pytest.mark.parametrize("deviation", [0.3, 1.0])
+@pytest.mark.parametrize("told", [1.0, 0.8])
+def test_densities_of_squashed_actions_are_integrated_over_their_box(deviation, told):
+    def network(seen):
+        return torch.tensor([0.4, -0.2, np.log(deviation), np.log(0.5)]).double().expand(len(seen), 4)
+
+    class Policy(NetworkGaussian):
+        def log_prob(self, state, action):
+            return super().log_prob(state, action) + np.log(told)
+
+    low, high = torch.tensor([-2.0, 0.0]).double(), torch.tensor([3.0, 0.1]).double()
+    space = gym.spaces.Box(low.numpy(), high.numpy(), dtype=np.float64)
+    total, slack = _integral(Policy((network,), low, high), torch.zeros(1, 1, 2).double(), space)
+    assert slack < 0.05
+    assert abs(total - told) <= slack
+
+
 def test_a_follower_that_configures_the_environment_is_told_of_it():
     env = TabularEnv(StreetProblem())
     report = check_follower(Meddles(env), env, raises=False)
@@ -853,7 +885,7 @@ def test_a_follower_that_configures_the_environment_is_told_of_it():
         (SoftValueIteration(), TabularEnv(Favours())),
         (Knowing(), led_lake().env),
         pytest.param(SB3Follower("SoftDQN", steps=150), TabularEnv(StreetProblem()), marks=pytest.mark.slow),
-        pytest.param(SB3Follower("SAC", steps=150), LinearEnv(Pendulums()), marks=pytest.mark.slow),
+        pytest.param(SB3Follower("SAC", steps=150), gym.make("BiLevel/GuidedCartPole-v0"), marks=pytest.mark.slow),
     ],
 )
 def test_a_follower_without_fault_passes(follower, env):
@@ -868,7 +900,7 @@ def test_all_findings_are_raised_in_one_error_that_says_what_to_change():
         pass
 
     with pytest.raises(AssertionError) as raised:
-        check_bilevel_env(Both(), steps=800)
+        check_bilevel_env(Both(), steps=500)
     assert isinstance(raised.value, ConformanceError)
     assert list(raised.value.report.findings) == [
         "steps: rewards are the model's",
@@ -880,7 +912,7 @@ def test_all_findings_are_raised_in_one_error_that_says_what_to_change():
 
 
 def test_a_follower_in_a_wrapper_is_checked_with_its_environment():
-    report = check_bilevel_env(BilevelWrapper(TabularEnv(StreetProblem()), Unnormalised()), steps=400, raises=False)
+    report = check_bilevel_env(BilevelWrapper(TabularEnv(StreetProblem()), Unnormalised()), steps=300, raises=False)
     assert list(report.findings) == ["follower: log-probabilities are normalised"]
     assert "steps: transitions are the model's" in {result.name for result in report.results}
 
@@ -892,11 +924,14 @@ def test_what_is_no_environment_is_refused():
         check_bilevel_env(Street)
 
 
-def test_forms_of_a_game_lead_to_the_same_checks():
-    forms = [Favours(), GameEnv(Favours()), ParallelGameEnv(Favours()), LeaderEnv(Favours())]
-    names = [[result.name for result in check_bilevel_env(form, steps=400).results] for form in forms]
-    assert names[0] == names[1] == names[2] == names[3]
-    assert "PettingZoo: api_test and seed_test" in names[0]
+def test_forms_of_a_game_lead_to_the_same_environment():
+    game = Favours()
+    for form in (game, GameEnv(game), ParallelGameEnv(game), LeaderEnv(game), TabularEnv(game)):
+        env = env_of(form)
+        assert type(env) is TabularEnv
+        assert env.problem is game
+    results = check_bilevel_env(GameEnv(game), steps=300).results
+    assert "PettingZoo: api_test and seed_test" in {result.name for result in results}
 
 
 @pytest.fixture
@@ -949,14 +984,13 @@ gym.register("My/Checked-v0", "bilevel_envs.gym_env:make_env", kwargs={"problem"
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["BiLevel/TollBridge-v0"],
         ["my_checked:My/Checked-v0"],
         ["my_checked:Shop"],
         ["my_checked:Shop", "--follower", "my_checked:Customer"],
     ],
 )
 def test_the_command_prints_ok_and_ends_well(folder, capsys, arguments):
-    main(["check", *arguments, "--steps", "400"])
+    main(["check", *arguments, "--steps", "300"])
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.startswith("fail")]
     assert len([line for line in lines if line.startswith("ok    ")]) >= 5
@@ -965,7 +999,7 @@ def test_the_command_prints_ok_and_ends_well(folder, capsys, arguments):
 @pytest.mark.parametrize("name", ["my_checked:My/Checked-v0", "my_checked:Shop"])
 def test_the_command_prints_what_fails_and_ends_with_1(folder, capsys, name):
     with pytest.raises(SystemExit) as ended:
-        main(["check", name, "--env-args", "cut=true", "--steps", "400"])
+        main(["check", name, "--env-args", "cut=true", "--steps", "300"])
     assert ended.value.code == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("fail")] == ["fail  model: gradients are those of differences"]
@@ -979,3 +1013,66 @@ def test_the_command_names_what_it_cannot_import(folder, capsys):
     assert "`env` must be an id, MODULE:ID or MODULE:CLASS that can be imported, got 'my_other:Shop'" in (
         capsys.readouterr().err
     )
+
+
+# Statistics and differences -----------------------------------------------------------------------------------
+
+
+def test_chi_square_is_scipys_where_every_cell_expects_enough():
+    counts, p = np.array([30, 45, 25]), np.array([0.3, 0.4, 0.3])
+    other, q = np.array([60, 40]), np.array([0.5, 0.5])
+    one, two = stats.chisquare(counts, 100 * p), stats.chisquare(other, 100 * q)
+    assert chi_square([counts], [p]) == pytest.approx(one.pvalue)
+    assert chi_square([counts, other], [p, q]) == pytest.approx(stats.chi2.sf(one.statistic + two.statistic, 2 + 1))
+
+
+def test_rare_cells_are_merged_before_chi_square_judges():
+    counts, p = np.array([40, 57, 2, 1]), np.array([0.4, 0.57, 0.02, 0.01])
+    # 2 and 1 are expected of 100: both go to the smallest cell that is left, which then expects 43
+    expected = stats.chisquare([43, 57], [43, 57])
+    assert chi_square([counts], [p]) == pytest.approx(expected.pvalue)
+    assert chi_square([np.array([1])], [np.array([1.0])]) == 1.0
+
+
+@pytest.mark.parametrize("count", [0, 3, 17, 20])
+def test_binomial_is_twice_the_smaller_tail(count):
+    law = stats.binom(20, 0.7)
+    expected = min(1, 2 * min(law.cdf(count), law.sf(count - 1)))
+    found = binomial(np.array([count]), np.array([20]), np.array([0.7]))
+    assert found[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_differences_are_derivatives_and_kinks_are_seen_wherever_they_lie():
+    points = {k: 0.4 + k * STEP for k in (-2, -1, 0, 1, 2)}
+    at = {k: torch.tensor([np.sin(3 * x), x**3], dtype=torch.float64) for k, x in points.items()}
+    slope, bend = _differences(at)
+    torch.testing.assert_close(slope, torch.tensor([3 * np.cos(1.2), 3 * 0.16], dtype=torch.float64), rtol=1e-9, atol=0)
+    assert bend.max() < 1e-5
+    for kink in np.linspace(-1.5, 1.5, 61):
+        at = {k: torch.tensor([max(0.0, k - kink) * STEP], dtype=torch.float64) for k in points}
+        slope, bend = _differences(at)
+        error = min(abs(float(slope)), abs(float(slope) - 1))  # of both one-sided slopes, 0 and 1
+        assert error <= 1.5 * float(bend) + 1e-9, kink
+
+
+def test_p_values_are_uniform_under_the_law():
+    rng = np.random.default_rng(0)
+    rows = [np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.9, 0.1]), np.array([0.98, 0.01, 0.01])]
+    drawn = [chi_square([rng.multinomial(200, row) for row in rows], rows) for _ in range(1_000)]
+    for level in (0.5, 0.1, 0.02):
+        share, error = np.mean(np.array(drawn) < level), (level * (1 - level) / 1_000) ** 0.5
+        assert abs(share - level) < 4 * error, (level, share)
+
+
+@pytest.mark.slow
+def test_false_alarms_are_as_rare_as_is_said():
+    law, rng = law_of(street_model(torch.tensor([[0.3, 0.6]], dtype=torch.float64)).detach()), np.random.default_rng(0)
+    p = law.model.moves.dense()[0].numpy()
+    found = 0
+    for _ in range(1_000):
+        state, action = rng.integers(STATES, size=600), rng.integers(ACTIONS, size=600)
+        arrived = (p[state, action].cumsum(-1) <= rng.random((600, 1))).sum(-1).clip(max=STATES - 1)
+        none, zeros = [{}] * 600, np.zeros(600)
+        steps = Steps([*state], [*action], [*arrived], zeros, zeros, zeros > 0, zeros > 0, zeros, [0], none)
+        found += len(list(law.moves(Points(steps, np.array))))
+    assert found == 0  # of 1,000 at a level of 1e-5: one or more in a hundred runs of this test

@@ -15,7 +15,9 @@ from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
 QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
-PAGES = QUICK + [ROOT / f"docs/{name}.md" for name in ("extending", "followers", "contexts", "own_environment")]
+PAGES = QUICK + [
+    ROOT / f"docs/{name}.md" for name in ("extending", "followers", "contexts", "own_environment", "checking")
+]
 
 
 @pytest.mark.parametrize(
