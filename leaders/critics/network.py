@@ -88,6 +88,18 @@ class NetworkCritic:
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
 
+    def state_value(self, state: Tensor) -> Tensor:
+        """V_L at any states that are vectors, [R, ...], of a network that reads them alone."""
+        return self.network(state.double())[..., 0]
+
+    def leader_gradient(self, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+        """∇V_L as a function of states that are vectors; the step has no influence."""
+        if self.of == "action":
+            raise ValueError(
+                '`critic` must have a network of the state, of="state" or "both", for ∇V_L; got of="action"'
+            )
+        return lambda state, step: self.network.gradient(state.double())
+
     def copies(self, count: int) -> NetworkCritic:
         """With the weights as they are now."""
         other = NetworkCritic(self.gamma, self.how, self.of, self.actions)

@@ -27,6 +27,7 @@ from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
 from leaders.estimate import Estimate
 from leaders.estimators.coverage import Coverage
+from leaders.estimators.dynamics import LearntDynamics, LearntGuiding, LearntPathwise
 from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding
 from leaders.estimators.restarts import DRAWS, candidates, halved
 from leaders.estimators.returns import mean_return
@@ -112,6 +113,7 @@ class TrajectoryLeader(Leader):
         self._untaught = None if self.contexts is None else self.critic.copies(1)
         self.seen = self._seen()
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
+        self.dynamics = self._make_dynamics()
         self.guiding, self.transition = self._make_guiding(), self._make_transition()
 
     def _chosen(self) -> dict[str, object]:
@@ -140,7 +142,25 @@ class TrajectoryLeader(Leader):
             return self._restarted(best)
         if self.contexts is not None:  # what was seen in other contexts is not true in this one
             self._forget()
-        return self._estimate_from(self._drawn(theta, model.detach(), best), theta, model, best)
+        drawn = self._drawn(theta, model.detach(), best)
+        if self.dynamics is None:
+            return self._estimate_from(drawn, theta, model, best)
+        explored = self._learn_dynamics(self.dynamics, drawn, theta.detach(), best)
+        estimate = self._estimate_from(drawn, theta, model, best)
+        return replace(
+            estimate,
+            env_steps=estimate.env_steps + explored,
+            dynamics_r2=self.dynamics.told,
+            dynamics_inside=self.dynamics.inside,
+        )
+
+    def _learn_dynamics(self, dynamics: LearntDynamics, drawn: Rollout, theta: Tensor, best: BestResponse) -> int:
+        """Goes on learning from a batch at θ and from rows at perturbed θ; the environment steps that those took."""
+        own = Noise(self.noise.seeds(1).tolist())
+        steps = dynamics.explore(self.env, theta, best, self.horizon, self.estimator_config.batch_size, own)
+        dynamics.add(drawn, theta[:, None].expand(-1, self.rows, *theta.shape[1:]))
+        dynamics.fit(own)
+        return steps
 
     def _drawn(self, theta: Tensor, fixed: Any, best: BestResponse) -> Rollout:
         """A batch at θ."""
@@ -261,7 +281,7 @@ class TrajectoryLeader(Leader):
     def sample(
         self,
         theta: Tensor,
-        model: Model,
+        model: Any,
         batch: Rollout,
         best: BestResponse,
         judges: Judges,
@@ -274,7 +294,8 @@ class TrajectoryLeader(Leader):
         if self.leader_horizon is not None:  # its objective is a finite sum
             discounts = discounts * (batch.step < self.leader_horizon)
         rule = self.guiding.rule
-        return Sample(theta, model, batch, best, judges, discounts, tail, preferences, noise, rule)
+        world = model if self.dynamics is None else self.dynamics.model(model)
+        return Sample(theta, world, batch, best, judges, discounts, tail, preferences, noise, rule)
 
     def weights(self, sample: Sample) -> Weights:
         """The weights of a batch's terms, before they are moved to the terms that the transition uses."""
@@ -315,8 +336,7 @@ class TrajectoryLeader(Leader):
         best = self.env.best_response(theta, self.progress.best, learn=False)
         room = self.runs * self.guiding.steps_drawn(rows * horizon, horizon)
         if self.estimator_config.guiding == "fitted":
-            world = self.env.model(theta)
-            room *= 1 + (1 + world.state_size + world.action_size) ** 2 // FEW
+            room *= 1 + self._numbers() // FEW
         if self.seen is not None:
             world = self.env.model(theta)
             room += self.runs * self.seen.seen.numbers(world.states, world.actions) // FEW
@@ -355,6 +375,11 @@ class TrajectoryLeader(Leader):
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
 
+    def _numbers(self) -> int:
+        """Numbers that are held of a transition for a fitted guiding term: monomials of (s, b), or their squares."""
+        spaces = (self.env.observation_space, self.env.action_space)
+        return (1 + sum(int(np.prod(space.shape or ())) for space in spaces)) ** 2
+
     def _long_enough(self) -> int:
         """Steps after which a twentieth is left of what either player counts."""
         gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
@@ -376,16 +401,27 @@ class TrajectoryLeader(Leader):
         """How the guiding term is made."""
         config, rule = self.estimator_config, ESTIMATORS[self.estimator_config.estimator]
         if config.guiding == "fitted":
-            return FittedGuiding(rule)
+            polynomial = self.facts.world.capabilities(config.critic).is_quadratic
+            return FittedGuiding(rule) if polynomial else LearntGuiding(rule)
         return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
 
     def _make_transition(self) -> Score:
         """How θ in transitions is differentiated."""
+        if self.dynamics is not None:
+            return LearntPathwise() if self.estimator_config.gradient == "pathwise" else Score()
         if self.estimator_config.gradient != "score":
             return Pathwise(self.estimator_config.gradient)
         if self.estimator_config.score_weight == "clipped":
             return ClippedScore(self._slope, self.config.blocks)
         return Score()
+
+    def _make_dynamics(self) -> LearntDynamics | None:
+        """What learns how θ moves the next state; None where that is known."""
+        config, facts = self.estimator_config, self.facts
+        if config.dynamics == "known":
+            return None
+        gamma = self.env.preferences.gamma_follower
+        return LearntDynamics(type(self).__name__, facts.actions, self.env.theta_space, config.perturbation, gamma)
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where it is not used."""
@@ -413,7 +449,8 @@ class TrajectoryLeader(Leader):
         if self.actor_critic is not None:
             return self.actor_critic.state_dict()
         critic = {} if self.critic is self.seen else self.critic.state_dict()
-        return {"critic": critic, "seen": None if self.seen is None else self.seen.state_dict()}
+        learnt = {} if self.dynamics is None else {"dynamics": self.dynamics.state_dict()}
+        return {"critic": critic, "seen": None if self.seen is None else self.seen.state_dict(), **learnt}
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
         if self.actor_critic is not None:
@@ -423,6 +460,8 @@ class TrajectoryLeader(Leader):
                 self.critic.load_state_dict(state["critic"])
             if state["seen"] is not None and self.seen is not None:
                 self.seen.load_state_dict(state["seen"])
+            if self.dynamics is not None:
+                self.dynamics.load_state_dict(state["dynamics"])
 
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""

@@ -23,7 +23,7 @@ from bilevel_envs.worlds.responses import check_response, response_from
 from leaders.training.history import replace_file
 from leaders.training.task import Task, differences
 
-FORMAT = 4
+FORMAT = 5
 UNREADABLE = (
     zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, LookupError, EOFError, ValueError, TypeError, RuntimeError
 )  # fmt: skip
