@@ -96,6 +96,11 @@ class TemporalDifference:
         self.input_scale = self.output_scale = torch.ones(1, 1, 1)
         self._adam: torch.optim.Adam | None = None
 
+    @property
+    def outputs(self) -> int:
+        """D, 1 before the first fit."""
+        return self.first[-1].shape[-1] if self.first else 1
+
     def __call__(self, x: Tensor) -> Tensor:
         """Values at x [R, ..., d], float64 [R, ..., D]."""
         assert self.layers, "fit first"

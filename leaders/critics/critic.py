@@ -10,6 +10,7 @@ from torch import Tensor
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
+from bilevel_envs.networks.temporal_differences import Fit
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class CriticCapabilities:
       learns: it looks at the batches that it is fitted to.
       is_quadratic: `quadratic()` gives Q_L as a `Polynomial` or a `Quadratic` of (s, b).
       gives_gradient: `leader_gradient(policy)` gives ∇V_L as a function of states and steps.
+      gives_action_values: `action_values(state, action, policy)` gives Q_L of states [R, K, ...] and any J actions of
+        each [R, K, J, ...], [R, K, J, 1].
       reads_action: its Q_L depends on the action.
+      how: how its network is fitted; None for what is no network.
       has_rate: `critic_learning_rate` is a step size of its own.
     """
 
@@ -29,7 +33,9 @@ class CriticCapabilities:
     learns: bool = True
     is_quadratic: bool = False
     gives_gradient: bool = False
+    gives_action_values: bool = False
     reads_action: bool = True
+    how: Fit | None = None
     has_rate: bool = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 
 DRAWS = 64
 Values = Callable[[Tensor], Tensor]  # of what a network reads
-AT_ONCE = 20_000  # states whose expectations are taken together
+AT_ONCE = 20_000  # states whose expectations are taken together, of one output
 
 
 class NetworkCritic:
@@ -36,6 +36,8 @@ class NetworkCritic:
         follower's is needed then.
     """
 
+    gives_action_values: ClassVar[bool] = True
+
     def __init__(self, gamma: float, how: Fit | None = None, of: str = "action", actions: int = 0) -> None:
         check_choice(of, ("action", "state", "both"), "of")
         self.gamma, self.how = gamma, how or Fit()
@@ -51,7 +53,10 @@ class NetworkCritic:
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
         """Some Adam steps on the batch, from where the last fit ended."""
-        policy = best.policy
+        self.fit_to(batch.r_leader[..., None], batch, best.policy, noise)
+
+    def fit_to(self, reward: Tensor, batch: Rollout, policy: Policy, noise: Noise) -> None:
+        """The same for whatever steps bring, [R, N, T, D], in the place of r_L: D returns side by side."""
         self._noise = Noise(noise.seeds(1).tolist())
         goes_on = (batch.valid & ~batch.terminated).flatten(1)
         used = batch.valid.flatten(1)
@@ -67,11 +72,11 @@ class NetworkCritic:
                 return self._average(batch.next_state, policy, f) * goes_on[..., None]
 
         x = self._inputs(batch.state, batch.action, policy)
-        reward = batch.r_leader.flatten(1)[..., None]
+        reward = reward.flatten(1, 2)
         self.network.fit(x, reward, used, following, noise)
         if self.pairs is not None:
             wanted = reward + self.gamma * following(self.network)
-            pairs = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy, pairs=True)
+            pairs = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy)
             self.pairs.fit(pairs, wanted, used, lambda f: torch.zeros_like(wanted), noise)
 
     def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,7 +88,7 @@ class NetworkCritic:
         if self.of == "state":
             return v, v, v_next
         if self.pairs is not None:
-            x = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy, pairs=True)
+            x = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy)
             return self.pairs(x).view(shape), v, v_next
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
@@ -99,6 +104,26 @@ class NetworkCritic:
                 '`critic` must have a network of the state, of="state" or "both", for ∇V_L; got of="action"'
             )
         return lambda state, step: self.network.gradient(state.double())
+
+    def nodes(self, state: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
+        """Actions at states [R, K, ...], [R, K, J, ...], whose sums by the weights [R|1, K|1, J] are expectations."""
+        few = self.how.draws is None or action_shape_of(policy) == ()
+        nodes = policy.action_nodes(state) if few and has_nodes(policy) else None
+        if nodes is not None:
+            return nodes
+        (size,) = action_shape_of(policy)
+        draws = self.how.draws or DRAWS
+        uniform = self._noise.uniform(state.shape[1], draws, size)
+        many = state[:, :, None].expand(-1, -1, draws, -1)
+        return policy.sample(many, uniform), torch.full((1, 1, draws), 1 / draws, dtype=torch.float64)
+
+    def action_values(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
+        """At states [R, K, ...] and each of J actions [R, K, J, ...], [R, K, J, D]."""
+        return (self.pairs or self.network)(self._at(state, action, policy))
+
+    def at_once(self, state: Tensor) -> int:
+        """So many states of a run are looked at together that memory is no concern."""
+        return max(1, AT_ONCE // (len(state) * self.network.outputs))
 
     def copies(self, count: int) -> NetworkCritic:
         """With the weights as they are now."""
@@ -119,58 +144,38 @@ class NetworkCritic:
             self.pairs.load_state_dict(state["pairs"])
 
     def _average(self, state: Tensor, policy: Policy, f: Values) -> Tensor:
-        """E_b[f(s, b)] at states [R, N, T, ...], [R, N·T, D]; so many states at a time that memory is no concern."""
+        """E_b[f(s, b)] at states [R, N, T, ...], [R, N·T, D]."""
         means = []
-        for part in state.flatten(1, 2).split(max(1, AT_ONCE // len(state)), 1):
-            nodes = self._action_nodes(policy, part[:, None])
-            means.append(_expected(f, self._at_nodes(part, nodes, policy), nodes))
+        for part in state.flatten(1, 2).split(self.at_once(state), 1):
+            if self.of == "action":
+                action, weight = self.nodes(part, policy)
+                means.append((f(self._at(part, action, policy)) * weight[..., None]).sum(2))
+            else:
+                means.append(f(self._joined(part, None, policy)))
         return torch.cat(means, 1)
 
     def _inputs(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
         """What the network reads at the steps of a batch, [R, N·T, d]."""
-        return self._joined(state.flatten(1, 2), action.flatten(1, 2), policy)
+        read = action.flatten(1, 2) if self.of == "action" else None
+        return self._joined(state.flatten(1, 2), read, policy)
 
-    def _at_nodes(self, state: Tensor, nodes: tuple[Tensor, Tensor], policy: Policy) -> Tensor:
-        """What it reads at states [R, K, ...] with each of J actions, [R, K, J, d]; J = 1 where actions are ignored."""
-        action = nodes[0]
-        if self.of != "action":
-            action = action[:, :, :1]
-        beside = state[:, :, None].expand(*state.shape[:2], action.shape[2], *state.shape[2:])
-        return self._joined(beside, action, policy)
+    def _at(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
+        """What it reads at states [R, K, ...] with each of J actions [R, K, J, ...], [R, K, J, d]."""
+        return self._joined(state[:, :, None].expand(*action.shape[:3], *state.shape[2:]), action, policy)
 
-    def _joined(self, state: Tensor, action: Tensor, policy: Policy, pairs: bool = False) -> Tensor:
-        if kind_of(policy) == "tabular":
+    def _joined(self, state: Tensor, action: Tensor | None, policy: Policy) -> Tensor:
+        """Inputs of a network, of the state alone where there is no action."""
+        table = kind_of(policy) == "tabular"
+        if table:
             states, actions = cast(BoltzmannPolicy, policy).log_probs.shape[-2:]
-            state = torch.nn.functional.one_hot(state, states).double()
-            action = torch.nn.functional.one_hot(action, actions).double()
-        if self.of != "action" and not pairs:
+            state = torch.nn.functional.one_hot(state, states)
+        if action is None:
             return state.double()
-        if action.ndim < state.ndim:  # discrete actions at states that are vectors
+        if table:
+            action = torch.nn.functional.one_hot(action, actions)
+        elif action.ndim < state.ndim:  # discrete actions at states that are vectors
             action = torch.nn.functional.one_hot(action, self.actions) if self.actions else action[..., None]
         return torch.cat([state, action], -1).double()
-
-    def _action_nodes(self, policy: Policy, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [R, K, J, ...] and weights [R|1, K|1, J] whose weighted sums are expectations under g."""
-        flat = state.flatten(1, 2)
-        runs, steps = flat.shape[:2]
-        if self.of != "action":
-            numbers = torch.int64 if kind_of(policy) == "tabular" else None
-            nothing = torch.zeros(runs, steps, 1, *action_shape_of(policy), dtype=numbers)
-            return nothing, torch.ones(1, 1, 1, dtype=torch.float64)
-        few = self.how.draws is None or action_shape_of(policy) == ()
-        nodes = policy.action_nodes(flat) if few and has_nodes(policy) else None
-        if nodes is not None:
-            return nodes
-        (size,) = action_shape_of(policy)
-        draws = self.how.draws or DRAWS
-        uniform = self._noise.uniform(steps, draws, size)
-        many = flat[:, :, None].expand(-1, -1, draws, -1)
-        return policy.sample(many, uniform), torch.full((1, 1, draws), 1 / draws, dtype=torch.float64)
-
-
-def _expected(f: Values, inputs: Tensor, nodes: tuple[Tensor, Tensor]) -> Tensor:
-    """Σ_j weight_j f(x_j), [R, K, D]."""
-    return (f(inputs) * nodes[1][..., None]).sum(2)
 
 
 def _shifted(x: Tensor) -> Tensor:

@@ -13,15 +13,16 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.worlds.linear_quadratic.polynomials import products
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.rollout import First, table_rollout
+from leaders.critics.reaction import covariance
 from leaders.estimators.oracle import oracle_batch, oracle_weights, published_oracle_guiding
-from leaders.estimators.sample import Sample
+from leaders.estimators.sample import Sample, added
 from leaders.functional.errors import TooFewTransitions
 from leaders.functional.fitted_guiding import fitted_trace
 from leaders.functional.guiding import ESTIMATORS, Rule, guiding_bc_hg
 from leaders.functional.pathwise import analytic_guiding
 from leaders.functional.per_step import per_step_gradient
 from leaders.functional.surrogate import surrogate
-from leaders.functional.weights import eligibility_trace, residualised, weights_from_guiding
+from leaders.functional.weights import eligibility_trace, residualised
 
 Further = tuple[Tensor | float, Tensor | int]
 
@@ -34,11 +35,13 @@ class Guiding:
       rule: the estimator.
       control_variate: of the guiding weight, "constant", "quadratic", "none" or a function state → [..., F].
       behind_cuts: the estimator by which cut episodes go on.
+      numbers: how many are held of each transition, beside its own, for a fit.
     """
 
     rule: Rule
     control_variate: str | Callable[[Tensor], Tensor] = "none"
     behind_cuts: Rule | None = None
+    numbers: int = field(default=0, kw_only=True)
 
     @property
     def onward(self) -> Rule:
@@ -89,6 +92,35 @@ class FittedGuiding(Guiding):
                 raise error.of_half() if len(sample.judges.critics) > 1 else error from None
             total = total + trace * part
         return total
+
+
+@dataclass(frozen=True)
+class NetworkGuiding(Guiding):
+    r"""∇Q_F learnt by a network of (s, b): Σ_t γ_L^t Cov_b(Q_L, ∇Q_F)(s_t) / β, of which states alone are sampled.
+
+    Each critic is multiplied by a ∇Q_F that was fitted to the steps which that critic has not seen, at all states.
+
+    Attributes:
+      added: `Score.added`.
+    """
+
+    added: Callable[[Sample], Tensor | None] = field(kw_only=True)
+
+    def trace(self, sample: Sample) -> Tensor:
+        return torch.zeros_like(sample.discounts)
+
+    def further(self, sample: Sample) -> Further:
+        term = self.added(sample)
+        if term is None:
+            return 0.0, 0
+        batch, policy, judges = sample.batch, sample.best.policy, sample.judges
+        brought = per_step_gradient(term, sample.theta)
+        weight = sample.discounts / sample.preferences.beta / len(judges.critics)
+        estimate = torch.zeros_like(brought[:, 0, 0])
+        for critic, reaction, part in zip(judges.critics, judges.whole.reactions, judges.parts, strict=False):
+            reaction.fit_to(brought, replace(batch, valid=batch.valid & part), policy, sample.noise)
+            estimate = estimate + covariance(critic, reaction, batch.state, policy, weight)
+        return (estimate * sample.theta.flatten(1)).sum(1), 0
 
 
 @dataclass(frozen=True)
@@ -174,7 +206,7 @@ class CentredGuiding(Guiding):
     """∇Q_F as trajectories collect it, less a ∇V_F that is fitted to the batch.
 
     Attributes:
-      score_weight: as in `weights_from_guiding`.
+      score_weight: as in `weights_from_trace`.
     """
 
     score_weight: str = "td_error"
@@ -182,27 +214,13 @@ class CentredGuiding(Guiding):
     def further(self, sample: Sample) -> Further:
         """−⟨Σ_k c_k Û(s_k), θ⟩ of each run, with Û fitted to what each step adds to ∇Q_F."""
         batch, guiding = sample.batch, sample.guiding
-        # With a guiding weight of 1 at every step and no decay the follower's weights are what that step alone adds to
-        # ∇Q_F.
-        alone = weights_from_guiding(
-            batch.valid.to(guiding.dtype),
-            batch,
-            sample.values,
-            torch.zeros_like(guiding),
-            sample.preferences,
-            tail="keep",
-            score_weight=self.score_weight,
-            decay=0.0,
-        )
-        terms = sample.terms
-        pairs = [(terms.r_follower, alone.r_follower), (terms.log_arrival, alone.log_arrival)]
-        added = [weight * term for term, weight in pairs if term is not None and weight is not None]
-        if not added:
+        term = added(sample, self.score_weight)
+        if term is None:
             return 0.0, 0
         # The published form adds nothing at the last step of an episode, which is no step of the process then.
         used = batch.valid & ~batch.cut if self.score_weight == "clipped" else batch.valid
         baseline = sample.judges.whole.baseline  # fitted to half a batch it would be some ten times noisier
-        baseline.fit(batch, per_step_gradient(torch.stack(added).sum(0), sample.theta), used, sample.noise)
+        baseline.fit(batch, per_step_gradient(term, sample.theta), used, sample.noise)
         centre = (guiding[..., None] * baseline(batch.state)).sum((1, 2))
         return -(centre * sample.theta.flatten(1)).sum(1), 0
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
@@ -15,6 +16,7 @@ from bilevel_envs.core.noise import Noise
 from leaders.critics.cross_fit import Judges
 from leaders.functional.guiding import Rule
 from leaders.functional.values import Values, evaluate
+from leaders.functional.weights import weights_from_trace
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,22 @@ class Sample:
     def guiding(self) -> Tensor:
         """The guiding weight of each step, [R, N, T]."""
         return self.rule.guiding(self.batch, self.values, self.discounts, self.preferences)
+
+
+def added(sample: Sample, score_weight: str = "td_error") -> Tensor | None:
+    """The terms whose gradient is what each step adds to ∇Q_F, [R, N, T]; None where θ is in none of them."""
+    batch = sample.batch
+    # With a trace of 1 at every step the follower's weights are what that step alone adds to ∇Q_F.
+    alone = weights_from_trace(
+        batch.valid.to(batch.r_leader.dtype),
+        batch,
+        sample.values,
+        torch.zeros_like(batch.r_leader),
+        sample.preferences,
+        tail="keep",
+        score_weight=score_weight,
+    )
+    terms = sample.terms
+    pairs = [(terms.r_follower, alone.r_follower), (terms.log_arrival, alone.log_arrival)]
+    found = [weight * term for term, weight in pairs if term is not None and weight is not None]
+    return torch.stack(found).sum(0) if found else None

@@ -23,12 +23,14 @@ from bilevel_envs.wrapper import BilevelWrapper
 from leaders.config import EstimatorConfig, Forms, selected
 from leaders.critics.critic import Critic
 from leaders.critics.critic import capabilities_of as critic_capabilities
-from leaders.critics.cross_fit import Judges, cross_fitted, fitted_to_all
+from leaders.critics.cross_fit import HALVES, Judges, cross_fitted, fitted_to_all
 from leaders.critics.empirical import Empirical
+from leaders.critics.network import NetworkCritic
+from leaders.critics.reaction import ActionCritic, WithReactions
 from leaders.estimate import Estimate
 from leaders.estimators.coverage import Coverage
 from leaders.estimators.dynamics import LearntDynamics, LearntGuiding, LearntPathwise
-from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding
+from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding, NetworkGuiding
 from leaders.estimators.restarts import DRAWS, candidates, halved
 from leaders.estimators.returns import mean_return
 from leaders.estimators.sample import Sample
@@ -44,7 +46,7 @@ from leaders.paper.games import is_game, published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import TableActorCritic
 from leaders.worlds.facts import facts_of
-from leaders.worlds.resolve import check_config, resolve
+from leaders.worlds.resolve import check_config, looks_ahead, resolve
 from leaders.worlds.tabular import TABULAR
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
@@ -114,7 +116,8 @@ class TrajectoryLeader(Leader):
         self.seen = self._seen()
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
         self.dynamics = self._make_dynamics()
-        self.guiding, self.transition = self._make_guiding(), self._make_transition()
+        self.transition = self._make_transition()
+        self.guiding = self._make_guiding()
 
     def _chosen(self) -> dict[str, object]:
         estimation = {one.name for one in fields(EstimatorConfig)}
@@ -335,8 +338,7 @@ class TrajectoryLeader(Leader):
         theta = self._theta().detach()
         best = self.env.best_response(theta, self.progress.best, learn=False)
         room = self.runs * self.guiding.steps_drawn(rows * horizon, horizon)
-        if self.estimator_config.guiding == "fitted":
-            room *= 1 + self._numbers() // FEW
+        room *= 1 + self.guiding.numbers // FEW
         if self.seen is not None:
             world = self.env.model(theta)
             room += self.runs * self.seen.seen.numbers(world.states, world.actions) // FEW
@@ -375,11 +377,6 @@ class TrajectoryLeader(Leader):
             gradients.append(gradient.view(copies, *theta.shape))
         return torch.cat(gradients)
 
-    def _numbers(self) -> int:
-        """Numbers that are held of a transition for a fitted guiding term: monomials of (s, b), or their squares."""
-        spaces = (self.env.observation_space, self.env.action_space)
-        return (1 + sum(int(np.prod(space.shape or ())) for space in spaces)) ** 2
-
     def _long_enough(self) -> int:
         """Steps after which a twentieth is left of what either player counts."""
         gamma = max(self.env.preferences.gamma_leader, self.env.preferences.gamma_follower)
@@ -395,14 +392,24 @@ class TrajectoryLeader(Leader):
         return self.leader_horizon + whole_episode_horizon(replace(self.env.preferences, gamma_leader=gamma))
 
     def _make_critic(self) -> Critic:
-        return self.facts.world.critic(self.estimator_config, self.facts, self._theta_moves(), type(self).__name__)
+        config, facts = self.estimator_config, self.facts
+        critic = facts.world.critic(config, facts, self._theta_moves(), type(self).__name__)
+        known = critic_capabilities(critic)
+        if config.guiding != "fitted" or known.is_quadratic or looks_ahead(config):
+            return critic
+        gamma, how = self.env.preferences.gamma_follower, known.how or config.network
+        critic = cast(ActionCritic, critic)
+        return WithReactions(critic, [NetworkCritic(gamma, how, actions=facts.actions) for _ in range(HALVES)])
 
     def _make_guiding(self) -> Guiding:
         """How the guiding term is made."""
         config, rule = self.estimator_config, ESTIMATORS[self.estimator_config.estimator]
         if config.guiding == "fitted":
-            polynomial = self.facts.world.capabilities(config.critic).is_quadratic
-            return FittedGuiding(rule) if polynomial else LearntGuiding(rule)
+            if self.facts.world.capabilities(config.critic).is_quadratic:
+                return FittedGuiding(rule, numbers=2 * self.facts.features)
+            if looks_ahead(config):
+                return LearntGuiding(rule, numbers=self.facts.theta_size)
+            return NetworkGuiding(rule, added=self.transition.added, numbers=self.facts.theta_size)
         return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
 
     def _make_transition(self) -> Score:

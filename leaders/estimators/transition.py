@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from leaders.estimators.continuation import continuation
-from leaders.estimators.sample import Sample
+from leaders.estimators.sample import Sample, added
 from leaders.functional.guiding import Rule
 from leaders.functional.pathwise import pathwise
 from leaders.functional.per_step import clipped, per_step_gradient
@@ -24,6 +24,14 @@ class Score:
     def moved(self, weights: Weights, sample: Sample) -> Weights:
         """The weights, on the terms that this way of differentiating uses."""
         return weights
+
+    def added(self, sample: Sample) -> Tensor | None:
+        """A function of θ at every step whose gradient is what the step adds to ∇Q_F, [R, N, T]; None if θ has no part.
+
+        Here r_F + δ_F log p, whose expected gradient is ∇r_F + γ_F Σ_{s'} V_F(s') ∇p(s'). The gradient may instead be
+        taken through s' itself, of r_F + γ_F V_F(s'(θ)) where a model moves s' by θ, or be that of their expectation.
+        """
+        return added(sample)
 
     def further(self, weights: Weights, sample: Sample, onward: Rule) -> Tensor | float:
         """What is added to the surrogate, [R]; `onward` is the estimator behind cuts."""

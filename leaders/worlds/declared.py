@@ -9,6 +9,8 @@ from leaders.config import EstimatorConfig, Forms
 from leaders.critics import NetworkCritic, QuadraticState
 from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors
 
+FITTED_UP_TO = 300  # entries of θ, each an output of a network
+
 
 class Declared(LeaderWorld):
     """States are vectors, and only log f_θ is known."""
@@ -51,8 +53,8 @@ class Declared(LeaderWorld):
         check_choice(config.score_weight, ("td_error", "value"), "score_weight")
 
     def fits_guiding(self, config: EstimatorConfig, facts: Facts) -> bool:
-        ahead = (config.dynamics, config.gradient, config.critic) == ("learnt", "pathwise", "td")
-        return config.estimator == "bc_hg" and ahead
+        known = self.capabilities(config.critic).gives_action_values and config.score_weight == "td_error"
+        return config.estimator == "bc_hg" and known and facts.theta_size <= FITTED_UP_TO
 
 
 DECLARED_WORLD = Declared()

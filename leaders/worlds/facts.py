@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.core.mdp import ConfigurableMDP, Model
@@ -64,6 +66,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
         features=feature_count(model.state_size + model.action_size) if linear else 0,
         quadratic_reward=model.is_quadratic or not linear,
         leader_actions=problem.stage_actions,
+        theta_size=int(np.prod(problem.theta_space.shape)),
         actions=problem.discrete_actions,
         hides_moves=not lacking(model, ["hides_moves"]) and model.hides_moves,  # of declared models alone
         learns=follower.learns,

@@ -52,10 +52,10 @@ class LinearQuadratic(LeaderWorld):
                 f"`critic` is quadratic and cannot represent the Gaussian-shaped leader reward of {facts.problem}: use "
                 f'"td", "fitted_linear" or "exact" instead of {config.critic!r}'
             )
-        if config.guiding == "fitted":
+        if config.guiding == "fitted" and critic.is_quadratic:
             raise ValueError(
                 '`guiding` must be "sampled" where the leader\'s reward is not quadratic, as in '
-                f'{facts.problem}; got "fitted"'
+                f'{facts.problem}, unless with `critic="td"`; got "fitted"'
             )
 
     def fits_guiding(self, config: EstimatorConfig, facts: Facts) -> bool:

@@ -96,7 +96,7 @@ def _estimator(
         config = replace(config, guiding="fitted" if facts.world.fits_guiding(config, facts) else "sampled")
     if recommended and given.get("batch_size") is None and "batch_size" not in advised:
         config = replace(config, batch_size=facts.world.default_batch(config, facts))
-    ahead = config.guiding == "fitted" and _looks_ahead(config)  # which tells actions apart by where they lead
+    ahead = config.guiding == "fitted" and looks_ahead(config)  # which tells actions apart by where they lead
     return replace(config, network_of="state") if ahead else config
 
 
@@ -107,7 +107,7 @@ def _gradient(config: EstimatorConfig, facts: Facts) -> str:
     return config.gradient if facts.world.capabilities(config.critic).gives_gradient else "score"
 
 
-def _looks_ahead(config: EstimatorConfig) -> bool:
+def looks_ahead(config: EstimatorConfig) -> bool:
     """Whether ∇Q_F can be fitted by looking one step ahead in learnt dynamics."""
     return config.dynamics == "learnt" and config.gradient == "pathwise" and config.critic == "td"
 
@@ -148,10 +148,10 @@ def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mappin
 
 
 def _check_fitted(config: EstimatorConfig, facts: Facts) -> None:
-    if not (facts.world.capabilities(config.critic).is_quadratic or _looks_ahead(config)):
+    critic = facts.world.capabilities(config.critic)
+    if not (critic.is_quadratic or critic.gives_action_values):
         raise ValueError(
-            '`guiding` must be "sampled" with a critic that is no quadratic of (s, b), unless it is "td" where '
-            'dynamics are learnt and `gradient="pathwise"`, here '
+            '`guiding` must be "sampled" with a critic that has no Q_L of any (s, b), here '
             f'{config.critic!r}; got "fitted"'
         )
     if config.gradient == "score" and config.score_weight != "td_error":

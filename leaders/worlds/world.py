@@ -30,6 +30,7 @@ class Facts:
       features: number of features of a quadratic critic; 0 where states are countable.
       quadratic_reward: whether the leader's reward is a quadratic of (s, b).
       leader_actions: A of a finite game whose follower sees the leader's move; 0 elsewhere.
+      theta_size: entries of θ.
       actions: discrete ones at states that are vectors, which critics read one-hot; 0 elsewhere.
       hides_moves: whether θ moves the transitions of a world in which log p is not known.
       learns: whether the follower learns, or is observed.
@@ -44,6 +45,7 @@ class Facts:
     features: int = 0
     quadratic_reward: bool = True
     leader_actions: int = 0
+    theta_size: int = 0
     actions: int = 0
     hides_moves: bool = False
     learns: bool = False

@@ -95,8 +95,9 @@ def test_the_contexts_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"contexts.png", "contexts.json"}
 
 
-def test_a_real_environment_that_is_not_there_is_asked_for():
-    script = str(EXAMPLES / "real" / "deep_sea_treasure.py")
+@pytest.mark.parametrize("name", ["deep_sea_treasure", "water_reservoir"])
+def test_a_real_environment_that_is_not_there_is_asked_for(name):
+    script = str(EXAMPLES / "real" / f"{name}.py")
     code = f"import sys, runpy; sys.modules['mo_gymnasium'] = None; runpy.run_path({script!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1

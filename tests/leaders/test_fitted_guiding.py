@@ -298,7 +298,7 @@ def test_agents_with_networks_are_led_by_fitted_guiding(tmp_path):
         ("FourRooms", {}, '`guiding` must be "sampled" for tables'),
         ("BuildingThermalControl", {"gradient": "analytic"}, 'with `gradient="analytic"`'),
         ("BuildingThermalControl", {"gradient": "score", "score_weight": "value"}, '`score_weight` must be "td_error"'),
-        ("BuildingThermalControl", {"critic": "td"}, "no quadratic of .s, b., here 'td'"),
+        ("BuildingThermalControl", {"critic": "fitted_linear"}, "no Q_L of any .s, b., here 'fitted_linear'"),
         ("BilevelLQR", {"gradient": "pathwise"}, "where the leader's reward is not quadratic"),
         ("BilevelLQR", {"critic": QuadraticState(0.99)}, "`critic` is quadratic and cannot represent"),
     ],

@@ -19,8 +19,10 @@ from bilevel_envs import (
 from bilevel_envs.core.follower import Capabilities
 from bilevel_envs.followers import Riccati, SB3Follower
 from bilevel_envs.networks.dynamics import DynamicsFit, GaussianDynamics
+from bilevel_envs.networks.temporal_differences import Fit
 from bilevel_envs.parameterizations import Box
 from leaders import BCHG, NaivePGD, exact
+from leaders.critics import NetworkCritic
 from leaders.estimators import dynamics as learnt
 from tests.pendulum import direct_gradient, led_pendulum, true_gradient
 
@@ -290,6 +292,14 @@ def test_an_agent_with_discrete_actions_is_led(quick):
     assert np.isfinite(leader.history["grad_norm"]).all()
     assert (leader.history["grad_norm"] > 0).all()
     assert leader.dynamics.x.shape[-1] == 3 + 5 + 3
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "score"])
+def test_a_critic_of_ones_own_is_joined_with_a_network_of_the_reaction(quick, gradient):
+    critic = NetworkCritic(0.9, Fit(hidden=(8,), steps=10), "both")
+    leader = leader_of(critic=critic, gradient=gradient).learn(2)
+    assert (leader.history["grad_norm"] > 0).all()
+    assert len(leader.critic.reactions) == 2
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def test_expectations_over_actions_agree_with_the_closed_form(half_open, draws):
 def test_expectations_over_many_actions_are_drawn():
     env = building(zones=8)
     leader = BCHG(env, critic="td", batch_size=200).learn(2)
-    assert leader.critic._action_nodes(leader.progress.best.policy, torch.zeros(1, 1, 3, 8).double())[0].shape[2] == 64
+    assert leader.critic.nodes(torch.zeros(1, 3, 8).double(), leader.progress.best.policy)[0].shape[2] == 64
 
 
 @pytest.mark.slow
