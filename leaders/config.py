@@ -22,6 +22,7 @@ PerRun = float | Sequence[float] | np.ndarray  # a number, or one per run
 
 CONTROL_VARIATES = ("constant", "quadratic", "none")
 EXPLORATIONS = ("none", "restarts")
+DYNAMICS = ("known", "learnt")
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,19 @@ class EstimatorConfig:
       sampler: "fused" draws from the model itself, "steps" drives `reset` and `step`.
       gradient: what is used beside trajectories in a linear-quadratic world: "score" nothing but the score ∇log p,
         "pathwise" the derivative of the mean of the next state, "analytic" (the default there) all matrices, with
-        ∇Q_F − ∇V_F in closed form. Tables take "score".
+        ∇Q_F − ∇V_F in closed form. Tables take "score"; see `dynamics` for worlds where they are learnt.
       guiding: ∇Q_F as trajectories collect it, "sampled", or fitted as a function of (s, b), "fitted". With a quadratic
         critic that is a polynomial: the default in linear-quadratic worlds unless `gradient="analytic"`. It has a tenth
         to a fiftieth of the noise, and a bias where ∇Q_F is no such polynomial, because the follower's policy bends.
         With a network as critic it is a network, one output per entry of θ: the default where states are vectors, no
         model is known and θ has no more than 300 entries.
+      dynamics: how θ moves p: "known" from the model, or where that is hidden (`ConfigurableDynamics`) "learnt": a
+        Gaussian network of the next state, fitted to transitions at θ and at perturbed θ, 8,000 of these before the
+        first estimate and a quarter of the batch's beside each one, all of them counted. With `gradient="pathwise"`,
+        the default there, both players' ∇V is taken along ∂s'/∂θ, and with `guiding="fitted"` Q_L and ∇Q_F one step
+        ahead for every action; "score" takes ∇log p, which is of no use where moves are nearly certain. First states
+        are taken as free of θ.
+      perturbation: how far θ is perturbed there, as a share of its interval, to either side.
       exploration: "restarts" spends the first iteration on trials of the policy's vertices and of random draws, by
         successive halving on sampled returns, and goes on from the best of them; "none" begins at the policy's start.
       network: how networks are fitted.
@@ -117,6 +125,8 @@ class EstimatorConfig:
     sampler: str = "fused"
     gradient: str = "score"
     guiding: str = "sampled"
+    dynamics: str = "known"
+    perturbation: float = 0.25
     exploration: str = "none"
     network: Fit = DEFAULT_FIT
     network_of: str = "action"

@@ -30,6 +30,8 @@ class Estimate:
       moves: runs that go to the proposal, bool [R], while the others ascend; None for all.
       explored: the model and the response at another θ that was deployed to learn of it; None where none was.
       leader_value: J_L at θ under the optimal policy that made the estimate, where it is a by-product, [R]; else None.
+      dynamics_r2: how well learnt dynamics tell s' − s on held-out episodes, [R]; NaN where they are known.
+      dynamics_inside: the share of entries there inside 90 % intervals, [R]; likewise.
       promised_value: J_L that a learnt world gave for the present θ, [R]; NaN without one.
     """
 
@@ -46,4 +48,6 @@ class Estimate:
     moves: Tensor | None = None
     explored: tuple[Model, BestResponse] | None = None
     leader_value: Tensor | None = None
+    dynamics_r2: np.ndarray | float = float("nan")
+    dynamics_inside: np.ndarray | float = float("nan")
     promised_value: np.ndarray | float = float("nan")

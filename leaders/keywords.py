@@ -55,6 +55,8 @@ class EstimatorKeywords(LeaderKeywords, total=False):
     sampler: str | None
     gradient: str | None
     guiding: str | None
+    dynamics: str | None
+    perturbation: float | None
     exploration: str | None
 
 

@@ -418,6 +418,8 @@ class Leader:
             visits_per_pair=estimate.visits_per_pair,
             explored_value=explored,
             promised_value=estimate.promised_value,
+            dynamics_r2=estimate.dynamics_r2,
+            dynamics_inside=estimate.dynamics_inside,
         )
         self.progress.best = best
         self.progress.iterations += 1

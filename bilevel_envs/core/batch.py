@@ -55,6 +55,10 @@ class Rollout:
         """The steps of one run, [1, N, T]."""
         return self._parts(lambda part: part[run : run + 1])
 
+    def of_runs(self, runs: int) -> Rollout:
+        """Rows [R·N, 1, T], each a run of its own, as the rows of so many runs, [R, N, T]."""
+        return self._parts(lambda part: part.reshape(runs, -1, *part.shape[2:]))
+
     def _parts(self, taken: Callable[[Tensor], Tensor]) -> Rollout:
         """Every part that there is, as `taken` cuts it."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

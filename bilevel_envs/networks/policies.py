@@ -248,6 +248,13 @@ class NetworkActionValues:
             return self.beta * torch.logsumexp(q / self.beta, -1)
         return q.gather(-1, action[..., None])[..., 0]
 
+    def gradient(self, state: Tensor) -> Tensor:
+        """∇V_F at states [R, ..., n], shaped like them."""
+        leaf = torch.as_tensor(state).detach().clone().requires_grad_()
+        v = self.beta * torch.logsumexp(run_by_run(self.networks, leaf) / self.beta, -1)
+        (slope,) = torch.autograd.grad(v.sum(), leaf)
+        return slope
+
     def tiled(self, copies: int) -> Self:
         """For so many times as many runs."""
         return replace(self, networks=self.networks * copies)

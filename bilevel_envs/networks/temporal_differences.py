@@ -110,6 +110,13 @@ class TemporalDifference:
             scaled = [through(self.layers, part / self.input_scale) for part in flat.split(at_once, 1)]
         return (torch.cat(scaled, 1) * self.output_scale).view(*x.shape[:-1], -1)
 
+    def gradient(self, x: Tensor) -> Tensor:
+        """∇f of a single output at x [R, ..., d], shaped like x."""
+        leaf = x.detach().reshape(x.shape[0], -1, x.shape[-1]).clone().requires_grad_()
+        value = through(self.layers, leaf / self.input_scale) * self.output_scale
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return slope.view(x.shape)
+
     def fit(
         self,
         x: Tensor,

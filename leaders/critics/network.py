@@ -93,6 +93,18 @@ class NetworkCritic:
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
 
+    def state_value(self, state: Tensor) -> Tensor:
+        """V_L at any states that are vectors, [R, ...], of a network that reads them alone."""
+        return self.network(state.double())[..., 0]
+
+    def leader_gradient(self, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+        """∇V_L as a function of states that are vectors; the step has no influence."""
+        if self.of == "action":
+            raise ValueError(
+                '`critic` must have a network of the state, of="state" or "both", for ∇V_L; got of="action"'
+            )
+        return lambda state, step: self.network.gradient(state.double())
+
     def nodes(self, state: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
         """Actions at states [R, K, ...], [R, K, J, ...], whose sums by the weights [R|1, K|1, J] are expectations."""
         few = self.how.draws is None or action_shape_of(policy) == ()

@@ -13,7 +13,8 @@ so that temporal differences learn it, one output per entry of θ. For r_F = ⟨
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -80,6 +81,10 @@ class WithReactions:
     def action_values(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
         """The critic's."""
         return self.critic.action_values(state, action, policy)
+
+    def leader_gradient(self, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
+        """The critic's, where dynamics are learnt."""
+        return cast(NetworkCritic, self.critic).leader_gradient(policy)
 
     def copies(self, count: int) -> WithReactions:
         """Of all."""

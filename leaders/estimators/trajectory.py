@@ -29,6 +29,7 @@ from leaders.critics.network import NetworkCritic
 from leaders.critics.reaction import ActionCritic, WithReactions
 from leaders.estimate import Estimate
 from leaders.estimators.coverage import Coverage
+from leaders.estimators.dynamics import LearntDynamics, LearntGuiding, LearntPathwise
 from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding, NetworkGuiding
 from leaders.estimators.restarts import DRAWS, candidates, halved
 from leaders.estimators.returns import mean_return
@@ -45,7 +46,7 @@ from leaders.paper.games import is_game, published_leader
 from leaders.paper.linear_quadratic import LinearActorCritic
 from leaders.paper.tables import TableActorCritic
 from leaders.worlds.facts import facts_of
-from leaders.worlds.resolve import check_config, resolve
+from leaders.worlds.resolve import check_config, looks_ahead, resolve
 from leaders.worlds.tabular import TABULAR
 
 CUT_OFF = 1e-5  # whole episodes end where max(γ_L, γ_F)^H falls below
@@ -114,6 +115,7 @@ class TrajectoryLeader(Leader):
         self._untaught = None if self.contexts is None else self.critic.copies(1)
         self.seen = self._seen()
         self.coverage = None if self.seen is None else Coverage(name, self.seen)
+        self.dynamics = self._make_dynamics()
         self.transition = self._make_transition()
         self.guiding = self._make_guiding()
 
@@ -143,7 +145,25 @@ class TrajectoryLeader(Leader):
             return self._restarted(best)
         if self.contexts is not None:  # what was seen in other contexts is not true in this one
             self._forget()
-        return self._estimate_from(self._drawn(theta, model.detach(), best), theta, model, best)
+        drawn = self._drawn(theta, model.detach(), best)
+        if self.dynamics is None:
+            return self._estimate_from(drawn, theta, model, best)
+        explored = self._learn_dynamics(self.dynamics, drawn, theta.detach(), best)
+        estimate = self._estimate_from(drawn, theta, model, best)
+        return replace(
+            estimate,
+            env_steps=estimate.env_steps + explored,
+            dynamics_r2=self.dynamics.told,
+            dynamics_inside=self.dynamics.inside,
+        )
+
+    def _learn_dynamics(self, dynamics: LearntDynamics, drawn: Rollout, theta: Tensor, best: BestResponse) -> int:
+        """Goes on learning from a batch at θ and from rows at perturbed θ; the environment steps that those took."""
+        own = Noise(self.noise.seeds(1).tolist())
+        steps = dynamics.explore(self.env, theta, best, self.horizon, self.estimator_config.batch_size, own)
+        dynamics.add(drawn, theta[:, None].expand(-1, self.rows, *theta.shape[1:]))
+        dynamics.fit(own)
+        return steps
 
     def _drawn(self, theta: Tensor, fixed: Any, best: BestResponse) -> Rollout:
         """A batch at θ."""
@@ -264,7 +284,7 @@ class TrajectoryLeader(Leader):
     def sample(
         self,
         theta: Tensor,
-        model: Model,
+        model: Any,
         batch: Rollout,
         best: BestResponse,
         judges: Judges,
@@ -277,7 +297,8 @@ class TrajectoryLeader(Leader):
         if self.leader_horizon is not None:  # its objective is a finite sum
             discounts = discounts * (batch.step < self.leader_horizon)
         rule = self.guiding.rule
-        return Sample(theta, model, batch, best, judges, discounts, tail, preferences, noise, rule)
+        world = model if self.dynamics is None else self.dynamics.model(model)
+        return Sample(theta, world, batch, best, judges, discounts, tail, preferences, noise, rule)
 
     def weights(self, sample: Sample) -> Weights:
         """The weights of a batch's terms, before they are moved to the terms that the transition uses."""
@@ -374,7 +395,7 @@ class TrajectoryLeader(Leader):
         config, facts = self.estimator_config, self.facts
         critic = facts.world.critic(config, facts, self._theta_moves(), type(self).__name__)
         known = critic_capabilities(critic)
-        if config.guiding != "fitted" or known.is_quadratic:
+        if config.guiding != "fitted" or known.is_quadratic or looks_ahead(config):
             return critic
         gamma, how = self.env.preferences.gamma_follower, known.how or config.network
         critic = cast(ActionCritic, critic)
@@ -386,16 +407,28 @@ class TrajectoryLeader(Leader):
         if config.guiding == "fitted":
             if self.facts.world.capabilities(config.critic).is_quadratic:
                 return FittedGuiding(rule, numbers=2 * self.facts.features)
+            if looks_ahead(config):
+                return LearntGuiding(rule, numbers=self.facts.theta_size)
             return NetworkGuiding(rule, added=self.transition.added, numbers=self.facts.theta_size)
         return AnalyticGuiding(rule) if config.gradient == "analytic" else Guiding(rule, config.control_variate)
 
     def _make_transition(self) -> Score:
         """How θ in transitions is differentiated."""
+        if self.dynamics is not None:
+            return LearntPathwise() if self.estimator_config.gradient == "pathwise" else Score()
         if self.estimator_config.gradient != "score":
             return Pathwise(self.estimator_config.gradient)
         if self.estimator_config.score_weight == "clipped":
             return ClippedScore(self._slope, self.config.blocks)
         return Score()
+
+    def _make_dynamics(self) -> LearntDynamics | None:
+        """What learns how θ moves the next state; None where that is known."""
+        config, facts = self.estimator_config, self.facts
+        if config.dynamics == "known":
+            return None
+        gamma = self.env.preferences.gamma_follower
+        return LearntDynamics(type(self).__name__, facts.actions, self.env.theta_space, config.perturbation, gamma)
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where it is not used."""
@@ -423,7 +456,8 @@ class TrajectoryLeader(Leader):
         if self.actor_critic is not None:
             return self.actor_critic.state_dict()
         critic = {} if self.critic is self.seen else self.critic.state_dict()
-        return {"critic": critic, "seen": None if self.seen is None else self.seen.state_dict()}
+        learnt = {} if self.dynamics is None else {"dynamics": self.dynamics.state_dict()}
+        return {"critic": critic, "seen": None if self.seen is None else self.seen.state_dict(), **learnt}
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
         if self.actor_critic is not None:
@@ -433,6 +467,8 @@ class TrajectoryLeader(Leader):
                 self.critic.load_state_dict(state["critic"])
             if state["seen"] is not None and self.seen is not None:
                 self.seen.load_state_dict(state["seen"])
+            if self.dynamics is not None:
+                self.dynamics.load_state_dict(state["dynamics"])
 
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""

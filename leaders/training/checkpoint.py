@@ -21,7 +21,7 @@ from bilevel_envs.worlds.responses import check_response, response_from
 from leaders.training.history import replace_file
 from leaders.training.task import Task, differences
 
-FORMAT = 4
+FORMAT = 5
 UNREADABLE = Exception  # damaged bytes make readers raise all kinds: of zip files, zlib, pickles, arrays, memory, ...
 
 

@@ -31,6 +31,8 @@ COLUMNS = (
     "follower_drift",
     "explored_value",
     "promised_value",
+    "dynamics_r2",
+    "dynamics_inside",
 )
 COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 
@@ -51,6 +53,10 @@ class History:
 
     `explored_value` is the exact value of another θ that an iteration deployed to learn of the world, `promised_value`
     what a learnt world gave for the present one when it was proposed; NaN for leaders that have neither.
+
+    `dynamics_r2` says how well learnt dynamics tell s' − s on episodes that they were not fitted to, R² in the entry of
+    the state that is told worst, and `dynamics_inside` the share of entries there inside 90 % intervals; NaN where the
+    dynamics are known.
 
     Where `leader_value` is not evaluated on every iteration, it and `leader_value_actual` are NaN between.
 

@@ -40,13 +40,15 @@ class Declared(LeaderWorld):
 
     def check(self, config: EstimatorConfig, facts: Facts) -> None:
         check_vectors(config)
-        if facts.hides_moves:
+        learnt = config.dynamics == "learnt"
+        if facts.hides_moves and not learnt:
             raise ValueError(
                 f"`env` must have a known log p where θ moves its dynamics; {facts.problem} has none, and the gradient "
-                "of what arrives would be left out: take CMAES, RandomSearch or ZerothOrder, which only compare returns"
+                'of what arrives would be left out: pass dynamics="learnt", or take CMAES, RandomSearch or '
+                "ZerothOrder, which only compare returns"
             )
         for name, value, got in (("gradient", "score", config.gradient), ("tail", "keep", config.tail)):
-            if got != value:
+            if got != value and not (learnt and (name, got) == ("gradient", "pathwise")):
                 raise ValueError(f'`{name}` must be "{value}" where the model is not known, got {got!r}')
         check_choice(config.score_weight, ("td_error", "value"), "score_weight")
 

@@ -7,8 +7,17 @@ from dataclasses import replace
 from types import NoneType
 from typing import Any
 
-from bilevel_envs.core.checks import check_choice, check_per_run
-from leaders.config import CONTROL_VARIATES, EXPLORATIONS, EstimatorConfig, Forms, LeaderConfig, PublishedGame, changed
+from bilevel_envs.core.checks import check_choice, check_number, check_per_run
+from leaders.config import (
+    CONTROL_VARIATES,
+    DYNAMICS,
+    EXPLORATIONS,
+    EstimatorConfig,
+    Forms,
+    LeaderConfig,
+    PublishedGame,
+    changed,
+)
 from leaders.critics.sarsa import STARTS
 from leaders.functional.fitted_guiding import GUIDINGS
 from leaders.functional.pathwise import GRADIENTS
@@ -81,13 +90,26 @@ def _estimator(
     if game is not None:
         default = replace(default, batch_size=game.batch_size, rows=game.rows, tail="keep", cross_fit=False)
     config = changed(default, given)
-    if given.get("gradient") is None and not facts.world.capabilities(config.critic).gives_gradient:
-        config = replace(config, gradient="score")  # more takes ∇V_L
+    if given.get("gradient") is None:
+        config = replace(config, gradient=_gradient(config, facts))
     if recommended and given.get("guiding") is None:
         config = replace(config, guiding="fitted" if facts.world.fits_guiding(config, facts) else "sampled")
     if recommended and given.get("batch_size") is None and "batch_size" not in advised:
         config = replace(config, batch_size=facts.world.default_batch(config, facts))
-    return config
+    ahead = config.guiding == "fitted" and looks_ahead(config)  # which tells actions apart by where they lead
+    return replace(config, network_of="state") if ahead else config
+
+
+def _gradient(config: EstimatorConfig, facts: Facts) -> str:
+    """How θ in transitions is differentiated unless the user says otherwise: more than the score takes ∇V_L."""
+    if config.dynamics == "learnt":
+        return "pathwise"
+    return config.gradient if facts.world.capabilities(config.critic).gives_gradient else "score"
+
+
+def looks_ahead(config: EstimatorConfig) -> bool:
+    """Whether ∇Q_F can be fitted by looking one step ahead in learnt dynamics."""
+    return config.dynamics == "learnt" and config.gradient == "pathwise" and config.critic == "td"
 
 
 def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mapping[str, object]) -> None:
@@ -109,6 +131,12 @@ def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mappin
     check_choice(config.exploration, EXPLORATIONS, "exploration")
     if not callable(config.control_variate):
         check_choice(config.control_variate, CONTROL_VARIATES, "control_variate")
+    check_choice(config.dynamics, DYNAMICS, "dynamics")
+    check_number(config.perturbation, "perturbation", above=0, at_most=1)
+    if config.dynamics == "learnt" and not facts.hides_moves:
+        raise ValueError(
+            f'`dynamics` must be "known" for {facts.problem}, which hides no dynamics that θ moves; got "learnt"'
+        )
     facts.world.check(config, facts)
     if config.guiding == "fitted":
         _check_fitted(config, facts)
