@@ -1,14 +1,18 @@
-"""A contract with a treasure diver: MO-Gymnasium's deep-sea treasure, an agent that learns, BC-HG. Five minutes.
+"""A treasure diver and whoever pays: MO-Gymnasium's deep-sea treasure, an agent that learns, BC-HG. Five minutes.
 
-The diver keeps the share θ₁ of a treasure and bears the share 1 − θ₂ of the time it takes; the leader has the rest.
+Contract, θ ∈ [0, 1]²: the diver keeps the share θ₁ of a treasure and bears the share 1 − θ₂ of the time it takes.
+Price list, θ ∈ [0, 1]^10: the share of each of the ten treasures that the diver keeps; all of the time is the diver's.
+The leader has the rest.
 
 Needs: pip install --no-deps "mo-gymnasium==1.3.2"   (its other requirements would replace pygame-ce)
-Run: python examples/real/deep_sea_treasure.py [--iterations 60] [--seeds 1] [--compare] [--out runs/deep_sea]
+Run: python examples/real/deep_sea_treasure.py [--problem prices] [--leaders bchg cmaes naive-pgd zeroth-order]
+       [--seeds 0 1 2] [--iterations 60] [--out runs/deep_sea]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -21,56 +25,80 @@ from matplotlib.figure import Figure
 
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, ConfigurableRewards, Preferences, TabularEnv, TabularModel
 from bilevel_envs.followers import SB3Follower
-from leaders import BCHG, CMAES, exact, plots
+from leaders import BCHG, CMAES, NaivePGD, ZerothOrder, exact, plots
 
 try:
     import mo_gymnasium  # noqa: F401  (registers deep-sea-treasure-v0)
 except ImportError:
     sys.exit('this example needs MO-Gymnasium: pip install --no-deps "mo-gymnasium==1.3.2"')
 
+LEADERS = {
+    "bchg": lambda wrapped, seed: BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
+    "naive-pgd": lambda wrapped, seed: NaivePGD(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
+    "cmaes": lambda wrapped, seed: CMAES(wrapped, seed=seed, episodes=10, population=6),
+    "zeroth-order": lambda wrapped, seed: ZerothOrder(wrapped, seed=seed, episodes=10, learning_rate=0.1),
+}
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--problem", choices=("contract", "prices"), default="contract")
+parser.add_argument("--leaders", nargs="+", choices=tuple(LEADERS), default=["bchg"])
+parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--iterations", type=int, default=60, help="of 1,000 steps by the leader and 1,000 by the diver")
-parser.add_argument("--compare", action="store_true", help="CMA-ES, too, at as many steps")
-parser.add_argument("--seeds", type=int, default=1)
 parser.add_argument("--out", type=Path, default=Path("runs/deep_sea"))
 arguments = parser.parse_args()
 torch.set_num_threads(1)
 
-SPACE = gym.spaces.Box(0.0, 1.0, (2,), np.float64)
 PREFERENCES = Preferences(gamma_leader=0.97, gamma_follower=0.97, beta=0.5)
+TREASURES = (0.7, 8.2, 11.5, 14.0, 15.1, 16.1, 19.6, 20.3, 22.4, 23.7)
 
 
-def r_follower(theta, c):
-    """The diver's share of the treasure, c₁, and of the time, c₂ = −1."""
-    return theta[..., 0] * c[..., 0] + (1 - theta[..., 1]) * c[..., 1]
+def which_treasure(observation, action, reward, after, info):
+    """The value of the treasure that was found, at its place among ten, and −1 for the step."""
+    return [*(value * (abs(reward[0] - value) < 0.01) for value in TREASURES), reward[1]]
 
 
-def r_leader(theta, c):
-    """The rest."""
-    return (1 - theta[..., 0]) * c[..., 0] + theta[..., 1] * c[..., 1]
+if arguments.problem == "contract":  # components: the environment's vector reward, treasure and −1
+    SIZE, COMPONENTS = 2, None
+
+    def r_follower(theta, c):
+        return theta[..., 0] * c[..., 0] + (1 - theta[..., 1]) * c[..., 1]
+
+    def r_leader(theta, c):
+        return (1 - theta[..., 0]) * c[..., 0] + theta[..., 1] * c[..., 1]
+
+else:
+    SIZE, COMPONENTS = 10, which_treasure
+
+    def r_follower(theta, c):
+        return (theta * c[..., :-1]).sum(-1) + c[..., -1]
+
+    def r_leader(theta, c):
+        return ((1 - theta) * c[..., :-1]).sum(-1)
 
 
-# 1. The environment that somebody else wrote. Components are its vector reward; the diver sees row and column one-hot.
+SPACE = gym.spaces.Box(0.0, 1.0, (SIZE,), np.float64)
+
+
+# 1. The environment that somebody else wrote; the diver sees row and column one-hot.
 def one_hot(cell):
     return np.eye(11)[cell].ravel()
 
 
 sea = gym.make("deep-sea-treasure-v0", disable_env_checker=True)
 seen = gym.wrappers.TransformObservation(sea, one_hot, gym.spaces.Box(0.0, 1.0, (22,), np.float64))
-env = ConfigurableRewards(seen, SPACE, r_follower, r_leader, PREFERENCES)
+env = ConfigurableRewards(seen, SPACE, r_follower, r_leader, PREFERENCES, COMPONENTS)
 
 
 # 2. Its truth: the same world read off as a table, for an exact diver. The leader never sees it.
 class Table(ConfigurableMDP):
     """Cell by cell; whoever has a treasure takes one more step, which pays nothing, entropy included."""
 
-    theta_space, default_theta, preferences = SPACE, np.full(2, 0.5), PREFERENCES
+    theta_space, default_theta, preferences = SPACE, np.full(SIZE, 0.5), PREFERENCES
 
     def __init__(self):
         inner = sea.unwrapped
         depths = inner.sea_map
         self.p = torch.zeros(1, 121, 4, 121, dtype=torch.float64)
-        self.c = torch.zeros(121, 4, 2, dtype=torch.float64)
+        logged = [[None] * 4 for _ in range(121)]
         self.over = torch.from_numpy((depths > 0).reshape(121, 1))
         for cell in range(121):
             for action in range(4):
@@ -78,7 +106,10 @@ class Table(ConfigurableMDP):
                 inner.current_state = np.array(divmod(cell, 11), np.int32)
                 reached, reward, *_ = inner.step(action)
                 self.p[0, cell, action, int(reached[0]) * 11 + int(reached[1])] = 1.0
-                self.c[cell, action] = torch.from_numpy(np.asarray(reward, float))
+                logged[cell][action] = (
+                    reward if COMPONENTS is None else which_treasure(None, action, reward, None, None)
+                )
+        self.c = torch.tensor(np.array(logged, float))
         self.start = torch.eye(121, dtype=torch.float64)[:1]
         self.on = (~self.over).double().expand(1, 121, 4).contiguous()
 
@@ -91,23 +122,18 @@ class Table(ConfigurableMDP):
 
 
 table = BilevelWrapper(TabularEnv(Table()))
-first = exact.objective(table, np.full(2, 0.5))
-print(f"{sea.spec.id}: the contract (½, ½) is worth {first:.2f} to the leader")
+first = exact.objective(table, np.full(SIZE, 0.5))
+print(f"{sea.spec.id}: θ = ½ is worth {first:.2f} to the leader")
 
-# 3. BC-HG, and CMA-ES if asked for, each with a diver of its own, at as many environment steps.
-leaders = {
-    "BC-HG": lambda wrapped, seed: BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
-}
-if arguments.compare:
-    leaders["CMA-ES"] = lambda wrapped, seed: CMAES(wrapped, seed=seed, episodes=5, population=6)
-paths, budget = {}, 2_000 * arguments.iterations
-for name, make in leaders.items():
-    for seed in range(arguments.seeds):
-        began = time.perf_counter()
+# 3. Each leader with a diver of its own, at as many environment steps of both. Values are those with an exact diver.
+paths, results, budget = {}, {}, 2_000 * arguments.iterations
+for name in arguments.leaders:
+    for seed in arguments.seeds:
+        began = time.process_time()
         diver = SB3Follower(
             "SoftDQN", 1_000, first_steps=5_000, seed=seed, learning_rate=2e-3, train_freq=4, gradient_steps=4
         )
-        leader = make(BilevelWrapper(env, diver), seed)
+        leader = LEADERS[name](BilevelWrapper(env, diver), seed)
         path, spent = [leader.theta], 0.0
         while spent < budget:
             leader.learn(1)
@@ -115,36 +141,51 @@ for name, make in leaders.items():
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
         value = exact.objective(table, leader.theta)
         paths[name, seed] = np.array(path)
+        results[f"{name} {seed}"] = {
+            "start": float(first),
+            "value": float(value),
+            "steps": int(spent),
+            "seconds": round(time.process_time() - began),
+        }
         print(
             f"{name}, seed {seed}: J_L = {value:.2f} at θ = {leader.theta.round(2)}, {spent:,.0f} steps, "
-            f"{time.perf_counter() - began:.0f} s",
+            f"{results[f'{name} {seed}']['seconds']} CPU s",
             flush=True,
         )
+arguments.out.mkdir(parents=True, exist_ok=True)
+(arguments.out / f"{arguments.problem}.json").write_text(json.dumps(results, indent=1) + "\n")
 
-# 4. A look at it: J_L by the exact diver over all contracts, and the way of each leader.
-grid = np.linspace(0.005, 0.995, 41)
-contracts = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
-height = exact.objective(table, contracts).reshape(41, 41)
+# 4. A look at it: J_L by the exact diver, over all contracts or along the way, and where each leader went.
+COLOURS = {"bchg": "#ffffff", "cmaes": "#f0a030", "naive-pgd": "#e377c2", "zeroth-order": "#7fd4ff"}
 figure = Figure(figsize=(6.4, 5.0), layout="constrained")
 FigureCanvasAgg(figure)
 axes = figure.subplots()
-filled = axes.contourf(grid, grid, height, np.arange(-12, 5.5, 0.5), cmap="cividis", extend="both")
-figure.colorbar(filled, label="J_L with an exact diver")
-for (name, seed), path in paths.items():
-    colour = {"BC-HG": "#ffffff", "CMA-ES": "#f0a030"}[name]
-    axes.plot(*path.T, color=colour, linewidth=1.2, label=name if seed == 0 else None)
-    axes.plot(*path[-1], "o", color=colour, markersize=5)
-best = np.unravel_index(height.argmax(), height.shape)
-axes.plot(
-    grid[best[1]], grid[best[0]], "*", color="#d62728", markersize=12, label=f"best of the grid, {height.max():.2f}"
-)
-axes.set(
-    xlabel="θ₁, the diver's share of the treasure",
-    ylabel="θ₂, the leader's share of the time",
-    xlim=(0, 1),
-    ylim=(0, 1),
-)
-axes.legend(loc="lower left", fontsize=8, labelcolor="black", facecolor="#cccccc")
-arguments.out.mkdir(parents=True, exist_ok=True)
-plots.save(figure, arguments.out / "deep_sea.png")
-print(f"wrote deep_sea.png to {arguments.out}")
+if arguments.problem == "contract":
+    grid = np.linspace(0.005, 0.995, 41)
+    contracts = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
+    height = exact.objective(table, contracts).reshape(41, 41)
+    filled = axes.contourf(grid, grid, height, np.arange(-12, 5.5, 0.5), cmap="cividis", extend="both")
+    figure.colorbar(filled, label="J_L with an exact diver")
+    for (name, seed), path in paths.items():
+        label = name if seed == arguments.seeds[0] else None
+        axes.plot(*path.T, color=COLOURS[name], linewidth=1.2, label=label)
+        axes.plot(*path[-1], "o", color=COLOURS[name], markersize=5)
+    best = np.unravel_index(height.argmax(), height.shape)
+    found = f"best of the grid, {height.max():.2f}"
+    axes.plot(grid[best[1]], grid[best[0]], "*", color="#d62728", markersize=12, label=found)
+    axes.set(xlabel="θ₁, the diver's share of the treasure", ylabel="θ₂, the leader's share of the time")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend(loc="lower left", fontsize=8, labelcolor="black", facecolor="#cccccc")
+else:
+    places = np.arange(SIZE)
+    axes.bar(places, np.full(SIZE, 0.5), color="#d9d9d9", label="before")
+    for number, ((name, seed), path) in enumerate(paths.items()):
+        value = exact.objective(table, path[-1])
+        axes.plot(
+            places, path[-1], "o-", linewidth=0.8, label=f"{name}, seed {seed}: J_L = {value:.2f}", color=f"C{number}"
+        )
+    axes.set(xlabel="treasure, by its value", ylabel="share that the diver keeps", ylim=(0, 1))
+    axes.set_xticks(places, TREASURES)
+    axes.legend(fontsize=8)
+plots.save(figure, arguments.out / f"{arguments.problem}.png")
+print(f"wrote {arguments.problem}.png and {arguments.problem}.json to {arguments.out}")
