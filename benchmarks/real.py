@@ -4,7 +4,7 @@ Every row of the data file is a run of an example of `examples/real`; runs that 
 `docs/real_environments.md` includes the table.
 
 Needs: pip install --no-deps "mo-gymnasium==1.3.2"
-Run: python benchmarks/real.py [--problems contract prices] [--leaders bchg cmaes naive-pgd zeroth-order] [--seeds 0 1 2]
+Run: python benchmarks/real.py [--problems contract prices] [--leaders bchg cmaes naive-pgd zeroth-order] [--seeds 0 1]
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def table(runs: dict[str, dict[str, float]]) -> str:
             )
             seconds = np.median([run["seconds"] for run in mine])
             lines.append(
-                f"| {name} | {OPTIMA[problem]} | {mine[0]['start']:.2f} | {leader} | {values.mean():.2f} ± {half:.2f} | "
-                f"{values.min():.2f} | {len(mine)} | {seconds:.0f} |"
+                f"| {name} | {OPTIMA[problem]} | {mine[0]['start']:.2f} | {leader} | "
+                f"{values.mean():.2f} ± {half:.2f} | {values.min():.2f} | {len(mine)} | {seconds:.0f} |"
             )
     return "\n".join(lines) + "\n"
 
