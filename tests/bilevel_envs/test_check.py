@@ -381,6 +381,20 @@ class StreetProblem(ConfigurableMDP):
         return Box(noise.normal(2), 0.0, 1.0)
 
 
+class Budgeted(StreetProblem):
+    """θ sums to 0.3 at most, by a rule of its own, and has no parameterisation."""
+
+    default_theta = np.array([0.1, 0.1])
+
+    def check_theta(self, theta):
+        super().check_theta(theta)
+        if (theta.sum(-1) > 0.3).any():
+            raise ValueError("too much")
+
+    def parameterization(self, runs, noise):
+        return None
+
+
 class GenerousCopies(TabularVectorEnv):
     def step(self, actions):
         seen, reward, *rest = super().step(actions)
@@ -627,6 +641,7 @@ HEALTHY = [
     PaysByChance,
     lambda: gym.wrappers.TimeLimit(TabularEnv(StreetProblem()), 5),
     StreetProblem,
+    Budgeted,
     lambda: LinearEnv(Pendulums()),
     Favours,
     lambda: replace_sight(Favours()),
@@ -674,6 +689,7 @@ def test_every_environment_of_ours_passes(name):
         ("FourRooms", {"dynamics": "classic"}),
         ("Warehouse", {"observation": "vector", "rows": 9, "columns": 13, "tolls": True}),
         ("TaxDesign-small", {"actions": "flat", "observe_type": True}),
+        ("FourRooms", {"pairs": True}),
         ("BilevelLQR", {"policy": "mlp"}),
         ("GuidedCartPole", {"flip": True, "discrete": 3}),
     ],
