@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,6 +101,16 @@ class Subject:
             return spec.id
         inner = not lacking(self.problem, ["logs"])
         return f"ConfigurableRewards({cast(RewardProblem, self.problem).env})" if inner else type(self.problem).__name__
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """With `with`: afterwards the environment has the θ that it had, as far as it tells."""
+        before = np.array(self.inside.theta) if self.tells_theta else self.thetas.default
+        try:
+            yield
+        finally:
+            with suppress(Exception):  # of an environment that refuses its own θ, which has been told
+                self.inside.configure(before)
 
     @cached_property
     def game(self) -> Game | None:

@@ -940,6 +940,14 @@ def test_a_follower_in_a_wrapper_is_checked_with_its_environment():
     assert "steps: transitions are the model's" in {result.name for result in report.results}
 
 
+def test_the_environment_has_its_theta_again():
+    env, theta = TabularEnv(StreetProblem(), theta=[0.2, 0.9]), np.array([0.2, 0.9])
+    check_bilevel_env(env, steps=300)
+    np.testing.assert_array_equal(env.theta, theta)
+    check_follower(SoftValueIteration(), env)
+    np.testing.assert_array_equal(env.theta, theta)
+
+
 def test_what_is_no_environment_is_refused():
     with pytest.raises(TypeError, match="CartPoleEnv lacks theta_space, preferences, configure, model"):
         check_bilevel_env("CartPole-v1")
