@@ -28,7 +28,7 @@ class _Around(Protocol):
 
 def _model(subject: Subject) -> RewardModel:
     """The rewards as functions of components; `Skipped` where there are none."""
-    model = subject.model(subject.thetas.inner[0])
+    model = subject.model(subject.thetas.default)
     if lacking(model, ["rewards"]) or lacking(subject.problem, ["logs"]):
         raise Absent("its rewards are no functions of components")
     return cast(RewardModel, model)

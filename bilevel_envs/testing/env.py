@@ -96,8 +96,8 @@ def check_bilevel_env(env: Given, *, steps: int = 4_000, seed: int = 0, raises: 
     """Checks that an environment keeps the contract that leaders and followers rely on.
 
     Transitions and first states are tested at a level at which a conforming environment is told of a fault once in
-    10,000 seeds; all else is exact, or to rounding. The environment is stepped and configured; render modes are not
-    tried.
+    10,000 seeds; all else is exact, or to rounding. The environment is stepped and configured, and in the end has
+    its θ again; render modes are not tried.
 
     Args:
       env: the id of a registered environment; a configurable environment, with or without a time limit; a problem or a
@@ -115,7 +115,8 @@ def check_bilevel_env(env: Given, *, steps: int = 4_000, seed: int = 0, raises: 
       TypeError: if `env` is not configurable, or has a wrapper that may change rewards, actions or observations.
     """
     subject = Subject(env_of(env), seed, check_count(steps, "steps", at_least=100))
-    report = Report(subject.name, results_of(CHECKS, subject))
-    if not isinstance(subject.held.follower, Nobody):
-        report += Report("", follower_results(subject.held.follower, subject))
+    with subject.borrowed():
+        report = Report(subject.name, results_of(CHECKS, subject))
+        if not isinstance(subject.held.follower, Nobody):
+            report += Report("", follower_results(subject.held.follower, subject))
     return finish(report, raises)

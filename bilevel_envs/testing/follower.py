@@ -393,4 +393,6 @@ def check_follower(
     """
     subject = Subject(env, seed)
     pair = Pair(follower, subject)
-    return finish(Report(f"{pair.name} in {subject.name}", results_of(CHECKS, pair)), raises)
+    with subject.borrowed():
+        report = Report(f"{pair.name} in {subject.name}", results_of(CHECKS, pair))
+    return finish(report, raises)

@@ -23,7 +23,7 @@ from bilevel_envs.worlds.tabular.model import TabularModel
 CLOSE = 1e-6  # rewards that differ by no more, relative to the largest, are the same
 ROUNDING = 1e-4  # of a standard deviation: next states that floats cannot resolve so far are not judged
 ENOUGH = 30  # draws from which a mean is judged
-CERTAIN = 1 - 1e-12
+LAST = -1  # stands for the state after the last step
 Indices = Callable[[list[object]], np.ndarray]
 
 
@@ -113,14 +113,17 @@ class TabularLaw:
         """Each reward at its pair; where chance decides on it, its mean over the states that follow."""
         tables = {"r_follower": self.model.r_follower[0].numpy(), "r_leader": self.model.r_leader[0].numpy()}
         at = (steps.state, steps.action)
+        following = np.where(self.model.structure.goes_on[0][at], steps.following, LAST)
         for name, called, paid in steps.rewards():
             off = np.abs(paid - tables[name][at]) > CLOSE * (1 + np.abs(tables[name]).max())
             if not off.any():
                 continue
+            deviation = _deviation_within(np.stack([*at, following], 1), paid)
             pairs = np.unique(np.stack(at, 1)[off], axis=0)
             for state, action in pairs.tolist():
                 mine = (steps.state == state) & (steps.action == action)
-                mean, error = self._paid(state, action, steps, mine, paid)
+                states, p = self._outcomes(state, action, steps.part or 1)
+                mean, error = _mean_reward(states, p, following[mine], paid[mine], deviation)
                 told = float(tables[name][state, action])
                 sure = error == 0 or two_sided((mean - told) / error) < SHARE / len(paid)
                 if not (abs(mean - told) > CLOSE * (1 + abs(mean)) and sure):  # NaN is neither
@@ -133,12 +136,11 @@ class TabularLaw:
                 )
                 break
 
-    def _paid(self, state: int, action: int, steps: Points, mine: np.ndarray, paid: np.ndarray) -> tuple[float, float]:
-        """What steps of a pair paid on average, and its standard error; what is seen after the last one counts not."""
+    def _outcomes(self, state: int, action: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """The states that may follow, and their probabilities; `LAST` where nothing does, whatever is seen then."""
         if self.model.structure.goes_on[0][state, action]:
-            states, p = self._row(state, action, steps.part or 1)
-            return _mean_reward(states, p, steps.following[mine], paid[mine])
-        return _mean_reward(np.zeros(1), np.ones(1), np.zeros(mine.sum()), paid[mine])
+            return self._row(state, action, part)
+        return np.array([LAST]), np.ones(1)
 
     def _row(self, state: int, action: int, part: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """The states that may follow, and their probabilities; of pairs the first parts."""
@@ -439,24 +441,30 @@ law_of.register(SimulatedModel)(DrawnLeaderLaw)
 law_of.register(RewardModel)(RewardLaw)
 
 
+def _deviation_within(outcomes: np.ndarray, paid: np.ndarray) -> float:
+    """The standard deviation of rewards of the same state, action and next state [N, 3]; 0 where they tell all."""
+    _, which, count = np.unique(outcomes, axis=0, return_inverse=True, return_counts=True)
+    means = np.bincount(which.ravel(), paid) / count
+    off = paid - means[which.ravel()]
+    if np.abs(off).max() <= CLOSE * (1 + np.abs(paid).max()):
+        return 0.0
+    return float((off**2).sum() / max(1, len(paid) - len(count))) ** 0.5
+
+
 def _mean_reward(
-    states: np.ndarray, probability: np.ndarray, following: np.ndarray, paid: np.ndarray
+    states: np.ndarray, probability: np.ndarray, following: np.ndarray, paid: np.ndarray, deviation: float
 ) -> tuple[float, float]:
     """The mean of what was paid over the states that follow, each with its probability, and its standard error.
 
-    NaN, which accuses nobody, where one of them was not seen, or not often enough.
+    NaN, which accuses nobody, where one of them was not seen, or not often enough for rewards that vary by themselves.
     """
     mean = variance = 0.0
     for state, p in zip(states, probability, strict=True):
         seen = paid[following == state]
-        if not len(seen):
+        if len(seen) < (ENOUGH if deviation else 1):
             return float("nan"), float("inf")
-        spread = float(np.ptp(seen)) if len(seen) > 1 else 0.0
-        if spread > CLOSE * (1 + float(np.abs(seen).max())):
-            if len(seen) < ENOUGH:
-                return float("nan"), float("inf")
-            variance += p**2 * float(seen.var()) / len(seen)
         mean += p * float(seen.mean())
+        variance += p**2 * max(deviation, float(seen.std()) if deviation else 0.0) ** 2 / len(seen)
     return mean, variance**0.5
 
 

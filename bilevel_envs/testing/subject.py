@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,6 +101,16 @@ class Subject:
             return spec.id
         inner = not lacking(self.problem, ["logs"])
         return f"ConfigurableRewards({cast(RewardProblem, self.problem).env})" if inner else type(self.problem).__name__
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """With `with`: afterwards the environment has the θ that it had, as far as it tells."""
+        before = np.array(self.inside.theta) if self.tells_theta else self.thetas.default
+        try:
+            yield
+        finally:
+            with suppress(Exception):  # of an environment that refuses its own θ, which has been told
+                self.inside.configure(before)
 
     @cached_property
     def game(self) -> Game | None:
@@ -260,7 +270,7 @@ class Thetas:
         if not found:  # unbounded, and without a parameterisation
             rng = np.random.default_rng(self.seed)
             near = self.default + rng.standard_normal((DRAWS, *self.space.shape))
-            found = list(np.clip(near, self.space.low, self.space.high))
+            found = [self._pulled(theta) for theta in np.clip(near, self.space.low, self.space.high)]
         off = [float(np.median(np.abs(theta - self.default))) for theta in found]
         others = [found[k] for k in np.argsort(off)[::-1] if not same(found[k], self.default)]
         return others or [self.default]
@@ -274,6 +284,14 @@ class Thetas:
         raw = self._raw("vertices")
         return found + ([] if raw is None else self._admissible(self._at(raw[:MOST_EXTREME])))
 
+    def _pulled(self, theta: np.ndarray) -> np.ndarray:
+        """θ, or as much of the way to it from the default as `check_theta` allows, halved again and again."""
+        for share in 0.5 ** np.arange(20):
+            nearer = self.default + share * (theta - self.default)
+            if self._admissible([nearer]):
+                return nearer
+        return self.default
+
     def _admissible(self, thetas: list[np.ndarray]) -> list[np.ndarray]:
         """Those that the problem's `check_theta` allows: a parameterisation may reach beyond."""
         found = []
@@ -284,9 +302,16 @@ class Thetas:
         return found
 
     def starts(self) -> list[np.ndarray]:
-        """First values of the parameterisation; none where there is none."""
+        """First values of the parameterisation, in the first context where it reads contexts; none without one."""
         module = self._module(DRAWS)
-        return [] if module is None else list(module().detach().double().numpy())
+        return [] if module is None else self._forward(module, DRAWS)
+
+    def _forward(self, module: Parameterization, runs: int) -> list[np.ndarray]:
+        """θ of each run."""
+        contexts = self.problem.contexts
+        features = () if contexts is None or not _reads(module) else (contexts.seen(np.zeros(runs, int)),)
+        with torch.no_grad():
+            return list(module(*features).double().numpy())
 
     def _scattered(self) -> list[np.ndarray]:
         noise = Noise([[self.seed, draw] for draw in range(DRAWS)])
@@ -308,11 +333,13 @@ class Thetas:
             return []
         with torch.no_grad():
             leaves[0].copy_(raw)
-            return list(module().double().numpy())
+        return self._forward(module, len(raw))
 
     def _module(self, runs: int) -> Parameterization | None:
-        """The parameterisation, unless there is none or it reads contexts."""
-        module = self.problem.parameterization(runs, Noise([[self.seed, run] for run in range(runs)]))
-        if module is None or (not lacking(module, ["reads_context"]) and module.reads_context):
-            return None
-        return module
+        """The parameterisation; None where there is none."""
+        return self.problem.parameterization(runs, Noise([[self.seed, run] for run in range(runs)]))
+
+
+def _reads(module: torch.nn.Module) -> bool:
+    """Whether a parameterisation reads contexts."""
+    return not lacking(module, ["reads_context"]) and bool(module.reads_context)

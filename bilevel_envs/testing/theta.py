@@ -20,7 +20,7 @@ def parameterised(subject: Subject) -> Iterator[Finding]:
     """`parameterization(runs, noise)` yields [runs, *θ.shape], inside the space."""
     starts = subject.thetas.starts()
     if not starts:
-        raise Skipped("the environment has no parameterisation of its own, or it reads contexts")
+        raise Skipped("the environment has no parameterisation of its own")
     shape = subject.inside.theta_space.shape
     for theta in starts:
         if theta.shape != shape:
