@@ -19,6 +19,7 @@ from leaders.cli.envs import Envs
 from leaders.cli.reproduce import Reproduce
 from leaders.cli.train import Train
 from leaders.cli.video import Video
+from leaders.experiments.lock import Stopped, release_all
 
 # Each command with its name; one of its own file and one line here make another.
 COMMANDS: list[tuple[object, ...]] = [
@@ -33,16 +34,35 @@ COMMANDS: list[tuple[object, ...]] = [
 ]
 
 
+MISTAKE, STOPPED, FAULT = 2, 3, 1  # statuses: the user's mistake, stopped and resumable, none of these
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; a bad argument ends with one line and status 2."""
+    """Runs the command line; whatever goes wrong ends with one line, and with a traceback by `--traceback` alone."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = "--traceback" in given
+    given = [one for one in given if one != "--traceback"]
     commands: Any = reduce(or_, (Annotated[kind, *hows] for kind, *hows in COMMANDS))
-    command = tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=arguments)
+    command = tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=given)
     find_modules_here()
     try:
         command.run()
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
-        print(f"bilevel: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt as stop:
-        print(f"\nbilevel: {stop or 'stopped'}", file=sys.stderr)
-        raise SystemExit(130) from None
+    except (Exception, KeyboardInterrupt) as error:
+        status, line = _told(error)
+        if traceback:
+            raise
+        print(line, file=sys.stderr)
+        raise SystemExit(status) from error
+    finally:
+        release_all()
+
+
+def _told(error: BaseException) -> tuple[int, str]:
+    """The status that an error ends with, and what is said of it."""
+    if isinstance(error, KeyboardInterrupt):
+        return STOPPED, f"\nbilevel: {error or 'stopped'}"
+    if isinstance(error, Stopped):
+        return STOPPED, f"bilevel: {error}"
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)):
+        return MISTAKE, f"bilevel: {error}"
+    return FAULT, f"bilevel: {type(error).__name__}: {error} (--traceback shows where)"

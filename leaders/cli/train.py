@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,14 @@ from leaders.cli.arguments import (
     leader_class,
 )
 from leaders.cli.flags import with_flags_of_leaders
+from leaders.experiments.lock import Stopped
 from leaders.keywords import parameters_of
 
 if TYPE_CHECKING:
+    from leaders.experiments.run_directory import RunDirectory
     from leaders.leader import Leader
 
+SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 RUNS_SHOWN = 10  # runs whose θ is printed
 NOT_FOR_THE_CONSTRUCTORS = (
     "env",
@@ -86,9 +90,8 @@ class Train:
         """Trains, saves and draws; nothing is written before every argument is known to be good."""
         import torch
 
-        from bilevel_envs.core.follower import FollowerError, capabilities_of
         from bilevel_envs.wrapper import BilevelWrapper
-        from leaders.experiments.run_directory import Checkpoint, RunDirectory
+        from leaders.experiments.run_directory import RunDirectory
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
@@ -105,30 +108,47 @@ class Train:
             print(f"resuming after {done} outer iterations")
         directory.begin()
         self._log_to(leader)
+        self._learn(leader, directory)
+        self._draw(leader)
+        self._report(leader)
+
+    def _learn(self, leader: Leader, directory: RunDirectory) -> None:
+        """Learns and saves; whatever ends it early, what was learnt is saved."""
+        from leaders.experiments.run_directory import Checkpoint
+
         checkpoint = Checkpoint(directory)
-        before = signal.signal(signal.SIGINT, checkpoint.interrupt)
+        before = {one: signal.signal(one, checkpoint.interrupt) for one in SIGNALS}
         try:
             left = self.iterations - leader.progress.iterations
             bar = self.progress and sys.stderr.isatty()
             often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
             leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
-        except FollowerError as error:
-            if leader.progress.iterations and not capabilities_of(wrapped.follower).saves:
-                directory.save(leader)  # what others have learnt since the last checkpoint may be what failed
-            kept = (
-                "its last checkpoint is whole, --resume goes on from there"
-                if directory.checkpoint
-                else "no checkpoint yet"
-            )
-            raise FollowerError(f"{error}. {self.out}: {kept}") from error
+            directory.save(leader)
+        except Exception as error:
+            raise self._ended(error, leader, directory) from error
         finally:
-            signal.signal(signal.SIGINT, before)
-            leader.logger.close()
-        directory.save(leader)
+            for one, handler in before.items():
+                signal.signal(one, handler)
+            with suppress(OSError):  # TensorBoard's folder may be gone, or the disk full
+                leader.logger.close()
         if checkpoint.interrupted:
-            raise KeyboardInterrupt(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
-        self._draw(leader)
-        self._report(leader)
+            raise Stopped(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
+
+    def _ended(self, error: Exception, leader: Leader, directory: RunDirectory) -> Exception:
+        """What is raised when learning failed; saves before what was learnt, unless a follower may have spoilt it."""
+        from bilevel_envs.core.follower import FollowerError, capabilities_of
+
+        done, unsaved = leader.progress.iterations, ""
+        if done and not (isinstance(error, FollowerError) and capabilities_of(leader.env.follower).saves):
+            try:
+                directory.save(leader)
+            except OSError as full:
+                unsaved = f" ({full})"
+        name = "" if isinstance(error, (ValueError, TypeError, OSError, RuntimeError)) else f"{type(error).__name__}: "
+        if directory.checkpoint is None:
+            return ValueError(f"{name}{error}. {self.out}: no checkpoint yet{unsaved}")
+        kept = "its last checkpoint is whole, --resume goes on from there"
+        return Stopped(f"{name}{error}. {self.out}: {kept}{unsaved}")
 
     def resolved(self) -> tuple[gym.Env, type[Leader], dict[str, Any]]:
         """The environment, the leader's class and its arguments."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from leaders.experiments.lock import hold, is_ours
 from leaders.leader import Leader
 from leaders.training.history import replace_file
 from leaders.training.task import differences
@@ -43,11 +44,11 @@ class RunDirectory:
         """
         if self.path.is_file():
             raise FileExistsError(f"`out` must be a folder; {self.path} is a file")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        names = {found.name for found in self.path.iterdir() if not is_ours(found)} if self.path.exists() else set()
+        if not names:
             return
         config = self.path / CONFIG
-        begun = {CONFIG, "tensorboard"}
-        if config.is_file() and {found.name for found in self.path.iterdir()} <= begun:
+        if config.is_file() and names <= {CONFIG, "tensorboard"}:
             return  # a run that came to nothing
         if not config.is_file():
             raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")
@@ -67,8 +68,15 @@ class RunDirectory:
             )
 
     def begin(self) -> None:
-        """Creates the folder and writes the run's configuration."""
+        """Creates the folder, keeps other processes out of it, and writes the run's configuration.
+
+        It is this process's until `release_all` of `leaders.experiments.lock`, or until the process ends.
+
+        Raises:
+          BlockingIOError: if another process writes to it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        hold(self.path)
         for leftover in self.path.glob(".*.part"):  # of a write that a kill cut short
             leftover.unlink()
         described = {"arguments": self.config, "versions": {name: version(name) for name in PACKAGES}}
@@ -104,7 +112,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 class Checkpoint(BaseCallback):
-    """Saves a run now and then, and ends it on Ctrl-C after the iteration under way; changes nothing in the run.
+    """Saves a run now and then, and ends it on a signal after the iteration under way; changes nothing in the run.
 
     Args:
       directory: where.
@@ -117,7 +125,13 @@ class Checkpoint(BaseCallback):
         self.interrupted = False
 
     def interrupt(self, *_: object) -> None:
-        """A signal handler: stop after this iteration."""
+        """A signal handler: stop after this iteration; the second time at once.
+
+        Raises:
+          KeyboardInterrupt: the second time.
+        """
+        if self.interrupted:
+            raise KeyboardInterrupt("stopped at once; go on with --resume from the last checkpoint")
         self.interrupted = True
 
     def _on_step(self) -> bool:

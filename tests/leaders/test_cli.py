@@ -55,7 +55,7 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
     time.sleep(2.0)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 3
     assert "go on with --resume" in error
     done = int(error.split("stopped after ")[1].split()[0])
     assert len(history(out).splitlines()) == 1 + 2 * done > 1
@@ -333,7 +333,7 @@ def test_a_follower_that_fails_stops_the_run_and_nothing_is_lost(tmp_path, capsy
     before = {name: content for name, content in files_in(broken).items() if "tensorboard" not in name}
     with pytest.raises(SystemExit) as stop:
         main([*command, "--iterations", "4", "--out", str(broken), "--resume"])
-    assert stop.value.code == 2
+    assert stop.value.code == 3
     error = capsys.readouterr().err
     assert "outer iteration 2: the follower failed (FileNotFoundError: `model_file` must be a zip" in error
     assert "its last checkpoint is whole, --resume goes on from there" in error

@@ -1,0 +1,64 @@
+"""One folder, one command: a lock that goes with the process that took it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from leaders.training.history import replace_file
+
+LOCK, OWNER = ".lock", ".owner.json"
+_held: list[FileLock] = []  # of the folders that this process writes to
+
+
+class Stopped(Exception):
+    """A run ended before it was done; what it has learnt is saved, and `--resume` goes on from there."""
+
+
+def hold(folder: Path) -> None:
+    """Keeps other processes out of a folder until `release_all`, or until this one ends in whatever way.
+
+    The lock is the file system's (`flock`); a network file system has to honour it.
+
+    Raises:
+      BlockingIOError: if another process writes to the folder, with what is known of it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"`out` must be a folder that no other command writes to; {folder} is written to by {_owner(folder)}. "
+            "Wait for it, or choose another --out"
+        ) from None
+    _held.append(lock)
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    owner = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+    replace_file(folder / OWNER, json.dumps(owner).encode())
+
+
+def release_all() -> None:
+    """Gives up the folders that this process writes to."""
+    while _held:
+        lock = _held.pop()
+        (Path(lock.lock_file).parent / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a lock's, or a leftover of a write that was cut short."""
+    return path.name in (LOCK, OWNER) or (path.name.startswith(".") and path.name.endswith(".part"))
+
+
+def _owner(folder: Path) -> str:
+    """Who writes to a folder, as far as that is known."""
+    try:
+        owner = json.loads((folder / OWNER).read_bytes())
+        return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process"

@@ -1,0 +1,209 @@
+"""However a run ends, what was learnt is saved, the folder has one writer, and the status says what happened."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import pytest
+
+from leaders.cli import train
+from leaders.cli.main import main
+from leaders.experiments import run_directory
+from leaders.experiments.lock import hold, release_all
+
+RUN = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "2", "--batch", "40", "--no-progress"]
+COMMAND = [sys.executable, "-c", "import sys; from leaders.cli.main import main; main(sys.argv[1:])"]
+HOLDS = "import sys, time, pathlib; from leaders.experiments.lock import hold; "
+HOLDS += "hold(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+
+FAILING = '''
+import gymnasium as gym
+from bilevel_envs.envs.toll_bridge import TollBridge
+from bilevel_envs.gym_env import make_env
+
+
+class Failing(TollBridge):
+    """Fails at its fortieth model."""
+
+    calls = 0
+
+    def model(self, theta):
+        Failing.calls += 1
+        if Failing.calls == 40:
+            FAILURE
+        return super().model(theta)
+
+
+gym.register("Failing-v0", "bilevel_envs.gym_env:make_env", max_episode_steps=10, kwargs={"problem": "failing:Failing"})
+'''
+
+
+@pytest.fixture(autouse=True)
+def released():
+    yield
+    release_all()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield out, process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def ended(arguments, capsys):
+    """The status of a command and what it said."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, capsys):
+    out, process = holder
+    for further in ([], ["--resume"]):
+        status, said = ended([*RUN, "--iterations", "2", "--out", str(out), *further], capsys)
+        assert status == 2
+        assert f"is written to by process {process.pid} on " in said
+        assert "Wait for it, or choose another --out" in said
+    assert {path.name for path in out.iterdir()} == {".lock", ".owner.json"}
+
+
+def test_a_dead_owner_leaves_a_folder_that_can_be_used(holder):
+    out, process = holder
+    process.kill()
+    process.wait()
+    main([*RUN, "--iterations", "2", "--out", str(out)])
+    assert (out / "leader.zip").is_file()
+    assert not (out / ".owner.json").exists()
+
+
+def test_leftovers_of_a_kill_do_not_block_a_run(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".config.json.123.part", ".lock", ".owner.json", ".leader.zip.9.part"):
+        (out / name).write_bytes(b"\x00")
+    main([*RUN, "--iterations", "2", "--out", str(out)])
+    assert not list(out.glob(".*.part"))
+
+
+def test_a_folder_with_anything_else_is_left_alone(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".hidden").write_text("mine")
+    status, said = ended([*RUN, "--iterations", "2", "--out", str(out)], capsys)
+    assert status == 2
+    assert "must be empty or hold a run" in said
+    assert {path.name for path in out.iterdir()} == {".hidden"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path, how):
+    out = tmp_path / "out"
+    arguments = [*RUN, "--iterations", "100000", "--out", str(out)]
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    while not (out / "tensorboard").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2.0)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3, said
+    assert "Traceback" not in said
+    assert "outer iterations; go on with --resume" in said
+    done = int(said.split("stopped after ")[1].split()[0])
+    main([*RUN, "--iterations", str(done + 1), "--out", str(out), "--resume"] if done < 100_000 else [])
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ('raise RuntimeError("out of prices")', "out of prices"),
+        ('raise KeyError("price")', "KeyError: 'price'"),
+        ("theta = theta * float('nan')", "must be finite"),
+    ],
+)
+def test_a_model_that_fails_leaves_what_was_learnt(tmp_path, monkeypatch, capsys, failure, said):
+    (tmp_path / "failing.py").write_text(FAILING.replace("FAILURE", failure))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    gym.registry.pop("Failing-v0", None)
+    run = ["train", "--env", "failing:Failing-v0", "--runs", "1", "--batch", "40", "--no-progress", "--out", "out"]
+    status, line = ended([*run, "--iterations", "50"], capsys)
+    assert status == 3
+    assert said in line
+    assert "its last checkpoint is whole, --resume goes on from there" in line
+    assert "Traceback" not in line
+    main([*run, "--iterations", "50", "--resume"])
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 51
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    main([*RUN, "--iterations", "2", "--out", str(out)])
+    before = (out / "leader.zip").read_bytes()
+
+    def full(self, leader):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "leader.zip"))
+
+    monkeypatch.setattr(run_directory.RunDirectory, "save", full)
+    status, said = ended([*RUN, "--iterations", "4", "--out", str(out), "--resume"], capsys)
+    assert status == 3
+    assert "No space left on device" in said
+    assert str(out / "leader.zip") in said
+    assert "--resume goes on from there" in said
+    assert (out / "leader.zip").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_a_folder_of_tensorboard_that_vanishes_ends_nothing_that_was_learnt(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    log = train.Train._log_to
+
+    def vanishing(self, leader):
+        log(self, leader)
+        shutil.rmtree(out / "tensorboard")
+
+    monkeypatch.setattr(train.Train, "_log_to", vanishing)
+    status, said = ended([*RUN, "--iterations", "5", "--out", str(out)], capsys)
+    assert status == 3
+    assert "tensorboard" in said
+    assert "--resume goes on from there" in said
+    monkeypatch.setattr(train.Train, "_log_to", log)
+    main([*RUN, "--iterations", "5", "--out", str(out), "--resume"])
+
+
+def test_a_fault_of_ours_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    def broken(self):
+        raise LookupError("nobody thought of this")
+
+    monkeypatch.setattr(train.Train, "run", broken)
+    status, said = ended([*RUN, "--out", str(tmp_path / "out")], capsys)
+    assert (status, said) == (1, "bilevel: LookupError: nobody thought of this (--traceback shows where)\n")
+    with pytest.raises(LookupError):
+        main([*RUN, "--out", str(tmp_path / "out"), "--traceback"])
+
+
+def test_a_mistake_ends_with_status_2(tmp_path, capsys):
+    assert ended([*RUN, "--iterations", "0", "--out", str(tmp_path / "out")], capsys)[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lock_tells_who_holds_it(tmp_path):
+    hold(tmp_path)
+    owner = json.loads((tmp_path / ".owner.json").read_text())
+    assert owner["process"] == os.getpid()
+    release_all()
+    assert not (tmp_path / ".owner.json").exists()
+    hold(tmp_path)  # and can be held again
