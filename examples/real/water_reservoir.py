@@ -125,7 +125,7 @@ for seed in arguments.seeds:
     for iteration in range(arguments.iterations):
         leader.learn(1)
         path.append(leader.theta)
-        if (iteration + 1) % 10 == 0:
+        if (iteration + 1) % 5 == 0:
             value, seconds = exact.objective(grid, leader.theta), time.perf_counter() - began
             print(
                 f"  after {iteration + 1}: J_L = {value:.1f} at θ = {leader.theta.round(2)}, {seconds:.0f} s",
@@ -139,6 +139,7 @@ for seed in arguments.seeds:
 fines = np.linspace(0.02, 2.98, 38)
 height = exact.objective(grid, np.stack(np.meshgrid(fines, fines), -1).reshape(-1, 2)).reshape(38, 38)
 at = np.unravel_index(height.argmax(), height.shape)
+print(f"best of a grid of fines: J_L = {height.max():.1f} at θ = ({fines[at[1]]:.2f}, {fines[at[0]]:.2f})")
 figure = Figure(figsize=(10.4, 4.4), layout="constrained")
 FigureCanvasAgg(figure)
 left, right = figure.subplots(1, 2)
@@ -159,7 +160,7 @@ for theta, colour, label in ((FIRST, "#808080", "before"), (last, "#1f77b4", "af
     right.plot(grid.problem.levels, release, color=colour, label=f"{label}, θ = ({theta[0]:.2f}, {theta[1]:.2f})")
 right.axhline(30, color="#d62728", linewidth=0.8, linestyle=":", label="floods below from here on")
 right.axvline(50, color="#d62728", linewidth=0.8, linestyle="--", label="floods above from here on")
-right.set(xlabel="level", ylabel="mean release of an exact operator", xlim=(0, 160))
+right.set(xlabel="level", ylabel="mean release of an exact operator", xlim=(0, 160), ylim=(0, 150))
 right.legend(fontsize=8)
 arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "reservoir.png")

@@ -294,7 +294,7 @@ class Follows:
         spread = float(np.log((PREFERENCES.beta / 2) ** 0.5 / 10))
 
         def drawn(seen, run):
-            return torch.cat([theta[run] * seen / 10, torch.full_like(seen, spread)], -1)
+            return torch.cat([float(theta[run, 0]) * seen / 10, torch.full_like(seen, spread)], -1)
 
         networks = tuple(partial(drawn, run=run) for run in range(len(theta)))
         policy = NetworkGaussian(networks, torch.tensor([-10.0]), torch.tensor([10.0]), squashed=False)
