@@ -315,7 +315,7 @@ class LearntGuiding(Guiding):
 
     ::
 
-        s'(b) = s + μ_θ(s, b) + σ_θ(s, b) ε                           with the ε of the step that was taken
+        s'(b) = s + μ_θ(s, b) + σ_θ(s, b) ε           with the ε of the step for Q_L, of the step after for ∇Q_F
         Q_L(s, b) = r_L(s, b) + γ_L V_L(s'(b))
         ∇Q_F(s, b) = ∇r_F(s, b) + γ_F (∇V_F(s'(b)) ∂s'(b)/∂θ + U(s'(b))),     U = ∇_θ V_F, by temporal differences
 
@@ -332,8 +332,10 @@ class LearntGuiding(Guiding):
         model: LearntModel = sample.model
         state, onward = batch.state.double().flatten(1, 2), (batch.valid & ~batch.terminated).flatten(1)
         action, share = _nodes(policy, state, sample.noise)
-        reached, components = model.ahead(state, action, model.white(batch).flatten(1, 2))
-        arrived, goes_on = reached.detach(), onward[..., None].double()
+        white, goes_on = model.white(batch).flatten(1, 2), onward[..., None].double()
+        led = model.ahead(state, action, white)[0].detach()
+        reached, components = model.ahead(state, action, white.roll(-1, 1))  # no noise is common to both factors
+        arrived = reached.detach()
         r_follower, r_leader = model.model.rewards(components)
         slope = prefs.gamma_follower * slope_of(sample.best.v, arrived) * goes_on[..., None]
         added = per_step_gradient(r_follower + (slope * reached).sum(-1), sample.theta)
@@ -344,7 +346,7 @@ class LearntGuiding(Guiding):
         for critic, reaction, part in zip(sample.judges.critics, model.reactions, sample.judges.parts, strict=False):
             used = (batch.valid & part).flatten(1)
             reaction.fit(state, brought, used, lambda f: f(later) * goes_on, sample.noise)
-            q = r_leader.detach() + prefs.gamma_leader * critic.state_value(arrived) * goes_on
+            q = r_leader.detach() + prefs.gamma_leader * critic.state_value(led) * goes_on
             benefit = q - (share * q).sum(-1, keepdim=True)
             reacts = added + prefs.gamma_follower * reaction(arrived) * goes_on[..., None]
             total = total + ((weight[..., None] * share * benefit)[..., None] * reacts).sum((1, 2))
