@@ -47,6 +47,11 @@ class Declared(LeaderWorld):
                 'of what arrives would be left out: pass dynamics="learnt", or take CMAES, RandomSearch or '
                 "ZerothOrder, which only compare returns"
             )
+        if config.guiding == "fitted" and not facts.reads_components:
+            raise ValueError(
+                f'`guiding` must be "sampled" where θ moves log p, as in {facts.problem}: a network does not learn '
+                '∇Q_F from noise as large as that of ∇log p; got "fitted"'
+            )
         for name, value, got in (("gradient", "score", config.gradient), ("tail", "keep", config.tail)):
             if got != value and not (learnt and (name, got) == ("gradient", "pathwise")):
                 raise ValueError(f'`{name}` must be "{value}" where the model is not known, got {got!r}')
@@ -54,7 +59,8 @@ class Declared(LeaderWorld):
 
     def fits_guiding(self, config: EstimatorConfig, facts: Facts) -> bool:
         known = self.capabilities(config.critic).gives_action_values and config.score_weight == "td_error"
-        return config.estimator == "bc_hg" and known and facts.theta_size <= FITTED_UP_TO
+        few = facts.reads_components and facts.theta_size <= FITTED_UP_TO
+        return config.estimator == "bc_hg" and known and few
 
 
 DECLARED_WORLD = Declared()

@@ -69,6 +69,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
         theta_size=int(np.prod(problem.theta_space.shape)),
         actions=problem.discrete_actions,
         hides_moves=not lacking(model, ["hides_moves"]) and model.hides_moves,  # of declared models alone
+        reads_components=kind_called(model).reads_components(model),
         learns=follower.learns,
         optimal=follower.optimal,
     )
