@@ -1,5 +1,6 @@
 """Each tutorial script runs at toy size."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,23 @@ def test_a_real_environment_that_is_not_there_is_asked_for(name):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert 'pip install --no-deps "mo-gymnasium==1.3.2"' in done.stderr
+
+
+@pytest.mark.slow
+def test_the_install_line_of_the_real_environments_works(tmp_path):
+    line = ["--no-deps", "mo-gymnasium==1.3.2"]
+    told = f'pip install {line[0]} "{line[1]}"'
+    scripts = [EXAMPLES / "real" / f"{name}.py" for name in ("deep_sea_treasure", "water_reservoir")]
+    assert all(told in script.read_text() for script in scripts)
+    packages = tmp_path / "packages"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), *line]
+    installed = subprocess.run(pip, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"no package index within reach: {installed.stderr.strip().splitlines()[-1]}")
+    path = {"PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])}
+    for script, further in zip(scripts, (["--problem", "prices"], []), strict=True):
+        command = [sys.executable, str(script), "--iterations", "1", "--out", str(tmp_path / script.stem), *further]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | path)
+        assert done.returncode == 0, done.stderr
+        assert "J_L = " in done.stdout
+        assert list((tmp_path / script.stem).glob("*.png"))
