@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.checks import check_count, check_memory
 from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, saves
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
 
+NUMBERS_OF_A_RUN = 200  # held beside θ, a random stream's above all
 LOGGED = 10  # entries of θ in the logger
 NOT_SHOWN = ("runs", "blocks", "verbose", "tensorboard_log")  # settings that `repr` leaves out
 
@@ -110,6 +112,8 @@ class Leader:
         self.env, self.config, self._arguments = check_wrapped(env), config, arguments
         self._stacked = config.runs is not None
         self.runs = 1 if config.runs is None else check_count(config.runs, "runs")
+        each = NUMBERS_OF_A_RUN + 4 * math.prod(self.env.theta_space.shape)  # θ, its gradient, Adam's two
+        check_memory(float(self.runs) * each, "runs", self.runs, "θ and random streams")
         self.seeds = self._run_seeds(config.seed)
         check_count(config.verbose, "verbose", at_least=0)
         if not isinstance(config.tensorboard_log, (str, Path, NoneType)):

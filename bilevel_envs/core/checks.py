@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -94,6 +95,23 @@ def check_count(value: object, name: str, *, at_least: int = 1) -> int:
     if value < at_least:
         raise ValueError(f"`{name}` must be at least {at_least}, got {value}")
     return int(value)
+
+
+def check_memory(numbers: float, name: str, value: object, per: str) -> None:
+    """Refuses a count whose numbers, eight bytes each, this machine cannot hold, before any is allocated.
+
+    Args:
+      numbers: how many there would be.
+      name: of the argument.
+      value: what it was.
+      per: of what the numbers are.
+    """
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 8 * numbers > held:
+        raise ValueError(
+            f"`{name}` must be less: {value} would take some {8 * numbers / 1e9:,.0f} GB for {per}, and this machine "
+            f"has {held / 1e9:,.0f}"
+        )
 
 
 def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.checks import check_count, check_memory
 from bilevel_envs.core.follower import BestResponse, NotAvailableError, capabilities_of, missing_value, tiled
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
@@ -473,6 +473,7 @@ class TrajectoryLeader(Leader):
     def _batch_shape(self) -> tuple[int, int]:
         """Rows and steps per row of a batch."""
         size = check_count(self.estimator_config.batch_size, "batch_size")
+        check_memory(float(self.runs) * size * FEW, "batch_size", size, f"transitions of {self.runs} runs")
         limit, rows = self.env.time_limit, self.estimator_config.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bilevel_envs.core.checks import lacking
+from bilevel_envs.core.checks import check_memory, lacking
 from bilevel_envs.core.follower import BestResponse, FollowerError, saves
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.worlds.responses import check_response, response_from
@@ -53,6 +53,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
         raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
+            check_memory(sum(part.file_size for part in archive.infolist()) / 8, "path", path, "what it unpacks to")
             described = json.loads(archive.read("leader.json"))
             state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
             history = np.load(io.BytesIO(archive.read("history.npy")), allow_pickle=False)
