@@ -199,6 +199,7 @@ def test_searches_lead_a_single_theta_with_an_agent(leader, how):
         ({"r_leader": lambda theta, c: theta}, "`r_leader.*must keep the leading axes"),
         ({"theta_space": gym.spaces.Discrete(3)}, "theta_space` of ConfigurableDynamics"),
         ({"default_theta": [2.0]}, "default_theta"),
+        ({"default_thetas": [0.5]}, "ConfigurableDynamics got an unexpected keyword argument 'default_thetas'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changed, message):

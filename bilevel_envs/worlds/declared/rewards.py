@@ -315,6 +315,9 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         sets: SetTheta | None = None,
         **options: Unpack[Options],
     ) -> None:
+        unknown = sorted(set(options) - Options.__optional_keys__)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
         components, default_theta = options.get("components"), options.get("default_theta")
         if isinstance(components, str):
             components = (components,)
