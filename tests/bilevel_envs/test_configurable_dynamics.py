@@ -169,6 +169,15 @@ def test_registered_environments_are_copied_from_their_spec():
     assert [inside.env.unwrapped.m for inside in envs._inside] == [0.5, 1.5]
 
 
+@pytest.mark.parametrize("limits", [(3,), (3, 5), (5, 3)])
+def test_a_time_limit_around_an_environment_without_a_spec_is_known(limits):
+    env = Slide()
+    for limit in limits:
+        env = gym.wrappers.TimeLimit(env, limit)
+    wrapped = BilevelWrapper(made(env), SB3Follower("SoftDQN", 10))
+    assert wrapped.time_limit == 3
+
+
 @pytest.mark.parametrize("leader", [BCHG, NaivePGD])
 def test_leaders_that_need_log_p_name_those_that_do_not(leader):
     with pytest.raises(ValueError, match="CMAES, RandomSearch or ZerothOrder"):

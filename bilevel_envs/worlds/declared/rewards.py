@@ -361,8 +361,14 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
 
     @property
     def step_limit(self) -> int | None:
-        """The time limit of the environment itself, by its spec."""
-        return None if self.env.spec is None else self.env.spec.max_episode_steps
+        """The time limit of the environment itself, by its spec or by the shortest TimeLimit around it."""
+        spec, env = self.env.spec, self.env
+        limits = [] if spec is None or spec.max_episode_steps is None else [spec.max_episode_steps]
+        while isinstance(env, gym.Wrapper):
+            if isinstance(env, gym.wrappers.TimeLimit):
+                limits.append(env._max_episode_steps)
+            env = env.env
+        return min(limits, default=None)
 
     def lent(self, count: int) -> list[Inside]:
         """So many copies: those that were given back, and new ones."""
