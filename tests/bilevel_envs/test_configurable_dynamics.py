@@ -178,6 +178,22 @@ def test_a_time_limit_around_an_environment_without_a_spec_is_known(limits):
     assert wrapped.time_limit == 3
 
 
+def test_components_see_the_observation_before_a_step_that_is_written_over():
+    class Reuses(Slide):
+        def reset(self, **how):
+            self.seen, info = super().reset(**how)
+            return self.seen, info
+
+        def step(self, action):
+            self.seen[:], *rest = super().step(action)
+            return self.seen, *rest
+
+    env = made(Reuses(), components=lambda before, action, reward, after, info: [before[0], after[0]])
+    env.reset(options={"theta": [0.5]})
+    for before, after in itertools.pairwise((1.0, 1.5, 2.0)):
+        np.testing.assert_array_equal(env.step(2)[4]["components"], [before, after])
+
+
 @pytest.mark.parametrize("leader", [BCHG, NaivePGD])
 def test_leaders_that_need_log_p_name_those_that_do_not(leader):
     with pytest.raises(ValueError, match="CMAES, RandomSearch or ZerothOrder"):

@@ -194,7 +194,7 @@ class Inside:
 
     def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
         """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
-        before = self._observation
+        before = deepcopy(self._observation)  # some environments write the next one into the same array
         self._observation, reward, terminated, truncated, info = self.env.step(self._actions.of(action))
         logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
         return self._flat(self._observation), logged, bool(terminated), bool(truncated), dict(info)
