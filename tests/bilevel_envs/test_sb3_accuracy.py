@@ -108,6 +108,16 @@ def test_sac_is_read_out_through_its_normalisation():
     np.testing.assert_allclose(best.q(torch.from_numpy(seen)[None], action[None].double())[0], q, rtol=1e-4, atol=1e-4)
 
 
+def test_each_run_of_dqn_answers_with_its_own_exploration():
+    env = led_lake(agent_of("DQN", steps=60))
+    env.best_response(np.full((2, 3), 0.5))
+    for agent, rate in zip(env.follower.agents, (0.2, 0.6), strict=True):
+        agent.exploration_rate = rate
+    best = env.best_response(np.full((2, 3), 0.5), learn=False)
+    probs = best.policy.log_probs(torch.eye(16, dtype=torch.float64)[:1].expand(2, 1, 16)).exp()
+    np.testing.assert_allclose(probs.amin(-1)[:, 0], [0.2 / 4, 0.6 / 4])
+
+
 def test_what_was_seen_is_kept_from_response_to_response_and_in_files():
     env = cart(agent_of(normalize=True, steps=100))
     env.best_response(np.array([0.5]))
