@@ -140,6 +140,13 @@ def test_a_cold_start_forgets_what_was_seen():
         assert 100 <= env.follower._scales[0].count < 110
 
 
+def test_a_cold_start_keeps_what_was_seen_while_a_response_goes_on():
+    env = cart(agent_of(normalize=True, start="cold", steps=100, accuracy=0.0, most_steps=300))
+    steps = env.best_response(np.array([0.5])).steps
+    assert steps > 100
+    assert steps <= env.follower._scales[0].count < steps + 10
+
+
 def test_normalised_observations_must_be_vectors():
     with pytest.raises(ValueError, match="`normalize` must be False where observations are no Box"):
         toll_bridge(agent_of(normalize=True)).best_response(np.array([0.5]))

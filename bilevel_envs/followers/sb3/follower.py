@@ -301,7 +301,7 @@ class SB3Follower:
             return
         with seeded(self.settings.seed + run, self.responses, *([paid.steps] if again else [])) as seed:
             world = self._world(task, run, seed)
-            shown = self._normalised(world, run) if self.settings.normalize else world
+            shown = self._normalised(world, run, first) if self.settings.normalize else world
             agent = self._agent(task, shown) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
@@ -334,11 +334,11 @@ class SB3Follower:
             budget = min(budget, settings.most_steps - paid.steps)
         return budget if settings.total_steps is None else min(budget, settings.total_steps - self.spent - paid.steps)
 
-    def _normalised(self, world: FollowerVecEnv, run: int) -> VecNormalize:
-        """The environment with observations normalised, by what a run has seen so far."""
+    def _normalised(self, world: FollowerVecEnv, run: int, first: bool) -> VecNormalize:
+        """The environment with observations normalised, by what a run has seen so far; by nothing where it begins."""
         normalize = import_module("stable_baselines3.common.vec_env").VecNormalize
         env = normalize(world, norm_reward=False)
-        if run < len(self._scales) and self.settings.start == "warm":
+        if run < len(self._scales) and not first:
             env.obs_rms = self._scales[run]
         self._scales[run : run + 1] = [env.obs_rms]
         return env
