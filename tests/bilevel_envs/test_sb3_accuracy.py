@@ -215,6 +215,20 @@ def test_the_drift_in_a_table_is_the_discounted_divergence():
     assert float(found[0]) > 0.01
 
 
+def test_a_follower_with_no_steps_left_is_measured_at_the_present_theta():
+    env = random_mdp(agent_of(steps=100, total_steps=100))
+    theta = np.random.default_rng(0).normal(size=(2, *env.theta_space.shape))
+    env.best_response(theta[0])
+    best, model = env.best_response(theta[1]), env.model(theta[1]).detach()
+    assert best.steps == 0
+    g = best.policy.probs[0].numpy()
+    moves = np.einsum("sb,sbt->st", g, model.moves.dense()[0].numpy())
+    own = np.linalg.solve(np.eye(10) - 0.9 * moves, (g * (model.r_follower[0].numpy() - 0.2 * np.log(g))).sum(1))
+    optimum = SoftValueIteration().best_response(model, env.preferences).v.values[0].numpy()
+    assert float(best.optimality_gap[0]) == pytest.approx(float(model.initial[0].numpy() @ (optimum - own)), rel=1e-6)
+    assert best.drift.tolist() == [0.0]
+
+
 def test_the_drift_of_networks_is_that_at_what_was_seen():
     env = cart(agent_of(steps=120))
     first = env.best_response(np.array([0.0]))

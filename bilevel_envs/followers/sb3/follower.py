@@ -263,11 +263,13 @@ class SB3Follower:
         while lacking:
             for run in lacking:
                 self._train(task, run, paid[run])
+            self._gap = self._shortfall(task, self._answer(task)[0])
             if any(one.rewards for one in paid):
-                self._gap = self._shortfall(task, self._answer(task)[0])
                 self._improvement = torch.tensor([improvement(one.rewards) for one in paid], dtype=torch.float64)
             lacking = self._inaccurate(lacking, paid)
-        if before is not None and all(one.steps for one in paid):
+        if not any(one.steps for one in paid):  # all steps are spent, and the policy stays
+            self._drift = torch.zeros(runs, dtype=torch.float64)
+        elif before is not None:
             noise = Noise([[self.settings.seed + run, self.responses, 2] for run in range(runs)])
             self._drift = drift(task, self._answer(task)[0], before, [one.seen for one in paid], noise)
         self.spent += max(one.steps for one in paid)
