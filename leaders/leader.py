@@ -363,16 +363,17 @@ class Leader:
         """Goes on from what was saved."""
         checkpoint.check_task(self._task)
         state, saved = checkpoint.state, checkpoint.described
-        self.policy.load_state_dict(state["policy"])
-        self._ascent.load_state_dict(state["optimizer"])
-        with checkpoint.naming_misfits():
-            self._load_critic_state(state["critic"])
-        if saves(self.env.follower) and state["follower"] is not None:
-            self.env.follower.load_state_dict(state["follower"])
-        self.noise.load_state_dict(saved["noise"])
-        if self.contexts is not None:
-            self.contexts.now = np.array(saved["contexts"])
-        self.history.load_state(checkpoint.history)
+        with checkpoint.naming_itself():
+            self.policy.load_state_dict(state["policy"])
+            self._ascent.load_state_dict(state["optimizer"])
+            with checkpoint.naming_misfits():
+                self._load_critic_state(state["critic"])
+            if saves(self.env.follower) and state["follower"] is not None:
+                self.env.follower.load_state_dict(state["follower"])
+            self.noise.load_state_dict(saved["noise"])
+            if self.contexts is not None:
+                self.contexts.now = np.array(saved["contexts"])
+            self.history.load_state(checkpoint.history)
         with self._in_its_contexts():
             model = self.env.model(self._theta().detach())
         self.progress = Progress(saved["iterations"], checkpoint.response("best", self.runs, model))

@@ -22,6 +22,7 @@ from leaders.training.history import replace_file
 from leaders.training.task import Task, differences
 
 FORMAT = 5
+PARTS = {"leader": str, "arguments": dict, "task": dict, "noise": list, "iterations": int}  # of leader.json
 UNREADABLE = Exception  # damaged bytes make readers raise all kinds: of zip files, zlib, pickles, arrays, memory, ...
 
 
@@ -63,6 +64,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
         raise ValueError(f"`path` must be a file that `save` wrote; {path} is not, or is damaged ({error})") from error
     if described.get("format") != FORMAT:
         raise ValueError(f"{path} has format {described.get('format')}; this version reads {FORMAT}")
+    wrong = [name for name, kind in PARTS.items() if not isinstance(described.get(name), kind)]
+    if wrong or not isinstance(state, dict):
+        raise ValueError(f"`path` must be a file that `save` wrote; {path} has no {(*wrong, 'state')[0]} that fits")
     return described, state, history
 
 
@@ -87,6 +91,16 @@ class Checkpoint:
         different = differences(self.described["task"], task)
         if different:
             raise ValueError(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
+
+    @contextmanager
+    def naming_itself(self) -> Iterator[None]:
+        """Raises ValueError where what is restored inside is not what a leader with these arguments saves."""
+        try:
+            yield
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"`path` must be a file that `save` wrote; what {self.path} holds does not fit together ({error!r})"
+            ) from error
 
     @contextmanager
     def naming_misfits(self) -> Iterator[None]:

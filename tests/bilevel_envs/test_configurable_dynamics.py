@@ -169,6 +169,31 @@ def test_registered_environments_are_copied_from_their_spec():
     assert [inside.env.unwrapped.m for inside in envs._inside] == [0.5, 1.5]
 
 
+@pytest.mark.parametrize("limits", [(3,), (3, 5), (5, 3)])
+def test_a_time_limit_around_an_environment_without_a_spec_is_known(limits):
+    env = Slide()
+    for limit in limits:
+        env = gym.wrappers.TimeLimit(env, limit)
+    wrapped = BilevelWrapper(made(env), SB3Follower("SoftDQN", 10))
+    assert wrapped.time_limit == 3
+
+
+def test_components_see_the_observation_before_a_step_that_is_written_over():
+    class Reuses(Slide):
+        def reset(self, **how):
+            self.seen, info = super().reset(**how)
+            return self.seen, info
+
+        def step(self, action):
+            self.seen[:], *rest = super().step(action)
+            return self.seen, *rest
+
+    env = made(Reuses(), components=lambda before, action, reward, after, info: [before[0], after[0]])
+    env.reset(options={"theta": [0.5]})
+    for before, after in itertools.pairwise((1.0, 1.5, 2.0)):
+        np.testing.assert_array_equal(env.step(2)[4]["components"], [before, after])
+
+
 @pytest.mark.parametrize("leader", [BCHG, NaivePGD])
 def test_leaders_that_need_log_p_name_those_that_do_not(leader):
     with pytest.raises(ValueError, match="CMAES, RandomSearch or ZerothOrder"):
@@ -199,6 +224,7 @@ def test_searches_lead_a_single_theta_with_an_agent(leader, how):
         ({"r_leader": lambda theta, c: theta}, "`r_leader.*must keep the leading axes"),
         ({"theta_space": gym.spaces.Discrete(3)}, "theta_space` of ConfigurableDynamics"),
         ({"default_theta": [2.0]}, "default_theta"),
+        ({"default_thetas": [0.5]}, "ConfigurableDynamics got an unexpected keyword argument 'default_thetas'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(changed, message):

@@ -108,6 +108,16 @@ def test_sac_is_read_out_through_its_normalisation():
     np.testing.assert_allclose(best.q(torch.from_numpy(seen)[None], action[None].double())[0], q, rtol=1e-4, atol=1e-4)
 
 
+def test_each_run_of_dqn_answers_with_its_own_exploration():
+    env = led_lake(agent_of("DQN", steps=60))
+    env.best_response(np.full((2, 3), 0.5))
+    for agent, rate in zip(env.follower.agents, (0.2, 0.6), strict=True):
+        agent.exploration_rate = rate
+    best = env.best_response(np.full((2, 3), 0.5), learn=False)
+    probs = best.policy.log_probs(torch.eye(16, dtype=torch.float64)[:1].expand(2, 1, 16)).exp()
+    np.testing.assert_allclose(probs.amin(-1)[:, 0], [0.2 / 4, 0.6 / 4])
+
+
 def test_what_was_seen_is_kept_from_response_to_response_and_in_files():
     env = cart(agent_of(normalize=True, steps=100))
     env.best_response(np.array([0.5]))
@@ -128,6 +138,13 @@ def test_a_cold_start_forgets_what_was_seen():
     for _ in range(2):
         env.best_response(np.array([0.5]))
         assert 100 <= env.follower._scales[0].count < 110
+
+
+def test_a_cold_start_keeps_what_was_seen_while_a_response_goes_on():
+    env = cart(agent_of(normalize=True, start="cold", steps=100, accuracy=0.0, most_steps=300))
+    steps = env.best_response(np.array([0.5])).steps
+    assert steps > 100
+    assert steps <= env.follower._scales[0].count < steps + 10
 
 
 def test_normalised_observations_must_be_vectors():
@@ -196,6 +213,20 @@ def test_the_drift_in_a_table_is_the_discounted_divergence():
     each = ((1 - gamma) * gamma ** batch.step.double() * log_ratio * batch.valid).sum(-1)[0]
     assert abs(float(each.mean() - found[0])) < 4 * float(each.std()) / len(each) ** 0.5
     assert float(found[0]) > 0.01
+
+
+def test_a_follower_with_no_steps_left_is_measured_at_the_present_theta():
+    env = random_mdp(agent_of(steps=100, total_steps=100))
+    theta = np.random.default_rng(0).normal(size=(2, *env.theta_space.shape))
+    env.best_response(theta[0])
+    best, model = env.best_response(theta[1]), env.model(theta[1]).detach()
+    assert best.steps == 0
+    g = best.policy.probs[0].numpy()
+    moves = np.einsum("sb,sbt->st", g, model.moves.dense()[0].numpy())
+    own = np.linalg.solve(np.eye(10) - 0.9 * moves, (g * (model.r_follower[0].numpy() - 0.2 * np.log(g))).sum(1))
+    optimum = SoftValueIteration().best_response(model, env.preferences).v.values[0].numpy()
+    assert float(best.optimality_gap[0]) == pytest.approx(float(model.initial[0].numpy() @ (optimum - own)), rel=1e-6)
+    assert best.drift.tolist() == [0.0]
 
 
 def test_the_drift_of_networks_is_that_at_what_was_seen():

@@ -239,6 +239,19 @@ def test_a_real_archive_with_a_payload_beside_its_parameters_is_read_without_it(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("part", ["leader", "arguments", "task", "noise", "iterations", "policy", "optimizer"])
+@pytest.mark.parametrize("change", [None, "text"])
+def test_a_file_with_a_part_of_another_kind_is_refused_as_a_file(tmp_path, part, change):
+    BCHG(toll_bridge(), seed=0, batch_size=40).learn(1).save(tmp_path / "leader.zip")
+    if part in ("policy", "optimizer"):
+        nested(tmp_path, (part,), change)
+    else:
+        described = {"format": 5, "leader": "BCHG", "arguments": {}, "task": {}, "noise": [], "iterations": 1}
+        member(tmp_path, "leader.json", json.dumps(described | {part: change}))
+    with pytest.raises(ValueError, match="`path` must be a file that `save` wrote|holds a text; load it with"):
+        BCHG.load(tmp_path / "leader.zip", toll_bridge())
+
+
 def test_a_comparison_with_an_object_in_it_is_refused(tmp_path):
     np.savez(tmp_path / "result.npz", name=np.array([Payload(tmp_path / "ran")], object), keys=np.array([]))
     with pytest.raises(ValueError, match="is damaged or no result"):

@@ -88,8 +88,9 @@ def functions(
     """
     shown = [_normaliser(one) for one in scales] or [_as_it_is] * len(agents)
 
-    def of_agents(network: Callable[[Any], Network]) -> tuple[Network, ...]:
-        made = [_composed(network(net), seen) for net, seen in zip(nets, shown, strict=True)]
+    def of_agents(network: Callable[..., Network], *further: Sequence[Any]) -> tuple[Network, ...]:
+        each = zip(nets, shown, *further, strict=True)
+        made = [_composed(network(net, *own), seen) for net, seen, *own in each]
         return tuple(made * (runs // len(agents)))
 
     nets = [_snapshot(agent.policy) for agent in agents]
@@ -97,8 +98,8 @@ def functions(
         q = NetworkActionValues(of_agents(lambda net: _scaled(net.q_net, scale)), beta)
         return NetworkCategorical(tuple(_softly(f, beta) for f in q.networks)), q, q
     if kind == "DQN":
-        share = agents[0].exploration_rate
-        return NetworkCategorical(of_agents(lambda net: _greedily(net.q_net, share))), None, None
+        shares = [agent.exploration_rate for agent in agents]
+        return NetworkCategorical(of_agents(lambda net, share: _greedily(net.q_net, share), shares)), None, None
     if isinstance(space, gym.spaces.Discrete):
         return NetworkCategorical(of_agents(_categorical)), None, None
     if kind != "SAC":

@@ -263,11 +263,13 @@ class SB3Follower:
         while lacking:
             for run in lacking:
                 self._train(task, run, paid[run])
+            self._gap = self._shortfall(task, self._answer(task)[0])
             if any(one.rewards for one in paid):
-                self._gap = self._shortfall(task, self._answer(task)[0])
                 self._improvement = torch.tensor([improvement(one.rewards) for one in paid], dtype=torch.float64)
             lacking = self._inaccurate(lacking, paid)
-        if before is not None and all(one.steps for one in paid):
+        if not any(one.steps for one in paid):  # all steps are spent, and the policy stays
+            self._drift = torch.zeros(runs, dtype=torch.float64)
+        elif before is not None:
             noise = Noise([[self.settings.seed + run, self.responses, 2] for run in range(runs)])
             self._drift = drift(task, self._answer(task)[0], before, [one.seen for one in paid], noise)
         self.spent += max(one.steps for one in paid)
@@ -301,7 +303,7 @@ class SB3Follower:
             return
         with seeded(self.settings.seed + run, self.responses, *([paid.steps] if again else [])) as seed:
             world = self._world(task, run, seed)
-            shown = self._normalised(world, run) if self.settings.normalize else world
+            shown = self._normalised(world, run, first) if self.settings.normalize else world
             agent = self._agent(task, shown) if first else self.agents[run]
             if first:
                 self.agents[run : run + 1] = [agent]
@@ -334,11 +336,11 @@ class SB3Follower:
             budget = min(budget, settings.most_steps - paid.steps)
         return budget if settings.total_steps is None else min(budget, settings.total_steps - self.spent - paid.steps)
 
-    def _normalised(self, world: FollowerVecEnv, run: int) -> VecNormalize:
-        """The environment with observations normalised, by what a run has seen so far."""
+    def _normalised(self, world: FollowerVecEnv, run: int, first: bool) -> VecNormalize:
+        """The environment with observations normalised, by what a run has seen so far; by nothing where it begins."""
         normalize = import_module("stable_baselines3.common.vec_env").VecNormalize
         env = normalize(world, norm_reward=False)
-        if run < len(self._scales) and self.settings.start == "warm":
+        if run < len(self._scales) and not first:
             env.obs_rms = self._scales[run]
         self._scales[run : run + 1] = [env.obs_rms]
         return env

@@ -194,7 +194,7 @@ class Inside:
 
     def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
         """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
-        before = self._observation
+        before = deepcopy(self._observation)  # some environments write the next one into the same array
         self._observation, reward, terminated, truncated, info = self.env.step(self._actions.of(action))
         logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
         return self._flat(self._observation), logged, bool(terminated), bool(truncated), dict(info)
@@ -315,6 +315,9 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         sets: SetTheta | None = None,
         **options: Unpack[Options],
     ) -> None:
+        unknown = sorted(set(options) - Options.__optional_keys__)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
         components, default_theta = options.get("components"), options.get("default_theta")
         if isinstance(components, str):
             components = (components,)
@@ -358,8 +361,14 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
 
     @property
     def step_limit(self) -> int | None:
-        """The time limit of the environment itself, by its spec."""
-        return None if self.env.spec is None else self.env.spec.max_episode_steps
+        """The time limit of the environment itself, by its spec or by the shortest TimeLimit around it."""
+        spec, env = self.env.spec, self.env
+        limits = [] if spec is None or spec.max_episode_steps is None else [spec.max_episode_steps]
+        while isinstance(env, gym.Wrapper):
+            if isinstance(env, gym.wrappers.TimeLimit):
+                limits.append(env._max_episode_steps)
+            env = env.env
+        return min(limits, default=None)
 
     def lent(self, count: int) -> list[Inside]:
         """So many copies: those that were given back, and new ones."""
