@@ -125,6 +125,23 @@ def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path, how):
     main([*RUN, "--iterations", str(done + 1), "--out", str(out), "--resume"] if done < 100_000 else [])
 
 
+def test_a_signal_that_is_ignored_from_outside_ends_nothing(tmp_path, monkeypatch):
+    on_step = run_directory.Checkpoint._on_step
+
+    def hung_up(self):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return on_step(self)
+
+    monkeypatch.setattr(run_directory.Checkpoint, "_on_step", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        main([*RUN, "--iterations", "3", "--out", str(tmp_path / "out")])
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 1 + 2 * 3
+
+
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
