@@ -79,6 +79,24 @@ def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, caps
     assert {path.name for path in out.iterdir()} == {".lock", ".owner.json"}
 
 
+@pytest.mark.parametrize("further", [[], ["--resume"]])
+def test_a_command_that_came_and_went_since_the_check_is_not_written_over(tmp_path, monkeypatch, capsys, further):
+    out, check = tmp_path / "out", run_directory.RunDirectory.check
+    if further:
+        main([*RUN, "--iterations", "2", "--out", str(out)])
+
+    def overtaken(self, resume):
+        check(self, resume)
+        monkeypatch.setattr(run_directory.RunDirectory, "check", check)
+        main([*RUN, "--iterations", "4", "--out", str(out), *further])
+
+    monkeypatch.setattr(run_directory.RunDirectory, "check", overtaken)
+    status, said = ended([*RUN, "--iterations", "5", "--out", str(out), *further], capsys)
+    assert status == 2
+    assert "was written to by another command a moment ago" in said
+    assert len((out / "history.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
 def test_a_dead_owner_leaves_a_folder_that_can_be_used(holder):
     out, process = holder
     process.kill()
