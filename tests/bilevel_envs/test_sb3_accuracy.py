@@ -133,6 +133,14 @@ def test_what_was_seen_is_kept_from_response_to_response_and_in_files():
     assert env.follower._scales == []
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_agents_are_not_loaded_to_see_observations_in_other_units(normalize):
+    env, other = (cart(agent_of(normalize=how, steps=60)) for how in (normalize, not normalize))
+    env.best_response(np.array([0.5]))
+    with pytest.raises(ValueError, match="`normalize` must be as the agents were saved with"):
+        other.follower.load_state_dict(env.follower.state_dict())
+
+
 def test_a_cold_start_forgets_what_was_seen():
     env = cart(agent_of(normalize=True, start="cold", steps=100))
     for _ in range(2):

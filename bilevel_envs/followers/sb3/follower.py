@@ -247,6 +247,8 @@ class SB3Follower:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave; agents are made when the next response shows them their environment."""
+        if state["agents"] and bool(state.get("scales")) != self.settings.normalize:
+            raise ValueError(f"`normalize` must be as the agents were saved with, got {self.settings.normalize}")
         self.agents, self._kept = [], list(state["agents"])
         self.responses, self.spent = state["responses"], state["spent"]
         self._gap, self._improvement = state["optimality_gap"], state["improvement"]
