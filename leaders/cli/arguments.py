@@ -177,6 +177,8 @@ def _whereabouts(module: ModuleType) -> str:
 def key_values(pairs: tuple[str, ...], name: str) -> dict[str, object]:
     parsed: dict[str, object] = {}
     for pair in pairs:
+        if not isinstance(pair, str):  # a configuration that was edited
+            raise ValueError(f"`{name}` must be KEY=VALUE, got {pair!r}")
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"`{name}` must be KEY=VALUE, got {pair!r}")

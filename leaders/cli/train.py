@@ -117,7 +117,8 @@ class Train:
         from leaders.experiments.run_directory import Checkpoint
 
         checkpoint = Checkpoint(directory)
-        before = {one: signal.signal(one, checkpoint.interrupt) for one in SIGNALS}
+        heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        before = {one: signal.signal(one, checkpoint.interrupt) for one in heard}
         try:
             left = self.iterations - leader.progress.iterations
             bar = self.progress and sys.stderr.isatty()

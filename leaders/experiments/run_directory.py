@@ -34,6 +34,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config = Path(path), config
+        self._checked: dict[str, tuple[int, int]] | None = None  # files when `check` saw them
 
     def check(self, resume: bool) -> None:
         """Refuses, before anything is written, a folder that holds something else.
@@ -44,6 +45,7 @@ class RunDirectory:
         """
         if self.path.is_file():
             raise FileExistsError(f"`out` must be a folder; {self.path} is a file")
+        self._checked = self._files()
         names = {found.name for found in self.path.iterdir() if not is_ours(found)} if self.path.exists() else set()
         if not names:
             return
@@ -73,14 +75,22 @@ class RunDirectory:
         It is this process's until `release_all` of `leaders.experiments.lock`, or until the process ends.
 
         Raises:
-          BlockingIOError: if another process writes to it.
+          BlockingIOError: if another process writes to it, or has written to it since `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         hold(self.path)
+        if self._checked is not None and self._files() != self._checked:
+            raise BlockingIOError(f"`out` was written to by another command a moment ago: {self.path}; start again")
         for leftover in self.path.glob(".*.part"):  # of a write that a kill cut short
             leftover.unlink()
         described = {"arguments": self.config, "versions": {name: version(name) for name in PACKAGES}}
         replace_file(self.path / CONFIG, (json.dumps(described, indent=2) + "\n").encode())
+
+    def _files(self) -> dict[str, tuple[int, int]]:
+        """When files of the run were written, and their sizes."""
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        told = [(one.name, one.stat()) for one in found if one.is_file() and not is_ours(one)]
+        return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in told}
 
     @property
     def checkpoint(self) -> Path | None:

@@ -211,6 +211,14 @@ def test_the_parameterisation_is_a_box_or_free_or_ones_own():
     assert (own.parameterization(1)() < 0.5).all()
 
 
+def test_a_space_with_some_bounds_asks_for_a_parameterisation():
+    half = gym.spaces.Box(0.0, np.inf, (3,), np.float64)
+    with pytest.raises(ValueError, match="`parameterization` must be given where some bounds"):
+        made(theta_space=half).parameterization(1)
+    own = made(theta_space=half, parameterization=lambda runs, noise: Box(np.ones((runs, 3)), 0.0, 0.5))
+    assert (own.parameterization(1)() < 0.5).all()
+
+
 def test_a_search_leads_the_lake():
     leader = CMAES(led_lake(), seed=0, episodes=2, population=4).learn(1)
     assert leader.history["env_steps"][-1] > 0

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecNormalize
 
 from bilevel_envs import BilevelWrapper, ConfigurableRewards, Preferences, TabularEnv
@@ -49,6 +50,12 @@ def test_logged_components_give_stored_rewards_at_a_new_theta():
         np.testing.assert_array_equal(store.components[:400, 0], c)
         wanted = r_follower(torch.from_numpy(theta), torch.from_numpy(c)) / 2
         np.testing.assert_allclose(store.rewards[:400, 0], wanted, atol=1e-6)
+
+
+def test_a_buffer_of_ones_own_cannot_be_relabelled_by_components():
+    env = led_lake(agent_of(buffer="relabel", steps=60, replay_buffer_class=ReplayBuffer))
+    with pytest.raises(ValueError, match="`replay_buffer_class` must not be given"):
+        env.best_response(np.full(3, 0.5))
 
 
 def test_relabelled_components_are_saved_with_their_buffer():
@@ -131,6 +138,14 @@ def test_what_was_seen_is_kept_from_response_to_response_and_in_files():
     assert torch.equal(one.policy.log_probs(at), two.policy.log_probs(at))
     env.follower.reset()
     assert env.follower._scales == []
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_agents_are_not_loaded_to_see_observations_in_other_units(normalize):
+    env, other = (cart(agent_of(normalize=how, steps=60)) for how in (normalize, not normalize))
+    env.best_response(np.array([0.5]))
+    with pytest.raises(ValueError, match="`normalize` must be as the agents were saved with"):
+        other.follower.load_state_dict(env.follower.state_dict())
 
 
 def test_a_cold_start_forgets_what_was_seen():

@@ -79,6 +79,24 @@ def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, caps
     assert {path.name for path in out.iterdir()} == {".lock", ".owner.json"}
 
 
+@pytest.mark.parametrize("further", [[], ["--resume"]])
+def test_a_command_that_came_and_went_since_the_check_is_not_written_over(tmp_path, monkeypatch, capsys, further):
+    out, check = tmp_path / "out", run_directory.RunDirectory.check
+    if further:
+        main([*RUN, "--iterations", "2", "--out", str(out)])
+
+    def overtaken(self, resume):
+        check(self, resume)
+        monkeypatch.setattr(run_directory.RunDirectory, "check", check)
+        main([*RUN, "--iterations", "4", "--out", str(out), *further])
+
+    monkeypatch.setattr(run_directory.RunDirectory, "check", overtaken)
+    status, said = ended([*RUN, "--iterations", "5", "--out", str(out), *further], capsys)
+    assert status == 2
+    assert "was written to by another command a moment ago" in said
+    assert len((out / "history.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
 def test_a_dead_owner_leaves_a_folder_that_can_be_used(holder):
     out, process = holder
     process.kill()
@@ -123,6 +141,23 @@ def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path, how):
     assert "outer iterations; go on with --resume" in said
     done = int(said.split("stopped after ")[1].split()[0])
     main([*RUN, "--iterations", str(done + 1), "--out", str(out), "--resume"] if done < 100_000 else [])
+
+
+def test_a_signal_that_is_ignored_from_outside_ends_nothing(tmp_path, monkeypatch):
+    on_step = run_directory.Checkpoint._on_step
+
+    def hung_up(self):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return on_step(self)
+
+    monkeypatch.setattr(run_directory.Checkpoint, "_on_step", hung_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        main([*RUN, "--iterations", "3", "--out", str(tmp_path / "out")])
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ TAMPERED = {
     "a follower of the standard library": lambda run: configured(run, follower="os:system", follower_args=[]),
     "an observed follower of a module": lambda run: configured(run, follower_args=["follower=evil:Thing"]),
     "a follower that is a list": lambda run: configured(run, follower=["evil:Thing"], follower_args=[]),
+    "a follower's arguments that are no text": lambda run: configured(run, follower_args=[{"follower": "evil:Thing"}]),
+    "arguments of the environment that are no text": lambda run: configured(run, env_args=[["problem=evil:Thing"]]),
     "a leader of a module": lambda run: configured(run, leader="evil:Thing"),
     "an environment of a module": lambda run: configured(run, env="evil:BiLevel/TollBridge-v0"),
     "an environment of Gymnasium's own syntax": lambda run: configured(run, env="evil:evil:Thing-v0"),

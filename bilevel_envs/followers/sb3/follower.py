@@ -247,6 +247,8 @@ class SB3Follower:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave; agents are made when the next response shows them their environment."""
+        if state["agents"] and bool(state.get("scales")) != self.settings.normalize:
+            raise ValueError(f"`normalize` must be as the agents were saved with, got {self.settings.normalize}")
         self.agents, self._kept = [], list(state["agents"])
         self.responses, self.spent = state["responses"], state["spent"]
         self._gap, self._improvement = state["optimality_gap"], state["improvement"]
@@ -367,6 +369,13 @@ class SB3Follower:
                 '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
                 'observation="index", for linear-quadratic worlds and for ConfigurableRewards; got "relabel"'
             )
+        if self.settings.buffer == "relabel" and world_of(task.model).reads_components(task.model):
+            given = self.kwargs.get("replay_buffer_class")
+            if given is not None:
+                raise ValueError(
+                    f'`replay_buffer_class` must not be given with buffer="relabel" here, where the buffer keeps '
+                    f"components, got {given!r}"
+                )
 
     def _agent(self, task: FollowerTask, world: VecEnv) -> BaseAlgorithm:
         """A new agent, with the networks in `model_file` if there is one."""
@@ -378,7 +387,7 @@ class SB3Follower:
         own = own | copy.deepcopy(self.kwargs) | {"gamma": preferences.gamma_follower}
         if self.settings.buffer == "relabel" and world_of(task.model).reads_components(task.model):
             kept = import_module("bilevel_envs.followers.sb3.buffers").ComponentsBuffer
-            own = {"replay_buffer_class": kept} | own
+            own = own | {"replay_buffer_class": kept}
         file = None if self.settings.model_file is None else Path(self.settings.model_file)
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {file}")

@@ -154,6 +154,11 @@ class RewardProblem(ConfigurableMDP):
         first = np.broadcast_to(self.default_theta, (runs, *self.default_theta.shape))
         low, high = self.theta_space.low, self.theta_space.high
         if not self.theta_space.is_bounded():
+            if np.isfinite(low).any() or np.isfinite(high).any():
+                raise ValueError(
+                    "`parameterization` must be given where some bounds of `theta_space` are finite and others not: "
+                    f"without one θ would leave it; got {self.theta_space}"
+                )
             return Free(first.copy())
         share = np.clip((first - low) / (high - low), EDGE, 1 - EDGE)
         return Box(np.log(share / (1 - share)), low, high)
