@@ -444,7 +444,7 @@ def check_given(follower: object, world: str) -> None:
     if follower is None:
         raise ValueError(
             f"`follower` must be given: {world} offers neither tables nor matrices to solve. "
-            'Take one that learns, such as SB3Follower("SAC")'
+            'Take one that learns: SB3Follower("SoftDQN") for discrete actions, SB3Follower("SAC") for vectors'
         )
 
 

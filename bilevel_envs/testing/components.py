@@ -15,6 +15,7 @@ from bilevel_envs.core.foreign import configure_all
 from bilevel_envs.testing.report import Absent, Finding
 from bilevel_envs.testing.subject import Subject, short
 from bilevel_envs.worlds.declared.rewards import RewardModel, RewardProblem, Step
+from bilevel_envs.worlds.declared.spaces import Actions
 
 STEPS = 60
 EPISODES = 5
@@ -42,10 +43,10 @@ def twice(subject: Subject) -> Iterator[Finding]:
     subject.env.reset(seed=subject.seed)
     before, _ = raw.reset(seed=subject.seed)
     found: list[np.ndarray] = []
+    actions = Actions(raw.action_space, type(raw.unwrapped).__name__)
     for action in subject.actions(STEPS):
-        given = int(cast(int, action)) if np.ndim(cast(int, action)) == 0 else deepcopy(action)
-        after, reward, terminated, truncated, info = raw.step(given)
-        told = (before, action, reward, after, info)
+        after, reward, terminated, truncated, info = raw.step(actions.of(cast(int, action)))
+        told = (before, actions.of(cast(int, action)), reward, after, info)
         one, two = (_logged(logs, *deepcopy(told)) for _ in range(2))
         if not np.array_equal(one, two):
             yield Finding(

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from bilevel_envs import BilevelWrapper, ConfigurableRewards, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SB3Follower
+from bilevel_envs.testing import check_bilevel_env
 from bilevel_envs.worlds.declared.spaces import Actions, seen_space
 
 REALS = spaces.Box(-1.0, 1.0, (2, 3), np.float32)
@@ -161,3 +162,32 @@ def test_actions_without_a_form_are_refused_by_name(given):
 def test_observations_that_are_no_vectors_are_refused_by_name(given):
     with pytest.raises(TypeError, match="`env` must have observations that Gymnasium flattens to a vector; Strict has"):
         led(given, spaces.Discrete(2), SB3Follower("SoftDQN", 30))
+
+
+@pytest.mark.parametrize("name", DONE)
+def test_the_checker_gives_an_environment_members_of_its_action_space(name):
+    report = check_bilevel_env(led(SEEN["box"], DONE[name], SB3Follower("SoftDQN", 30)).unwrapped, raises=False)
+    assert not [one for one in report.findings if "components" in one], report
+
+
+def test_a_constructor_that_knows_no_render_mode_is_copied():
+    gym.register("Strict-v0", lambda: Strict(SEEN["box"], spaces.Discrete(2)))
+    try:
+        arguments = (spaces.Box(0.0, 1.0, (1,), np.float64), lambda theta, c: theta[..., 0] * c[..., 0])
+        env = ConfigurableRewards("Strict-v0", *arguments, lambda theta, c: c[..., 0], Preferences(0.9, 0.9, 0.1))
+        copies = env.copies(2)
+        copies.configure(np.full(1, 0.5))
+        assert copies.reset(seed=0)[0].shape == (2, 3)
+    finally:
+        gym.registry.pop("Strict-v0")
+
+
+def test_what_a_reward_raises_is_told_with_the_shapes_that_it_was_given():
+    with pytest.raises(ValueError, match=r"`r_leader\(theta, components\)` raised IndexError .* θ \[1, 1, 1\] and"):
+        ConfigurableRewards(
+            Strict(SEEN["box"], spaces.Discrete(2)),
+            spaces.Box(0.0, 1.0, (1,), np.float64),
+            lambda theta, c: theta[..., 0] * c[..., 0],
+            lambda theta, c: theta[..., 3] * c[..., 0],
+            Preferences(0.9, 0.9, 0.1),
+        )

@@ -71,7 +71,13 @@ class RewardModel:
         theta = self.theta.view(self.runs, *between, *self.theta.shape[1:])
         found = []
         for name, reward in (("r_follower", self.reward_follower), ("r_leader", self.reward_leader)):
-            value = reward(theta, components)
+            try:
+                value = reward(theta, components)
+            except Exception as error:
+                raise ValueError(
+                    f"`{name}(theta, components)` raised {type(error).__name__} ({error}) at θ {list(theta.shape)} and "
+                    f"components {list(components.shape)}. Index last axes: theta[..., 0], components[..., 1]"
+                ) from error
             if not isinstance(value, Tensor):
                 raise TypeError(f"`{name}(theta, components)` must return a tensor, got {type(value).__name__}")
             if value.shape != components.shape[:-1]:
@@ -507,7 +513,8 @@ def _copied(env: gym.Env) -> gym.Env:
     """Another one like it, made from its spec; a deep copy where the spec does not tell all."""
     if env.spec is not None:
         try:
-            return gym.make(env.spec, render_mode=None, disable_env_checker=True)
+            drawn = {} if env.render_mode is None else {"render_mode": None}  # which not every constructor takes
+            return gym.make(env.spec, disable_env_checker=True, **drawn)
         except (ValueError, gym.error.Error):  # wrappers that do not record their arguments
             pass
     return deepcopy(env)
