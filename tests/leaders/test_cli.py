@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -48,7 +49,10 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-c", "import sys; from leaders.cli.main import main; main(sys.argv[1:])", *QUICK]
     process = subprocess.Popen(
-        [*command, "--iterations", "100000", "--out", str(out)], stderr=subprocess.PIPE, text=True
+        [*command, "--iterations", "100000", "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background may have it ignored
     )
     while not (out / "tensorboard").exists() and process.poll() is None:
         time.sleep(0.05)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import gymnasium as gym
 import pytest
@@ -130,12 +131,16 @@ def test_a_folder_with_anything_else_is_left_alone(tmp_path, capsys):
 def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path, how):
     out = tmp_path / "out"
     arguments = [*RUN, "--iterations", "100000", "--out", str(out)]
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, how, signal.SIG_DFL)  # tests in the background may have it ignored
+    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not (out / "tensorboard").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(2.0)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 3, said
     assert "Traceback" not in said
     assert "outer iterations; go on with --resume" in said
