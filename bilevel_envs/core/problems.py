@@ -94,8 +94,6 @@ def check_theta_space(space: object, name: str) -> None:
             f"`theta_space` of {name} must be a gymnasium.spaces.Box, got {space!r}: θ is an array of numbers between "
             "bounds, Box(low, high, shape, np.float64)"
         )
-    if space.shape == ():
-        raise ValueError(f"`theta_space` of {name} must have an axis, as shape (1,) has, got shape ()")
     if 0 in space.shape:
         raise ValueError(
             f"`theta_space` of {name} must have at least one entry, got shape {list(space.shape)}: without θ there is "

@@ -240,6 +240,7 @@ def test_a_search_leads_the_lake():
         ({"components": lambda *step: [np.nan]}, "finite numbers"),
         ({"components": lambda *step: []}, "finite numbers"),
         ({"theta_space": gym.spaces.Discrete(3)}, "theta_space"),
+        ({"theta_space": gym.spaces.Box(0.0, 1.0, (), np.float64)}, "must have an axis"),
         ({"default_theta": [2.0, 0.0, 0.0]}, "default_theta"),
         ({"preferences": (0.9, 0.9, 0.1)}, "preferences"),
         (

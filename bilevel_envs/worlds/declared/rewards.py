@@ -333,6 +333,10 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         if isinstance(components, str):
             components = (components,)
         check_theta_space(theta_space, type(self).__name__)
+        if theta_space.shape == ():
+            raise ValueError(
+                f"`theta_space` of {type(self).__name__} must have an axis, as shape (1,) has, got shape ()"
+            )
         self.env = _made(env)
         default = _middle(theta_space) if default_theta is None else np.asarray(default_theta, dtype=np.float64)
         self.metadata = self.env.metadata
