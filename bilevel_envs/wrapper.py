@@ -29,7 +29,7 @@ from bilevel_envs.core.foreign import configurable, configure_all
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_model
-from bilevel_envs.core.transparent import check_transparent
+from bilevel_envs.core.transparent import check_transparent, shortest_limit
 from bilevel_envs.core.vector_rollout import vector_rollout
 from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.worlds.responses import check_response
@@ -142,12 +142,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def time_limit(self) -> int | None:
         """Steps after which an episode is truncated, by the shortest TimeLimit inside; None without one."""
-        limits, env = [] if self._inside.step_limit is None else [self._inside.step_limit], self.env
-        while isinstance(env, gym.Wrapper):
-            if isinstance(env, gym.wrappers.TimeLimit):
-                limits.append(env._max_episode_steps)
-            env = env.env
-        return min(limits, default=None)
+        return shortest_limit(self.env, self._inside.step_limit)
 
     def model(self, theta: Numbers) -> Any:
         """The follower's MDP at θ."""

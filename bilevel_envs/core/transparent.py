@@ -19,6 +19,16 @@ HARMLESS = (
 BY_NAME = ("bilevel_envs.wrapper.BilevelWrapper", "stable_baselines3.common.monitor.Monitor")  # not loaded here
 
 
+def shortest_limit(env: gym.Env, *further: int | None) -> int | None:
+    """The fewest steps after which a TimeLimit around an environment truncates, or one of `further`; None for none."""
+    limits = [limit for limit in further if limit is not None]
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, wrappers.TimeLimit):
+            limits.append(env._max_episode_steps)
+        env = env.env
+    return min(limits, default=None)
+
+
 def check_transparent(env: object) -> None:
     """Refuses wrappers that may change rewards, actions or observations, with a TypeError.
 

@@ -107,15 +107,7 @@ class NetworkCritic:
 
     def nodes(self, state: Tensor, policy: Policy) -> tuple[Tensor, Tensor]:
         """Actions at states [R, K, ...], [R, K, J, ...], whose sums by the weights [R|1, K|1, J] are expectations."""
-        few = self.how.draws is None or action_shape_of(policy) == ()
-        nodes = policy.action_nodes(state) if few and has_nodes(policy) else None
-        if nodes is not None:
-            return nodes
-        (size,) = action_shape_of(policy)
-        draws = self.how.draws or DRAWS
-        uniform = self._noise.uniform(state.shape[1], draws, size)
-        many = state[:, :, None].expand(-1, -1, draws, -1)
-        return policy.sample(many, uniform), torch.full((1, 1, draws), 1 / draws, dtype=torch.float64)
+        return action_nodes(policy, state, self._noise, self.how.draws)
 
     def action_values(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
         """At states [R, K, ...] and each of J actions [R, K, J, ...], [R, K, J, D]."""
@@ -176,6 +168,25 @@ class NetworkCritic:
         elif action.ndim < state.ndim:  # discrete actions at states that are vectors
             action = torch.nn.functional.one_hot(action, self.actions) if self.actions else action[..., None]
         return torch.cat([state, action], -1).double()
+
+
+def action_nodes(policy: Policy, state: Tensor, noise: Noise, draws: int | None = None) -> tuple[Tensor, Tensor]:
+    """Actions at states [R, K, ...], [R, K, J, ...], whose sums by the weights [R|1, K|1, J] are expectations under g.
+
+    Args:
+      policy: g.
+      state: [R, K, ...].
+      noise: draws actions where they are no nodes.
+      draws: how many at each state, of actions that are vectors; None for quadrature where there is one, else `DRAWS`.
+    """
+    few = draws is None or action_shape_of(policy) == ()
+    nodes = policy.action_nodes(state) if few and has_nodes(policy) else None
+    if nodes is not None:
+        return nodes
+    count = draws or DRAWS
+    uniform = noise.uniform(state.shape[1], count, *action_shape_of(policy))
+    many = state[:, :, None].expand(-1, -1, count, -1)
+    return policy.sample(many, uniform), torch.full((1, 1, count), 1 / count, dtype=torch.float64)
 
 
 def _shifted(x: Tensor) -> Tensor:

@@ -32,7 +32,6 @@ from bilevel_envs.core.follower import (
     Policy,
     ValueFunction,
     action_shape_of,
-    has_nodes,
 )
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.networks.dynamics import DynamicsFit, GaussianDynamics
@@ -40,6 +39,7 @@ from bilevel_envs.networks.temporal_differences import Fit, TemporalDifference
 from bilevel_envs.worlds.declared.dynamics import DynamicsModel
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders.critics.cross_fit import HALVES
+from leaders.critics.network import action_nodes
 from leaders.estimators.guiding import Further, Guiding
 from leaders.estimators.sample import Sample
 from leaders.estimators.transition import Score
@@ -53,7 +53,6 @@ KEPT = 60_000  # transitions that are kept
 KEPT_PARTS = ("x", "moved", "logged", "held", "episodes", "warned")
 HELD = 5  # every fifth episode is held out
 HOW = DynamicsFit()
-DRAWS = 32  # actions at each state where they are vectors without nodes
 TRUSTED_R2 = 0.5  # on held-out episodes, in the entry of the state that is told worst
 TRUSTED_SHARE = 0.7  # of held-out entries inside 90 % intervals
 
@@ -331,7 +330,7 @@ class LearntGuiding(Guiding):
         batch, policy, prefs = sample.batch, sample.best.policy, sample.preferences
         model: LearntModel = sample.model
         state, onward = batch.state.double().flatten(1, 2), (batch.valid & ~batch.terminated).flatten(1)
-        action, share = _nodes(policy, state, sample.noise)
+        action, share = action_nodes(policy, state, sample.noise)
         white, goes_on = model.white(batch).flatten(1, 2), onward[..., None].double()
         led = model.ahead(state, action, white)[0].detach()
         reached, components = model.ahead(state, action, white.roll(-1, 1))  # no noise is common to both factors
@@ -360,13 +359,3 @@ def slope_of(v: ValueFunction, state: Tensor) -> Tensor:
             f'`gradient` must be "score" with a follower whose V_F has no `gradient`, here {type(v).__name__}'
         )
     return cast(DifferentiableValueFunction, v).gradient(state.double())
-
-
-def _nodes(policy: Policy, state: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """Actions at states [R, K, n], [R, K, J, ...], whose sums by the weights [R|1, K|1, J] are expectations."""
-    nodes = policy.action_nodes(state) if has_nodes(policy) else None
-    if nodes is not None:
-        return nodes
-    many = state[:, :, None].expand(-1, -1, DRAWS, -1)
-    uniform = torch.from_numpy(noise.uniform(state.shape[1], DRAWS, *action_shape_of(policy)))
-    return policy.sample(many, uniform), torch.full((1, 1, DRAWS), 1 / DRAWS, dtype=torch.float64)

@@ -108,7 +108,7 @@ def test_every_command_that_takes_them_finds_them(folder):
     for command in (
         [*train, "--iterations", 2],
         [*train, "--iterations", 4, "--resume"],
-        ["video", "out", "--steps", 3],
+        ["video", "out", "--steps", 3, "--trust", "my_shop:Customer", "my_shop:My/Shop-v0"],
         [*train[:-1], "erring", "--iterations", 1, *erring],
         ["compare", *WHO, "--leaders", "bchg,exact", "--runs", 2, "--iterations", 2, "--out", "compared"],
     ):

@@ -41,7 +41,7 @@ from bilevel_envs.followers.sb3.agents import (
 from bilevel_envs.followers.sb3.answers import functions, tables
 from bilevel_envs.followers.sb3.drift import drift
 from bilevel_envs.followers.sb3.progress import Paid, running
-from bilevel_envs.followers.sb3.saved import State, agent_state, restore_agent
+from bilevel_envs.followers.sb3.saved import State, agent_state, checked, restore_agent
 from bilevel_envs.followers.sb3.settings import TrainingSettings
 from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
 from bilevel_envs.worlds.tabular.model import TabularModel
@@ -249,7 +249,7 @@ class SB3Follower:
         """Puts back what `state_dict` gave; agents are made when the next response shows them their environment."""
         if state["agents"] and bool(state.get("scales")) != self.settings.normalize:
             raise ValueError(f"`normalize` must be as the agents were saved with, got {self.settings.normalize}")
-        self.agents, self._kept = [], list(state["agents"])
+        self.agents, self._kept = [], checked(state["agents"])
         self.responses, self.spent = state["responses"], state["spent"]
         self._gap, self._improvement = state["optimality_gap"], state["improvement"]
         self._drift = state.get("drift")

@@ -6,6 +6,7 @@ SB3's own archives hold pickled objects, which run code when they are read. A fi
 from __future__ import annotations
 
 import copy
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -31,6 +32,19 @@ def agent_state(agent: BaseAlgorithm, with_buffer: bool) -> State:
     """
     buffer = _buffer_state(cast("ReplayBuffer", agent.replay_buffer)) if stores(agent) and with_buffer else None
     return {"parameters": copy.deepcopy(agent.get_parameters()), "counters": _plain(agent), "buffer": buffer}
+
+
+def checked(states: object) -> list[State]:
+    """Agents' states as `agent_state` makes them; what they hold is held against an agent by `restore_agent`.
+
+    Raises:
+      ValueError: if they are none.
+    """
+    kinds = {"parameters": (dict,), "counters": (dict,), "buffer": (dict, NoneType)}
+    for state in states if isinstance(states, list) else [states]:
+        if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError("`state` must hold the parameters, counters and replay buffers of agents; it does not")
+    return list(cast("list[State]", states))
 
 
 def restore_agent(agent: BaseAlgorithm, state: State) -> None:

@@ -25,6 +25,7 @@ from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers, Parameterizat
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.core.problems import check_problem, check_theta_space
+from bilevel_envs.core.transparent import shortest_limit
 from bilevel_envs.worlds.declared.spaces import Actions, seen_space
 
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
@@ -377,13 +378,8 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
     @property
     def step_limit(self) -> int | None:
         """The time limit of the environment itself, by its spec or by the shortest TimeLimit around it."""
-        spec, env = self.env.spec, self.env
-        limits = [] if spec is None or spec.max_episode_steps is None else [spec.max_episode_steps]
-        while isinstance(env, gym.Wrapper):
-            if isinstance(env, gym.wrappers.TimeLimit):
-                limits.append(env._max_episode_steps)
-            env = env.env
-        return min(limits, default=None)
+        spec = self.env.spec
+        return shortest_limit(self.env, None if spec is None else spec.max_episode_steps)
 
     def lent(self, count: int) -> list[Inside]:
         """So many copies: those that were given back, and new ones."""
