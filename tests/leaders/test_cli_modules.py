@@ -67,6 +67,7 @@ gym.register(
 # J_L(θ) = θ σ((1 − θ) / β), at θ = 3/2 and the customer's own β = 1/4
 FIRST_VALUE = 1.5 / (1 + math.exp(0.5 / 0.25))
 WHO = ["--env", "my_shop:My/Shop-v0", "--follower", "my_shop:Customer", "--follower-args", "beta=0.25"]
+TRUST = ["--trust", "my_shop:Customer", "my_shop:My/Shop-v0"]
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_every_command_that_takes_them_finds_them(folder):
     for command in (
         [*train, "--iterations", 2],
         [*train, "--iterations", 4, "--resume"],
-        ["video", "out", "--steps", 3, "--trust", "my_shop:Customer", "my_shop:My/Shop-v0"],
+        ["video", "out", "--steps", 3, *TRUST],
         [*train[:-1], "erring", "--iterations", 1, *erring],
         ["compare", *WHO, "--leaders", "bchg,exact", "--runs", 2, "--iterations", 2, "--out", "compared"],
     ):
@@ -119,7 +120,7 @@ def test_every_command_that_takes_them_finds_them(folder):
     assert (folder / "compared" / "comparison.png").exists()
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
-    done = bilevel(elsewhere, "video", "../out")
+    done = bilevel(elsewhere, "video", "../out", *TRUST)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert (
         "`env` must be an id, or MODULE:ID with a module that can be imported, got 'my_shop:My/Shop-v0'" in done.stderr
