@@ -219,20 +219,23 @@ def test_all_steps_are_counted_and_every_fifth_episode_is_held_out(quick):
     assert (leader.history["dynamics_inside"] <= 1).all()
 
 
-@pytest.fixture
-def few_steps(monkeypatch):
-    """Enough for this world."""
-    monkeypatch.setattr(learnt, "HOW", DynamicsFit(first_steps=1_500, steps=100))
+def averaged(kind, **changed):
+    """Mean estimate of the plain default over sixteen runs, each with dynamics of its own, and its standard error.
+
+    A run is one sample: its estimates share what it has learnt, by which runs differ by half a unit.
+    """
+    leader = leader_of(kind, batch_size=2_000, learning_rate=1e-9, runs=16, **changed).learn(2)
+    each = leader.gradient_samples(4, episodes=50).mean(0)
+    return each.mean(0), each.std(0, ddof=1) / 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["pathwise", "score"])
-def test_the_mean_estimate_is_the_exact_hypergradient_of_the_linear_world(few_steps, gradient):
+def test_the_mean_estimate_is_the_exact_hypergradient_of_the_linear_world(gradient):
     truth = exact.hypergradient(BilevelWrapper(LinearEnv(Known())), THETA)
-    leader = leader_of(gradient=gradient, batch_size=2_000, learning_rate=1e-9).learn(2)
-    samples = leader.gradient_samples(20, episodes=50)
-    mean, error = samples.mean(0), samples.std(0) / 20**0.5
-    assert (np.abs(mean - truth) < 4 * error + 0.05 * np.linalg.norm(truth)).all(), (truth, mean, error)
+    mean, error = averaged(BCHG, gradient=gradient)
+    assert (np.abs(mean - truth) < 4 * error).all(), (truth, mean, error)
+    assert np.linalg.norm(error) < 0.12 * np.linalg.norm(truth), error
     assert truth @ mean / np.linalg.norm(truth) / np.linalg.norm(mean) > 0.99
 
 
@@ -311,14 +314,13 @@ def test_both_parts_of_the_estimate_are_exact_where_all_that_is_learnt_is():
 
 
 @pytest.mark.slow
-def test_the_follower_who_reacts_is_told_from_one_who_does_not(few_steps):
+def test_the_follower_who_reacts_is_told_from_one_who_does_not():
     known = BilevelWrapper(LinearEnv(Known()))
     direct = kept_gradient(known, known.best_response(THETA).policy)
     truth = exact.hypergradient(known, THETA)
-    leader = leader_of(NaivePGD, guiding=None, batch_size=2_000, learning_rate=1e-9).learn(2)
-    samples = leader.gradient_samples(20, episodes=50)
-    mean, error = samples.mean(0), samples.std(0) / 20**0.5
-    assert (np.abs(mean - direct) < 4 * error + 0.05 * np.linalg.norm(direct)).all(), (direct, mean, error)
+    mean, error = averaged(NaivePGD, guiding=None)
+    assert (np.abs(mean - direct) < 4 * error).all(), (direct, mean, error)
+    assert (np.abs(mean - truth) > 4 * error).any(), (truth, mean, error)
     assert np.linalg.norm(direct - truth) > 0.2 * np.linalg.norm(truth)  # so that the two tests differ
 
 
