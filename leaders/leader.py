@@ -223,6 +223,11 @@ class Leader:
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in parts.items() if v is not None)})"
 
     @property
+    def arguments(self) -> dict[str, object]:
+        """What it was constructed with, as JSON; of what cannot be written, the class."""
+        return described(self._arguments)
+
+    @property
     def num_timesteps(self) -> int:
         """Environment steps spent by each run, under the name that SB3's callbacks look for."""
         return int(self.history.last("env_steps")[0])
@@ -323,7 +328,7 @@ class Leader:
         """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
         described_leader = {
             "leader": type(self).__name__,
-            "arguments": described(self._arguments),
+            "arguments": self.arguments,
             "task": self._task,
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,

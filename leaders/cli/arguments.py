@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from leaders.cli.compare import Compare
     from leaders.cli.train import Train
 
+NOT_OF_RESULTS = ("out", "resume", "progress", "checkpoint_every")  # arguments on which no result depends
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 Trusted = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
@@ -112,6 +113,16 @@ def foreign_names(config: Mapping[str, object]) -> Iterator[str]:
         yield from (str(name) for name in names if name is not None and str(name) not in known)
 
 
+def check_trusted(config: Mapping[str, object], trust: Iterable[str], source: object) -> None:
+    """Refuses a configuration from a file that names code from outside the library, unless it is trusted by name."""
+    unknown = sorted(set(foreign_names(config)) - set(trust))
+    if unknown:
+        raise ValueError(
+            f"{source} names {', '.join(unknown)}, which is not of this library: loading it runs code. "
+            f"If you trust whoever made it, add --trust {' '.join(unknown)}"
+        )
+
+
 def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
     """An environment by its id, or by MODULE:ID, where importing the module registers the id."""
     module, colon, own = name.rpartition(":")
@@ -137,15 +148,18 @@ def subject_of(name: str, kwargs: dict[str, Any]) -> Any:
     return env_of(name, kwargs)
 
 
-def find_modules_here() -> None:
+def find_modules_here(here: Path | None = None) -> None:
     """Lets modules in the working directory be imported, as `python -m` does; installed modules go first.
 
     A console script has its own folder on `sys.path` instead of the working directory. At the end of the path, a file
     that happens to be named like a module that others import, such as queue.py, does no harm.
+
+    Args:
+      here: the directory, where it is another process's.
     """
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    folder = str(here or Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def module_of(name: str, demand: str) -> ModuleType:
@@ -202,7 +216,7 @@ def _value(text: str) -> object:
 
 def config_of(command: DataclassInstance) -> dict[str, object]:
     """The arguments of a command that belong to its results, as JSON."""
-    kept = {name: value for name, value in asdict(command).items() if name not in ("out", "resume", "progress")}
+    kept = {name: value for name, value in asdict(command).items() if name not in NOT_OF_RESULTS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 

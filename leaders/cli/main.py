@@ -17,6 +17,7 @@ from leaders.cli.compare import Compare
 from leaders.cli.curves import Curves
 from leaders.cli.envs import Envs
 from leaders.cli.reproduce import Reproduce
+from leaders.cli.sweep import Sweep
 from leaders.cli.train import Train
 from leaders.cli.video import Video
 from leaders.experiments.lock import Stopped, release_all
@@ -26,6 +27,7 @@ COMMANDS: list[tuple[object, ...]] = [
     (Envs, tyro.conf.subcommand("envs")),
     (Train, tyro.conf.subcommand("train")),
     (Compare, tyro.conf.subcommand("compare")),
+    (Sweep, tyro.conf.subcommand("sweep")),
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     (BestKnownValue, tyro.conf.subcommand("best-known")),
     (CheckContract, tyro.conf.subcommand("check")),

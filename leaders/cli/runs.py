@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from leaders.cli.arguments import follower_of, foreign_names
+from leaders.cli.arguments import check_trusted, follower_of
 
 if TYPE_CHECKING:
     from leaders.cli.train import Train
@@ -46,12 +46,7 @@ def loaded(directory: Path, trust: Collection[str] = ()) -> Run:
     if not (directory / CONFIG).is_file() or not (directory / LEADER).is_file():
         raise ValueError(f"`directory` must hold a run with {CONFIG} and {LEADER}; {directory} does not")
     found = read_config(directory)
-    unknown = sorted(set(foreign_names(found)) - set(trust))
-    if unknown:
-        raise ValueError(
-            f"{directory / CONFIG} names {', '.join(unknown)}, which is not of this library: loading it runs code. "
-            f"If you trust whoever made this directory, add --trust {' '.join(unknown)}"
-        )
+    check_trusted(found, trust, directory / CONFIG)
     kept = found.items()
     config: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept}
     command = Train(**{**config, "out": directory})

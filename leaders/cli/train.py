@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.checks import check_count, check_number
 from leaders.cli.arguments import (
     KeyValues,
     Text,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from leaders.experiments.run_directory import RunDirectory
     from leaders.leader import Leader
 
-SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 RUNS_SHOWN = 10  # runs whose θ is printed
 NOT_FOR_THE_CONSTRUCTORS = (
     "env",
@@ -39,6 +38,7 @@ NOT_FOR_THE_CONSTRUCTORS = (
     "iterations",
     "out",
     "resume",
+    "checkpoint_every",
     "progress",
     "env_args",
     "leader_args",
@@ -83,55 +83,71 @@ class Train:
     """further arguments of the leader"""
     resume: bool = False
     """go on with the run in --out"""
+    checkpoint_every: float = 15.0
+    """least seconds between two checkpoints"""
     progress: bool = True
     """show a progress bar"""
 
-    def run(self) -> None:
-        """Trains, saves and draws; nothing is written before every argument is known to be good."""
+    def run(self, stop: Callable[[], bool] | None = None) -> None:
+        """Trains, saves and draws; nothing is written before every argument is known to be good.
+
+        Args:
+          stop: asked after each iteration whether to end early; None for never.
+        """
         import torch
 
         from bilevel_envs.wrapper import BilevelWrapper
+        from leaders.experiments.results import RESULT, write_result
         from leaders.experiments.run_directory import RunDirectory
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
+        check_number(self.checkpoint_every, "checkpoint_every", at_least=0)
         env, kind, arguments = self.resolved()
         directory = RunDirectory(self.out, config_of(self))
         wrapped = BilevelWrapper(env, follower_of(self.follower, self.follower_args))
         leader = kind(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
-            leader = kind.load(directory.checkpoint, wrapped)
+            asked, leader = leader.arguments, kind.load(directory.checkpoint, wrapped)
+            self._check_same(leader.arguments, asked, directory.checkpoint)
             done = leader.progress.iterations
             if self.iterations < done:
                 raise ValueError(f"`iterations` must be at least {done}, which the run in {self.out} has done")
             print(f"resuming after {done} outer iterations")
         directory.begin()
         self._log_to(leader)
-        self._learn(leader, directory)
+        self._learn(leader, directory, stop)
+        write_result(leader, config_of(self), self.out / RESULT)
         self._draw(leader)
         self._report(leader)
 
-    def _learn(self, leader: Leader, directory: RunDirectory) -> None:
-        """Learns and saves; whatever ends it early, what was learnt is saved."""
-        from leaders.experiments.run_directory import Checkpoint
+    def _check_same(self, saved: dict[str, object], asked: dict[str, object], path: Path) -> None:
+        """Refuses a checkpoint that says another thing of its leader than this command does."""
+        for name in sorted(saved.keys() | asked.keys()):
+            if saved.get(name) != asked.get(name):
+                raise ValueError(
+                    f"{path} holds a leader with another `{name}`, {saved.get(name)!r} there, {asked.get(name)!r} "
+                    "here: its folder was edited; choose another --out"
+                )
 
-        checkpoint = Checkpoint(directory)
-        heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]  # nohup ignores SIGHUP
-        before = {one: signal.signal(one, checkpoint.interrupt) for one in heard}
-        try:
-            left = self.iterations - leader.progress.iterations
-            bar = self.progress and sys.stderr.isatty()
-            often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
-            leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
-            directory.save(leader)
-        except Exception as error:
-            raise self._ended(error, leader, directory) from error
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
-            with suppress(OSError):  # TensorBoard's folder may be gone, or the disk full
-                leader.logger.close()
+    def _learn(self, leader: Leader, directory: RunDirectory, stop: Callable[[], bool] | None) -> None:
+        """Learns and saves; whatever ends it early, what was learnt is saved."""
+        from leaders.experiments.run_directory import Checkpoint, on_signals
+
+        checkpoint = Checkpoint(directory, self.checkpoint_every, stop)
+        left = self.iterations - leader.progress.iterations
+        bar = self.progress and sys.stderr.isatty()
+        often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
+        with on_signals(checkpoint.interrupt):
+            try:
+                leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
+                directory.save(leader)
+            except Exception as error:
+                raise self._ended(error, leader, directory) from error
+            finally:
+                with suppress(OSError):  # TensorBoard's folder may be gone, or the disk full
+                    leader.logger.close()
         if checkpoint.interrupted:
             raise Stopped(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
 

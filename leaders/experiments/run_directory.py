@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from leaders.training.task import differences
 from leaders.training.theta import write_csv
 
 CONFIG, LEADER, HISTORY, THETA = "config.json", "leader.zip", "history.csv", "theta.csv"
+SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 PACKAGES = ("bilevel-envs", "gymnasium", "numpy", "scipy", "stable-baselines3", "torch")
 
 
@@ -127,11 +131,13 @@ class Checkpoint(BaseCallback):
     Args:
       directory: where.
       seconds: least time between two saves.
+      stop: whether the run is to end, asked after each iteration; None for never.
     """
 
-    def __init__(self, directory: RunDirectory, seconds: float = 15.0) -> None:
+    def __init__(self, directory: RunDirectory, seconds: float = 15.0, stop: Callable[[], bool] | None = None) -> None:
         super().__init__()
         self._directory, self._seconds, self._last = directory, seconds, time.monotonic()
+        self._stop = stop
         self.interrupted = False
 
     def interrupt(self, *_: object) -> None:
@@ -145,9 +151,25 @@ class Checkpoint(BaseCallback):
         self.interrupted = True
 
     def _on_step(self) -> bool:
+        self.interrupted |= self._stop is not None and self._stop()
         if self.interrupted:
             return False
         if time.monotonic() - self._last >= self._seconds:
             self._directory.save(self.model)  # type: ignore[arg-type]
             self._last = time.monotonic()
         return True
+
+
+@contextmanager
+def on_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """Calls a handler on the signals that ask a command to end; those that are ignored, as under nohup, stay so."""
+    heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    before = {}
+    with suppress(ValueError):  # Python hears signals in its main thread alone
+        for one in heard:
+            before[one] = signal.signal(one, handler)
+    try:
+        yield
+    finally:
+        for one, was in before.items():
+            signal.signal(one, was)
