@@ -33,7 +33,7 @@ from leaders.exact.raw_parameters import theta_of
 from leaders.keywords import document, parameters_of
 from leaders.policy import model_at, policy_of
 from leaders.training.callbacks import ProgressBar, as_callback
-from leaders.training.checkpoint import Checkpoint, follower_state, opened, write
+from leaders.training.checkpoint import Checkpoint, Rows, follower_state, opened, write
 from leaders.training.drawn_contexts import reads_context
 from leaders.training.history import History
 from leaders.training.optimizer import Ascent
@@ -324,8 +324,14 @@ class Leader:
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
         raise NotImplementedError(f"`gradient_samples` is not offered by {type(self).__name__}")
 
-    def save(self, path: str | Path) -> None:
-        """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written."""
+    def save(self, path: str | Path, rows: Rows | None = None) -> None:
+        """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written.
+
+        Args:
+          path: where.
+          rows: a file beside it that keeps the history, so that a checkpoint writes the rows that are new alone; None
+            to keep it in the zip file.
+        """
         described_leader = {
             "leader": type(self).__name__,
             "arguments": self.arguments,
@@ -342,7 +348,7 @@ class Leader:
             "follower": follower_state(self.env.follower),
             "optimum": response_state(self.evaluation.optimum),
         }
-        write(path, described_leader, state, self.history.state())
+        write(path, described_leader, state, self.history.state(), rows)
 
     @classmethod
     def load(cls, path: str | Path, env: gym.Env, **changed: object) -> Self:

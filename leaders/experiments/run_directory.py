@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from leaders.experiments.lock import hold, is_ours
 from leaders.leader import Leader
+from leaders.training.checkpoint import Rows, rows_beside
 from leaders.training.history import replace_file
 from leaders.training.task import differences
 from leaders.training.theta import write_csv
@@ -27,8 +28,9 @@ PACKAGES = ("bilevel-envs", "gymnasium", "numpy", "scipy", "stable-baselines3", 
 class RunDirectory:
     """A folder that holds one run, whole at any moment.
 
-    `leader.zip` is the truth: it holds all that is needed to go on bit for bit, the history included, and is
-    replaced at once. `history.csv`, `theta.csv` and the pictures are made from it.
+    `leader.zip` is the truth: it holds all that is needed to go on bit for bit, and is replaced at once. While the run
+    is under way its history is in `leader.history`, to which each checkpoint adds the rows that are new; afterwards in
+    `leader.zip`. `history.csv`, `theta.csv` and the pictures are made from it when the run ends, however it ends.
 
     Args:
       path: the folder; it need not exist.
@@ -38,6 +40,7 @@ class RunDirectory:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self.path, self.config = Path(path), config
+        self._rows = Rows(rows_beside(self.path / LEADER))
         self._checked: dict[str, tuple[int, int]] | None = None  # files when `check` saw them
 
     def check(self, resume: bool) -> None:
@@ -102,9 +105,15 @@ class RunDirectory:
         path = self.path / LEADER
         return path if path.is_file() else None
 
+    def save_checkpoint(self, leader: Leader) -> None:
+        """Writes a checkpoint, at a cost that does not depend on how far the run is."""
+        leader.save(self.path / LEADER, self._rows)
+
     def save(self, leader: Leader) -> None:
-        """Writes the checkpoint, and the history and θ from it."""
+        """Writes the checkpoint with its whole history, and history and θ as CSV."""
         leader.save(self.path / LEADER)
+        self._rows.path.unlink(missing_ok=True)
+        self._rows = Rows(self._rows.path)
         leader.history.write_csv(self.path / HISTORY)
         write_csv(leader.theta, leader.runs, self.path / THETA)
 
@@ -155,7 +164,7 @@ class Checkpoint(BaseCallback):
         if self.interrupted:
             return False
         if time.monotonic() - self._last >= self._seconds:
-            self._directory.save(self.model)  # type: ignore[arg-type]
+            self._directory.save_checkpoint(self.model)  # type: ignore[arg-type]
             self._last = time.monotonic()
         return True
 

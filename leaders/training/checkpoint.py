@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,49 @@ PARTS = {"leader": str, "arguments": dict, "task": dict, "noise": list, "iterati
 UNREADABLE = Exception  # damaged bytes make readers raise all kinds: of zip files, zlib, pickles, arrays, memory, ...
 
 
-def write(path: str | Path, described: Mapping[str, object], state: Mapping[str, object], history: np.ndarray) -> None:
+@dataclass
+class Rows:
+    """The rows of a history in a file beside the checkpoint, to which a checkpoint adds those that are new.
+
+    The file may hold more than a checkpoint counts: what was added after it, or a part of a row, by a run that was
+    killed. The checkpoint tells how many are its own, and their checksum.
+
+    Attributes:
+      path: the file.
+      count: rows in it that this process has written.
+      checksum: CRC-32 of them.
+    """
+
+    path: Path
+    count: int = 0
+    checksum: int = 0
+
+    def add(self, history: np.ndarray) -> dict[str, object]:
+        """Adds the rows [iterations, columns, R] that are new; what the checkpoint says of them."""
+        row = history[:1].nbytes
+        new = np.ascontiguousarray(history[self.count :]).tobytes()
+        with open(self.path, "r+b" if self.count else "wb") as file:
+            file.truncate(self.count * row)
+            file.seek(self.count * row)
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+        self.count, self.checksum = len(history), zlib.crc32(new, self.checksum)
+        return {"shape": list(history.shape), "checksum": self.checksum}
+
+
+def rows_beside(path: str | Path) -> Path:
+    """Where the rows of a checkpoint's history are, if they are not in it."""
+    return Path(path).with_suffix(".history")
+
+
+def write(
+    path: str | Path,
+    described: Mapping[str, object],
+    state: Mapping[str, object],
+    history: np.ndarray,
+    rows: Rows | None = None,
+) -> None:
     """Writes a zip file; replaced at once, never half-written.
 
     Args:
@@ -34,13 +78,31 @@ def write(path: str | Path, described: Mapping[str, object], state: Mapping[str,
       described: what JSON can hold.
       state: tensors, as `torch.save` takes them.
       history: the rows so far.
+      rows: the file beside it to which those that are new are added; None to put all of them into the zip file.
     """
+    apart = {} if rows is None else {"history": rows.add(history)}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("leader.json", json.dumps({"format": FORMAT, **described}, indent=1))
+        archive.writestr("leader.json", json.dumps({"format": FORMAT, **described, **apart}, indent=1))
         archive.writestr("state.pt", _bytes(lambda file: torch.save(state, file)))
-        archive.writestr("history.npy", _bytes(lambda file: np.save(file, history)))
+        if rows is None:
+            archive.writestr("history.npy", _bytes(lambda file: np.save(file, history)))
     replace_file(path, buffer.getvalue())
+
+
+def _read_rows(path: Path, told: Mapping[str, Any]) -> np.ndarray:
+    """The rows that a checkpoint counts."""
+    shape = [int(size) for size in told["shape"]]
+    if len(shape) != 3 or min(shape) < 0:
+        raise ValueError(f"its history has the shape {shape}")
+    size = 8 * int(np.prod(shape, dtype=object))
+    if not path.is_file() or path.stat().st_size < size:
+        raise ValueError(f"{path.name}, the history that belongs to it, is missing or cut short")
+    with open(path, "rb") as file:
+        content = file.read(size)
+    if zlib.crc32(content) != told["checksum"]:
+        raise ValueError(f"{path.name}, the history that belongs to it, is another's or damaged")
+    return np.frombuffer(content).reshape(shape).copy()
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarray]:
@@ -57,7 +119,10 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
             check_memory(sum(part.file_size for part in archive.infolist()) / 8, "path", path, "what it unpacks to")
             described = json.loads(archive.read("leader.json"))
             state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
-            history = np.load(io.BytesIO(archive.read("history.npy")), allow_pickle=False)
+            if "history" in described:
+                history = _read_rows(rows_beside(path), described["history"])
+            else:
+                history = np.load(io.BytesIO(archive.read("history.npy")), allow_pickle=False)
         if not isinstance(described, dict) or not isinstance(history, np.ndarray):
             raise ValueError("its parts are of another kind")
     except UNREADABLE as error:

@@ -146,8 +146,8 @@ class History:
         replace_file(path, text.getvalue().encode())
 
     def state(self) -> np.ndarray:
-        """All rows, [iterations, columns, R]."""
-        return self._data[: self._length].copy()
+        """All rows, [iterations, columns, R]; a view that must not be written to."""
+        return self._data[: self._length]
 
     def load_state(self, state: np.ndarray) -> None:
         """Puts back what `state` gave."""

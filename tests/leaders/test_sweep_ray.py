@@ -9,7 +9,7 @@ pytest.importorskip("ray")
 COMMAND = [sys.executable, "-c", "import sys; from leaders.cli.main import main; main(sys.argv[1:])"]
 STUDY = """
 env: BiLevel/TollBridge-v0
-iterations: 300
+iterations: 600
 runs: 2
 stack: false
 leader: [bchg, naive-pgd]
@@ -32,9 +32,9 @@ jobs = Path("out/jobs")
 def kill_the_node():
     while not list(jobs.glob("*/leader.zip")):  # until a job has a checkpoint
         time.sleep(0.05)
-    cluster.add_node(**room)
     cluster.remove_node(first, allow_graceful=False)
     print("KILLED", len(list(jobs.glob("*/result.json"))), flush=True)
+    cluster.add_node(**room)
 
 
 threading.Thread(target=kill_the_node, daemon=True).start()
