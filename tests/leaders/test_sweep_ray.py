@@ -25,7 +25,7 @@ from leaders.cli.main import main
 
 room = dict(num_cpus=1, object_store_memory=80_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=dict(room, num_cpus=0, include_dashboard=False))
-first = cluster.add_node(**room)
+first, second = cluster.add_node(**room), cluster.add_node(**room)
 jobs = Path("out/jobs")
 
 
@@ -34,7 +34,6 @@ def kill_the_node():
         time.sleep(0.05)
     cluster.remove_node(first, allow_graceful=False)
     print("KILLED", len(list(jobs.glob("*/result.json"))), flush=True)
-    cluster.add_node(**room)
 
 
 threading.Thread(target=kill_the_node, daemon=True).start()

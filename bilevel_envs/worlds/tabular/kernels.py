@@ -7,8 +7,19 @@ leading 1 are shared by all runs.
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
 import numpy as np
 from numba import njit
+from numba.core.caching import FunctionCache
+
+if TYPE_CHECKING:
+    from numba.core.dispatcher import Dispatcher
+
+F = TypeVar("F", bound=Callable)
 
 SMALLEST_DENSE = 64  # below, LAPACK is no faster than the loops, whatever the width
 LINEAR_SEARCH = 16  # up to so many outcomes are compared one by one, without a branch
@@ -17,11 +28,32 @@ MULTIPLIER_HIGH, MULTIPLIER_LOW = np.uint64(0x2360ED051FC65DA4), np.uint64(0x438
 EPSILON = float(np.finfo(np.float64).eps)
 MOST_ROUNDING = 1e-6  # of β, by which rounding may move V_F; g is then right to half of that, as g (1 − g) ≤ 1/4
 
-try:
-    compiled = njit(cache=True, error_model="numpy", nogil=True)
-    compiled(lambda: 0)
-except RuntimeError:  # nowhere to keep machine code (NUMBA_CACHE_DIR names a place): compile anew in each process
-    compiled = njit(error_model="numpy", nogil=True)
+
+class _Cache(FunctionCache):
+    """Machine code on disk; a damaged file is passed over and written anew, a full disk does no harm."""
+
+    def load_overload(self, sig: object, target_context: object) -> object:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # whatever damaged bytes raise: EOFError, UnpicklingError, ...
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: object, data: object) -> None:
+        with suppress(OSError, EOFError, pickle.UnpicklingError):
+            super().save_overload(sig, data)
+
+
+def compiled(function: F) -> Dispatcher[F]:
+    """A function as machine code, compiled on its first call and kept on disk.
+
+    Where there is no place to keep it (NUMBA_CACHE_DIR names one), each process compiles anew.
+    """
+    dispatcher = njit(error_model="numpy", nogil=True)(function)
+    with suppress(RuntimeError):
+        object.__setattr__(dispatcher, "_cache", _Cache(function))  # as `cache=True` does with Numba's own
+    return dispatcher
 
 
 # Drawing ------------------------------------------------------------------------------------------------------
