@@ -16,6 +16,7 @@ from leaders.cli.check import CheckContract
 from leaders.cli.compare import Compare
 from leaders.cli.curves import Curves
 from leaders.cli.envs import Envs
+from leaders.cli.report import Report
 from leaders.cli.reproduce import Reproduce
 from leaders.cli.sweep import Sweep
 from leaders.cli.train import Train
@@ -28,6 +29,7 @@ COMMANDS: list[tuple[object, ...]] = [
     (Train, tyro.conf.subcommand("train")),
     (Compare, tyro.conf.subcommand("compare")),
     (Sweep, tyro.conf.subcommand("sweep")),
+    (Report, tyro.conf.subcommand("report")),
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     (BestKnownValue, tyro.conf.subcommand("best-known")),
     (CheckContract, tyro.conf.subcommand("check")),

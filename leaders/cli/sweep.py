@@ -89,7 +89,7 @@ class Sweep:
             engine = Ray(None if self.ray == "local" else self.ray)
         out = self.out.resolve()
         means = Means(
-            partial(run_job, out=out, here=Path.cwd(), every=self.checkpoint_every), learns, resolved, _defaults()
+            partial(run_job, out=out, here=Path.cwd(), every=self.checkpoint_every), learns, resolved, defaults()
         )
         table = run_study(directory, means, engine, Told(processes, self.progress), self.fail_fast)
         _print(table.summaries())
@@ -132,7 +132,7 @@ def resolved(job: Job) -> dict[str, object]:
     return json.loads(json.dumps(config_of(_train(job, Path()))))
 
 
-def _defaults() -> dict[str, object]:
+def defaults() -> dict[str, object]:
     """Defaults of the settings, as JSON has them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in DEFAULTS.items()}
 
