@@ -206,16 +206,11 @@ class Table:
         Raises:
           ImportError: without pandas.
         """
-        return data_frame({name: [row.get(name) for row in self.rows] for name in self.columns})
-
-
-def data_frame(columns: Mapping[str, object]) -> pandas.DataFrame:
-    """Columns as a data frame; ImportError with a remedy without pandas."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("`to_pandas` needs pandas: pip install pandas") from error
-    return pandas.DataFrame(columns)
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("`to_pandas` needs pandas: pip install pandas") from error
+        return pandas.DataFrame({name: [row.get(name) for row in self.rows] for name in self.columns})
 
 
 def table_of(results: Iterable[Result], root: Path, defaults: Mapping[str, object]) -> Table:

@@ -7,10 +7,13 @@ import io
 import os
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas
 
 T = TypeVar("T")
 
@@ -144,6 +147,25 @@ class History:
                 cells = [int(x) if c in COUNTS else repr(x) for c, x in zip(COLUMNS, row, strict=True)]
                 writer.writerow([run, iteration, *cells])
         replace_file(path, text.getvalue().encode())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A data frame with a line for each run and iteration: `run`, `iteration` and the columns.
+
+        Raises:
+          ImportError: without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("`to_pandas` needs pandas: pip install pandas") from error
+        count = len(self)
+        lines = {
+            "run": np.repeat(np.arange(self.runs), count),
+            "iteration": np.tile(np.arange(count), self.runs),
+            **{name: values.T.ravel() for name, values in self.items()},
+        }
+        frame = pandas.DataFrame(lines)
+        return frame.astype(dict.fromkeys(COUNTS, "int64"))
 
     def state(self) -> np.ndarray:
         """All rows, [iterations, columns, R]; a view that must not be written to."""

@@ -88,3 +88,10 @@ def test_rows_that_do_not_belong_to_a_checkpoint_are_refused_by_name(run, damage
                 archive.writestr(name, part)
     with pytest.raises(ValueError, match=r"`path` must be a file that `save` wrote; .*history"):
         BCHG.load(path, toll_bridge())
+
+
+def test_a_data_frame_of_a_history_is_its_csv_file(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    history = led(3).history
+    history.write_csv(tmp_path / "history.csv")
+    pandas.testing.assert_frame_equal(history.to_pandas(), pandas.read_csv(tmp_path / "history.csv"), check_exact=True)

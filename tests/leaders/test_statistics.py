@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leaders.experiments.statistics import summary
+from leaders.experiments.statistics import performance_profile, probability_of_improvement, summary
 
 
 def test_means_and_intervals_are_those_made_by_hand():
@@ -51,3 +51,44 @@ def test_seeds_that_agree_need_no_resampling():
 def test_scores_that_are_not_one_number_a_seed_are_refused(scores, message):
     with pytest.raises(ValueError, match=message):
         summary(scores)
+
+
+def test_the_median_is_the_mean_over_tasks_of_the_median_over_seeds():
+    told = summary({"a": [0.0, 1.0, 50.0], "b": [2.0, 4.0]})
+    assert told.median == pytest.approx((1 + 3) / 2)
+    low, high = told.median_interval
+    assert low <= told.median <= high
+
+
+def test_the_probability_of_improvement_is_mann_and_whitneys():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0.5, 1, 20), rng.normal(0, 1, 30)
+    got, (low, high) = probability_of_improvement(x, y)
+    assert got == pytest.approx(stats.mannwhitneyu(x, y).statistic / 600)
+    assert low < got < high
+    assert probability_of_improvement(y, x)[0] == pytest.approx(1 - got)
+    assert probability_of_improvement([1.0, 1.0], [1.0, 1.0]) == (0.5, (0.5, 0.5))
+    both = probability_of_improvement({"a": [2.0, 3.0], "b": [0.0, 0.0]}, {"b": [1.0, 1.0], "a": [1.0, 2.0]})[0]
+    assert both == pytest.approx((3.5 / 4 + 0) / 2)  # the mean over tasks
+
+
+def test_the_interval_of_the_probability_covers_the_truth():
+    rng = np.random.default_rng(1)
+    truth, hits = stats.norm.cdf(0.5 / 2**0.5), 0
+    for trial in range(200):
+        x, y = rng.normal(0.5, 1, 25), rng.normal(0, 1, 25)
+        low, high = probability_of_improvement(x, y, resamples=300, seed=trial)[1]
+        hits += low <= truth <= high
+    assert 178 <= hits < 200
+
+
+def test_a_performance_profile_is_the_share_of_runs_above_each_threshold():
+    above, interval = performance_profile({"a": [0.1, 0.5, 0.9, 0.95], "b": [0.0, 1.0]}, [0.0, 0.5, 0.92])
+    np.testing.assert_allclose(above, [(1 + 0.5) / 2, (0.5 + 0.5) / 2, (0.25 + 0.5) / 2])
+    assert (interval[:, 0] <= above).all()
+    assert (above <= interval[:, 1]).all()
+
+
+def test_leaders_are_compared_on_the_same_tasks():
+    with pytest.raises(ValueError, match="`others` must be of the tasks a, got b"):
+        probability_of_improvement({"a": [1.0, 2.0]}, {"b": [1.0, 2.0]})

@@ -16,7 +16,8 @@ from leaders import LEADERS
 ROOT = Path(__file__).parents[2]
 QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
 PAGES = QUICK + [
-    ROOT / f"docs/{name}.md" for name in ("extending", "followers", "contexts", "own_environment", "checking")
+    ROOT / f"docs/{name}.md"
+    for name in ("extending", "followers", "contexts", "own_environment", "checking", "studies")
 ]
 
 
