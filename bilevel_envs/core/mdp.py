@@ -246,6 +246,11 @@ class ConfigurableMDP(Protocol):
     # The environment ------------------------------------------------------------------------------------------
 
     @property
+    def title(self) -> str:
+        """What messages call the problem: its class, unless that says nothing to a user."""
+        return type(self).__name__
+
+    @property
     def environment(self) -> str | None:
         """The environment that steps it, "MODULE:CLASS"; None for the one that goes with its model's kind."""
         return None

@@ -123,6 +123,7 @@ class RewardProblem(ConfigurableMDP):
     """
 
     simulates_its_model: ClassVar[bool] = False
+    declared_by: ClassVar[str] = "ConfigurableRewards"
     env: str
     space: gym.spaces.Box
     first: np.ndarray
@@ -133,6 +134,11 @@ class RewardProblem(ConfigurableMDP):
     logs: Sequence[str] | Step | None = None
     start: Callable[[int, Noise], Parameterization] | None = None
     sets: SetTheta | None = None
+
+    @property
+    def title(self) -> str:
+        """The class that a user called, and the environment inside."""
+        return f"{self.declared_by}({self.env})"
 
     @property
     def theta_space(self) -> gym.spaces.Box:
