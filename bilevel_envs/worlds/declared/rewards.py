@@ -390,9 +390,11 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
     def lent(self, count: int) -> list[Inside]:
         """So many copies: those that were given back, and new ones."""
         taken, self._idle = self._idle[:count], self._idle[count:]
-        while len(taken) < count:
-            taken.append(Inside(_copied(self.env), self.problem))
-        return taken
+        return taken + [self.another() for _ in range(count - len(taken))]
+
+    def another(self) -> Inside:
+        """A new copy, whose owner is who asks."""
+        return Inside(_copied(self.env), self.problem)
 
     def give_back(self, copies: list[Inside]) -> None:
         """Keeps copies for the next who asks."""
