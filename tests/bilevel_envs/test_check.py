@@ -673,7 +673,11 @@ FAULTS = [
     (MovesOther, "game: moves are the model's", "transitions of .* draws against p"),
     (OwnChance, "game: both PettingZoo forms agree", "after step"),
     (counted, "components: the same when logged twice", "and then"),
-    (uneven, "components: the same when logged twice", "4 at first, 5 at step"),
+    (
+        uneven,
+        "episodes can be stepped",
+        "`components` must give as many numbers at every step, 4 as at the first, got 5",
+    ),
     (moody, "components: the same when logged twice", "r_leader.θ, components. of .* computed twice"),
     (elsewhere, "components: of the step alone", "at step .* they are"),
     (misspelt, "configure: θ moves the steps", "θ does not reach the steps"),
