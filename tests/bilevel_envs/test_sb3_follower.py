@@ -574,6 +574,25 @@ def test_an_agent_that_is_not_named_goes_with_the_actions(world, theta, state, a
     torch.testing.assert_close(*values, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "how"), [("SoftDQN", {"learning_starts": 10, "buffer": "keep"}), ("PPO", {"n_steps": 32})]
+)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_agents_that_were_saved_ask_for_as_many_environments(algorithm, how):
+    saved = SB3Follower(algorithm, 32, envs=1, **how)
+    toll_bridge(saved).best_response(np.zeros(1))
+    loaded = SB3Follower(algorithm, 32, envs=2, **how)
+    loaded.load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match=f"`envs` must be 1, as the {algorithm} was saved with, got 2"):
+        toll_bridge(loaded).best_response(np.zeros(1))
+
+
+def test_what_sb3_asserts_is_told_with_the_arguments():
+    follower = SB3Follower("SoftDQN", 32, envs=3, train_freq=(1, "episode"))
+    with pytest.raises(ValueError, match=r"refuses to learn with `envs` = 3 and \{'train_freq'.*use only one env"):
+        toll_bridge(follower).best_response(np.zeros(1))
+
+
 def test_an_action_range_must_fit_the_actions():
     env = building(SB3Follower("SAC", 60, action_range=[1.0, 2.0, 3.0], **QUICK))
     with pytest.raises(ValueError, match=r"`action_range` must fit actions of shape \[2\], got \[1.0, 2.0, 3.0\]"):

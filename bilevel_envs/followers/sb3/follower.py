@@ -341,7 +341,13 @@ class SB3Follower:
         begun, whole = (taken, budget) if total is None else (0, total)
         waits_for = budget // 2 if taken and emptied else None
         with scheduled(agent, begun, whole, waits_for), logged(agent, taken == 0):
-            agent.learn(budget, reset_num_timesteps=taken == 0)
+            try:
+                agent.learn(budget, reset_num_timesteps=taken == 0)
+            except AssertionError as error:
+                raise ValueError(
+                    f"SB3's {type(agent).__name__} refuses to learn with `envs` = {self.settings.envs} and "
+                    f"{_said(self.kwargs) or 'no further arguments'}: {error}"
+                ) from error
 
     def _budget(self, paid: Paid) -> int:
         """Steps of this response, or of its continuation."""
