@@ -1,6 +1,7 @@
 """Each tutorial script runs at toy size."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_the_contexts_script_runs(tmp_path):
     out = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True).stdout
     assert "10,506 pairs: 8,405 to train on, 20 of the others to look at" in out
     assert {path.name for path in tmp_path.iterdir()} == {"contexts.png", "contexts.json"}
+
+
+@pytest.mark.slow
+def test_the_pendulum_script_runs(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "real" / "pendulum_physics.py"), "--iterations", "1"]
+    out = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    first, last, trust, _ = out.splitlines()
+    # Twenty episodes of an agent that has had 6,000 steps; the optimal one gets −45.25 (soft value iteration on a grid).
+    value, error = re.fullmatch(r"θ = \[0.5 0.5 0.5\]: J_L ≈ (-\S+) ± (\S+)", first).groups()
+    assert abs(float(value) + 45.25) < 4 * float(error)
+    assert "after 17,500 steps" in last  # 6,000 + 1,500 of the agent, 8,000 + 2,000 of the leader
+    assert float(re.search(r"R² = (\S+) on held-out", trust).group(1)) > 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {"pendulum.png"}
 
 
 @pytest.mark.parametrize("name", ["deep_sea_treasure", "water_reservoir"])
