@@ -86,7 +86,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         own_beta = self.follower.beta
         if own_beta is not None and self.problem.on_grid and own_beta != self.problem.preferences.beta:
             raise ValueError(
-                f"`beta` must be given to {type(self.problem).__name__} and not to its follower: the actions of its "
+                f"`beta` must be given to {self.problem.title} and not to its follower: the actions of its "
                 f"table are lumped at its own β = {self.problem.preferences.beta:g}, got {own_beta:g}"
             )
         self._vector: gym.vector.VectorEnv | None = None
@@ -201,7 +201,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         check_choice(sampler, SAMPLERS, "sampler")
         if sampler == "steps" and self.problem.on_grid:
             raise ValueError(
-                f'`sampler` must be "fused" for {type(self.problem).__name__}, got "steps": the follower\'s '
+                f'`sampler` must be "fused" for {self.problem.title}, got "steps": the follower\'s '
                 "response is a table on a grid, while the environment steps states of any size"
             )
 

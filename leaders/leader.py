@@ -190,7 +190,7 @@ class Leader:
           ValueError: if the problem has no contexts, or none of such a number.
         """
         if self.env.problem.contexts is None:
-            raise ValueError(f"`theta_in` needs a problem with contexts; {type(self.env.problem).__name__} has none")
+            raise ValueError(f"`theta_in` needs a problem with contexts; {self.env.problem.title} has none")
         index = np.atleast_1d(self.env.problem.contexts.checked(contexts, "contexts"))
         shape = (len(index), self.runs, *self.env.theta_space.shape)
         if reads_context(self.policy):
@@ -213,7 +213,7 @@ class Leader:
         value = float(self.history.latest("leader_value")[0])
         run = "[0]" if self._stacked else ""
         parts = {
-            "env": type(self.env.problem).__name__ if spec is None else spec.id,
+            "env": self.env.problem.title if spec is None else spec.id,
             "runs": self.runs,
             "iterations": self.progress.iterations,
             f"last_leader_value{run}": None if np.isnan(value) else f"{value:.5g}",
@@ -482,12 +482,12 @@ class Leader:
         moves = any(part.requires_grad for part in tensors)
         if model.runs != self.runs and (model.runs != 1 or moves):  # a model of one run may stand for all without θ
             raise ValueError(
-                f"`model(theta)` of {type(self.env.problem).__name__} must be of {self.runs} runs, one for each "
+                f"`model(theta)` of {self.env.problem.title} must be of {self.runs} runs, one for each "
                 f"θ of {list(theta.shape)}, got {model.runs}: keep θ's leading axis in every table that depends on θ"
             )
         if self.differentiates and theta.requires_grad and tensors and not moves:
             raise ValueError(
-                f"`model(theta)` of {type(self.env.problem).__name__} must depend on θ through torch operations, got a "
+                f"`model(theta)` of {self.env.problem.title} must depend on θ through torch operations, got a "
                 f"{type(model).__name__} without gradients: was it detached, or made from NumPy arrays?"
             )
 

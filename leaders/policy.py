@@ -74,7 +74,7 @@ def model_at(env: BilevelWrapper, theta: Tensor, when: str) -> Any:
         if _allowed(env, theta):
             raise  # the model itself is wrong
         raise ValueError(
-            f"`policy` must yield θ inside theta_space whatever its parameters are; {type(env.problem).__name__} "
+            f"`policy` must yield θ inside theta_space whatever its parameters are; {env.problem.title} "
             f"refuses the one {when}: {error}. Take a module that keeps to the bounds, such as Box of "
             "bilevel_envs.parameterizations"
         ) from error
@@ -94,8 +94,7 @@ def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object
     if isinstance(given, str):
         if make is None or "name" not in inspect.signature(make).parameters:
             raise ValueError(
-                f"`policy` must be None or a module: {type(env.problem).__name__} names no other "
-                f"parameterization, got {given!r}"
+                f"`policy` must be None or a module: {env.problem.title} names no other parameterization, got {given!r}"
             )
         return make(runs, noise, name=given)
     if given is not None:
@@ -104,7 +103,7 @@ def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object
         made = None if make is None else make(runs, noise)
     except Exception as error:
         raise ValueError(
-            f"`parameterization` of {type(env.problem).__name__} must be a method of (runs, noise) that returns a "
+            f"`parameterization` of {env.problem.title} must be a method of (runs, noise) that returns a "
             f"module whose forward() is θ; for {runs} runs it raised {type(error).__name__}: {error}"
         ) from error
     if made is None:
@@ -114,7 +113,7 @@ def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object
 
 def _unparameterised(env: BilevelWrapper, runs: int) -> str:
     """What to do about a problem that names no module for θ."""
-    name, space = type(env.problem).__name__, env.theta_space
+    name, space = env.problem.title, env.theta_space
     start = f"np.zeros({(runs, *space.shape)})"
     made = f"Box({start}, env.theta_space.low, env.theta_space.high)" if space.is_bounded() else f"Free({start})"
     return (

@@ -114,9 +114,7 @@ class Face(Generic[M]):
 
     def _checked_context(self, context: ArrayLike) -> np.ndarray:
         if self.problem.contexts is None:
-            raise ValueError(
-                f"`context` must be None: {type(self.problem).__name__} has no `contexts`, got {context!r}"
-            )
+            raise ValueError(f"`context` must be None: {self.problem.title} has no `contexts`, got {context!r}")
         return self.problem.contexts.checked(context)
 
     @property
@@ -550,4 +548,4 @@ def check_render_mode(render_mode: str | None, modes: list[str], problem: Config
     """Refuses a mode that does not exist, and any mode for a problem without `draw`."""
     check_choice(render_mode, [None, *modes], "render_mode")
     if render_mode is not None and problem.draw is None:
-        raise ValueError(f"`render_mode` must be None: {type(problem).__name__} has no `draw`, got {render_mode!r}")
+        raise ValueError(f"`render_mode` must be None: {problem.title} has no `draw`, got {render_mode!r}")

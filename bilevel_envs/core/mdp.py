@@ -36,7 +36,8 @@ class Preferences:
 
     def __post_init__(self) -> None:
         for name in ("gamma_leader", "gamma_follower"):
-            check_number(getattr(self, name), name, at_least=0, below=1)
+            remedy = "For a sum over episodes of some N steps without discounting, take 1 - 1 / N or a little more"
+            check_number(getattr(self, name), name, at_least=0, below=1, remedy=remedy)
         check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
 
 
@@ -244,6 +245,11 @@ class ConfigurableMDP(Protocol):
         return None
 
     # The environment ------------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        """What messages call the problem: its class, unless that says nothing to a user."""
+        return type(self).__name__
 
     @property
     def environment(self) -> str | None:

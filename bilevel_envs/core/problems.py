@@ -30,7 +30,7 @@ def check_problem(problem: Any, *further: str) -> None:
       ValueError: if `default_theta` has another shape than `theta_space`, or is refused by `check_theta`.
     """
     check_instance(problem, "problem")
-    name = type(problem).__name__
+    name = type(problem).__name__ if lacking(problem, ["title"]) else problem.title
     missing = lacking(problem, (*NEEDED, *further))
     if missing:
         raise TypeError(
@@ -136,4 +136,4 @@ def check_model(model: object, problem: ConfigurableMDP, method: str = "model", 
     else:
         remedy = "build one from your tables or matrices"
     got = repr(model) if model is None or isinstance(model, type) else type(model).__name__
-    raise TypeError(f"`{method}(theta)` of {type(problem).__name__} must return {wanted}, got {got}: {remedy}")
+    raise TypeError(f"`{method}(theta)` of {problem.title} must return {wanted}, got {got}: {remedy}")

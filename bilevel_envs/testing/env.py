@@ -12,7 +12,7 @@ from bilevel_envs.core.mdp import ConfigurableMDP
 from bilevel_envs.core.problems import completed
 from bilevel_envs.gym_env import environment_of
 from bilevel_envs.leader_env import game_of
-from bilevel_envs.testing import components, episodes, games, model, theta
+from bilevel_envs.testing import components, dynamics, episodes, games, model, theta
 from bilevel_envs.testing.follower import follower_results
 from bilevel_envs.testing.report import Check, Report, finish, results_of
 from bilevel_envs.testing.subject import Nobody, Subject
@@ -22,6 +22,7 @@ Given: TypeAlias = str | gym.Env | ConfigurableMDP | AECEnv | ParallelEnv
 
 RUNS = "episodes can be stepped"
 TWICE = "components: the same when logged twice"
+ALIKE = "configure: the same θ makes the same world"
 SEEDS = "seeds: the same one repeats an episode"
 REFUSED = "θ: refused outside its space"
 STICKY = "θ: kept over resets"
@@ -40,7 +41,7 @@ FORMS = "game: both PettingZoo forms agree"
 VARIED = "seeds: another one is another episode"
 
 BASE = (RUNS, ACCEPTED, TWICE)
-STEPPED = (*BASE, OBSERVATIONS, ACTIONS, SEEDS, STICKY)
+STEPPED = (*BASE, OBSERVATIONS, ACTIONS, ALIKE, SEEDS, STICKY)
 MODELLED = (*STEPPED, SPACES, REWARDS, MOVES, STARTS, ENDS)
 
 CHECKS: tuple[Check[Subject], ...] = (
@@ -52,13 +53,15 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check(OBSERVATIONS, episodes.shared_observations, BASE),
     Check(ACTIONS, episodes.shared_actions, BASE),
     Check(SPACES, episodes.spaces, (*BASE, OBSERVATIONS)),
-    Check(SEEDS, episodes.repeated, (*BASE, OBSERVATIONS, ACTIONS)),
+    Check(ALIKE, dynamics.alike, (*BASE, OBSERVATIONS, ACTIONS)),
+    Check(SEEDS, episodes.repeated, (*BASE, OBSERVATIONS, ACTIONS, ALIKE)),
     Check(REFUSED, theta.refused, BASE),
-    Check(STICKY, theta.sticky, (*BASE, SEEDS)),
+    Check(STICKY, theta.sticky, (*BASE, ALIKE, SEEDS)),
     Check("θ: kept when another is refused", theta.kept, (*STEPPED, REFUSED)),
     Check("θ: `reset` options and `configure` agree", theta.agreed, STEPPED),
     Check("θ: an array of its own", theta.owned, STEPPED),
     Check("θ: changes rewards or dynamics", theta.matters, STEPPED),
+    Check("configure: θ moves the steps", dynamics.effective, STEPPED),
     Check("model: several θ at once", model.runs, BASE),
     Check("model: gradients are those of differences", model.gradients, BASE),
     Check(REWARDS, model.rewards, (*STEPPED, FINITE, SPACES)),

@@ -23,6 +23,7 @@ from bilevel_envs.worlds.tabular.model import TabularModel
 CLOSE = 1e-6  # rewards that differ by no more, relative to the largest, are the same
 ROUNDING = 1e-4  # of a standard deviation: next states that floats cannot resolve so far are not judged
 ENOUGH = 30  # draws from which a mean is judged
+REWARDS_ALONE = "of the model only both rewards are known, not where steps lead"
 LAST = -1  # stands for the state after the last step
 Indices = Callable[[list[object]], np.ndarray]
 
@@ -420,11 +421,11 @@ class RewardLaw:
 
     def moves(self, steps: Points) -> Iterator[Finding]:
         """Nothing is known of them."""
-        raise Skipped("only the rewards are known of an environment that is led through them")
+        raise Skipped(REWARDS_ALONE)
 
     def starts(self, first: np.ndarray) -> Iterator[Finding]:
         """Nothing is known of them."""
-        raise Skipped("only the rewards are known of an environment that is led through them")
+        raise Skipped(REWARDS_ALONE)
 
     def ends(self, steps: Points) -> Iterator[Finding]:
         """Nothing is known of them."""

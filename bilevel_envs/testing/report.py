@@ -101,10 +101,23 @@ class Report:
         return Report(self.subject, (*self.results, *other.results))
 
     def __str__(self) -> str:
-        failed = [result for result in self.results if result.findings]
-        count = sum(len(result.findings) for result in failed)
-        head = f"{self.subject}: {count or 'no'} finding{'' if count == 1 else 's'} in {len(self.results)} checks"
-        return "\n".join([head, *map(str, failed)])
+        told = [result for result in self.results if result.findings or result.notes]
+        count = sum(len(result.findings) for result in told)
+        skipped: dict[str, list[str]] = {}
+        for result in self.results:
+            if result.skipped:
+                skipped.setdefault(result.skipped, []).append(result.name)
+        left = sum(map(len, skipped.values()))
+        head = (
+            f"{self.subject}: {count or 'no'} finding{'' if count == 1 else 's'} in {len(self.results) - left} checks"
+        )
+        head += f", {left} skipped" if left else ""
+        return "\n".join([head, *map(str, told), *(_skips(why, names) for why, names in skipped.items())])
+
+
+def _skips(why: str, names: Sequence[str]) -> str:
+    """Checks that were skipped for the same reason."""
+    return "\n".join([f"skip  {why}", *(f"      {name}" for name in names)])
 
 
 @dataclass(frozen=True)

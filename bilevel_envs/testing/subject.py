@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -22,7 +22,6 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.games.game import Game
 from bilevel_envs.leader_env import game_of
 from bilevel_envs.testing.report import Skipped
-from bilevel_envs.worlds.declared.rewards import RewardProblem
 from bilevel_envs.wrapper import BilevelWrapper
 
 WIDE = 20.0  # sides of a box beyond which numbers are drawn near 0 instead of from all of it
@@ -95,12 +94,9 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The id, or the class of the problem; of `ConfigurableRewards` what is inside."""
+        """The id, or what the problem is called."""
         spec = self.env.spec
-        if spec is not None:
-            return spec.id
-        inner = not lacking(self.problem, ["logs"])
-        return f"ConfigurableRewards({cast(RewardProblem, self.problem).env})" if inner else type(self.problem).__name__
+        return self.problem.title if spec is None else spec.id
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:

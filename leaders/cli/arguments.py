@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import gymnasium as gym
 import tyro
+from gymnasium.envs.registration import load_env_creator
 
 from bilevel_envs.core.checks import check_choice, lacking
 from bilevel_envs.registration import PROBLEMS
@@ -41,6 +42,11 @@ def env_arguments(command: Train | Compare | BestKnownValue) -> dict[str, object
             arguments[name] = getattr(command, name)
     if "problem" in arguments:  # what the registry gives: code, which a run's configuration must not choose
         raise ValueError("`env_args` must not name a problem: register it under an id of your own, --env MODULE:ID")
+    if "theta" in arguments:
+        raise ValueError(
+            "`env_args` must not give theta, which leaders do not read: they begin at the θ of the environment's "
+            "parameterization, the default θ in most. Change the environment's default_theta"
+        )
     return arguments
 
 
@@ -131,10 +137,44 @@ def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
         found = module_of(module, f"`env` must be an id, or MODULE:ID with a module that can be imported, got {name!r}")
         imported = f" Imported: {_whereabouts(found)}."
     try:
-        return gym.make(own, **kwargs)
+        env = gym.make(own, **kwargs)
     except gym.error.Error as error:
         known = f"Known here: {', '.join(PROBLEMS)}"
         raise ValueError(f"`env` must be a registered id; {error}.{imported} {known}") from error
+    except TypeError as error:
+        taken = _taken(own)
+        unknown = [] if taken is None else sorted(set(kwargs) - set(taken))
+        if not unknown:
+            raise
+        raise ValueError(
+            f"the environment {name!r} has no argument {', '.join(unknown)}; its entry point takes "
+            f"{', '.join(taken or ()) or 'none'}. {_remedy(unknown)}"
+        ) from error
+    inside: Any = env.unwrapped
+    beta = kwargs.get("beta")
+    if beta is not None and not lacking(inside, ["preferences"]) and inside.preferences.beta != beta:
+        told = inside.preferences.beta
+        raise ValueError(f"`beta` = {beta} did not reach {name!r}, whose β is {told:g}. {_remedy(['beta'])}")
+    return env
+
+
+def _taken(name: str) -> list[str] | None:
+    """What the entry point of an id takes; None if it takes all, or does not tell."""
+    entry = gym.spec(name).entry_point
+    if entry is None:
+        return None
+    try:
+        parameters = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters
+    except (TypeError, ValueError):
+        return None
+    return None if any(one.kind == one.VAR_KEYWORD for one in parameters.values()) else list(parameters)
+
+
+def _remedy(unknown: list[str]) -> str:
+    """What to do about arguments that an environment does not take."""
+    if unknown == ["beta"]:
+        return "Make its preferences of an argument beta, or give β to the follower: --follower-args beta=NUMBER"
+    return "Only what it takes can be set from here"
 
 
 def subject_of(name: str, kwargs: dict[str, Any]) -> Any:

@@ -65,7 +65,7 @@ class Stacked:
             ) from error
         if made is None:
             raise ValueError(
-                f"`parameterization` must be given, since {type(self.problem).__name__} has none of its own: "
+                f"`parameterization` must be given, since {self.problem.title} has none of its own: "
                 "pass a function of (runs, noise) that returns one of bilevel_envs.parameterizations"
             )
         if not isinstance(made, torch.nn.Module):

@@ -141,7 +141,7 @@ def visits_figure(env: BilevelWrapper, before: np.ndarray, after: np.ndarray, ti
     """
     draw_visits = env.problem.draw_visits
     if draw_visits is None:
-        raise ValueError(f"`env` must have a problem with `draw_visits`, got {type(env.problem).__name__}")
+        raise ValueError(f"`env` must have a problem with `draw_visits`, got {env.problem.title}")
     pictures = [draw_visits(_visits(env, theta), theta) for theta in (before, after)]
     height, width = pictures[0].shape[:2]
     figure = Figure(figsize=(11.0, 5.5 * height / width + 0.75), layout="constrained")

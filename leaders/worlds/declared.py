@@ -52,9 +52,12 @@ class Declared(LeaderWorld):
                 f'`guiding` must be "sampled" where θ moves log p, as in {facts.problem}: a network does not learn '
                 '∇Q_F from noise as large as that of ∇log p; got "fitted"'
             )
-        for name, value, got in (("gradient", "score", config.gradient), ("tail", "keep", config.tail)):
-            if got != value and not (learnt and (name, got) == ("gradient", "pathwise")):
-                raise ValueError(f'`{name}` must be "{value}" where the model is not known, got {got!r}')
+        if config.tail != "keep":
+            raise ValueError(f'`tail` must be "keep" where the model is not known, got {config.tail!r}')
+        if learnt:
+            check_choice(config.gradient, ("pathwise", "score"), "gradient")
+        elif config.gradient != "score":
+            raise ValueError(f'`gradient` must be "score" where the model is not known, got {config.gradient!r}')
         check_choice(config.score_weight, ("td_error", "value"), "score_weight")
 
     def fits_guiding(self, config: EstimatorConfig, facts: Facts) -> bool:

@@ -41,7 +41,7 @@ def _advice(problem: ConfigurableMDP) -> Mapping[str, object]:
       TypeError: if it is no mapping.
       ValueError: if no leader has such a setting.
     """
-    advised, name = problem.advised, type(problem).__name__
+    advised, name = problem.advised, problem.title
     if not isinstance(advised, Mapping):
         raise TypeError(f"`advised` of {name} must map names of leaders' arguments to values, got {advised!r}")
     known = [one.name for config in (EstimatorConfig, LeaderConfig) for one in fields(config)]
@@ -59,7 +59,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
     linear = world is LINEAR_QUADRATIC
     return Facts(
         world=world,
-        problem=type(problem).__name__,
+        problem=problem.title,
         gamma=env.preferences.gamma_leader,
         advised=_advice(problem),
         blocks=problem.blocks,

@@ -137,9 +137,19 @@ def check_config(config: EstimatorConfig, facts: Facts, runs: int, given: Mappin
         raise ValueError(
             f'`dynamics` must be "known" for {facts.problem}, which hides no dynamics that θ moves; got "learnt"'
         )
+    if config.dynamics != "learnt" and given.get("perturbation") is not None:
+        raise ValueError(
+            '`perturbation` is of the transitions that `dynamics="learnt"` is fitted to; got '
+            f"{config.perturbation} with {config.dynamics!r}"
+        )
     facts.world.check(config, facts)
     if config.guiding == "fitted":
         _check_fitted(config, facts)
+        if config.dynamics == "learnt" and given.get("control_variate") is not None:
+            raise ValueError(
+                '`control_variate` is subtracted from ∇Q_F as trajectories collect it, `guiding="sampled"`; got '
+                f'{config.control_variate!r} with `dynamics="learnt"` and "fitted"'
+            )
     if config.gradient != "score" and given.get("score_weight") is not None:
         raise ValueError(
             f'`score_weight` weighs ∇log p, which only `gradient="score"` uses; got {config.score_weight!r} with '

@@ -14,6 +14,7 @@ from bilevel_envs import (
     BestResponse,
     BilevelWrapper,
     BoltzmannPolicy,
+    ConfigurableDynamics,
     ConfigurableMDP,
     ConfigurableRewards,
     FiniteGame,
@@ -528,6 +529,73 @@ def moody():
     return lake(r_leader=lambda theta, c: r_leader(theta, c) + counter())
 
 
+def pendulum(configure, env="Pendulum-v1", entries=1):
+    """Gymnasium's pendulum with θ in its physics, and a tax on θ₀ in the leader's reward."""
+    return ConfigurableDynamics(
+        env,
+        gym.spaces.Box(0.5, 1.5, (entries,), np.float64),
+        configure,
+        lambda theta, c: c[..., 0] - theta[..., 0],
+        Preferences(0.95, 0.95, 0.1),
+    )
+
+
+def set_mass(env, theta):
+    env.unwrapped.m = theta[0]
+
+
+def heavier():
+    return pendulum(set_mass)
+
+
+def misspelt():
+    def configure(env, theta):
+        env.unwrapped.mass = theta[0]
+
+    return pendulum(configure)
+
+
+def set_on_a_wrapper():
+    def configure(env, theta):
+        env.m = theta[0]
+
+    return pendulum(configure, gym.wrappers.TimeAwareObservation(gym.make("Pendulum-v1")))
+
+
+def scaled_again_and_again():
+    def configure(env, theta):
+        env.unwrapped.m *= theta[0]
+
+    return pendulum(configure)
+
+
+def moved_by_what_was_set_before():
+    """Keeps the heaviest mass that was ever set."""
+
+    def configure(env, theta):
+        env.unwrapped.m = max(getattr(env.unwrapped, "heaviest", 0.0), theta[0])
+        env.unwrapped.heaviest = env.unwrapped.m
+
+    return pendulum(configure)
+
+
+class OneKilogram(gym.Wrapper):
+    """Begins every episode with the same mass."""
+
+    def reset(self, **how):
+        self.unwrapped.m = 1.0
+        return super().reset(**how)
+
+
+def undone():
+    """Of mass and length, the one is set again by `reset`."""
+
+    def configure(env, theta):
+        env.unwrapped.m, env.unwrapped.l = theta[0], theta[1]
+
+    return pendulum(configure, OneKilogram(gym.make("Pendulum-v1")), entries=2)
+
+
 def generous():
     return Generous(StreetProblem())
 
@@ -605,9 +673,22 @@ FAULTS = [
     (MovesOther, "game: moves are the model's", "transitions of .* draws against p"),
     (OwnChance, "game: both PettingZoo forms agree", "after step"),
     (counted, "components: the same when logged twice", "and then"),
-    (uneven, "components: the same when logged twice", "4 at first, 5 at step"),
+    (
+        uneven,
+        "episodes can be stepped",
+        "`components` must give as many numbers at every step, 4 as at the first, got 5",
+    ),
     (moody, "components: the same when logged twice", "r_leader.θ, components. of .* computed twice"),
     (elsewhere, "components: of the step alone", "at step .* they are"),
+    (misspelt, "configure: θ moves the steps", "θ does not reach the steps"),
+    (set_on_a_wrapper, "configure: θ moves the steps", "θ does not reach the steps"),
+    (undone, "configure: θ moves the steps", r"values of θ.0., set(.|\n)*`reset` of the environment sets again"),
+    (
+        scaled_again_and_again,
+        "configure: the same θ makes the same world",
+        "and once more\n.* in one and .* in the other",
+    ),
+    (moved_by_what_was_set_before, "configure: the same θ makes the same world", r"and after θ = \["),
 ]
 
 
@@ -646,6 +727,7 @@ HEALTHY = [
     Favours,
     lambda: replace_sight(Favours()),
     lake,
+    heavier,
 ]
 
 
@@ -932,6 +1014,36 @@ def test_all_findings_are_raised_in_one_error_that_says_what_to_change():
     told = str(raised.value)
     assert told.startswith("Both: 2 findings in ")
     assert told.count("looked at: ") == told.count("found: ") == told.count("change: ") == 2
+
+
+def test_a_report_says_what_was_skipped_and_why_and_what_was_noted():
+    def half_misspelt(env, theta):
+        env.unwrapped.m, env.unwrapped.lenght = theta[0], theta[1]
+
+    report = check_bilevel_env(pendulum(half_misspelt, entries=2), steps=300)
+    told = str(report)
+    skipped = [result.name for result in report.results if result.skipped]
+    assert skipped == ["steps: transitions are the model's", "steps: first states are the model's"]
+    assert told.startswith(
+        f"ConfigurableDynamics(Pendulum-v1): no findings in {len(report.results) - 2} checks, 2 skip"
+    )
+    assert told.endswith(
+        "skip  of the model only both rewards are known, not where steps lead\n"
+        "      steps: transitions are the model's\n"
+        "      steps: first states are the model's"
+    )
+    assert "ok    configure: θ moves the steps\n      note: θ[1] changed neither steps nor rewards" in told
+
+
+def test_an_environment_that_repeats_no_episode_is_told_so_and_configure_is_not_accused():
+    class Noisy(gym.ObservationWrapper):
+        def observation(self, observation):
+            return observation + np.random.default_rng().normal(0, 1e-3, 3).astype(np.float32)
+
+    report = check_bilevel_env(pendulum(set_mass, Noisy(gym.make("Pendulum-v1"))), steps=300, raises=False)
+    (configure,) = [result for result in report.results if result.name == "configure: the same θ makes the same world"]
+    assert configure.skipped == "the environment does not repeat an episode of one seed, even without `configure`"
+    assert "seeds: the same one repeats an episode" in report.findings
 
 
 def test_a_follower_in_a_wrapper_is_checked_with_its_environment():

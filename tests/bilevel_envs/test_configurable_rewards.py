@@ -96,7 +96,7 @@ def test_trajectories_bring_what_the_table_is_worth():
 
 @pytest.mark.parametrize("leader", [HPGD, MBHG])
 def test_leaders_that_ask_for_a_model_are_refused(leader):
-    with pytest.raises(ValueError, match="RewardProblem"):
+    with pytest.raises(ValueError, match=r"ConfigurableRewards\(FrozenLake-v1\)"):
         leader(led_lake())
 
 
@@ -224,6 +224,69 @@ def test_a_search_leads_the_lake():
     assert leader.history["env_steps"][-1] > 0
 
 
+class OldStep(gym.Wrapper):
+    """Says `done`, as environments of old did."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+class OldReset(gym.Wrapper):
+    def reset(self, **how):
+        return super().reset(**how)[0]
+
+
+class Breaks(gym.Wrapper):
+    """Shows a NaN after three steps, or at the second reset."""
+
+    def __init__(self, env, call):
+        super().__init__(env)
+        self.call, self.resets = call, -1  # one when it is tried
+
+    def reset(self, **how):
+        observation, info = super().reset(**how)
+        self.steps, self.resets = 0, self.resets + 1
+        return observation * (np.nan if self.call == "reset" and self.resets == 2 else 1.0), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        self.steps += 1
+        return observation * (np.nan if self.call == "step" and self.steps == 3 else 1.0), *rest
+
+
+@pytest.mark.parametrize("call", ["reset", "step"])
+def test_an_observation_that_is_not_finite_is_refused_where_it_is_shown(call):
+    env = ConfigurableRewards(
+        Breaks(gym.make("CartPole-v1"), call),
+        gym.spaces.Box(0.0, 1.0, (1,), np.float64),
+        r_follower=lambda theta, c: theta[..., 0] * c[..., 0],
+        r_leader=lambda theta, c: c[..., 0],
+        preferences=PREFERENCES,
+    )
+    env.reset(seed=0)
+    for _ in range(2):
+        assert np.isfinite(env.step(0)[0]).all()
+    shown = rf"`{call}` of CartPole-v1 returned \[nan nan nan nan\]: end the episode before"
+    with pytest.raises(ValueError, match=shown):
+        env.reset() if call == "reset" else env.step(0)
+
+
+def one_more_at_four(observation, action, reward, after, info):
+    return [*logged(observation, action, reward, after, info)] + [1.0] * (after == 4)
+
+
+def test_components_of_another_number_are_refused_at_their_step():
+    dry = gym.make("FrozenLake-v1", is_slippery=False)
+    env = made(dry, components=one_more_at_four)
+    envs = env.copies(2)
+    message = r"`components` must .*, 4 as at the first, got 5, .*: give 0 where one does not apply"
+    for one, action in ((env, 1), (envs, np.ones(2, int))):  # down, to state 4
+        one.reset(seed=0)
+        with pytest.raises(ValueError, match=message):
+            one.step(action)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -239,6 +302,14 @@ def test_a_search_leads_the_lake():
         ({"components": lambda *step: ["fast"]}, "finite numbers"),
         ({"components": lambda *step: [np.nan]}, "finite numbers"),
         ({"components": lambda *step: []}, "finite numbers"),
+        ({"components": ()}, r"names of entries of `info`, at least one, .* got \(\)"),
+        ({"components": 3}, "`components` must be None .* got 3"),
+        ({"components": lambda observation: [1.0]}, "`components` must be a function .* raised TypeError"),
+        (
+            {"env": OldStep(gym.make("FrozenLake-v1"))},
+            r"truncated, info\) from `step`.* FrozenLake-v1 returned 4 values",
+        ),
+        ({"env": OldReset(gym.make("FrozenLake-v1"))}, r"info\) from `reset`.* FrozenLake-v1 returned 1 value:"),
         ({"theta_space": gym.spaces.Discrete(3)}, "theta_space"),
         ({"theta_space": gym.spaces.Box(0.0, 1.0, (), np.float64)}, "must have an axis"),
         ({"default_theta": [2.0, 0.0, 0.0]}, "default_theta"),

@@ -150,7 +150,7 @@ def test_shares_of_zero_leave_theta_without_effect():
         (TollBridge, {"ferry": float("nan")}, "`ferry` must be finite, got nan"),
         (FourRooms, {"closing": (2, 0, 0, 0)}, r"`closing\[0\]` must be at least 0 and at most 1"),
         (FourRooms, {"beta": 0}, "`beta` must be above 0"),
-        (FourRooms, {"gamma_leader": 1.0}, "`gamma_leader` must be at least 0 and below 1"),
+        (FourRooms, {"gamma_leader": 1.0}, "`gamma_leader` must be at least 0 and below 1, got 1.0. .* take 1 - 1 / N"),
         (RandomMDP, {"branching": 11}, r"`branching` must be at most `states` \(10\)"),
         (RandomMDP, {"alignment": 2.0}, "`alignment` must be"),
         (RandomMDP, {"states": 0}, "`states` must be at least 1"),

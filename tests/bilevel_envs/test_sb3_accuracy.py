@@ -210,6 +210,10 @@ def test_where_no_gap_is_known_the_rise_of_the_reward_decides():
         ({"most_steps": 1_000}, "`accuracy` and `most_steps` must be given together"),
         ({"accuracy": -0.1, "most_steps": 1_000}, "`accuracy` must be at least 0"),
         ({"accuracy": 0.1, "most_steps": 10}, "`most_steps` must be at least `steps`, 300, got 10"),
+        (
+            {"accuracy": 0.1, "most_steps": 500, "first_steps": 900},
+            "`most_steps` must be at least `first_steps`, 900, got 500",
+        ),
     ],
 )
 def test_budgets_that_contradict_themselves_are_refused(arguments, message):

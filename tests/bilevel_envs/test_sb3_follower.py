@@ -532,8 +532,13 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower(action_range=(1,)), r"`action_range` must be a number, one per action, or a tuple"),
         (lambda: SB3Follower(model_file=3), "`model_file` must be a path or None, got 3"),
         (
-            lambda: toll_bridge(SB3Follower()).best_response(np.zeros(1)),
+            lambda: toll_bridge(SB3Follower("SAC")).best_response(np.zeros(1)),
             "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for",
+        ),
+        (lambda: SB3Follower(stepz=3), "neither SB3Follower nor SAC has an argument `stepz`"),
+        (
+            lambda: toll_bridge(SB3Follower(steps=20, action_range=2.0)).best_response(np.zeros(1)),
+            "`action_range` must be None for SoftDQN",
         ),
         (
             lambda: building(soft_dqn()).best_response(np.zeros(8)),
@@ -548,6 +553,44 @@ def test_weights_that_are_not_finite_are_named():
 def test_bad_settings_are_refused(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("world", "theta", "state", "algorithm"),
+    [
+        (toll_bridge, np.zeros(1), torch.zeros(1, 1, dtype=torch.int64), "SoftDQN"),
+        (building, np.full(8, 0.5), torch.zeros(1, 1, 4, dtype=torch.float64), "SAC"),
+    ],
+)
+def test_an_agent_that_is_not_named_goes_with_the_actions(world, theta, state, algorithm):
+    values = []
+    for named in (None, algorithm):
+        follower = SB3Follower(named, 60, learning_starts=20)
+        said = repr(follower)
+        assert said.startswith(f"SB3Follower({named!r}, steps=60")
+        values.append(world(follower).best_response(theta).v(state))
+        assert follower.kind == algorithm
+        assert repr(follower) == said  # by which saved leaders know their follower
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "how"), [("SoftDQN", {"learning_starts": 10, "buffer": "keep"}), ("PPO", {"n_steps": 32})]
+)
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_agents_that_were_saved_ask_for_as_many_environments(algorithm, how):
+    saved = SB3Follower(algorithm, 32, envs=1, **how)
+    toll_bridge(saved).best_response(np.zeros(1))
+    loaded = SB3Follower(algorithm, 32, envs=2, **how)
+    loaded.load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match=f"`envs` must be 1, as the {algorithm} was saved with, got 2"):
+        toll_bridge(loaded).best_response(np.zeros(1))
+
+
+def test_what_sb3_asserts_is_told_with_the_arguments():
+    follower = SB3Follower("SoftDQN", 32, envs=3, train_freq=(1, "episode"))
+    with pytest.raises(ValueError, match=r"refuses to learn with `envs` = 3 and \{'train_freq'.*use only one env"):
+        toll_bridge(follower).best_response(np.zeros(1))
 
 
 def test_an_action_range_must_fit_the_actions():

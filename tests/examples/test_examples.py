@@ -1,13 +1,16 @@
 """Each tutorial script runs at toy size."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+DOCS = EXAMPLES.parent / "docs"
 
 
 @pytest.mark.slow
@@ -96,6 +99,19 @@ def test_the_contexts_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"contexts.png", "contexts.json"}
 
 
+@pytest.mark.slow
+def test_the_pendulum_script_runs(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "real" / "pendulum_physics.py"), "--iterations", "1"]
+    out = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=True).stdout
+    first, last, trust, _ = out.splitlines()
+    # Twenty episodes of an agent after 6,000 steps; soft value iteration on a grid has −45.25 for the optimal one.
+    value, error = re.fullmatch(r"θ = \[0.5 0.5 0.5\]: J_L ≈ (-\S+) ± (\S+)", first).groups()
+    assert abs(float(value) + 45.25) < 4 * float(error)
+    assert "after 17,500 steps" in last  # 6,000 + 1,500 of the agent, 8,000 + 2,000 of the leader
+    assert float(re.search(r"R² = (\S+) on held-out", trust).group(1)) > 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {"pendulum.png"}
+
+
 @pytest.mark.parametrize("name", ["deep_sea_treasure", "water_reservoir"])
 def test_a_real_environment_that_is_not_there_is_asked_for(name):
     script = str(EXAMPLES / "real" / f"{name}.py")
@@ -105,12 +121,24 @@ def test_a_real_environment_that_is_not_there_is_asked_for(name):
     assert 'pip install --no-deps "mo-gymnasium==1.3.2"' in done.stderr
 
 
+def test_every_real_environment_has_its_page_and_no_extra_pulls_pygame():
+    page = (DOCS / "real_environments.md").read_text()
+    for script in (EXAMPLES / "real").glob("*.py"):
+        assert f"({script.stem}.md)" in page
+        assert f"python examples/real/{script.name}" in (DOCS / f"{script.stem}.md").read_text()
+    extras = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.match(r"[\w-]+", one).group() for extra in extras.values() for one in extra}
+    assert "pygame-ce" in named
+    assert not named & {"pygame", "mo-gymnasium"}  # which would replace the files of pygame-ce
+
+
 @pytest.mark.slow
 def test_the_install_line_of_the_real_environments_works(tmp_path):
     line = ["--no-deps", "mo-gymnasium==1.3.2"]
     told = f'pip install {line[0]} "{line[1]}"'
     scripts = [EXAMPLES / "real" / f"{name}.py" for name in ("deep_sea_treasure", "water_reservoir")]
-    assert all(told in script.read_text() for script in scripts)
+    pages = [DOCS / f"{name}.md" for name in ("own_environment", "real_environments", *(one.stem for one in scripts))]
+    assert all(told in path.read_text() for path in scripts + pages)
     packages = tmp_path / "packages"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), *line]
     installed = subprocess.run(pip, capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
+from leaders.cli.arguments import env_of
 from leaders.cli.main import main
 
 SHOP = '''
@@ -126,6 +128,48 @@ def test_every_command_that_takes_them_finds_them(folder):
         "`env` must be an id, or MODULE:ID with a module that can be imported, got 'my_shop:My/Shop-v0'" in done.stderr
     )
     assert f"in PYTHONPATH and in {elsewhere}" in done.stderr
+
+
+PAGE = Path(__file__).parents[2] / "docs/own_environment.md"
+
+
+@pytest.fixture
+def cart(tmp_path, monkeypatch):
+    """A working directory with the module of the page, and an id whose function takes everything and reads nothing."""
+    (block,) = [one for one in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "gym.register" in one]
+    deaf = 'gym.register("My/Deaf-v0", entry_point=lambda **_: make_cart())\n'
+    (tmp_path / "my_cart.py").write_text(block + deaf)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    yield tmp_path
+    sys.modules.pop("my_cart", None)
+
+
+def test_the_cart_of_the_page_is_led_from_the_shell_with_its_beta(cart, capsys):
+    follower = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=20", "learning_starts=10"]
+    size = ["--runs", "1", "--iterations", "1", "--batch", "20", "--out", "out"]
+    main(["train", "--env", "my_cart:My/Cart-v0", "--beta", "0.2", *follower, *size])
+    assert "θ after 1 iterations" in capsys.readouterr().out
+    assert env_of("my_cart:My/Cart-v0", {"beta": 0.2}).unwrapped.preferences.beta == 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["My/Cart-v0", "--env-args", "length=2"], "has no argument length; its entry point takes beta. Only what it"),
+        (["My/Cart-v0", "--dynamics", "classic"], "has no argument dynamics; its entry point takes beta."),
+        (["My/Cart-v0", "--env-args", "theta=[1,1]"], "`env_args` must not give theta, which leaders do not read"),
+        (["My/Deaf-v0", "--beta", "0.2"], "`beta` = 0.2 did not reach 'my_cart:My/Deaf-v0', whose β is 0.1. Make its"),
+    ],
+)
+def test_what_does_not_reach_an_environment_is_refused_by_name(cart, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--env", f"my_cart:{arguments[0]}", "--follower", "sb3", *arguments[1:], "--out", "out"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (cart / "out").exists()
 
 
 @pytest.fixture

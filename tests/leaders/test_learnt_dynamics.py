@@ -375,7 +375,12 @@ def test_a_critic_of_ones_own_is_joined_with_a_network_of_the_reaction(quick, gr
     [
         ({"dynamics": "unknown"}, "`dynamics` must be one of"),
         ({"perturbation": 0.0}, "`perturbation` must be"),
-        ({"gradient": "analytic"}, "`gradient` must be"),
+        ({"gradient": "analytic"}, "`gradient` must be one of 'pathwise', 'score', got 'analytic'"),
+        ({"dynamics": None, "perturbation": 0.3}, r"`perturbation` is of the .* got 0.3 with 'known'"),
+        (
+            {"control_variate": "quadratic"},
+            r"`control_variate` is subtracted .* got 'quadratic' with `dynamics=.learnt.`",
+        ),
         ({"dynamics": None}, 'dynamics="learnt"'),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from stable_baselines3.common.logger import KVWriter, Logger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bilevel_envs import BilevelWrapper, TabularEnv
+from bilevel_envs import BilevelWrapper, ConfigurableDynamics, ConfigurableRewards, Preferences, TabularEnv
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SB3Follower
 from bilevel_envs.parameterizations import Free
@@ -172,6 +172,19 @@ def test_a_leader_is_short_in_print_whatever_it_leads(make):
         assert f"runs={leader.runs}, iterations=1, last_leader_value{run}=" in text
     assert "theta[0]=[" in text
     assert repr(BCHG(BilevelWrapper(TabularEnv(TollBridge())))).startswith("BCHG(env=TollBridge, runs=1, iterations=0,")
+
+
+def test_a_leader_in_a_black_box_shows_what_a_user_declared():
+    theta, preferences = gym.spaces.Box(0.5, 1.5, (1,), np.float64), Preferences(0.95, 0.95, 0.1)
+
+    def r_leader(theta, c):
+        return c[..., 0] - theta[..., 0]
+
+    rewards = ConfigurableRewards("Pendulum-v1", theta, lambda theta, c: c[..., 0], r_leader, preferences)
+    physics = ConfigurableDynamics("Pendulum-v1", theta, lambda env, theta: None, r_leader, preferences)
+    for env, kind in ((rewards, "ConfigurableRewards"), (physics, "ConfigurableDynamics")):
+        leader = RandomSearch(BilevelWrapper(env, SB3Follower("SAC", 10)))
+        assert repr(leader).startswith(f"RandomSearch(env={kind}(Pendulum-v1), runs=1, iterations=0, theta=[1]")
 
 
 def test_a_leader_shows_the_settings_that_were_chosen_for_it(make):

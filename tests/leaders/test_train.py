@@ -221,6 +221,38 @@ def test_callbacks_can_stop_a_run(make):
     assert leader.progress.iterations == 3
 
 
+@pytest.mark.parametrize("part", ["_estimate", "_ascend"])
+def test_an_interrupt_leaves_the_last_whole_iteration(make, tmp_path, part):
+    class Interrupted(BCHG):
+        calls = 0
+
+        def interrupt(self):
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+
+        def _estimate(self, *given):
+            estimate = super()._estimate(*given)
+            if part == "_estimate":
+                self.interrupt()
+            return estimate
+
+        def _ascend(self, surrogate):
+            if part == "_ascend":
+                self.interrupt()
+            return super()._ascend(surrogate)
+
+    whole = BCHG(make("TollBridge"), seed=0).learn(2)
+    leader = Interrupted(make("TollBridge"), seed=0)
+    with pytest.raises(KeyboardInterrupt):
+        leader.learn(5)
+    assert leader.progress.iterations == len(leader.history["leader_return"]) == 2
+    np.testing.assert_array_equal(leader.theta, whole.theta)
+    leader.save(tmp_path / "leader.zip")
+    again = Interrupted.load(tmp_path / "leader.zip", make("TollBridge")).learn(1)
+    np.testing.assert_array_equal(again.theta, leader.learn(1).theta)
+
+
 def test_sb3s_own_callbacks_work(make, tmp_path):
     callback = CheckpointCallback(save_freq=5, save_path=str(tmp_path), name_prefix="toll")
     BCHG(make("TollBridge"), batch_size=10).learn(10, callback=[callback])

@@ -26,11 +26,12 @@ PAGES = QUICK + [
     [*QUICK, *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[len(QUICK) :])],
     ids=lambda page: page.name,
 )
-def test_snippets_run_as_they_stand(page):
+def test_snippets_run_as_they_stand(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
     assert blocks
     code = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
-    subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True, capture_output=True)
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", code]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
 
 
 def rows_of_math_table():

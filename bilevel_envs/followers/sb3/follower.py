@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Collection
 from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -91,7 +92,8 @@ class SB3Follower:
     core for networks of this size.
 
     Args:
-      algorithm: "SAC", "SoftDQN", "DQN", "PPO", "A2C", or a subclass of SB3's ``BaseAlgorithm``.
+      algorithm: "SAC", "SoftDQN", "DQN", "PPO", "A2C", or a subclass of SB3's ``BaseAlgorithm``; None for SoftDQN where
+        actions are discrete, and SAC where they are vectors.
       steps: environment steps of a response (rounded up to whole rollouts). Up to its `learning_starts`, 100 by
         default, it only acts at random.
       first_steps: of the first response; None for `steps`.
@@ -123,12 +125,13 @@ class SB3Follower:
       ValueError: if an argument does not fit, by name.
     """
 
-    def __init__(self, algorithm: str | type = "SAC", steps: int = 20_000, **keywords: Any) -> None:
+    def __init__(self, algorithm: str | type | None = None, steps: int = 20_000, **keywords: Any) -> None:
         own = {field.name for field in fields(TrainingSettings)}
         self.settings = TrainingSettings(steps, **{name: keywords[name] for name in keywords if name in own})
-        self.algorithm = class_of(algorithm)
+        self.chooses = algorithm is None
+        self.algorithm = class_of("SAC" if algorithm is None else algorithm)
         self.kwargs: dict[str, object] = {name: keywords[name] for name in keywords if name not in own}
-        self._check_arguments()
+        self._check_arguments(arguments_of(class_of("SoftDQN")) if self.chooses else set())
         self.agents: list[BaseAlgorithm] = []
         self._kept: list[State] = []  # agents that were loaded and have not seen their environment yet
         self.responses = self.spent = 0
@@ -142,8 +145,12 @@ class SB3Follower:
         """The follower's own β; None for the problem's."""
         return self.settings.beta
 
-    def _check_arguments(self) -> None:
-        """Refuses with a ValueError arguments that the algorithm has no use for, or that are not to be chosen."""
+    def _check_arguments(self, further: Collection[str] = ()) -> None:
+        """Refuses with a ValueError arguments that the algorithm has no use for, or that are not to be chosen.
+
+        Args:
+          further: names that are allowed beside its own.
+        """
         if self.settings.action_range is not None and self.kind != "SAC":
             raise ValueError(f"`action_range` must be None for {self.algorithm.__name__}: it scales SAC's actions")
         if self.settings.buffer != "clear" and self.kind in ("PPO", "A2C"):
@@ -154,12 +161,12 @@ class SB3Follower:
         if self.kind != "other" and "ent_coef" in self.kwargs:
             raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
         takes = arguments_of(self.algorithm)
-        for name in sorted(set(self.kwargs) - takes):
+        for name in sorted(set(self.kwargs) - takes - set(further)):
             raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={_said(value)}" for name, value in (self.settings.given | self.kwargs).items())
-        return f"SB3Follower({self.algorithm.__name__!r}, {said})"
+        return f"SB3Follower({None if self.chooses else self.algorithm.__name__!r}, {said})"
 
     @property
     def kind(self) -> str:
@@ -204,6 +211,7 @@ class SB3Follower:
           FollowerError: if a network is not finite after training.
           FileNotFoundError: if `model_file` is not there.
         """
+        self._choose(task)
         runs, before, known = len(theta), self.spent, len(self.agents or self._kept)
         if not learn and not known:
             raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
@@ -277,6 +285,12 @@ class SB3Follower:
         self.spent += max(one.steps for one in paid)
         self.responses += 1
 
+    def _choose(self, task: FollowerTask) -> None:
+        """Takes the algorithm that goes with the actions, where none was given."""
+        if self.chooses:
+            self.algorithm = class_of("SoftDQN" if _acts_by_number(task) else "SAC")
+            self._check_arguments()
+
     def _wake(self, task: FollowerTask) -> None:
         """Makes the agents that were loaded."""
         for run, state in enumerate(self._kept):
@@ -327,7 +341,13 @@ class SB3Follower:
         begun, whole = (taken, budget) if total is None else (0, total)
         waits_for = budget // 2 if taken and emptied else None
         with scheduled(agent, begun, whole, waits_for), logged(agent, taken == 0):
-            agent.learn(budget, reset_num_timesteps=taken == 0)
+            try:
+                agent.learn(budget, reset_num_timesteps=taken == 0)
+            except AssertionError as error:
+                raise ValueError(
+                    f"SB3's {type(agent).__name__} refuses to learn with `envs` = {self.settings.envs} and "
+                    f"{_said(self.kwargs) or 'no further arguments'}: {error}"
+                ) from error
 
     def _budget(self, paid: Paid) -> int:
         """Steps of this response, or of its continuation."""
@@ -357,7 +377,7 @@ class SB3Follower:
         space, countable = task.action_space, world_of(task.model).countable
         if not countable and not isinstance(space, gym.spaces.Discrete | gym.spaces.Box):
             raise ValueError(f"`env` must have actions in a Discrete or a Box to learn in, got {space}")
-        discrete = countable or isinstance(space, gym.spaces.Discrete)
+        discrete = _acts_by_number(task)
         fits = ("SoftDQN", "DQN", "PPO", "A2C") if discrete else ("SAC", "PPO", "A2C")
         if self.kind not in (*fits, "other"):
             what = "discrete actions" if discrete else "actions that are vectors"
@@ -461,6 +481,11 @@ class SB3Follower:
         """How far each run is from the soft optimum, [R]; None where it is not known."""
         noise = Noise([[self.settings.seed + run, self.responses, 1] for run in range(len(task.theta))])
         return shortfall(task, policy, self._preferences(task), episodes=EPISODES, noise=noise)
+
+
+def _acts_by_number(task: FollowerTask) -> bool:
+    """Whether actions are numbers, and no vectors."""
+    return world_of(task.model).countable or isinstance(task.action_space, gym.spaces.Discrete)
 
 
 def _check_spaces(agent: BaseAlgorithm, world: FollowerVecEnv) -> None:

@@ -53,6 +53,11 @@ def restore_agent(agent: BaseAlgorithm, state: State) -> None:
     Raises:
       ValueError: if it was another one's.
     """
+    side_by_side = state["counters"].get("n_envs", agent.n_envs)
+    if side_by_side != agent.n_envs:
+        raise ValueError(
+            f"`envs` must be {side_by_side}, as the {type(agent).__name__} was saved with, got {agent.n_envs}"
+        )
     try:
         agent.set_parameters(state["parameters"], exact_match=True, device="cpu")
         counters, own = state["counters"], _plain(agent)

@@ -63,8 +63,9 @@ class TrainingSettings:
             )
         if self.accuracy is not None:
             check_number(self.accuracy, "accuracy", at_least=0)
-        if self.most_steps is not None and self.most_steps < self.steps:
-            raise ValueError(f"`most_steps` must be at least `steps`, {self.steps}, got {self.most_steps}")
+        least, name = max((self.steps, "steps"), (self.first_steps or 0, "first_steps"))
+        if self.most_steps is not None and self.most_steps < least:
+            raise ValueError(f"`most_steps` must be at least `{name}`, {least}, got {self.most_steps}")
         if not isinstance(self.normalize, bool):
             raise TypeError(f"`normalize` must be True or False, got {self.normalize!r}")
         if self.beta is not None:

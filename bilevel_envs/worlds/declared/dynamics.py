@@ -24,6 +24,8 @@ class DynamicsModel(RewardModel):
 class DynamicsProblem(RewardProblem):
     """What `ConfigurableDynamics` was told."""
 
+    declared_by: ClassVar[str] = "ConfigurableDynamics"
+
     def model(self, theta: Tensor) -> DynamicsModel:
         """Both rewards at θ ``[R, *θ.shape]``."""
         check_shape(theta, self.theta_space.shape, "theta")

@@ -31,6 +31,7 @@ from bilevel_envs.worlds.declared.spaces import Actions, seen_space
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
 Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
 SetTheta: TypeAlias = Callable[[Any, np.ndarray], object]  # an environment and θ
+STEP = ("observation", "reward", "terminated", "truncated", "info")
 EDGE = 1e-6  # how near to a bound a first θ may lie, as a share of the interval
 
 
@@ -123,6 +124,7 @@ class RewardProblem(ConfigurableMDP):
     """
 
     simulates_its_model: ClassVar[bool] = False
+    declared_by: ClassVar[str] = "ConfigurableRewards"
     env: str
     space: gym.spaces.Box
     first: np.ndarray
@@ -133,6 +135,11 @@ class RewardProblem(ConfigurableMDP):
     logs: Sequence[str] | Step | None = None
     start: Callable[[int, Noise], Parameterization] | None = None
     sets: SetTheta | None = None
+
+    @property
+    def title(self) -> str:
+        """The class that a user called, and the environment inside."""
+        return f"{self.declared_by}({self.env})"
 
     @property
     def theta_space(self) -> gym.spaces.Box:
@@ -177,11 +184,12 @@ class Inside:
     Args:
       env: the environment.
       problem: how components are logged, and how θ is set.
+      size: how many components there are; None for as many as the first step logs.
     """
 
-    def __init__(self, env: gym.Env, problem: RewardProblem) -> None:
-        self.env, self.components, self.sets = env, problem.logs, problem.sets
-        self._actions = Actions(env.action_space, problem.env)
+    def __init__(self, env: gym.Env, problem: RewardProblem, size: int | None = None) -> None:
+        self.env, self.components, self.sets, self.size = env, problem.logs, problem.sets, size
+        self._name, self._actions = problem.env, Actions(env.action_space, problem.env)
         self._observation: Any = None
 
     def set_theta(self, theta: np.ndarray) -> None:
@@ -201,21 +209,39 @@ class Inside:
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A first observation at θ, flat, and what `info` says."""
         self.set_theta(theta)
-        self._observation, info = self.env.reset(seed=seed, options=options)
-        return self._flat(self._observation), dict(info)
+        told = self._told("reset", self.env.reset(seed=seed, options=options), ("observation", "info"))
+        self._observation, info = told
+        return self._flat(self._observation, "reset"), dict(info)
 
     def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
         """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
         before = deepcopy(self._observation)  # some environments write the next one into the same array
-        self._observation, reward, terminated, truncated, info = self.env.step(self._actions.of(action))
+        told = self._told("step", self.env.step(self._actions.of(action)), STEP)
+        self._observation, reward, terminated, truncated, info = told
         logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
-        return self._flat(self._observation), logged, bool(terminated), bool(truncated), dict(info)
+        return self._flat(self._observation, "step"), logged, bool(terminated), bool(truncated), dict(info)
+
+    def _told(self, call: str, told: Any, wanted: tuple[str, ...]) -> Any:
+        """What `reset` or `step` returned, if it is what Gymnasium's do."""
+        count = len(told) if isinstance(told, tuple) else 1
+        if count != len(wanted):
+            raise ValueError(
+                f"`env` must return ({', '.join(wanted)}) from `{call}`, as environments of Gymnasium do; "
+                f"{self._name} returned {count} value{'s' * (count != 1)}: put a wrapper around it that returns these"
+            )
+        return told
 
     def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
         if self.components is None:
             found: ArrayLike = reward
         elif callable(self.components):
-            found = self.components(before, action, reward, after, info)
+            try:
+                found = self.components(before, action, reward, after, info)
+            except Exception as error:
+                raise ValueError(
+                    "`components` must be a function (observation, action, reward, next observation, info), which "
+                    f"raised {type(error).__name__} ({error}) at a step of {self._name}"
+                ) from error
         else:
             missing = [name for name in self.components if name not in info]
             if missing:
@@ -229,10 +255,22 @@ class Inside:
             array = np.full(1, np.nan)
         if not array.size or not np.isfinite(array).all():
             raise ValueError(f"`components` must give finite numbers at every step, got {found!r}")
+        self.size = self.size or array.size
+        if array.size != self.size:
+            raise ValueError(
+                f"`components` must give as many numbers at every step, {self.size} as at the first, got {array.size}, "
+                f"{array.tolist()}: give 0 where one does not apply"
+            )
         return array
 
-    def _flat(self, observation: Any) -> np.ndarray:
-        return np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
+    def _flat(self, observation: Any, call: str) -> np.ndarray:
+        flat = np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
+        if not np.isfinite(flat).all():
+            raise ValueError(
+                f"`env` must show finite numbers, but `{call}` of {self._name} returned {observation}: end the episode "
+                "before its numbers overflow, or put a wrapper around it that replaces what is missing"
+            )
+        return flat
 
 
 class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
@@ -331,8 +369,7 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         if unknown:
             raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}")
         components, default_theta = options.get("components"), options.get("default_theta")
-        if isinstance(components, str):
-            components = (components,)
+        components = _named(components)
         check_theta_space(theta_space, type(self).__name__)
         if theta_space.shape == ():
             raise ValueError(
@@ -384,9 +421,11 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
     def lent(self, count: int) -> list[Inside]:
         """So many copies: those that were given back, and new ones."""
         taken, self._idle = self._idle[:count], self._idle[count:]
-        while len(taken) < count:
-            taken.append(Inside(_copied(self.env), self.problem))
-        return taken
+        return taken + [self.another() for _ in range(count - len(taken))]
+
+    def another(self) -> Inside:
+        """A new copy, whose owner is who asks."""
+        return Inside(_copied(self.env), self.problem, self._inside.size)
 
     def give_back(self, copies: list[Inside]) -> None:
         """Keeps copies for the next who asks."""
@@ -498,6 +537,19 @@ class ConfigurableRewards(BlackBoxEnv):
             default_theta=default_theta,
             parameterization=parameterization,
         )
+
+
+def _named(components: Any) -> tuple[str, ...] | Step | None:
+    """How components are logged, a single name as a list of one."""
+    if components is None or callable(components):
+        return components
+    names = (components,) if isinstance(components, str) else components
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            "`components` must be None (the environment's reward), names of entries of `info`, at least one, or a "
+            f"function (observation, action, reward, next observation, info), got {components!r}"
+        )
+    return tuple(names)
 
 
 def _made(env: str | gym.Env) -> gym.Env:
