@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bilevel_envs.core.checks import check_count, check_number
 from leaders.experiments.sweep.study import STACKABLE, Job
 
 
@@ -65,14 +66,14 @@ def arranged(
 
 def _counts(job: Job) -> tuple[int, int]:
     """First seed and number of runs, with the defaults of `bilevel train`."""
-    return int(job.config.get("seed", 0)), int(job.config.get("runs", 10))  # type: ignore[call-overload]
+    return check_count(job.config.get("seed", 0), "seed", at_least=0), check_count(job.config.get("runs", 10), "runs")
 
 
 def _stacked(group: list[Job]) -> Job:
     """One job with the runs of several."""
     seed, runs = _counts(group[0])
     sizes = {
-        name: np.repeat([float(job.config[name]) for job in group], runs).tolist()  # type: ignore[arg-type]
+        name: np.repeat([check_number(job.config[name], name) for job in group], runs).tolist()
         for name in STACKABLE
         if name in group[0].config
     }
