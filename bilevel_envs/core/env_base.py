@@ -230,6 +230,7 @@ class ConfigurableEnv(Face[M], gym.Env):
         self.observation_space, self.action_space = map(deepcopy, (self.observation_space, self.action_space))
         self._window: Display | None = None
         self._state: Any = None
+        self._shown: object = None  # of pictures
         self._fresh = True  # the next reset begins a new block of random numbers
         self.configure(problem.default_theta if theta is None else theta)
 
@@ -290,7 +291,7 @@ class ConfigurableEnv(Face[M], gym.Env):
             self.configure(options.get("theta", self._theta), cast(ArrayLike | None, options.get("context")))
         self._load_pending()
         self._fresh = self._fresh or seed is not None
-        self._state = self._begin()
+        self._shown = self._state = self._begin()
         self._step, self._over = 0, False
         self._show()
         return self._observe(self._state), {} if self._running is None else {"context": int(self._running.flat[0])}
@@ -299,7 +300,9 @@ class ConfigurableEnv(Face[M], gym.Env):
         """One step; the rewards are those of the state in which it begins."""
         if self._state is None or self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
+        before = self._state
         self._state, reward, self._over, info = self._advance(self._checked(action))
+        self._shown = before if self._over and self.problem.last_step_stays else self._state
         info = {**info, "step": self._step}
         self._step += 1
         self._show()
@@ -321,7 +324,7 @@ class ConfigurableEnv(Face[M], gym.Env):
     def _frame(self) -> np.ndarray:
         if self._state is None:
             raise gym.error.ResetNeeded("call `reset` before `render`")
-        return self._picture(self._state, self._theta)
+        return self._picture(self._shown, self._theta)
 
     def _show(self) -> None:
         if self.render_mode == "human":

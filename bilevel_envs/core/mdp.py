@@ -289,6 +289,11 @@ class ConfigurableMDP(Protocol):
         return None
 
     @property
+    def last_step_stays(self) -> bool:
+        """Whether the step that ends an episode is taken at its last state, which pictures then go on showing."""
+        return False
+
+    @property
     def draw_visits(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
         """`draw_visits(visits, theta)`: a picture of discounted visits of pairs, [S, B]; None without one."""
         return None

@@ -250,6 +250,11 @@ class FourRooms(ConfigurableMDP):
         """(row, column) by letter: S start, G goal, T target."""
         return _landmarks(START_STATE, GOAL_STATE)
 
+    @property
+    def last_step_stays(self) -> bool:
+        """The episode ends with a step taken at G."""
+        return True
+
     def draw(self, state: int | None, theta: np.ndarray, context: int | None = None) -> np.ndarray:
         """The grid from above: penalties in red, the follower as a disc, start and goal of the context."""
         fill = np.zeros((*WALLS.shape, 3), np.uint8)

@@ -49,18 +49,25 @@ def follower_film(
         from moviepy import ImageSequenceClip
     except ImportError as error:
         raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
+    frames = follower_frames(env, before, after, steps=steps, seed=seed, run=run)
+    frames += frames[-1:] * fps  # hold the last picture for a second
+    partial = path.with_name(f".part-{path.name}")
+    ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)
+    partial.replace(path)
+    return len(frames)
+
+
+def follower_frames(
+    env: BilevelWrapper, before: np.ndarray, after: np.ndarray, *, steps: int = 200, seed: int = 0, run: int = 0
+) -> list[np.ndarray]:
+    """The frames of `follower_film`, [height, width, 3] each; arguments as there."""
     learnt = ", the agent as it is now" if capabilities_of(env.follower).learns else ""
     left, right = (
         _episode(env, theta, caption, steps, seed, run)
         for theta, caption in ((before, f"before{learnt}"), (after, "after"))
     )
     length = max(len(left), len(right))
-    frames = [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
-    frames += frames[-1:] * fps  # hold the last picture for a second
-    partial = path.with_name(f".part-{path.name}")
-    ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)
-    partial.replace(path)
-    return len(frames)
+    return [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
 
 
 def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int, run: int) -> list[np.ndarray]:
