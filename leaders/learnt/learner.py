@@ -216,7 +216,7 @@ class Learner:
         return q, v
 
     def _remember(self, theta: Tensor, q: Tensor, v: Tensor) -> None:
-        if self.how.equations:
+        if self.how.equations and not self.counts.theta_moves:
             reward = self.tried.model(theta).detach().r_follower.expand(len(theta), -1, -1)
             new = q, v, reward
             before = self._answers or tuple(table[:0] for table in new)
