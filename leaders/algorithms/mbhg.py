@@ -221,7 +221,7 @@ class MBHG(TrajectoryLeader):
         self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
         moves = self._theta_moves()
         starts = candidates(self.policy, self._raw.flat(), self.seeds, draws=draws, vertices=vertices)
-        tried, preferences = Tried(self._tried_model, self._tried_response), self.env.preferences
+        tried, preferences = Tried(self._tried_model, self._tried_response, self._entries()), self.env.preferences
         self.learners = [Learner(preferences, tried, self._raw, found, moves, how) for found in starts]
         self._records = [Record() for _ in self.seeds]
         self._promised = np.full(self.runs, np.nan)
@@ -296,6 +296,12 @@ class MBHG(TrajectoryLeader):
         model = self._tried_model(there).detach()
         response = cast(TabularResponse, self._response(there, model, best))
         return (self._drawn(there, model, response), response, there), (model, response)
+
+    def _entries(self) -> int:
+        """Numbers in the model's tables at one θ."""
+        with self._in_its_contexts():
+            model = self.env.model(self._theta().detach())
+            return model.entries // model.runs
 
     def _tried_response(self, theta: Tensor) -> TabularResponse:
         """The follower's response at a θ that is asked about."""

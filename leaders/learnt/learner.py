@@ -18,12 +18,14 @@ from leaders.critics.empirical_model import EmpiricalModel
 from leaders.exact.raw_parameters import RawParameters
 from leaders.exact.tables import leader_value
 from leaders.learnt.equations import Answers
+from leaders.learnt.part import Part
 from leaders.learnt.plan import Planner, Schedule, Tables
 from leaders.learnt.world import Knowledge, LearntWorld, knowledge
 
 KEPT = 400  # answers of the follower's that its equations are made of
 WORK = 2**28  # entries of tables that a search may solve for: in large worlds it has fewer candidates and steps
 FEWEST = 30  # evaluations that it always has
+LARGE = 2**12  # pairs from which on what was not visited is lumped
 THOROUGH = 6  # every so many searches for what is proposed are thorough
 POOL = 4  # earlier decisions among the candidates
 ALIKE = 0.3  # probability of a state's unknown actions up to which they are taken to be like its known ones
@@ -59,10 +61,12 @@ class Tried:
     Attributes:
       model: θ [C, ...] → the environment's model, with gradients where θ has them.
       response: θ [C, ...] → the follower's response.
+      entries: numbers in the model's tables at one θ.
     """
 
     model: Callable[[Tensor], TabularModel]
     response: Callable[[Tensor], TabularResponse]
+    entries: int
 
 
 class Learner:
@@ -135,7 +139,7 @@ class Learner:
         model = world.model(self.parameters.theta(raw[None]), correction).detach()
         g = self.planner.response(world, raw[None], correction).policy.probs
         value = leader_value(model, g, world.preferences.gamma_leader)[0, :-1]
-        value = value[torch.from_numpy(known.known.any(-1))]
+        value = value[world.known.any(-1)]
         self.worst, self.top = float(value.min()), float(value.max())
         self._proposals += 1
         schedule = self.how.schedule if self._proposals % THOROUGH else self.how.thorough
@@ -148,6 +152,7 @@ class Learner:
         "neutral" or "optimistic".
         """
         world = self._world(self._knowledge(), completion)
+        policy = world.part.policy(policy)
         model = world.model(theta[None], torch.zeros(1, *policy.shape, dtype=torch.float64)).detach()
         g = torch.cat([policy, torch.full_like(policy[:1], 1 / policy.shape[1])])[None]  # of the unknown, whatever
         return float(model.initial[0] @ leader_value(model, g, self.preferences.gamma_leader)[0])
@@ -199,12 +204,14 @@ class Learner:
             alike=alike,
             worth=self.worst if completion == "neutral" else self.top + self.largest,
             reluctance=RELUCTANCE[completion],
+            part=Part.seen(known.known, known.reached()) if self.how.asks and known.known.size >= LARGE else None,
+            read=self.tried.entries,
         )
 
     def _ask(self, world: LearntWorld, raw: Tensor) -> Tables:
         """Q_F and V_F at raw parameters [C, n]: the follower's own where it can be asked."""
         if not len(raw):
-            states, actions = world.known.shape
+            _, states, actions = self.counts.size
             return torch.zeros(0, states, actions, dtype=torch.float64), torch.zeros(0, states, dtype=torch.float64)
         theta = self.parameters.theta(raw).detach()
         if not self.how.asks:
