@@ -239,6 +239,7 @@ class Learner:
             "candidates": self.candidates,
             "of_candidates": [] if self._of_candidates is None else list(self._of_candidates),
             "pool": list(self.pool),
+            "solves": self.solves,
             "numbers": [self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top],
         }
 
@@ -250,4 +251,5 @@ class Learner:
         same = torch.equal(state["candidates"], self.candidates)  # unless `draws` or `vertices` was changed on loading
         self._of_candidates = tuple(state["of_candidates"]) if same and state["of_candidates"] else None
         self.pool = list(state["pool"])
+        self.solves = state.get("solves", 0)  # of an iteration that failed; files of earlier versions lack it
         self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top = state["numbers"]

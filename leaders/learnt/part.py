@@ -47,8 +47,9 @@ class Part:
         width = int((number + (number < taken.shape[1])).max(initial=1))
         action = np.argsort(~taken, axis=-1, kind="stable")[:, :width]
         own = np.arange(width) < number[:, None]
-        state, action, own, lumped = (torch.from_numpy(x) for x in (kept, action, own, ~taken))
-        return cls(state, action, own, lumped, len(known))
+        tables = kept, action, own, ~taken
+        state, actions, alone, lumped = (torch.from_numpy(table) for table in tables)
+        return cls(state, actions, alone, lumped, len(known))
 
     @cached_property
     def is_whole(self) -> bool:
