@@ -103,6 +103,7 @@ class Learner:
         self._starts = np.zeros(0)
         self._answers: tuple[Tensor, ...] = ()  # Q_F [M, S, B], V_F [M, S] and r_F [M, S, B] at the θ asked about last
         self._of_candidates: Tables | None = None
+        self._steps = np.zeros((0, 2), np.int64)  # from states of visited pairs to states that these may lead to
         self._unknown = np.zeros(0)  # probability of unknown actions in each state, under the last deployed g
 
     @property
@@ -122,9 +123,19 @@ class Learner:
         visited = self.counts.visits[0].sum(-1) > 0
         probs = best.policy.probs
         self._unknown = (probs[min(run, len(probs) - 1)].numpy() * ~visited).sum(-1)
+        if self.counts.theta_moves:
+            self._steps = np.unique(
+                np.concatenate([self._steps, self._possible(theta[run : run + 1], visited)]), axis=0
+            )
         if self.how.asks:
             q, v = best.q.values, best.v.values
             self._remember(theta[run : run + 1], q[min(run, len(q) - 1)][None], v[min(run, len(v) - 1)][None])
+
+    def _possible(self, theta: Tensor, visited: np.ndarray) -> np.ndarray:
+        """What pairs [S, B] may lead to at θ ``[1, *θ.shape]``: their states and those, int [N, 2]."""
+        successor, probability = self.tried.model(theta).detach().moves.stepping()
+        s, b, k = np.nonzero((probability[0] > 0) & visited[..., None])
+        return np.unique(np.stack([s, successor[0][s, b, k]], 1), axis=0)
 
     def explore(self, raw: Tensor) -> tuple[Tensor, float]:
         """The decision [n] that would be best if the unknown were good, and what it promises."""
@@ -187,7 +198,8 @@ class Learner:
     def _knowledge(self) -> Knowledge:
         answers = Answers(*(table.numpy() for table in self._answers)) if self._answers else None
         gamma = self.preferences.gamma_follower
-        return knowledge(self.counts, 0, self._starts, self.how.start_moves, answers, gamma)
+        steps = self._steps if self.counts.theta_moves else None
+        return knowledge(self.counts, 0, self._starts, self.how.start_moves, answers, gamma, steps)
 
     def _world(self, known: Knowledge, completion: str) -> LearntWorld:
         alike = (
@@ -235,6 +247,7 @@ class Learner:
             "counts": self.counts.state_dict(),
             "starts": torch.from_numpy(self._starts.copy()),
             "unknown": torch.from_numpy(self._unknown.copy()),
+            "steps": torch.from_numpy(self._steps.copy()),
             "answers": list(self._answers),
             "candidates": self.candidates,
             "of_candidates": [] if self._of_candidates is None else list(self._of_candidates),
@@ -251,5 +264,7 @@ class Learner:
         same = torch.equal(state["candidates"], self.candidates)  # unless `draws` or `vertices` was changed on loading
         self._of_candidates = tuple(state["of_candidates"]) if same and state["of_candidates"] else None
         self.pool = list(state["pool"])
+        if "steps" in state:
+            self._steps = state["steps"].numpy().copy()
         self.solves = state.get("solves", 0)  # of an iteration that failed; files of earlier versions lack it
         self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top = state["numbers"]

@@ -28,7 +28,8 @@ class Knowledge:
     Attributes:
       known: pairs (s, b) that were visited, bool [S, B].
       ends: visited pairs that end the episode, bool [S, B].
-      successor: states seen to follow a state, whatever the action, in rising order, int [S, U]; itself in free places.
+      successor: states that may follow a state, whatever the action, in rising order, int [S, U]; itself in free
+        places. Where θ moves them, all that were visited; else those seen to follow it.
       probability: of each of them, [S, B, U]; where θ moves them, 1 at visited pairs.
       start: of the first states seen, [S]; likewise.
       proven: pairs whose probabilities meet the follower's Bellman equations, bool [S, B].
@@ -82,7 +83,13 @@ class Knowledge:
 
 
 def knowledge(
-    counts: EmpiricalModel, run: int, starts: np.ndarray, start_moves: bool, answers: Answers | None, gamma: float
+    counts: EmpiricalModel,
+    run: int,
+    starts: np.ndarray,
+    start_moves: bool,
+    answers: Answers | None,
+    gamma: float,
+    steps: np.ndarray | None = None,
 ) -> Knowledge:
     """What follows from the counts of one run and from the follower's answers.
 
@@ -93,14 +100,20 @@ def knowledge(
       start_moves: whether θ moves the distribution of the first state.
       answers: of a follower that is optimal; None without any.
       gamma: γ_F.
+      steps: where θ moves the transitions, the states of visited pairs and those that these may lead to, int [N, 2].
     """
     successor, visits, endings = counts.successor[run], counts.visits[run], counts.endings[run]
     total = visits.sum(-1)
     known, ends = total > 0, endings.sum(-1) > 0
     s, b, k = np.nonzero(visits > 0)
-    near, possible, place = _listed(s, successor[s, b, k], len(known))
+    source, target = s, successor[s, b, k]
+    if steps is not None:
+        more = steps[known.any(-1)[steps[:, 1]]]
+        source, target = np.concatenate([source, more[:, 0]]), np.concatenate([target, more[:, 1]])
+    near, possible, place = _listed(source, target, len(known))
+    place = place[: len(s)]
     probability = np.zeros((*known.shape, near.shape[1]))
-    if counts.theta_moves:  # a function of θ for every pair that was visited, wherever its state was seen to lead
+    if counts.theta_moves:  # a function of θ for every pair that was visited
         probability[known[..., None] & possible[:, None]] = 1.0
     else:
         probability[s, b, place] = (visits / total[..., None].clip(1))[s, b, k]

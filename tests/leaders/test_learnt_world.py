@@ -9,7 +9,7 @@ import torch
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
-from leaders import exact
+from leaders import MBHG, exact
 from leaders.critics.empirical_model import EmpiricalModel
 from leaders.learnt.equations import Answers, corrected
 from leaders.learnt.part import Part
@@ -270,6 +270,36 @@ def test_where_theta_moves_p_it_is_known_at_visited_pairs_towards_all_that_their
     for action in (0, 1):
         torch.testing.assert_close(p[0, action, [first, second]], table[0, action, [first, second]])
         assert float(p[0, action, -1]) == pytest.approx(1 - float(table[0, action, [first, second]].sum()))
+
+
+def test_where_theta_moves_p_a_visited_pair_is_known_to_lead_to_every_visited_state():
+    """State 0 led to `first` alone, but `second` was visited after another state: p of the step there is known, too."""
+    env = random_mdp()
+    theta = torch.tensor(env.problem.default_theta)[None].double() + 0.3
+    true = env.model(theta).detach()
+    table = true.moves.dense()[0]
+    first, second, never = (int(i) for i in (table[0, 0] > 0).nonzero()[:3, 0])
+    leader = MBHG(env, seed=0, draws=0, vertices=False)
+    (learner,) = leader.learners
+    best = env.best_response(theta)
+    batch = env.rollout(theta, best, Noise([0]), rows=1, horizon=3)
+    batch = replace(
+        batch,
+        state=torch.tensor([[[0, first, second]]]),
+        action=torch.tensor([[[0, 1, 1]]]),
+        next_state=torch.tensor([[[first, second, first]]]),
+        valid=torch.ones(1, 1, 3, dtype=torch.bool),
+        terminated=torch.zeros(1, 1, 3, dtype=torch.bool),
+    )
+    learner.observe(batch, 0, best, theta)
+    world = learner._world(learner._knowledge(), "optimistic")
+    other = theta - 0.5
+    learnt = world.model(other, torch.zeros(1, true.states, true.actions, dtype=torch.float64)).moves.dense()[0]
+    expected = env.model(other).detach().moves.dense()[0, 0, 0]
+    torch.testing.assert_close(learnt[0, 0, [first, second]], expected[[first, second]])
+    visited = [0, first, second]
+    assert float(learnt[0, 0, never]) == (float(expected[never]) if never in visited else 0.0)
+    assert float(learnt[0, 0, -1]) == pytest.approx(1 - float(expected[visited].sum()))
 
 
 def test_a_follower_that_cannot_be_asked_is_taken_to_expect_less_of_unknown_actions():

@@ -51,6 +51,15 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(straight.history.state(), again.history.state())
 
 
+def test_a_run_goes_on_bit_for_bit_where_theta_moves_the_transitions(tmp_path):
+    quick = {"seed": 1, "batch_size": 50, "draws": 2, "vertices": False}
+    straight = MBHG(random_mdp(), **quick).learn(3)
+    MBHG(random_mdp(), **quick).learn(2).save(tmp_path / "leader.zip")
+    again = MBHG.load(tmp_path / "leader.zip", env=random_mdp()).learn(1)
+    np.testing.assert_array_equal(straight.theta, again.theta)
+    np.testing.assert_array_equal(straight.learners[0]._steps, again.learners[0]._steps)
+
+
 @pytest.mark.slow
 def test_a_run_is_the_same_alone_or_beside_others():
     both = MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(3)
