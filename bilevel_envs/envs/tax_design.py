@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Parameterization
 from bilevel_envs.rendering.drawing import household_image
 from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.tabular.transitions import Transitions
 
 HOUSEHOLDS = ((0.6, 0.3, 0.1), (0.1, 0.7, 0.2))  # the two published tastes
 HIGHEST_RATE = 2.0
@@ -322,16 +324,13 @@ class TaxDesign(ConfigurableMDP):
         check_shape(theta, self.theta_space.shape, "theta", "[income tax and value-added taxes]")
         lumped, moves = self.lumped(theta), self._moves(theta)
         runs, points, actions, _ = moves.shape
-        transition = theta.new_zeros(runs, self.types, points, actions, self.types, points)
-        for kind in range(self.types):
-            transition[:, kind, :, :, kind] = moves
         states = (runs, self.types * points, actions)
 
         def table(weight: float, by_action: Tensor) -> Tensor:
             return (self._grid_worth(weight)[:, None] + by_action.flatten(2)[:, :, None]).reshape(states)
 
         return TabularModel(
-            transition.view(*states, states[1]),
+            self._lists.with_probability(moves.repeat(1, self.types, 1, 1)),
             self._initial(self._probabilities if context is None else torch.eye(self.types)[context]),
             table(self.leader_assets, lumped.r_leader),
             table(self.follower_assets, lumped.r_follower),
@@ -416,13 +415,34 @@ class TaxDesign(ConfigurableMDP):
         return worth
 
     def _moves(self, theta: Tensor) -> Tensor:
-        """p(s' | s, b) between points of the grid, [R, points, hours · totals, points]; 0 beyond `REACH`."""
+        """p(s' | s, b) at the points `_near` each one, [R, points, hours · totals, K]; 0 beyond `REACH`."""
         rates = theta[:, None, None, None]
         mean = self.mean_next(self.points[:, None, None], self.hours[:, None], self.totals, rates).flatten(2)
-        square = ((self.points - mean[..., None]) / self.noise) ** 2
+        square = ((self.points[self._near][:, None] - mean[..., None]) / self.noise) ** 2
         log_weight = torch.zeros_like(self.points)
         log_weight[[0, -1]] = np.log(0.5)
-        return (log_weight - square / 2).masked_fill(square.detach() > REACH**2, -torch.inf).softmax(-1)
+        exponent = log_weight[self._near][:, None] - square / 2
+        return exponent.masked_fill(square.detach() > REACH**2, -torch.inf).softmax(-1)
+
+    @cached_property
+    def _near(self) -> Tensor:
+        """The points that may follow each one at some rates, int [points, K]: a window that stays within the grid."""
+        earned, count = self.wage * float(self.hours[-1]), len(self.points)  # an income tax of 2 takes it twice
+        below = math.ceil((earned + float(self.totals[-1]) + REACH * self.noise) / self.spacing)
+        above = math.ceil((earned + REACH * self.noise) / self.spacing)
+        width = min(count, below + 1 + above)
+        first = (torch.arange(count) - below).clamp(0, count - width)
+        return first[:, None] + torch.arange(width)
+
+    @cached_property
+    def _lists(self) -> Transitions:
+        """The same for all types, without probabilities that mean anything."""
+        kinds = torch.arange(self.types)[:, None, None] * len(self.points)
+        successor = (kinds + self._near).flatten(0, 1)[:, None]
+        states, _, width = successor.shape
+        actions = self.hour_levels * len(self.totals)
+        alike = torch.full((1, 1, 1, 1), 1 / width, dtype=torch.float64).expand(1, states, actions, width)
+        return Transitions(successor.numpy(), alike)
 
     def _initial(self, probabilities: Numbers) -> Tensor:
         """ρ0 [R, types · points] for the types' probabilities, [types] or [R, types]."""

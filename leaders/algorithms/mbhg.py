@@ -123,6 +123,23 @@ class Record:
         self.mean, self.error = now.mean, now.error
 
 
+@dataclass
+class Attempt:
+    """What an outer iteration has cost so far: also where it failed or was interrupted, and was begun again.
+
+    Attributes:
+      iteration: its number.
+      records: of the runs, as they were before it.
+      solves: of the follower's problem, beside that of the last attempt at the θ in force, int [R].
+      steps: of the environment, in each run.
+    """
+
+    iteration: int
+    records: list[Record]
+    solves: np.ndarray
+    steps: int = 0
+
+
 class MBHG(TrajectoryLeader):
     r"""Model-based hypergradients: keeps every transition, plans in the world that they describe, and explores it.
 
@@ -153,6 +170,10 @@ class MBHG(TrajectoryLeader):
     one comes back into force and BC-HG goes on from there for five iterations. Where episodes do not end, so that no
     return is measured, J_L in the learnt world under the policies with which the follower answered decides instead: the
     best θ comes back where it has been ahead three times in succession, whatever the unknown may be worth.
+
+    What the learnt world proposes in the last iteration is in force when ``learn`` returns, and nothing was drawn at it
+    yet; ``best_deployed_theta`` is the best θ at which something was. An iteration that fails or is interrupted leaves
+    θ and the history as they were; the transitions drawn are kept, and the next iteration counts them.
 
     A follower that learns, is observed or is not optimal is not asked: the learnt world then has counts alone, takes
     the follower for an optimal one, and warns of it when it is made (``FollowerNotAskedWarning``).
@@ -221,14 +242,32 @@ class MBHG(TrajectoryLeader):
         self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
         moves = self._theta_moves()
         starts = candidates(self.policy, self._raw.flat(), self.seeds, draws=draws, vertices=vertices)
-        tried, preferences = Tried(self._tried_model, self._tried_response), self.env.preferences
+        tried, preferences = Tried(self._tried_model, self._tried_response, self._entries()), self.env.preferences
         self.learners = [Learner(preferences, tried, self._raw, found, moves, how) for found in starts]
         self._records = [Record() for _ in self.seeds]
         self._promised = np.full(self.runs, np.nan)
+        self._attempt = self._begun()
+
+    @property
+    def best_deployed_theta(self) -> np.ndarray:
+        """The best θ deployed, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs: by measured returns.
+
+        Where no episode ends, by J_L in the learnt world. The θ in force where neither could be compared, because
+        batches held too few whole episodes.
+        """
+        own = zip(self._records, self._theta().detach(), strict=True)
+        theta = np.stack([(record.theta if len(record.raw) else now).numpy() for record, now in own])
+        return theta.copy() if self._stacked else theta[0].copy()
 
     def _estimate(self, theta: Tensor, model: Any, best: Any) -> Estimate:
-        drawn = self._drawn(theta, model.detach(), best)
+        if self._failed:  # nothing was put into force, but steps and answers were had
+            self._records = [replace(record) for record in self._attempt.records]
+            self._attempt.solves += 1
+        else:
+            self._attempt = self._begun()
+        drawn = self._batch(theta, model.detach(), best)
         estimate = self._estimate_from(drawn, theta, model, best)
+        self._attempt.steps += int(estimate.env_steps) - self.estimator_config.batch_size  # where p must be learnt
         theta, raw = theta.detach(), self._raw.flat()
         for run, learner in enumerate(self.learners):
             learner.observe(drawn, run, best, theta)
@@ -254,12 +293,11 @@ class MBHG(TrajectoryLeader):
                 proposal[run] = record.raw
             else:
                 record.source, record.patience = "bchg", record.patience - 1
+        self._attempt.solves += [learner.spent() for learner in self.learners]
         return replace(
             estimate,
-            env_steps=estimate.env_steps + self.estimator_config.batch_size,
-            follower_solves=np.array(
-                [learner.spent() + (hope is not None) for learner, hope in zip(self.learners, hopes, strict=True)]
-            ),
+            env_steps=self._attempt.steps,
+            follower_solves=self._attempt.solves.copy(),
             follower_steps=0 if explored is None else explored[1].steps,
             proposal=self._raw.named(proposal),
             moves=torch.tensor([record.source != "bchg" for record in self._records]),
@@ -290,12 +328,36 @@ class MBHG(TrajectoryLeader):
     ) -> tuple[tuple[Rollout, TabularResponse, Tensor], tuple[TabularModel, TabularResponse] | None]:
         """The second batch with its response and θ; and the model and the response there, None where none explores."""
         if all(hope is None for hope in hopes):
-            return (self._drawn(theta, fixed, best), best, theta), None
+            return (self._batch(theta, fixed, best), best, theta), None
         tried = torch.stack([raw[run] if hope is None else hope[0] for run, hope in enumerate(hopes)])
         there = self._raw.theta(tried).detach()
         model = self._tried_model(there).detach()
         response = cast(TabularResponse, self._response(there, model, best))
-        return (self._drawn(there, model, response), response, there), (model, response)
+        for learner, hope in zip(self.learners, hopes, strict=True):
+            learner.solves += hope is not None
+        return (self._batch(there, model, response), response, there), (model, response)
+
+    def _batch(self, theta: Tensor, fixed: TabularModel, best: TabularResponse) -> Rollout:
+        """A batch at θ, which is counted."""
+        drawn = self._drawn(theta, fixed, best)
+        self._attempt.steps += self.estimator_config.batch_size
+        return drawn
+
+    def _begun(self) -> Attempt:
+        """An iteration of which nothing was done."""
+        records = [replace(record) for record in self._records]
+        return Attempt(self.progress.iterations, records, np.zeros(self.runs, np.int64))
+
+    @property
+    def _failed(self) -> bool:
+        """Whether the present iteration was begun before, without coming to its end."""
+        return self._attempt.iteration == self.progress.iterations and self._attempt.steps > 0
+
+    def _entries(self) -> int:
+        """Numbers in the model's tables at one θ."""
+        with self._in_its_contexts():
+            model = self.env.model(self._theta().detach())
+            return model.entries // model.runs
 
     def _tried_response(self, theta: Tensor) -> TabularResponse:
         """The follower's response at a θ that is asked about."""
@@ -305,8 +367,10 @@ class MBHG(TrajectoryLeader):
         return {
             "estimator": super()._critic_state(),
             "learnt": [learner.state_dict() for learner in self.learners],
-            "records": [dict(vars(record)) for record in self._records],
+            "records": [dict(vars(record)) for record in (self._attempt.records if self._failed else self._records)],
             "promised": torch.from_numpy(self._promised.copy()),
+            "lost": (self._attempt.steps, torch.from_numpy(self._attempt.solves.copy())) if self._failed else None,
+            "iteration": self.progress.iterations,
         }
 
     def _load_critic_state(self, state: dict[str, Any]) -> None:
@@ -315,6 +379,10 @@ class MBHG(TrajectoryLeader):
             learner.load_state_dict(saved)
         self._records = [Record(**saved) for saved in state["records"]]
         self._promised = state["promised"].numpy().copy()
+        self._attempt = self._begun()
+        if state.get("lost") is not None:  # files of earlier versions do not hold it
+            self._attempt.steps, solves = state["lost"]
+            self._attempt.iteration, self._attempt.solves = state["iteration"], solves.numpy().copy()
 
 
 def measured(batch: Rollout, gamma: float) -> tuple[list[float], list[float]]:

@@ -18,12 +18,14 @@ from leaders.critics.empirical_model import EmpiricalModel
 from leaders.exact.raw_parameters import RawParameters
 from leaders.exact.tables import leader_value
 from leaders.learnt.equations import Answers
+from leaders.learnt.part import Part
 from leaders.learnt.plan import Planner, Schedule, Tables
 from leaders.learnt.world import Knowledge, LearntWorld, knowledge
 
 KEPT = 400  # answers of the follower's that its equations are made of
 WORK = 2**28  # entries of tables that a search may solve for: in large worlds it has fewer candidates and steps
 FEWEST = 30  # evaluations that it always has
+LARGE = 2**12  # pairs from which on what was not visited is lumped
 THOROUGH = 6  # every so many searches for what is proposed are thorough
 POOL = 4  # earlier decisions among the candidates
 ALIKE = 0.3  # probability of a state's unknown actions up to which they are taken to be like its known ones
@@ -59,10 +61,12 @@ class Tried:
     Attributes:
       model: θ [C, ...] → the environment's model, with gradients where θ has them.
       response: θ [C, ...] → the follower's response.
+      entries: numbers in the model's tables at one θ.
     """
 
     model: Callable[[Tensor], TabularModel]
     response: Callable[[Tensor], TabularResponse]
+    entries: int
 
 
 class Learner:
@@ -99,6 +103,7 @@ class Learner:
         self._starts = np.zeros(0)
         self._answers: tuple[Tensor, ...] = ()  # Q_F [M, S, B], V_F [M, S] and r_F [M, S, B] at the θ asked about last
         self._of_candidates: Tables | None = None
+        self._steps = np.zeros((0, 2), np.int64)  # from states of visited pairs to states that these may lead to
         self._unknown = np.zeros(0)  # probability of unknown actions in each state, under the last deployed g
 
     @property
@@ -118,9 +123,19 @@ class Learner:
         visited = self.counts.visits[0].sum(-1) > 0
         probs = best.policy.probs
         self._unknown = (probs[min(run, len(probs) - 1)].numpy() * ~visited).sum(-1)
+        if self.counts.theta_moves:
+            self._steps = np.unique(
+                np.concatenate([self._steps, self._possible(theta[run : run + 1], visited)]), axis=0
+            )
         if self.how.asks:
             q, v = best.q.values, best.v.values
             self._remember(theta[run : run + 1], q[min(run, len(q) - 1)][None], v[min(run, len(v) - 1)][None])
+
+    def _possible(self, theta: Tensor, visited: np.ndarray) -> np.ndarray:
+        """What pairs [S, B] may lead to at θ ``[1, *θ.shape]``: their states and those, int [N, 2]."""
+        successor, probability = self.tried.model(theta).detach().moves.stepping()
+        s, b, k = np.nonzero((probability[0] > 0) & visited[..., None])
+        return np.unique(np.stack([s, successor[0][s, b, k]], 1), axis=0)
 
     def explore(self, raw: Tensor) -> tuple[Tensor, float]:
         """The decision [n] that would be best if the unknown were good, and what it promises."""
@@ -135,7 +150,7 @@ class Learner:
         model = world.model(self.parameters.theta(raw[None]), correction).detach()
         g = self.planner.response(world, raw[None], correction).policy.probs
         value = leader_value(model, g, world.preferences.gamma_leader)[0, :-1]
-        value = value[torch.from_numpy(known.known.any(-1))]
+        value = value[world.known.any(-1)]
         self.worst, self.top = float(value.min()), float(value.max())
         self._proposals += 1
         schedule = self.how.schedule if self._proposals % THOROUGH else self.how.thorough
@@ -148,6 +163,7 @@ class Learner:
         "neutral" or "optimistic".
         """
         world = self._world(self._knowledge(), completion)
+        policy = world.part.policy(policy)
         model = world.model(theta[None], torch.zeros(1, *policy.shape, dtype=torch.float64)).detach()
         g = torch.cat([policy, torch.full_like(policy[:1], 1 / policy.shape[1])])[None]  # of the unknown, whatever
         return float(model.initial[0] @ leader_value(model, g, self.preferences.gamma_leader)[0])
@@ -182,7 +198,8 @@ class Learner:
     def _knowledge(self) -> Knowledge:
         answers = Answers(*(table.numpy() for table in self._answers)) if self._answers else None
         gamma = self.preferences.gamma_follower
-        return knowledge(self.counts, 0, self._starts, self.how.start_moves, answers, gamma)
+        steps = self._steps if self.counts.theta_moves else None
+        return knowledge(self.counts, 0, self._starts, self.how.start_moves, answers, gamma, steps)
 
     def _world(self, known: Knowledge, completion: str) -> LearntWorld:
         alike = (
@@ -199,12 +216,14 @@ class Learner:
             alike=alike,
             worth=self.worst if completion == "neutral" else self.top + self.largest,
             reluctance=RELUCTANCE[completion],
+            part=Part.seen(known.known, known.reached()) if self.how.asks and known.known.size >= LARGE else None,
+            read=self.tried.entries,
         )
 
     def _ask(self, world: LearntWorld, raw: Tensor) -> Tables:
         """Q_F and V_F at raw parameters [C, n]: the follower's own where it can be asked."""
         if not len(raw):
-            states, actions = world.known.shape
+            _, states, actions = self.counts.size
             return torch.zeros(0, states, actions, dtype=torch.float64), torch.zeros(0, states, dtype=torch.float64)
         theta = self.parameters.theta(raw).detach()
         if not self.how.asks:
@@ -216,7 +235,7 @@ class Learner:
         return q, v
 
     def _remember(self, theta: Tensor, q: Tensor, v: Tensor) -> None:
-        if self.how.equations:
+        if self.how.equations and not self.counts.theta_moves:
             reward = self.tried.model(theta).detach().r_follower.expand(len(theta), -1, -1)
             new = q, v, reward
             before = self._answers or tuple(table[:0] for table in new)
@@ -228,10 +247,12 @@ class Learner:
             "counts": self.counts.state_dict(),
             "starts": torch.from_numpy(self._starts.copy()),
             "unknown": torch.from_numpy(self._unknown.copy()),
+            "steps": torch.from_numpy(self._steps.copy()),
             "answers": list(self._answers),
             "candidates": self.candidates,
             "of_candidates": [] if self._of_candidates is None else list(self._of_candidates),
             "pool": list(self.pool),
+            "solves": self.solves,
             "numbers": [self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top],
         }
 
@@ -243,4 +264,7 @@ class Learner:
         same = torch.equal(state["candidates"], self.candidates)  # unless `draws` or `vertices` was changed on loading
         self._of_candidates = tuple(state["of_candidates"]) if same and state["of_candidates"] else None
         self.pool = list(state["pool"])
+        if "steps" in state:
+            self._steps = state["steps"].numpy().copy()
+        self.solves = state.get("solves", 0)  # of an iteration that failed; files of earlier versions lack it
         self.narrow, self._proposals, self._visited, self.largest, self.worst, self.top = state["numbers"]

@@ -63,8 +63,7 @@ class Planner:
           answers: the follower's at each of them.
           schedule: of the ascent.
         """
-        correction = world.correction(self.theta(raw), *answers)
-        value = self._values(world, raw, correction)
+        value, correction = self._values(world, raw, answers)
         total, taken = sum(steps for _, steps in schedule.rungs), 0
         for kept, steps in schedule.rungs:
             order = value.argsort(descending=True, stable=True)[:kept]
@@ -78,8 +77,7 @@ class Planner:
                 optimizer.param_groups[0]["lr"] = schedule.learning_rate * LAST ** (taken / total)
                 optimizer.step()
                 taken += 1
-            correction = world.correction(self.theta(raw), *self.ask(world, raw))
-            value = self._values(world, raw, correction)
+            value, correction = self._values(world, raw, self.ask(world, raw))
         first = int(value.argmax())
         return raw[first], float(value[first])
 
@@ -88,14 +86,16 @@ class Planner:
         model = world.model(self.theta(raw), correction).detach()
         return self.solver.best_response(model, world.preferences)
 
-    def _values(self, world: LearntWorld, raw: Tensor, correction: Tensor) -> Tensor:
-        """J_L of candidates, [C]."""
-        found = []
-        for part, change in zip(*(x.split(max(1, ENTRIES // world.entries)) for x in (raw, correction)), strict=True):
-            model = world.model(self.theta(part), change).detach()
+    def _values(self, world: LearntWorld, raw: Tensor, answers: Tables) -> tuple[Tensor, Tensor]:
+        """J_L of candidates [C], where the follower answered, and its corrections there, [C, S, B]."""
+        values, corrections = [], []
+        parts = zip(*(x.split(max(1, ENTRIES // world.entries)) for x in (raw, *answers)), strict=True)
+        for part, q, v in parts:
+            model, correction = world.corrected(self.theta(part), q, v)
             best = self.solver.best_response(model, world.preferences)
-            found.append(exact.value(model, best.policy, world.preferences.gamma_leader).expand(len(part)))
-        return torch.cat(found)
+            values.append(exact.value(model, best.policy, world.preferences.gamma_leader).expand(len(part)))
+            corrections.append(correction)
+        return torch.cat(values), torch.cat(corrections)
 
     def _gradient(
         self, world: LearntWorld, raw: Tensor, correction: Tensor, start: list[TabularResponse] | None

@@ -16,6 +16,7 @@ from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.transitions import Transitions
 from leaders.critics.empirical_model import EmpiricalModel
 from leaders.learnt.equations import Answers, corrected
+from leaders.learnt.part import Part
 
 NEVER = 50.0  # β below all else: what a follower never does
 
@@ -27,7 +28,8 @@ class Knowledge:
     Attributes:
       known: pairs (s, b) that were visited, bool [S, B].
       ends: visited pairs that end the episode, bool [S, B].
-      successor: states seen to follow a state, whatever the action, in rising order, int [S, U]; itself in free places.
+      successor: states that may follow a state, whatever the action, in rising order, int [S, U]; itself in free
+        places. Where θ moves them, all that were visited; else those seen to follow it.
       probability: of each of them, [S, B, U]; where θ moves them, 1 at visited pairs.
       start: of the first states seen, [S]; likewise.
       proven: pairs whose probabilities meet the follower's Bellman equations, bool [S, B].
@@ -51,6 +53,26 @@ class Knowledge:
         probability[s, b, place] = table[s, b, to]
         return cls(known, ends, near, probability, start, proven)
 
+    def reached(self) -> np.ndarray:
+        """States in which something known begins or ends, bool [S]."""
+        reached = self.known.any(-1) | (self.start > 0)
+        reached[self.successor[(self.probability > 0).any(1)]] = True
+        return reached
+
+    def within(self, part: Part) -> Knowledge:
+        """Of a part that holds all known pairs and the states that they lead to, whose numbers are places in it."""
+        if part.is_whole:
+            return self
+        state, action = part.state.numpy(), part.action.numpy()
+        place = np.zeros(len(self.known), np.int64)
+        place[state] = np.arange(len(state))
+        used = (self.probability[state] > 0).any(1)
+        successor = np.where(used, place[self.successor[state]], np.arange(len(state))[:, None])
+        known, ends, probability, proven = (
+            table[state[:, None], action] for table in (self.known, self.ends, self.probability, self.proven)
+        )
+        return Knowledge(known, ends, successor, probability, self.start[state], proven)
+
     def table(self) -> np.ndarray:
         """p(s' | s, b), [S, B, S]."""
         states, actions = self.known.shape
@@ -61,7 +83,13 @@ class Knowledge:
 
 
 def knowledge(
-    counts: EmpiricalModel, run: int, starts: np.ndarray, start_moves: bool, answers: Answers | None, gamma: float
+    counts: EmpiricalModel,
+    run: int,
+    starts: np.ndarray,
+    start_moves: bool,
+    answers: Answers | None,
+    gamma: float,
+    steps: np.ndarray | None = None,
 ) -> Knowledge:
     """What follows from the counts of one run and from the follower's answers.
 
@@ -72,14 +100,20 @@ def knowledge(
       start_moves: whether θ moves the distribution of the first state.
       answers: of a follower that is optimal; None without any.
       gamma: γ_F.
+      steps: where θ moves the transitions, the states of visited pairs and those that these may lead to, int [N, 2].
     """
     successor, visits, endings = counts.successor[run], counts.visits[run], counts.endings[run]
     total = visits.sum(-1)
     known, ends = total > 0, endings.sum(-1) > 0
     s, b, k = np.nonzero(visits > 0)
-    near, possible, place = _listed(s, successor[s, b, k], len(known))
+    source, target = s, successor[s, b, k]
+    if steps is not None:
+        more = steps[known.any(-1)[steps[:, 1]]]
+        source, target = np.concatenate([source, more[:, 0]]), np.concatenate([target, more[:, 1]])
+    near, possible, place = _listed(source, target, len(known))
+    place = place[: len(s)]
     probability = np.zeros((*known.shape, near.shape[1]))
-    if counts.theta_moves:  # a function of θ for every pair that was visited, wherever its state was seen to lead
+    if counts.theta_moves:  # a function of θ for every pair that was visited
         probability[known[..., None] & possible[:, None]] = 1.0
     else:
         probability[s, b, place] = (visits / total[..., None].clip(1))[s, b, k]
@@ -124,6 +158,8 @@ class LearntWorld:
       worth: of the state that stands for the unknown, for the leader.
       reluctance: how much less than V_F, in units of β, a follower that cannot be asked is taken to expect of an
         unknown action.
+      part: what is told apart; S and B below are numbers of its places. None for all.
+      read: numbers in the environment's tables at one θ, of which a part is read.
     """
 
     def __init__(
@@ -137,8 +173,12 @@ class LearntWorld:
         alike: np.ndarray,
         worth: float,
         reluctance: float = 0.0,
+        part: Part | None = None,
+        read: int = 0,
     ) -> None:
-        self._model, self._knowledge, self.preferences = model, knowledge, preferences
+        self.part = Part.whole(*knowledge.known.shape) if part is None else part
+        knowledge, alike = knowledge.within(self.part), alike[self.part.state.numpy()]
+        self._model, self.preferences, self._read = model, preferences, read
         self.theta_moves, self.start_moves = theta_moves, start_moves
         self.worth, self.reluctance = worth, reluctance
         self.known = torch.from_numpy(knowledge.known)
@@ -151,19 +191,30 @@ class LearntWorld:
 
     def model(self, theta: Tensor, correction: Tensor) -> TabularModel:
         """The world at θ [C, ...], differentiable where θ is, with the follower's correction [C|1, S, B]."""
-        true = self._model(theta)
-        r_leader = self._mixed(true.r_leader)
-        r_follower = torch.where(self.known, true.r_follower, 0.0) + correction
-        exit_leader, exit_follower = self.worth, -self.preferences.beta * np.log(true.actions)
+        return self._completed(self._model(theta), correction)
+
+    def corrected(self, theta: Tensor, q: Tensor, v: Tensor) -> tuple[TabularModel, Tensor]:
+        """The world at θ, without gradients, with the `correction` that belongs there, and that; one look at θ."""
+        true = self._model(theta.detach()).detach()
+        correction = self._correction(true, q, v)
+        return self._completed(true, correction), correction
+
+    def _completed(self, true: TabularModel, correction: Tensor) -> TabularModel:
+        r_leader = self._mixed(self.part.table(true.r_leader))
+        r_follower = torch.where(self.known, self.part.table(true.r_follower), 0.0) + correction
+        exit_leader, exit_follower = self.worth, -self.preferences.beta * np.log(self.known.shape[1])
         r_leader, r_follower = _row(r_leader, exit_leader), _row(r_follower, exit_follower)
         if not (self.theta_moves or self.start_moves):
             return self._dynamics.with_rewards(r_leader, r_follower)
         return TabularModel(*self._law(true), r_leader, r_follower, self._continues)
 
     def correction(self, theta: Tensor, q: Tensor, v: Tensor) -> Tensor:
-        """What r_F must be changed by, [C, S, B], for Q_F at θ to be the follower's own, with V_F [C, S]."""
-        true = self._model(theta.detach()).detach()
-        base = torch.where(self.known, true.r_follower, 0.0)
+        """What r_F must be changed by, [C, S, B], for Q_F at θ to be the follower's own, with V_F, of all the table."""
+        return self._correction(self._model(theta.detach()).detach(), q, v)
+
+    def _correction(self, true: TabularModel, q: Tensor, v: Tensor) -> Tensor:
+        q, v = self.part.lumps(q, self.preferences.beta), self.part.by_state(v)
+        base = torch.where(self.known, self.part.table(true.r_follower), 0.0)
         moves = self._law(true)[0].probability[:, :-1, :, :-1] * self._continues[:, :-1, :, None]
         following = (moves * v[:, self._near][:, :, None]).sum(-1)
         return q - base - self.preferences.gamma_follower * following
@@ -183,7 +234,8 @@ class LearntWorld:
     def entries(self) -> int:
         """Numbers in the tables of one decision, about."""
         states, actions = self.known.shape
-        return states * actions * (8 + (self._near.shape[1] if self.theta_moves else 0))
+        own = states * actions * (8 + (self._near.shape[1] if self.theta_moves else 0))
+        return own if self.part.is_whole else own + self._read
 
     @cached_property
     def _dynamics(self) -> TabularModel:
@@ -207,12 +259,11 @@ class LearntWorld:
 
     def _law(self, true: TabularModel) -> tuple[Transitions, Tensor]:
         """p and ρ0 [C|1, S + 1], those of the environment's model where θ moves them."""
-        starts = self._start * true.initial if self.start_moves else self._start[None]
+        part = self.part
+        starts = self._start * part.by_state(true.initial) if self.start_moves else self._start[None]
         if not self.theta_moves:
             return self._lists, self._starts(starts)
-        shape = (true.runs, *self._seen.shape)
-        state, action = torch.arange(shape[1]).view(-1, 1, 1), torch.arange(shape[2]).view(-1, 1)
-        present = true.moves.of(state.expand(shape), action.expand(shape), self._near[:, None].expand(shape))
+        present = true.moves.between(part.state, part.action, part.state[self._near])
         return self._lists.with_probability(self._complete(self._seen * present)), self._starts(starts)
 
     def _complete(self, seen: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from scipy.stats import norm
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from bilevel_envs import BilevelWrapper
@@ -130,7 +131,7 @@ def test_lumped_rewards_are_those_of_all_bundles_one_by_one():
 
 def test_the_tables_mean_and_variance_are_those_of_the_noise():
     problem = TaxDesign()
-    moves = problem.model(RATES).transition[0].view(2, 101, 10, 13, 2, 101)
+    moves = problem.model(RATES).moves.dense()[0].view(2, 101, 10, 13, 2, 101)
     assert (moves[0, :, :, :, 1] == 0).all()  # the type never changes
     inner = moves[0, 30:71, :, :, 0]  # far from the limit, where nothing is truncated
     mean = (inner * problem.points).sum(-1)
@@ -139,6 +140,20 @@ def test_the_tables_mean_and_variance_are_those_of_the_noise():
     torch.testing.assert_close(
         (inner * (problem.points - mean[..., None]) ** 2).sum(-1), torch.full_like(mean, 25.0), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("income_tax", [0.0, 0.7, 2.0])
+@pytest.mark.parametrize("problem", [TaxDesign(), TaxDesign(wage=2.0, spacing=2.5)])
+def test_the_tables_lists_leave_out_nothing_that_can_follow(problem, income_tax):
+    """Against SciPy's normal density at all points: at the end points half of it counts."""
+    moves = problem.model(torch.tensor([[income_tax, 0.3, 0.3, 0.3]]).double()).moves.dense()[0]
+    points = problem.points.numpy()
+    found = moves.view(2, len(points), 10, 13, 2, len(points))[1, ..., 1, :]
+    earned = (1 - income_tax) * problem.wage * problem.hours.numpy()
+    mean = np.clip(points[:, None, None] + earned[:, None] - problem.totals.numpy(), -100, 100)
+    density = norm.pdf(points, mean[..., None], problem.noise)
+    density[..., [0, -1]] /= 2
+    np.testing.assert_allclose(found, density / density.sum(-1, keepdims=True), rtol=0, atol=1e-8)
 
 
 def test_log_prob_transition_is_a_density_and_its_score_averages_to_nothing():

@@ -89,6 +89,23 @@ def test_probabilities_of_steps_and_expectations_are_those_of_the_dense_table(st
     torch.testing.assert_close(lists.sent(w), dense.sent(w))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_probabilities_between_listed_states_are_entries_of_the_dense_table(shared):
+    theta = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    lists, dense = (of_theta(theta, 40, dense=form, shared=shared) for form in (False, True))
+    rng = np.random.default_rng(3)
+    state = torch.from_numpy(rng.permutation(40)[:7])
+    action, following = (torch.from_numpy(rng.integers(0, high, (7, size))) for high, size in ((3, 2), (40, 30)))
+    expected = dense.moves.dense()[:, state[:, None, None], action[..., None], following[:, None]]
+    assert (expected > 0).any()
+    weight = torch.from_numpy(rng.standard_normal(expected.shape))
+    (slope,) = torch.autograd.grad((weight * expected).sum(), theta, retain_graph=True)
+    for model in (lists, dense):
+        found = model.moves.between(state, action, following)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad((weight * found).sum(), theta, retain_graph=True)[0], slope)
+
+
 def test_small_lists_draw_the_trajectories_of_the_dense_table():
     theta = torch.tensor([0.3], dtype=torch.float64)
     successor, logits = random_lists(40)

@@ -9,9 +9,10 @@ import torch
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
-from leaders import exact
+from leaders import MBHG, exact
 from leaders.critics.empirical_model import EmpiricalModel
 from leaders.learnt.equations import Answers, corrected
+from leaders.learnt.part import Part
 from leaders.learnt.plan import Planner, Schedule
 from leaders.learnt.world import Knowledge, LearntWorld, knowledge
 from tests.helpers import random_mdp, toll_bridge, wrapped_env
@@ -94,10 +95,10 @@ def known_world(env, probability=None, known=None):
     return Knowledge.of_table(known, ends, p * known[..., None], start, known), moves
 
 
-def world_of(env, facts, moves, alike=None, worth=0.0):
+def world_of(env, facts, moves, alike=None, worth=0.0, part=None):
     alike = np.zeros(len(facts.known), bool) if alike is None else alike
     return LearntWorld(
-        env.model, facts, env.preferences, theta_moves=moves, start_moves=moves, alike=alike, worth=worth
+        env.model, facts, env.preferences, theta_moves=moves, start_moves=moves, alike=alike, worth=worth, part=part
     )
 
 
@@ -136,6 +137,66 @@ def test_the_follower_does_in_a_half_known_world_what_it_said(completion):
     learnt = SoftValueIteration().best_response(world.model(theta, correction).detach(), env.preferences)
     np.testing.assert_allclose(learnt.policy.probs[0, :-1], best.policy.probs[0], atol=1e-6)
     np.testing.assert_allclose(learnt.v.values[0, :-1], best.v.values[0], atol=1e-8)
+
+
+def visited(env, steps, seed=0):
+    """What steps of a follower at the default θ show, the world's first state at first."""
+    theta = torch.tensor(env.problem.default_theta)[None].double()
+    model, best = env.model(theta).detach(), env.best_response(theta)
+    batch = env.rollout(theta, best, Noise([seed]), rows=1, horizon=steps)
+    moves = env.model(theta.requires_grad_()).theta_moves_transitions
+    counts = EmpiricalModel(moves, everywhere=True)
+    counts.add(batch, model.states, model.actions)
+    starts = np.bincount(batch.state[batch.starts].numpy(), minlength=model.states).astype(float)
+    return knowledge(counts, 0, starts, False, None, env.preferences.gamma_follower), moves
+
+
+@pytest.mark.parametrize("completion", ["alike", "elsewhere"])
+@pytest.mark.parametrize("make", [lambda: wrapped_env("FourRooms"), lambda: wrapped_env("TaxDesign-small")])
+def test_what_was_not_visited_may_be_lumped(make, completion):
+    """V_F, g, J_L and its gradient are those of the world that has all pairs, also where θ is not what was asked."""
+    env = make()
+    facts, moves = visited(env, 60)
+    alike = facts.known.any(-1) if completion == "alike" else None
+    part = Part.seen(facts.known, facts.reached())
+    assert part.action.numel() < facts.known.size / 2
+    asked = torch.tensor(env.problem.default_theta)[None].double()
+    answer = env.best_response(asked)
+    found = []
+    for own in (None, part):
+        world = world_of(env, facts, moves, alike, worth=3.0, part=own)
+        theta = (0.8 * asked).requires_grad_()
+        model = world.model(theta, world.correction(asked, answer.q.values, answer.v.values))
+        best = SoftValueIteration(tol=1e-12).best_response(model.detach(), env.preferences)
+        value = exact.value(model.detach(), best.policy, env.preferences.gamma_leader)
+        (gradient,) = torch.autograd.grad(sum(exact.surrogates(model, best, env.preferences)).sum(), theta)
+        found.append((world, best, value, gradient))
+    (_, full, value, gradient), (lumped, best, value_too, gradient_too) = found
+    assert lumped.known.sum() == facts.known.sum()
+    torch.testing.assert_close(value_too, value, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(gradient_too, gradient, rtol=1e-7, atol=1e-9)
+    assert float(gradient.abs().max()) > 1e-3
+    torch.testing.assert_close(best.v.values[:, :-1], part.by_state(full.v.values[:, :-1]), rtol=1e-9, atol=1e-10)
+    probs = full.policy.probs[0, :-1]
+    torch.testing.assert_close(best.policy.probs[0, :-1], part.policy(probs), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(part.policy(probs).sum(-1), torch.ones(len(part.state)).double())
+
+
+def test_lumped_actions_share_their_row_by_hand():
+    """Of five actions two were taken in state 1, one in state 3; state 2 follows, states 0 and 4 do not."""
+    known = np.zeros((5, 5), bool)
+    known[1, [0, 3]] = known[3, 4] = True
+    part = Part.seen(known, np.arange(5) == 2)
+    assert part.state.tolist() == [1, 2, 3]
+    assert part.action[0, :2].tolist() == [0, 3]
+    assert part.own.tolist() == [[True, True, False], [False] * 3, [True, False, False]]
+    q = torch.zeros(1, 5, 5, dtype=torch.float64)
+    q[0, 1] = torch.tensor([5.0, 1.0, 2.0, 6.0, 3.0])
+    lump = 2 * np.log(np.exp(0.5) + np.exp(1.0) + np.exp(1.5))
+    np.testing.assert_allclose(part.lumps(q, 2.0)[0, 0], [5.0, 6.0, lump])
+    np.testing.assert_allclose(part.lumps(q, 2.0)[0, 2], [0.0, 2 * np.log(2), 2 * np.log(2)])  # four in two places
+    g = torch.full((5, 5), 0.2, dtype=torch.float64)
+    np.testing.assert_allclose(part.policy(g), [[0.2, 0.2, 0.6], [1 / 3] * 3, [0.2, 0.4, 0.4]])
 
 
 def test_the_unknown_is_worth_what_the_completion_says():
@@ -209,6 +270,36 @@ def test_where_theta_moves_p_it_is_known_at_visited_pairs_towards_all_that_their
     for action in (0, 1):
         torch.testing.assert_close(p[0, action, [first, second]], table[0, action, [first, second]])
         assert float(p[0, action, -1]) == pytest.approx(1 - float(table[0, action, [first, second]].sum()))
+
+
+def test_where_theta_moves_p_a_visited_pair_is_known_to_lead_to_every_visited_state():
+    """State 0 led to `first` alone, but `second` was visited after another state: p of the step there is known, too."""
+    env = random_mdp()
+    theta = torch.tensor(env.problem.default_theta)[None].double() + 0.3
+    true = env.model(theta).detach()
+    table = true.moves.dense()[0]
+    first, second, never = (int(i) for i in (table[0, 0] > 0).nonzero()[:3, 0])
+    leader = MBHG(env, seed=0, draws=0, vertices=False)
+    (learner,) = leader.learners
+    best = env.best_response(theta)
+    batch = env.rollout(theta, best, Noise([0]), rows=1, horizon=3)
+    batch = replace(
+        batch,
+        state=torch.tensor([[[0, first, second]]]),
+        action=torch.tensor([[[0, 1, 1]]]),
+        next_state=torch.tensor([[[first, second, first]]]),
+        valid=torch.ones(1, 1, 3, dtype=torch.bool),
+        terminated=torch.zeros(1, 1, 3, dtype=torch.bool),
+    )
+    learner.observe(batch, 0, best, theta)
+    world = learner._world(learner._knowledge(), "optimistic")
+    other = theta - 0.5
+    learnt = world.model(other, torch.zeros(1, true.states, true.actions, dtype=torch.float64)).moves.dense()[0]
+    expected = env.model(other).detach().moves.dense()[0, 0, 0]
+    torch.testing.assert_close(learnt[0, 0, [first, second]], expected[[first, second]])
+    visited = [0, first, second]
+    assert float(learnt[0, 0, never]) == (float(expected[never]) if never in visited else 0.0)
+    assert float(learnt[0, 0, -1]) == pytest.approx(1 - float(expected[visited].sum()))
 
 
 def test_a_follower_that_cannot_be_asked_is_taken_to_expect_less_of_unknown_actions():

@@ -51,6 +51,15 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(straight.history.state(), again.history.state())
 
 
+def test_a_run_goes_on_bit_for_bit_where_theta_moves_the_transitions(tmp_path):
+    quick = {"seed": 1, "batch_size": 50, "draws": 2, "vertices": False}
+    straight = MBHG(random_mdp(), **quick).learn(3)
+    MBHG(random_mdp(), **quick).learn(2).save(tmp_path / "leader.zip")
+    again = MBHG.load(tmp_path / "leader.zip", env=random_mdp()).learn(1)
+    np.testing.assert_array_equal(straight.theta, again.theta)
+    np.testing.assert_array_equal(straight.learners[0]._steps, again.learners[0]._steps)
+
+
 @pytest.mark.slow
 def test_a_run_is_the_same_alone_or_beside_others():
     both = MBHG(wrapped_env("FourRooms"), runs=2, seed=1, **QUICK).learn(3)
@@ -97,6 +106,84 @@ def test_a_follower_that_fails_in_the_middle_of_a_plan_is_named_with_the_iterati
         leader.learn(1)
     np.testing.assert_array_equal(leader.theta, before)
     assert len(leader.history) == leader.progress.iterations == 0
+
+
+class Interrupted(SoftValueIteration):
+    """Counts its responses, and breaks off before the next one whenever `left` comes to 0."""
+
+    left = -1
+    given = 0
+
+    def best_response(self, model, *arguments, **further):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        best = super().best_response(model, *arguments, **further)
+        self.left -= 1
+        self.given += len(best.v.values)
+        return best
+
+
+@pytest.mark.parametrize("left", [1, 2, 5, 6])
+def test_what_an_interrupted_iteration_took_is_counted_with_the_next_one(left, tmp_path, monkeypatch):
+    """Also after saving. The first batch of an iteration is drawn after one response, the second after some five."""
+    follower, batches = Interrupted(), []
+    leader = MBHG(toll_bridge(follower), seed=0, **QUICK).learn(1)
+    drawn = MBHG._drawn
+    monkeypatch.setattr(MBHG, "_drawn", lambda *arguments: [drawn(*arguments), batches.append(1)][0])
+    before = follower.given
+    object.__setattr__(follower, "left", left)
+    with pytest.raises(KeyboardInterrupt):
+        leader.learn(1)
+    assert len(leader.history) == leader.progress.iterations == 1
+    object.__setattr__(follower, "left", -1)
+    leader.save(tmp_path / "leader.zip")
+    again = MBHG.load(tmp_path / "leader.zip", env=toll_bridge(follower)).learn(1)
+    steps, solves = (np.diff(again.history[name][:, 0]) for name in ("env_steps", "follower_solves"))
+    assert steps == [100 * len(batches)]
+    assert solves == [follower.given - before]
+    again.learn(1)
+    assert np.diff(again.history["env_steps"][:, 0])[-1] == 200
+
+
+def test_an_interrupted_iteration_does_not_take_a_proposal_back():
+    """The best decision is not in force yet: its measured return must not be mixed with that of the one that is."""
+    follower = Interrupted()
+    leader = MBHG(random_mdp(follower), seed=0, batch_size=500, draws=0, vertices=False).learn(1)
+    best = leader._records[0]
+    best.mean, best.error, best.source = 1e6, 0.0, "world"
+    learner, kept, now = leader.learners[0], best.raw.clone(), leader.theta
+    observe = learner.observe
+
+    def broken(*arguments):
+        if leader._attempt.steps == 1_000:  # the second batch
+            raise KeyboardInterrupt
+        observe(*arguments)
+
+    learner.observe = broken
+    with pytest.raises(KeyboardInterrupt):
+        leader.learn(1)
+    np.testing.assert_array_equal(leader.theta, now)
+    learner.observe = observe
+    leader.learn(1)
+    np.testing.assert_array_equal(leader._raw.flat()[0], kept)
+    assert (leader._records[0].mean, leader._records[0].source) == (1e6, "record")
+
+
+def test_an_iteration_that_fails_at_its_end_is_counted_too(monkeypatch):
+    follower = Interrupted()
+    leader = MBHG(toll_bridge(follower), seed=0, **QUICK)
+    move = MBHG._move
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MBHG, "_move", broken)
+    with pytest.raises(KeyboardInterrupt):
+        leader.learn(1)
+    monkeypatch.setattr(MBHG, "_move", move)
+    leader.learn(1)
+    assert leader.history["env_steps"].tolist() == [[400]]
+    assert leader.history["follower_solves"].tolist() == [[follower.given]]
 
 
 def test_what_was_explored_and_what_was_promised_are_recorded():
@@ -202,8 +289,21 @@ def test_in_a_world_without_an_end_the_best_decision_comes_back():
     learner.propose = lambda raw: (bad, 1e6)  # a learnt world that is wrong, and stays so
     leader.learn(3)
     np.testing.assert_array_equal(leader.theta, bad)
+    np.testing.assert_array_equal(leader.best_deployed_theta, start)
     leader.learn(1)
     np.testing.assert_array_equal(leader.theta, start)
+
+
+def test_the_best_decision_deployed_is_the_one_that_measured_best():
+    env = random_mdp()
+    leader = MBHG(env, runs=2, seed=0, batch_size=500, draws=0, vertices=False)
+    np.testing.assert_array_equal(leader.best_deployed_theta, leader.theta)  # nothing was
+    start = leader.theta
+    for learner in leader.learners:
+        learner.propose = lambda raw: (raw - 3.0, 1e6)  # worse, which nothing has shown yet
+    leader.learn(1)
+    assert (exact.objective(env, leader.theta) < exact.objective(env, start)).all()
+    np.testing.assert_array_equal(leader.best_deployed_theta, start)
 
 
 def test_the_value_of_a_deployment_is_exact_where_all_is_known():

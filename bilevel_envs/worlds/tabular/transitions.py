@@ -49,6 +49,9 @@ class Moves(Protocol):
     def of(self, state: Tensor, action: Tensor, following: Tensor) -> Tensor:
         """p(s' | s, b) at the steps of a batch, [R, N, T] each, which are not checked."""
 
+    def between(self, state: Tensor, action: Tensor, following: Tensor) -> Tensor:
+        """p from states [N], by actions listed for each [N, W], to states listed for each [N, U], [R|1, N, W, U]."""
+
     def dense(self) -> Tensor:
         """As a table [R|1, S, B, S]; gradients flow."""
 
@@ -271,6 +274,14 @@ class Transitions:
         to = self.shared.index[state, action if self.successor.shape[1] > 1 else 0]
         return torch.where(to == following[..., None], p, 0.0).sum(-1)
 
+    def between(self, state: Tensor, action: Tensor, following: Tensor) -> Tensor:
+        """p from states [N], by actions listed for each [N, W], to states listed for each [N, U], [R|1, N, W, U]."""
+        if self.successor.shape[1] > 1:
+            return _steps_between(self, state, action, following)
+        match = self.shared.index[state, 0][..., None] == following[:, None]  # [N, K, U]
+        pair = state[:, None] * self.probability.shape[2] + action
+        return self.probability.flatten(1, 2)[:, pair] @ match.double()
+
     def detach(self) -> Transitions:
         """The same without gradients."""
         return replace(self, probability=self.probability.detach())
@@ -325,6 +336,10 @@ class DenseTransitions:
         """p(s' | s, b) at the steps of a batch, [R, N, T] each."""
         return look_up(self.probability, state, action, following)
 
+    def between(self, state: Tensor, action: Tensor, following: Tensor) -> Tensor:
+        """p from states [N], by actions listed for each [N, W], to states listed for each [N, U], [R|1, N, W, U]."""
+        return _steps_between(self, state, action, following)
+
     def dense(self) -> Tensor:
         """Itself."""
         return self.probability
@@ -344,6 +359,14 @@ def possible_first(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-(table > 0).astype(np.int8), axis=-1, kind="stable")
     places = np.ascontiguousarray(order[..., :width])
     return places, np.take_along_axis(table, places, axis=-1)
+
+
+def _steps_between(moves: Moves, state: Tensor, action: Tensor, following: Tensor) -> Tensor:
+    """p of every step from states [N] by their actions [N, W] to their following ones [N, U], [R|1, N, W, U]."""
+    shape = (len(moves.probability), *action.shape, following.shape[1])
+    return moves.of(
+        state[:, None, None].expand(shape), action[..., None].expand(shape), following[:, None].expand(shape)
+    )
 
 
 def look_up(table: Tensor, *index: Tensor) -> Tensor:
