@@ -14,6 +14,7 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice, check_count, check_number, keep_counts
 from bilevel_envs.core.noise import Noise
 
+MOST = 3.0  # of an input that has been scaled
 CHUNK = 4_000_000  # hidden values that are held at a time where no gradient is wanted
 
 
@@ -34,8 +35,9 @@ class Fit:
         of from an expectation under the policy at the next state.
       draws: actions drawn for an expectation; None for quadrature where actions are few, and 64 draws elsewhere.
       output: gain of the last layer's first weights.
-      scaled: inputs are divided by their root mean square and rewards by theirs over 1 − γ, both of the first batch.
-        Otherwise inputs stay as they are, and so do rewards, unless `normalised`.
+      scaled: inputs are divided by their root mean square and rewards by theirs over 1 − γ, both of the first batch,
+        inputs by more if one were larger than 3 otherwise. If False, inputs stay as they are, and so do rewards, unless
+        `normalised`.
       normalised: rewards are divided by the batch's largest absolute one, and predictions multiplied by it.
     """
 
@@ -141,6 +143,9 @@ class TemporalDifference:
             if how.scaled:
                 self.input_scale = _rms(x, used, count)
                 self.output_scale = _rms(reward, used, count) / (1 - self.gamma)
+        if how.scaled:  # whatever is rare in the first batch, as entries of one-hot vectors are
+            largest = (x * used[..., None]).abs().amax(1, keepdim=True)
+            self.input_scale = torch.maximum(self.input_scale, largest / MOST)
         if not self.layers or how.restart:
             self.layers = [layer.clone().requires_grad_() for layer in self.first]
             self._adam = None

@@ -107,6 +107,20 @@ def test_the_published_fit_of_the_baseline_is_a_plain_loop(half_open):
         torch.testing.assert_close(baseline(batch.state)[run].flatten(0, 1), expected(rows[0]), rtol=1e-9, atol=1e-9)
 
 
+def test_an_entry_that_was_rare_at_first_does_not_blow_up():
+    rng = np.random.default_rng(0)
+    level = torch.from_numpy(rng.uniform(0, 0.71, (1, 400, 1)))
+    knots = torch.linspace(0, 1, 11, dtype=torch.float64)
+    first, second = ((1 - 10 * (x - knots).abs()).clamp(min=0) for x in (level, level + 0.2))
+    assert 0 < first[..., 8].max() < 0.1  # of a hat that is 1 in the second batch
+    network = TemporalDifference(0.0, Fit(steps=200))
+    used = torch.ones(1, 400, dtype=torch.bool)
+    for x, at in ((first, level), (second, level + 0.2)):
+        network.fit(x, 5 + at, used, lambda f: torch.zeros_like(level), Noise([0]))
+        assert float((x / network.input_scale).abs().max()) <= 3
+    torch.testing.assert_close(network(second), 5 + level + 0.2, rtol=0, atol=0.1)
+
+
 def test_targets_stand_still_between_refreshes():
     x = torch.linspace(-1, 1, 20).double().view(1, 20, 1)
     asked = []
