@@ -95,7 +95,7 @@ class TemporalDifference:
         self.gamma, self.how = gamma, how
         self.layers: list[Tensor] = []  # weight [R, in, out], bias [R, 1, out], weight, ...; float64: seeds stay apart
         self.first: list[Tensor] = []
-        self.input_scale = self.output_scale = torch.ones(1, 1, 1)
+        self.input_scale = self.output_scale = self.paid = torch.ones(1, 1, 1)
         self._adam: torch.optim.Adam | None = None
 
     @property
@@ -110,12 +110,12 @@ class TemporalDifference:
         at_once = max(1, CHUNK // (flat.shape[0] * max(self.how.hidden, default=1)))
         with torch.no_grad():
             scaled = [through(self.layers, part / self.input_scale) for part in flat.split(at_once, 1)]
-        return (torch.cat(scaled, 1) * self.output_scale).view(*x.shape[:-1], -1)
+        return (torch.cat(scaled, 1) * self.output_scale * self.paid).view(*x.shape[:-1], -1)
 
     def gradient(self, x: Tensor) -> Tensor:
         """∇f of a single output at x [R, ..., d], shaped like x."""
         leaf = x.detach().reshape(x.shape[0], -1, x.shape[-1]).clone().requires_grad_()
-        value = through(self.layers, leaf / self.input_scale) * self.output_scale
+        value = through(self.layers, leaf / self.input_scale) * self.output_scale * self.paid
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         return slope.view(x.shape)
 
@@ -137,6 +137,8 @@ class TemporalDifference:
           noise: draws the first weights and the minibatches.
         """
         how, (_, steps, size) = self.how, x.shape
+        paid = (reward * used[..., None]).ne(0).any(1, keepdim=True).double()
+        self.paid = torch.maximum(self.paid, paid) if self.layers else paid  # 0 where no return was ever had
         count = used.sum(1).clamp(min=1)[:, None, None]
         if not self.layers:
             self.first = _orthogonal((size, *how.hidden, reward.shape[-1]), how.output, noise)
@@ -182,7 +184,7 @@ class TemporalDifference:
         other = TemporalDifference(self.gamma, self.how)
         other.first = [layer.repeat(count, 1, 1) for layer in self.first]
         other.layers = [layer.detach().repeat(count, 1, 1).requires_grad_() for layer in self.layers]
-        for name in ("input_scale", "output_scale"):
+        for name in ("input_scale", "output_scale", "paid"):
             scale = getattr(self, name)
             setattr(other, name, scale if len(scale) == 1 else scale.repeat(count, 1, 1))
         return other
@@ -192,7 +194,7 @@ class TemporalDifference:
         return {
             "first": [layer.clone() for layer in self.first],
             "layers": [layer.detach().clone() for layer in self.layers],
-            "scales": [self.input_scale.clone(), self.output_scale.clone()],
+            "scales": [self.input_scale.clone(), self.output_scale.clone(), self.paid.clone()],
             "adam": copy.deepcopy(self._adam.state_dict()) if self._adam is not None else None,
         }
 
@@ -207,7 +209,7 @@ class TemporalDifference:
             raise ValueError(f"`hidden` must be that of the saved network, {widths}, got {self.how.hidden}")
         self.first = [layer.clone() for layer in state["first"]]
         self.layers = [layer.clone().requires_grad_() for layer in state["layers"]]
-        self.input_scale, self.output_scale = state["scales"]
+        self.input_scale, self.output_scale, self.paid = state["scales"]
         self._adam = None
         if state["adam"] is not None:
             self._adam = torch.optim.Adam(self.layers, lr=self.how.learning_rate)

@@ -122,6 +122,27 @@ def test_an_entry_that_was_rare_at_first_does_not_blow_up():
     torch.testing.assert_close(network(second), 5 + level + 0.2, rtol=0, atol=0.1)
 
 
+def test_what_has_never_been_paid_is_worth_nothing():
+    rng = np.random.default_rng(0)
+    x, used = torch.from_numpy(rng.normal(size=(2, 50, 3))), torch.ones(2, 50, dtype=torch.bool)
+    used[:, 40:] = False
+    reward = torch.ones(2, 50, 3, dtype=torch.float64)
+    reward[0, :, 1] = 0
+    reward[1, :40, 2] = 0  # what is not used does not count
+    network = TemporalDifference(0.9, Fit(steps=5))
+
+    def fit():
+        network.fit(x, reward, used, lambda f: f(x) * used[..., None], Noise([0, 1]))
+        return (network(x) != 0).any(1).tolist()
+
+    assert fit() == [[True, False, True], [True, True, False]]
+    reward[0, 7, 1] = 1  # once, and from then on
+    assert fit() == [[True, True, True], [True, True, False]]
+    assert network.copies(2)(x.repeat(2, 1, 1)).ne(0).any(1).tolist() == [[True, True, True], [True, True, False]] * 2
+    reward[0, :, 1] = 0
+    assert fit() == [[True, True, True], [True, True, False]]
+
+
 def test_what_an_action_matters_is_learnt_beside_a_large_value():
     """Rewards 100 + 0.2 b of actions 0 and 1, states that nothing moves: Q(s, 1) − Q(s, 0) = 0.2 beside V = 1,001."""
     rng = np.random.default_rng(0)
