@@ -59,10 +59,18 @@ class Rollout:
         """Rows [R·N, 1, T], each a run of its own, as the rows of so many runs, [R, N, T]."""
         return self._parts(lambda part: part.reshape(runs, -1, *part.shape[2:]))
 
+    def copies(self, count: int) -> Rollout:
+        """The same steps for `count` times as many runs, copy j of run i at j·R + i."""
+        return self._parts(lambda part: part.repeat(count, *[1] * (part.ndim - 1)))
+
+    def parts(self) -> dict[str, Tensor]:
+        """Every part that there is, by name."""
+        each = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in each.items() if part is not None}
+
     def _parts(self, taken: Callable[[Tensor], Tensor]) -> Rollout:
         """Every part that there is, as `taken` cuts it."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rollout(**{name: taken(part) for name, part in parts.items() if part is not None})
+        return Rollout(**{name: taken(part) for name, part in self.parts().items()})
 
     def in_context(self, context: np.ndarray | None) -> Rollout:
         """The same steps with the context of each run, int [] or [R]; as they are for None."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice, check_count, check_number, keep_counts
 from bilevel_envs.core.noise import Noise
 
+MOST = 3.0  # of an input that has been scaled
 CHUNK = 4_000_000  # hidden values that are held at a time where no gradient is wanted
 
 
@@ -34,8 +35,9 @@ class Fit:
         of from an expectation under the policy at the next state.
       draws: actions drawn for an expectation; None for quadrature where actions are few, and 64 draws elsewhere.
       output: gain of the last layer's first weights.
-      scaled: inputs are divided by their root mean square and rewards by theirs over 1 − γ, both of the first batch.
-        Otherwise inputs stay as they are, and so do rewards, unless `normalised`.
+      scaled: inputs are divided by their root mean square and rewards by theirs over 1 − γ, both of the first batch,
+        inputs by more if one were larger than 3 otherwise. If False, inputs stay as they are, and so do rewards, unless
+        `normalised`.
       normalised: rewards are divided by the batch's largest absolute one, and predictions multiplied by it.
     """
 
@@ -93,7 +95,7 @@ class TemporalDifference:
         self.gamma, self.how = gamma, how
         self.layers: list[Tensor] = []  # weight [R, in, out], bias [R, 1, out], weight, ...; float64: seeds stay apart
         self.first: list[Tensor] = []
-        self.input_scale = self.output_scale = torch.ones(1, 1, 1)
+        self.input_scale = self.output_scale = self.paid = torch.ones(1, 1, 1)
         self._adam: torch.optim.Adam | None = None
 
     @property
@@ -108,12 +110,12 @@ class TemporalDifference:
         at_once = max(1, CHUNK // (flat.shape[0] * max(self.how.hidden, default=1)))
         with torch.no_grad():
             scaled = [through(self.layers, part / self.input_scale) for part in flat.split(at_once, 1)]
-        return (torch.cat(scaled, 1) * self.output_scale).view(*x.shape[:-1], -1)
+        return (torch.cat(scaled, 1) * self.output_scale * self.paid).view(*x.shape[:-1], -1)
 
     def gradient(self, x: Tensor) -> Tensor:
         """∇f of a single output at x [R, ..., d], shaped like x."""
         leaf = x.detach().reshape(x.shape[0], -1, x.shape[-1]).clone().requires_grad_()
-        value = through(self.layers, leaf / self.input_scale) * self.output_scale
+        value = through(self.layers, leaf / self.input_scale) * self.output_scale * self.paid
         (slope,) = torch.autograd.grad(value.sum(), leaf)
         return slope.view(x.shape)
 
@@ -135,12 +137,17 @@ class TemporalDifference:
           noise: draws the first weights and the minibatches.
         """
         how, (_, steps, size) = self.how, x.shape
+        paid = (reward * used[..., None]).ne(0).any(1, keepdim=True).double()
+        self.paid = torch.maximum(self.paid, paid) if self.layers else paid  # 0 where no return was ever had
         count = used.sum(1).clamp(min=1)[:, None, None]
         if not self.layers:
             self.first = _orthogonal((size, *how.hidden, reward.shape[-1]), how.output, noise)
             if how.scaled:
                 self.input_scale = _rms(x, used, count)
                 self.output_scale = _rms(reward, used, count) / (1 - self.gamma)
+        if how.scaled:  # whatever is rare in the first batch, as entries of one-hot vectors are
+            largest = (x * used[..., None]).abs().amax(1, keepdim=True)
+            self.input_scale = torch.maximum(self.input_scale, largest / MOST)
         if not self.layers or how.restart:
             self.layers = [layer.clone().requires_grad_() for layer in self.first]
             self._adam = None
@@ -177,7 +184,7 @@ class TemporalDifference:
         other = TemporalDifference(self.gamma, self.how)
         other.first = [layer.repeat(count, 1, 1) for layer in self.first]
         other.layers = [layer.detach().repeat(count, 1, 1).requires_grad_() for layer in self.layers]
-        for name in ("input_scale", "output_scale"):
+        for name in ("input_scale", "output_scale", "paid"):
             scale = getattr(self, name)
             setattr(other, name, scale if len(scale) == 1 else scale.repeat(count, 1, 1))
         return other
@@ -187,7 +194,7 @@ class TemporalDifference:
         return {
             "first": [layer.clone() for layer in self.first],
             "layers": [layer.detach().clone() for layer in self.layers],
-            "scales": [self.input_scale.clone(), self.output_scale.clone()],
+            "scales": [self.input_scale.clone(), self.output_scale.clone(), self.paid.clone()],
             "adam": copy.deepcopy(self._adam.state_dict()) if self._adam is not None else None,
         }
 
@@ -202,7 +209,7 @@ class TemporalDifference:
             raise ValueError(f"`hidden` must be that of the saved network, {widths}, got {self.how.hidden}")
         self.first = [layer.clone() for layer in state["first"]]
         self.layers = [layer.clone().requires_grad_() for layer in state["layers"]]
-        self.input_scale, self.output_scale = state["scales"]
+        self.input_scale, self.output_scale, self.paid = state["scales"]
         self._adam = None
         if state["adam"] is not None:
             self._adam = torch.optim.Adam(self.layers, lr=self.how.learning_rate)

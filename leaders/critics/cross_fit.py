@@ -20,6 +20,7 @@ from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.noise import Noise
 from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.empirical import Empirical
+from leaders.critics.reaction import WithReactions
 from leaders.functional.errors import TooFewTransitions
 
 HALVES = 2
@@ -47,7 +48,7 @@ class Judges:
     Attributes:
       critics: one for each part, not fitted to it; their capabilities say what they have beside `Critic`'s methods.
       part: to which part each step belongs, int [R, N, T]; all 0 with a single critic.
-      whole: the critic fitted to the whole batch, which is kept for the next.
+      whole: the critic that is kept for the next batch, fitted to all of this one unless it has judges of its own.
       gamma: γ_L.
       seen: for tables, the world as it was seen outside of each part; empty otherwise.
       learnt: whether the critics know no more than that: pairs that were never visited have no benefit then, and
@@ -125,7 +126,7 @@ def cross_fitted(
     """Fits a critic to a batch, and copies of it, as it was before, to each half of the batch for the other.
 
     Args:
-      critic: learns from the whole batch; its copies judge.
+      critic: learns from the whole batch; its copies judge, or those of its own do, which go on from batch to batch.
       batch, best, model, noise: what `Critic.fit` takes.
       gamma: γ_L.
       seen: for tables, the world as the leader has seen it before this batch; it learns as the critic does, which may
@@ -138,10 +139,7 @@ def cross_fitted(
     """
     half = halves(batch, capabilities_of(critic).keeps and not first)
     if capabilities_of(critic).learns and critic is not seen and critic.copies(1) is critic:
-        raise TypeError(
-            f"`critic` must return a new critic from `copies`, or have `learns = False`; {type(critic).__name__} "
-            "returns itself"
-        )
+        raise returns_itself(critic)
     parts = [replace(batch, valid=batch.valid & (half != judged)) for judged in range(HALVES)]
 
     def fitted(one: Critic, part: Rollout, response: BestResponse) -> Critic:
@@ -152,9 +150,13 @@ def cross_fitted(
         return one
 
     if seen is None:
-        judges = [fitted(critic.copies(1), part, best) for part in parts]
+        if isinstance(critic, WithReactions):
+            parts = critic.recall(batch, half, model)
+            kept = [fitted(judge, part, best) for judge, part in zip(critic.judges, parts, strict=True)]
+            return Judges(kept, half, critic, gamma, learnt=True)
+        fresh = [fitted(critic.copies(1), part, best) for part in parts]
         critic.fit(batch, best, model, noise)
-        return Judges(judges, half, critic, gamma, learnt=True)
+        return Judges(fresh, half, critic, gamma, learnt=True)
     seen.fit(batch, best, model, noise)
     worlds = [seen.without(replace(batch, valid=batch.valid & (half == judged))) for judged in range(HALVES)]
     if critic is seen:
@@ -166,6 +168,14 @@ def cross_fitted(
     judges = [fitted(critic.copies(1), part, one) for part, one in zip(parts, among[:HALVES], strict=True)]
     critic.fit(batch, among[HALVES], model, noise)
     return Judges(judges, half, critic, gamma, worlds, learnt=True)
+
+
+def returns_itself(critic: Critic) -> TypeError:
+    """What is wrong with a critic that learns and whose copy is itself."""
+    return TypeError(
+        f"`critic` must return a new critic from `copies`, or have `learns = False`; {type(critic).__name__} "
+        "returns itself"
+    )
 
 
 def fitted_to_all(

@@ -32,8 +32,8 @@ class NetworkCritic:
       how: how the network is fitted.
       actions: how many discrete actions there are at states that are vectors, which then enter one-hot; 0 for numbers.
       of: "action" for f(s, b); "state" for f(s) ≈ V_L, for leaders that do without Q_L: V_L stands in for it; "both"
-        for f(s) ≈ V_L and a second network fitted to r_L + γ_L V_L(s') as a function of (s, b): no policy of the
-        follower's is needed then.
+        for f(s) ≈ V_L and a second network of the advantage, fitted to r_L + γ_L V_L(s') − V_L(s) as a function of
+        (s, b): no policy of the follower's is needed then, and what an action matters is not lost beside V_L.
     """
 
     gives_action_values: ClassVar[bool] = True
@@ -75,7 +75,7 @@ class NetworkCritic:
         reward = reward.flatten(1, 2)
         self.network.fit(x, reward, used, following, noise)
         if self.pairs is not None:
-            wanted = reward + self.gamma * following(self.network)
+            wanted = reward + self.gamma * following(self.network) - self._average(batch.state, policy, self.network)
             pairs = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy)
             self.pairs.fit(pairs, wanted, used, lambda f: torch.zeros_like(wanted), noise)
 
@@ -89,7 +89,7 @@ class NetworkCritic:
             return v, v, v_next
         if self.pairs is not None:
             x = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy)
-            return self.pairs(x).view(shape), v, v_next
+            return v + self.pairs(x).view(shape), v, v_next
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
 
@@ -111,7 +111,10 @@ class NetworkCritic:
 
     def action_values(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
         """At states [R, K, ...] and each of J actions [R, K, J, ...], [R, K, J, D]."""
-        return (self.pairs or self.network)(self._at(state, action, policy))
+        x = self._at(state, action, policy)
+        if self.pairs is None:
+            return self.network(x)
+        return self.network(self._joined(state, None, policy))[:, :, None] + self.pairs(x)
 
     def at_once(self, state: Tensor) -> int:
         """So many states of a run are looked at together that memory is no concern."""

@@ -13,7 +13,8 @@ so that temporal differences learn it, one output per entry of θ. For r_F = ⟨
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,8 +24,11 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
+from bilevel_envs.worlds.declared.rewards import RewardModel
 from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.network import NetworkCritic
+
+PAST = 4  # batches before the present one that networks learn from
 
 
 class ActionValues(Protocol):
@@ -58,44 +62,109 @@ def covariance(
 
 
 class WithReactions:
-    """A critic that carries networks of ∇Q_F along, one per part of a batch, so that all are copied and saved together.
+    """Critics and networks of ∇Q_F, one of each per half of every batch, so that all are copied and saved together.
+
+    What a half has taught stays in its own networks from batch to batch: a critic and the ∇Q_F that it is multiplied by
+    have never seen the same step. With a single critic for all, what earlier batches taught both is an error that they
+    have in common, whose square is no noise but a bias.
+
+    Where rewards are functions of components that steps log, each half learns from its last batches, too, with the
+    rewards that their steps have at the present θ: what an action matters is little beside what a step happens to
+    bring, and a single batch does not tell it. Their policies are taken for the present one, which has moved little.
 
     Attributes:
-      critic: estimates Q_L.
-      reactions: estimate ∇Q_F.
+      judges: estimate Q_L; the first judges alone where no half is kept apart.
+      reactions: estimate ∇Q_F, if they are networks of (s, b).
+      learnt: the steps that the present estimate learns from, and to which half each belongs.
+      past: the same where the next one goes on with them, [R, K, 1]; None where it does not.
     """
 
-    def __init__(self, critic: ActionCritic, reactions: list[NetworkCritic]) -> None:
-        self.critic, self.reactions = critic, reactions
-        own = capabilities_of(critic)
+    def __init__(self, judges: Sequence[ActionCritic], reactions: Sequence[NetworkCritic]) -> None:
+        self.judges, self.reactions = judges, reactions
+        self.learnt: tuple[Rollout, Tensor]
+        self.past: tuple[Rollout, Tensor] | None = None
+        own = capabilities_of(judges[0])
         self.keeps, self.learns, self.reads_action = own.keeps, own.learns, own.reads_action
 
     def fit(self, batch: Rollout, best: BestResponse, model: Model | None, noise: Noise) -> None:
-        """The critic's; ∇Q_F is fitted where it is known what each step adds to it."""
-        self.critic.fit(batch, best, model, noise)
+        """The first critic's; ∇Q_F is fitted where it is known what each step adds to it."""
+        self.learnt = batch, torch.zeros_like(batch.step)
+        self.judges[0].fit(batch, best, model, noise)
+
+    def recall(self, batch: Rollout, half: Tensor, model: Model | None) -> list[Rollout]:
+        """Adds a batch to what is to be learnt from; the steps of either half, for the critic that judges the other.
+
+        Args:
+          batch: the steps.
+          half: to which half each belongs, int [R, N, T].
+          model: the world at the present θ.
+        """
+        new = batch
+        if isinstance(model, RewardModel) and not model.hides_moves and self._takes_steps:
+            new, half = flat(batch), half.flatten(1, 2)[..., None]
+            if self.past is not None:
+                old, dealt = self.past
+                size = PAST * half.shape[1]
+                new, half = joined(old, new, size), torch.cat([dealt[:, -size:], half], 1)
+            assert new.components is not None, "black boxes log them"
+            r_follower, r_leader = model.rewards(new.components)
+            new = replace(new, r_follower=r_follower, r_leader=r_leader)
+            self.past = new, half
+        self.learnt = new, half
+        return [replace(new, valid=new.valid & (half != judged)) for judged in range(len(self.judges))]
 
     def values(self, batch: Rollout, policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
-        """The critic's."""
-        return self.critic.values(batch, policy)
+        """The first critic's."""
+        return self.judges[0].values(batch, policy)
 
     def action_values(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
-        """The critic's."""
-        return self.critic.action_values(state, action, policy)
+        """The first critic's."""
+        return self.judges[0].action_values(state, action, policy)
+
+    def state_value(self, state: Tensor) -> Tensor:
+        """The first critic's, where dynamics are learnt."""
+        return cast(NetworkCritic, self.judges[0]).state_value(state)
 
     def leader_gradient(self, policy: Policy) -> Callable[[Tensor, Tensor], Tensor]:
-        """The critic's, where dynamics are learnt."""
-        return cast(NetworkCritic, self.critic).leader_gradient(policy)
+        """The first critic's, where dynamics are learnt."""
+        return cast(NetworkCritic, self.judges[0]).leader_gradient(policy)
+
+    @property
+    def _takes_steps(self) -> bool:
+        """Whether all learn from single steps, whatever came before and after them."""
+        each = [*self.judges, *self.reactions]
+        return all(isinstance(one, NetworkCritic) and not one.how.on_sample for one in each)
 
     def copies(self, count: int) -> WithReactions:
         """Of all."""
-        return WithReactions(self.critic.copies(count), [one.copies(count) for one in self.reactions])
+        judges, reactions = ([one.copies(count) for one in each] for each in (self.judges, self.reactions))
+        other = WithReactions(cast(list[ActionCritic], judges), cast(list[NetworkCritic], reactions))
+        if self.past is not None:
+            steps, half = self.past
+            other.past = steps.copies(count), half.repeat(count, 1, 1)
+        return other
 
     def state_dict(self) -> dict[str, object]:
         """Of all."""
-        return {"critic": self.critic.state_dict(), "reactions": [one.state_dict() for one in self.reactions]}
+        networks = {name: [one.state_dict() for one in getattr(self, name)] for name in ("judges", "reactions")}
+        kept = None if self.past is None else {"steps": self.past[0].parts(), "half": self.past[1]}
+        return networks | {"past": kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` gave."""
-        self.critic.load_state_dict(state["critic"])
-        for one, saved in zip(self.reactions, state["reactions"], strict=True):
-            one.load_state_dict(saved)
+        for name in ("judges", "reactions"):
+            for one, saved in zip(getattr(self, name), state[name], strict=True):
+                one.load_state_dict(saved)
+        kept = state["past"]
+        self.past = None if kept is None else (Rollout(**kept["steps"]), kept["half"])
+
+
+def flat(batch: Rollout) -> Rollout:
+    """The same steps, each a row of its own, [R, N·T, 1]."""
+    return Rollout(**{name: part.flatten(1, 2)[:, :, None] for name, part in batch.parts().items()})
+
+
+def joined(old: Rollout, new: Rollout, size: int) -> Rollout:
+    """Rows of a batch behind the last ones of another."""
+    past = old.parts()
+    return Rollout(**{name: torch.cat([past[name][:, -size:], part], 1) for name, part in new.parts().items()})

@@ -110,15 +110,17 @@ class NetworkGuiding(Guiding):
         return torch.zeros_like(sample.discounts)
 
     def further(self, sample: Sample) -> Further:
-        term = self.added(sample)
+        batch, policy, judges = sample.batch, sample.best.policy, sample.judges
+        learnt, half = judges.whole.learnt
+        term = self.added(sample) if learnt is batch else sample.model.terms(learnt).r_follower
         if term is None:
             return 0.0, 0
-        batch, policy, judges = sample.batch, sample.best.policy, sample.judges
         brought = per_step_gradient(term, sample.theta)
         weight = sample.discounts / sample.preferences.beta / len(judges.critics)
         estimate = torch.zeros_like(brought[:, 0, 0])
-        for critic, reaction, part in zip(judges.critics, judges.whole.reactions, judges.parts, strict=False):
-            reaction.fit_to(brought, replace(batch, valid=batch.valid & part), policy, sample.noise)
+        for part, (critic, reaction) in enumerate(zip(judges.critics, judges.whole.reactions, strict=False)):
+            own = replace(learnt, valid=learnt.valid & (half == part))
+            reaction.fit_to(brought, own, policy, sample.noise)
             estimate = estimate + covariance(critic, reaction, batch.state, policy, weight)
         return (estimate * sample.theta.flatten(1)).sum(1), 0
 

@@ -23,7 +23,7 @@ from bilevel_envs.wrapper import BilevelWrapper
 from leaders.config import EstimatorConfig, Forms, selected
 from leaders.critics.critic import Critic
 from leaders.critics.critic import capabilities_of as critic_capabilities
-from leaders.critics.cross_fit import HALVES, Judges, cross_fitted, fitted_to_all
+from leaders.critics.cross_fit import HALVES, Judges, cross_fitted, fitted_to_all, returns_itself
 from leaders.critics.empirical import Empirical
 from leaders.critics.network import NetworkCritic
 from leaders.critics.reaction import ActionCritic, WithReactions
@@ -395,11 +395,14 @@ class TrajectoryLeader(Leader):
         config, facts = self.estimator_config, self.facts
         critic = facts.world.critic(config, facts, self._theta_moves(), type(self).__name__)
         known = critic_capabilities(critic)
-        if config.guiding != "fitted" or known.is_quadratic or looks_ahead(config):
+        if config.guiding != "fitted" or known.is_quadratic:
             return critic
         gamma, how = self.env.preferences.gamma_follower, known.how or config.network
-        critic = cast(ActionCritic, critic)
-        return WithReactions(critic, [NetworkCritic(gamma, how, actions=facts.actions) for _ in range(HALVES)])
+        judges = [cast(ActionCritic, critic), cast(ActionCritic, critic).copies(1)]
+        if config.cross_fit and known.learns and judges[0] is judges[1]:
+            raise returns_itself(critic)
+        reactions = [NetworkCritic(gamma, how, "both", facts.actions) for _ in range(HALVES)]
+        return WithReactions(judges, [] if looks_ahead(config) else reactions)
 
     def _make_guiding(self) -> Guiding:
         """How the guiding term is made."""

@@ -1,6 +1,7 @@
 """∇Q_F learnt by a network: against autodiff through the follower's solver, closed forms and exact hypergradients."""
 
 from functools import cache, partial
+from itertools import pairwise
 
 import gymnasium as gym
 import numpy as np
@@ -70,13 +71,14 @@ class KnownQ:
 
 
 def every_move() -> Rollout:
-    """All slips of all actions in all states of the lake, once each: as likely as they are, without noise."""
+    """All slips of all actions in all states of the lake, as often as they are likely in each state, without noise."""
+    often = (60 * solved_lake()[0]).round().clamp(min=1)
     moves, steps = TabularEnv(Lake()).model(torch.from_numpy(THETA)[None]).moves.dense()[0], []
     for state, action in np.ndindex(16, 4):
         if state in OVER:
             continue
         for after in range(16):
-            for _ in range(round(3 * float(moves[state, action, after]))):
+            for _ in range(round(3 * float(moves[state, action, after])) * int(often[state, action])):
                 steps.append((state, action, after, logged(None, action, float(after == GOAL), after, None)))
     state, action, after, components = map(torch.tensor, zip(*steps, strict=True))
     shape = (1, len(steps), 1)
@@ -160,26 +162,44 @@ def test_the_covariance_over_vector_actions_is_that_of_the_gaussian(draws):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8 if draws is None else 0.1 * float(second))
 
 
-def test_each_critic_meets_a_reaction_of_the_other_half():
+def test_a_critic_and_the_reaction_that_it_meets_never_learn_from_the_same_step():
     leader = BCHG(led_lake(), critic=NetworkCritic(0.9, SHORT, actions=4), seed=0, batch_size=100)
-    seen = []
-    for index, reaction in enumerate(leader.critic.reactions):
-        fit = reaction.fit_to
-        reaction.fit_to = lambda brought, batch, policy, noise, index=index, fit=fit: (
-            seen.append((index, batch.valid)),
-            fit(brought, batch, policy, noise),
-        )
-    halves = {}
+    seen = {}
+    for name in ("judges", "reactions"):
+        for index, network in enumerate(getattr(leader.critic, name)):
+            fit = network.fit_to
+            network.fit_to = lambda brought, batch, policy, noise, key=(name, index), fit=fit: (
+                seen.setdefault(key, []).append(batch.valid[0, :, 0]),
+                fit(brought, batch, policy, noise),
+            )
+    leader.learn(7)
+    assert {len(rounds) for rounds in seen.values()} == {7}
+    for index in range(2):
+        for judged, reacted in zip(seen["judges", index], seen["reactions", index], strict=True):
+            assert not (judged & reacted).any()
+            assert (judged | reacted).all()
+    for rounds in seen.values():
+        assert [len(known) for known in rounds] == [100, 200, 300, 400, 500, 500, 500]  # four batches are kept
+        for before, after in pairwise(rounds):  # a step stays with its half
+            kept = before[-400:]
+            torch.testing.assert_close(after[: len(kept)], kept)
+        assert 0.2 < rounds[-1].double().mean() < 0.8
 
-    def judges(*arguments):
-        halves["found"] = BCHG.judges(leader, *arguments)
-        return halves["found"]
 
-    leader.judges = judges
+def test_remembered_steps_are_paid_at_the_present_theta():
+    leader = BCHG(led_lake(), critic=NetworkCritic(0.9, SHORT, actions=4), seed=0, batch_size=100, learning_rate=1.0)
     leader.learn(1)
-    assert [index for index, _ in seen] == [0, 1]
-    for index, valid in seen:  # critic i was fitted to the part that is not i
-        torch.testing.assert_close(valid, halves["found"].part == index)
+    theta = leader.theta
+    leader.learn(1)
+    steps, _ = leader.critic.past
+    assert np.abs(leader.theta - theta).max() > 0.05
+    c = steps.components[0, :, 0]
+    after = steps.next_state[0, :, 0].argmax(-1)
+    torch.testing.assert_close(c[:, 0], (after == GOAL).double())
+    # r_L of the lake, with θ of the second iteration in all of both batches
+    wanted = (1 - theta[2]) * c[:, 0] + 0.5 * c[:, 2] + 0.3 * theta[0] * c[:, 1]
+    torch.testing.assert_close(steps.r_leader[0, :, 0], wanted)
+    assert len(c) == 200
 
 
 @pytest.mark.parametrize("runs", [2])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from bilevel_envs import BilevelWrapper
+from bilevel_envs import BilevelWrapper, Rollout
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.followers import Riccati
+from bilevel_envs.networks.policies import NetworkCategorical
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT, Fit, TemporalDifference
 from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic
@@ -105,6 +106,63 @@ def test_the_published_fit_of_the_baseline_is_a_plain_loop(half_open):
         first = [layer[run] for layer in baseline.network.first]
         expected = by_a_plain_loop(first, [(*rows, used.flatten())], 0.9, baseline.how)
         torch.testing.assert_close(baseline(batch.state)[run].flatten(0, 1), expected(rows[0]), rtol=1e-9, atol=1e-9)
+
+
+def test_an_entry_that_was_rare_at_first_does_not_blow_up():
+    rng = np.random.default_rng(0)
+    level = torch.from_numpy(rng.uniform(0, 0.71, (1, 400, 1)))
+    knots = torch.linspace(0, 1, 11, dtype=torch.float64)
+    first, second = ((1 - 10 * (x - knots).abs()).clamp(min=0) for x in (level, level + 0.2))
+    assert 0 < first[..., 8].max() < 0.1  # of a hat that is 1 in the second batch
+    network = TemporalDifference(0.0, Fit(steps=200))
+    used = torch.ones(1, 400, dtype=torch.bool)
+    for x, at in ((first, level), (second, level + 0.2)):
+        network.fit(x, 5 + at, used, lambda f: torch.zeros_like(level), Noise([0]))
+        assert float((x / network.input_scale).abs().max()) <= 3
+    torch.testing.assert_close(network(second), 5 + level + 0.2, rtol=0, atol=0.1)
+
+
+def test_what_has_never_been_paid_is_worth_nothing():
+    rng = np.random.default_rng(0)
+    x, used = torch.from_numpy(rng.normal(size=(2, 50, 3))), torch.ones(2, 50, dtype=torch.bool)
+    used[:, 40:] = False
+    reward = torch.ones(2, 50, 3, dtype=torch.float64)
+    reward[0, :, 1] = 0
+    reward[1, :40, 2] = 0  # what is not used does not count
+    network = TemporalDifference(0.9, Fit(steps=5))
+
+    def fit():
+        network.fit(x, reward, used, lambda f: f(x) * used[..., None], Noise([0, 1]))
+        return (network(x) != 0).any(1).tolist()
+
+    assert fit() == [[True, False, True], [True, True, False]]
+    reward[0, 7, 1] = 1  # once, and from then on
+    assert fit() == [[True, True, True], [True, True, False]]
+    assert network.copies(2)(x.repeat(2, 1, 1)).ne(0).any(1).tolist() == [[True, True, True], [True, True, False]] * 2
+    reward[0, :, 1] = 0
+    assert fit() == [[True, True, True], [True, True, False]]
+
+
+def test_what_an_action_matters_is_learnt_beside_a_large_value():
+    """Rewards 100 + 0.2 b of actions 0 and 1, states that nothing moves: Q(s, 1) − Q(s, 0) = 0.2 beside V = 1,001."""
+    rng = np.random.default_rng(0)
+    state, after = (torch.from_numpy(rng.normal(size=(1, 1, 400, 1))) for _ in range(2))
+    action = torch.from_numpy(rng.integers(2, size=(1, 1, 400)))
+    reward = 100 + 0.2 * action.double()
+    never = torch.zeros(1, 1, 400, dtype=torch.bool)
+    batch = Rollout(state, action, after, reward, reward, never, never, torch.zeros_like(action), ~never)
+    policy = NetworkCategorical((lambda seen: torch.full((len(seen), 2), float(np.log(0.5)), dtype=torch.float64),))
+    critic = NetworkCritic(0.9, Fit(), "both", actions=2)
+    for round_ in range(10):
+        critic.fit_to(reward[..., None], batch, policy, Noise([round_]))
+    both = torch.tensor([0, 1]).expand(1, 400, 2)
+    q = critic.action_values(state[0], both, policy)[..., 0]
+    gain = (q[..., 1] - q[..., 0]).mean()
+    assert abs(float(gain) - 0.2) < 0.1
+    assert float((q[..., 1] - q[..., 0]).std()) < 0.1
+    assert abs(float(q.mean()) - 1_001) < 20
+    here = q.gather(-1, action[0, 0][None, :, None])[..., 0]
+    torch.testing.assert_close(critic.values(batch, policy)[0][0], here)
 
 
 def test_targets_stand_still_between_refreshes():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import DQN
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from bilevel_envs.core.checks import check_number
@@ -18,19 +18,33 @@ class SoftDQN(DQN):
 
     SB3 has no discrete maximum-entropy method; this one differs from its DQN in the target, in the squared loss (a soft
     target is no outlier) and in how it acts: by the Boltzmann policy of its own values, mixed with uniform actions at
-    the exploration rate.
+    the exploration rate. Three defaults differ, which SB3 chose for millions of Atari frames: with a target refreshed
+    every 10,000 steps a response of 1,000 is one Bellman backup at most.
 
     Args:
       policy, env: as of SB3's DQN.
       beta: β > 0, in the units of the rewards that it is paid.
-      kwargs: SB3's arguments of DQN.
+      learning_rate: SB3's; 1e-3 instead of 1e-4.
+      batch_size: SB3's; 256 instead of 32, which takes no more time with networks of this size.
+      target_update_interval: SB3's; 100 environment steps instead of 10,000.
+      kwargs: SB3's further arguments of DQN.
 
     Source: Haarnoja, Tang, Abbeel, Levine, Reinforcement learning with deep energy-based policies (2017).
     """
 
-    def __init__(self, policy: str | type[DQNPolicy], env: GymEnv | str, beta: float = 0.1, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: str | type[DQNPolicy],
+        env: GymEnv | str,
+        beta: float = 0.1,
+        learning_rate: float | Schedule = 1e-3,
+        batch_size: int = 256,
+        target_update_interval: int = 100,
+        **kwargs: Any,
+    ) -> None:
         self.beta = check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        super().__init__(policy, env, **kwargs)
+        kwargs |= {"batch_size": batch_size, "target_update_interval": target_update_interval}
+        super().__init__(policy, env, learning_rate, **kwargs)
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Takes so many steps of the optimiser on minibatches of the replay buffer."""
