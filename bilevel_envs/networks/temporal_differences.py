@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -136,12 +136,33 @@ class TemporalDifference:
           following: a function of f that gives E[f(x')] for each transition, 0 where nothing follows, [R, K, D].
           noise: draws the first weights and the minibatches.
         """
-        how, (_, steps, size) = self.how, x.shape
+        how = self.how
+        self._prepare(x, reward, used, noise)
+        assert self._adam is not None
+        x, reward = x / self.input_scale, reward / self.output_scale
+        parts = self._minibatches(x.shape[1], noise)
+        target = torch.empty(0)
+        for step in range(how.steps):
+            if how.refresh is None or step % how.refresh == 0:
+                later = following(self) / self.output_scale
+                target = reward + self.gamma * later
+            chosen = next(parts)
+            x_now, target_now, used_now = (one if chosen is None else _taken(one, chosen) for one in (x, target, used))
+            off = (through(self.layers, x_now) - target_now).square().mean(-1) * used_now
+            loss = (off.sum(1) / used_now.sum(1).clamp(min=1)).sum()
+            self._adam.zero_grad()
+            loss.backward()
+            _clip(self.layers, how.max_grad_norm)
+            self._adam.step()
+
+    def _prepare(self, x: Tensor, reward: Tensor, used: Tensor, noise: Noise) -> None:
+        """Draws the first weights, and keeps scales, layers and Adam fit for a batch."""
+        how = self.how
         paid = (reward * used[..., None]).ne(0).any(1, keepdim=True).double()
         self.paid = torch.maximum(self.paid, paid) if self.layers else paid  # 0 where no return was ever had
-        count = used.sum(1).clamp(min=1)[:, None, None]
         if not self.layers:
-            self.first = _orthogonal((size, *how.hidden, reward.shape[-1]), how.output, noise)
+            count = used.sum(1).clamp(min=1)[:, None, None]
+            self.first = _orthogonal((x.shape[-1], *how.hidden, reward.shape[-1]), how.output, noise)
             if how.scaled:
                 self.input_scale = _rms(x, used, count)
                 self.output_scale = _rms(reward, used, count) / (1 - self.gamma)
@@ -156,28 +177,16 @@ class TemporalDifference:
         if how.normalised:
             largest = (reward * used[..., None]).abs().amax(1, keepdim=True)
             self.output_scale = torch.where(largest > 0, largest, 1.0)
-        x, reward = x / self.input_scale, reward / self.output_scale
-        size_of_part = min(how.minibatch or steps, steps)
-        order, position = torch.empty(0), steps
-        target = torch.empty(0)
-        for step in range(how.steps):
-            if how.refresh is None or step % how.refresh == 0:
-                later = following(self) / self.output_scale
-                target = reward + self.gamma * later
-            if size_of_part == steps:
-                x_now, target_now, used_now = x, target, used
-            else:
-                if position + size_of_part > steps:
-                    order, position = torch.from_numpy(noise.permutation(steps)), 0
-                chosen = order[:, position : position + size_of_part]
-                position += size_of_part
-                x_now, target_now, used_now = (_taken(table, chosen) for table in (x, target, used))
-            off = (through(self.layers, x_now) - target_now).square().mean(-1) * used_now
-            loss = (off.sum(1) / used_now.sum(1).clamp(min=1)).sum()
-            self._adam.zero_grad()
-            loss.backward()
-            _clip(self.layers, how.max_grad_norm)
-            self._adam.step()
+
+    def _minibatches(self, steps: int, noise: Noise) -> Iterator[Tensor | None]:
+        """Numbers of transitions, [R, size], each once before one comes again; None for all of them."""
+        size = min(self.how.minibatch or steps, steps)
+        while size == steps:
+            yield None
+        while True:
+            order = torch.from_numpy(noise.permutation(steps))
+            for first in range(0, steps - size + 1, size):
+                yield order[:, first : first + size]
 
     def copies(self, count: int) -> TemporalDifference:
         """The same for `count` times as many runs, copy j of run i at j·R + i."""

@@ -24,6 +24,7 @@ class CriticCapabilities:
       gives_gradient: `leader_gradient(policy)` gives ∇V_L as a function of states and steps.
       gives_action_values: `action_values(state, action, policy)` gives Q_L of states [R, K, ...] and any J actions of
         each [R, K, J, ...], [R, K, J, 1].
+      takes_steps: it learns from single steps, whatever came before and after them.
       reads_action: its Q_L depends on the action.
       how: how its network is fitted; None for what is no network.
       has_rate: `critic_learning_rate` is a step size of its own.
@@ -34,6 +35,7 @@ class CriticCapabilities:
     is_quadratic: bool = False
     gives_gradient: bool = False
     gives_action_values: bool = False
+    takes_steps: bool = False
     reads_action: bool = True
     how: Fit | None = None
     has_rate: bool = False

@@ -143,17 +143,13 @@ def cross_fitted(
     parts = [replace(batch, valid=batch.valid & (half != judged)) for judged in range(HALVES)]
 
     def fitted(one: Critic, part: Rollout, response: BestResponse) -> Critic:
-        try:
-            one.fit(part, response, model, noise)
-        except TooFewTransitions as error:
-            raise error.of_half() from None
-        return one
+        return _fitted_to_half(one, part, response, model, noise)
 
+    if isinstance(critic, WithReactions):
+        parts = critic.recall(batch, half, model)
+        kept = [fitted(judge, part, best) for judge, part in zip(critic.judges, parts, strict=True)]
+        return Judges(kept, half, critic, gamma, learnt=True)
     if seen is None:
-        if isinstance(critic, WithReactions):
-            parts = critic.recall(batch, half, model)
-            kept = [fitted(judge, part, best) for judge, part in zip(critic.judges, parts, strict=True)]
-            return Judges(kept, half, critic, gamma, learnt=True)
         fresh = [fitted(critic.copies(1), part, best) for part in parts]
         critic.fit(batch, best, model, noise)
         return Judges(fresh, half, critic, gamma, learnt=True)
@@ -168,6 +164,15 @@ def cross_fitted(
     judges = [fitted(critic.copies(1), part, one) for part, one in zip(parts, among[:HALVES], strict=True)]
     critic.fit(batch, among[HALVES], model, noise)
     return Judges(judges, half, critic, gamma, worlds, learnt=True)
+
+
+def _fitted_to_half(critic: Critic, part: Rollout, best: BestResponse, model: Any, noise: Noise) -> Critic:
+    """The critic, fitted to half of a batch."""
+    try:
+        critic.fit(part, best, model, noise)
+    except TooFewTransitions as error:
+        raise error.of_half() from None
+    return critic
 
 
 def returns_itself(critic: Critic) -> TypeError:

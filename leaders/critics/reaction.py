@@ -100,14 +100,13 @@ class WithReactions:
           model: the world at the present θ.
         """
         new = batch
-        if isinstance(model, RewardModel) and not model.hides_moves and self._takes_steps:
+        if batch.components is not None and self._takes_steps and not cast(RewardModel, model).hides_moves:
             new, half = flat(batch), half.flatten(1, 2)[..., None]
             if self.past is not None:
                 old, dealt = self.past
                 size = PAST * half.shape[1]
                 new, half = joined(old, new, size), torch.cat([dealt[:, -size:], half], 1)
-            assert new.components is not None, "black boxes log them"
-            r_follower, r_leader = model.rewards(new.components)
+            r_follower, r_leader = cast(RewardModel, model).rewards(cast(Tensor, new.components))
             new = replace(new, r_follower=r_follower, r_leader=r_leader)
             self.past = new, half
         self.learnt = new, half
@@ -132,8 +131,7 @@ class WithReactions:
     @property
     def _takes_steps(self) -> bool:
         """Whether all learn from single steps, whatever came before and after them."""
-        each = [*self.judges, *self.reactions]
-        return all(isinstance(one, NetworkCritic) and not one.how.on_sample for one in each)
+        return all(capabilities_of(one).takes_steps for one in (*self.judges, *self.reactions))
 
     def copies(self, count: int) -> WithReactions:
         """Of all."""

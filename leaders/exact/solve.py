@@ -192,28 +192,38 @@ def evaluates(model: object, policy: object) -> bool:
     return solves(model) and kind_of(policy) == kind_of(model)
 
 
+def _solver(model: Model) -> Solver:
+    """What solves such a model; ValueError where nothing does."""
+    if not solves(model):
+        raise ValueError(
+            "`env` must have tables or matrices for exact values and gradients; it has neither, only steps: take BCHG, "
+            "or a search such as CMAES"
+        )
+    return SOLVERS[model.kind]
+
+
 def value(model: Model, policy: Policy, gamma: float, horizon: int | None = None) -> Tensor:
     """The leader's expected discounted return under a policy of the follower's, [R]."""
     if horizon is not None:
         check_count(horizon, "horizon")
-    return SOLVERS[model.kind].module.value(model, policy, gamma, horizon)
+    return _solver(model).module.value(model, policy, gamma, horizon)
 
 
 @with_gradients
 def surrogates(model: Model, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor]:
     """Scalars of each run, [R], whose gradients in θ are the direct and the guiding term at a best response."""
-    return SOLVERS[model.kind].module.surrogates(model, best, preferences)
+    return _solver(model).module.surrogates(model, best, preferences)
 
 
 @with_gradients
 def value_and_surrogates(model: Model, best: BestResponse, preferences: Preferences) -> tuple[Tensor, Tensor, Tensor]:
     """J_L at a best response and `surrogates`, [R] each, which share V_L."""
-    return SOLVERS[model.kind].module.value_and_surrogates(model, best, preferences)
+    return _solver(model).module.value_and_surrogates(model, best, preferences)
 
 
 def best_response(model: Model, preferences: Preferences, start: BestResponse | None = None) -> BestResponse[Any, Any]:
     """The soft optimum to the accuracy that exact values need."""
-    return SOLVERS[model.kind].planner(model).best_response(model, preferences, start)
+    return _solver(model).planner(model).best_response(model, preferences, start)
 
 
 def check_env(env: gym.Env) -> None:

@@ -20,7 +20,7 @@ from leaders.exact.tables import leader_value
 from leaders.learnt.equations import Answers
 from leaders.learnt.part import Part
 from leaders.learnt.plan import Planner, Schedule, Tables
-from leaders.learnt.world import Knowledge, LearntWorld, knowledge
+from leaders.learnt.world import Knowledge, LearntWorld, Supposed, knowledge
 
 KEPT = 400  # answers of the follower's that its equations are made of
 WORK = 2**28  # entries of tables that a search may solve for: in large worlds it has fewer candidates and steps
@@ -213,9 +213,9 @@ class Learner:
             self.preferences,
             theta_moves=self.counts.theta_moves,
             start_moves=self.how.start_moves,
-            alike=alike,
-            worth=self.worst if completion == "neutral" else self.top + self.largest,
-            reluctance=RELUCTANCE[completion],
+            unknown=Supposed(
+                alike, self.worst if completion == "neutral" else self.top + self.largest, RELUCTANCE[completion]
+            ),
             part=Part.seen(known.known, known.reached()) if self.how.asks and known.known.size >= LARGE else None,
             read=self.tried.entries,
         )

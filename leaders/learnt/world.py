@@ -137,6 +137,22 @@ def _listed(source: np.ndarray, target: np.ndarray, states: int) -> tuple[np.nda
     return near, np.arange(near.shape[1]) < length[:, None], place[entry]
 
 
+@dataclass(frozen=True)
+class Supposed:
+    """What is supposed of pairs that were never visited.
+
+    Attributes:
+      alike: states whose unknown actions are taken to be like the known ones, bool [S].
+      worth: of the state that stands for the unknown, for the leader.
+      reluctance: how much less than V_F, in units of β, a follower that cannot be asked is taken to expect of an
+        unknown action.
+    """
+
+    alike: np.ndarray
+    worth: float
+    reluctance: float = 0.0
+
+
 class LearntWorld:
     r"""A table of S + 1 states: what is known as it is, what is not as the completion says.
 
@@ -154,10 +170,7 @@ class LearntWorld:
       preferences: γ_L, γ_F and β.
       theta_moves: whether θ moves the transitions.
       start_moves: whether it moves the first state.
-      alike: states whose unknown actions are taken to be like the known ones, bool [S].
-      worth: of the state that stands for the unknown, for the leader.
-      reluctance: how much less than V_F, in units of β, a follower that cannot be asked is taken to expect of an
-        unknown action.
+      unknown: what is supposed of unknown pairs.
       part: what is told apart; S and B below are numbers of its places. None for all.
       read: numbers in the environment's tables at one θ, of which a part is read.
     """
@@ -170,17 +183,15 @@ class LearntWorld:
         *,
         theta_moves: bool,
         start_moves: bool,
-        alike: np.ndarray,
-        worth: float,
-        reluctance: float = 0.0,
+        unknown: Supposed,
         part: Part | None = None,
         read: int = 0,
     ) -> None:
         self.part = Part.whole(*knowledge.known.shape) if part is None else part
-        knowledge, alike = knowledge.within(self.part), alike[self.part.state.numpy()]
+        knowledge, alike = knowledge.within(self.part), unknown.alike[self.part.state.numpy()]
         self._model, self.preferences, self._read = model, preferences, read
         self.theta_moves, self.start_moves = theta_moves, start_moves
-        self.worth, self.reluctance = worth, reluctance
+        self.worth, self.reluctance = unknown.worth, unknown.reluctance
         self.known = torch.from_numpy(knowledge.known)
         self._alike = torch.from_numpy(alike)[:, None] & ~self.known  # pairs that are the mean of the known ones
         self._number = self.known.sum(-1).clamp(min=1)

@@ -14,7 +14,7 @@ from leaders.critics.empirical_model import EmpiricalModel
 from leaders.learnt.equations import Answers, corrected
 from leaders.learnt.part import Part
 from leaders.learnt.plan import Planner, Schedule
-from leaders.learnt.world import Knowledge, LearntWorld, knowledge
+from leaders.learnt.world import Knowledge, LearntWorld, Supposed, knowledge
 from tests.helpers import random_mdp, toll_bridge, wrapped_env
 
 GAMMA = 0.9
@@ -97,9 +97,9 @@ def known_world(env, probability=None, known=None):
 
 def world_of(env, facts, moves, alike=None, worth=0.0, part=None):
     alike = np.zeros(len(facts.known), bool) if alike is None else alike
-    return LearntWorld(
-        env.model, facts, env.preferences, theta_moves=moves, start_moves=moves, alike=alike, worth=worth, part=part
-    )
+    supposed = Supposed(alike, worth)
+    how = {"theta_moves": moves, "start_moves": moves, "unknown": supposed, "part": part}
+    return LearntWorld(env.model, facts, env.preferences, **how)
 
 
 @pytest.mark.parametrize("make", [toll_bridge, random_mdp, lambda: wrapped_env("FourRooms")])
@@ -316,9 +316,7 @@ def test_a_follower_that_cannot_be_asked_is_taken_to_expect_less_of_unknown_acti
         env.preferences,
         theta_moves=moves,
         start_moves=moves,
-        alike=np.zeros(len(known), bool),
-        worth=0.0,
-        reluctance=3.0,
+        unknown=Supposed(np.zeros(len(known), bool), 0.0, reluctance=3.0),
     )
     theta = torch.tensor(env.problem.default_theta)[None].double()
     solver = SoftValueIteration()
