@@ -15,6 +15,7 @@ from leaders.cli.best_known import BestKnownValue
 from leaders.cli.check import CheckContract
 from leaders.cli.compare import Compare
 from leaders.cli.curves import Curves
+from leaders.cli.doctor import Doctor
 from leaders.cli.envs import Envs
 from leaders.cli.report import Report
 from leaders.cli.reproduce import Reproduce
@@ -33,6 +34,7 @@ COMMANDS: list[tuple[object, ...]] = [
     (Reproduce, tyro.conf.subcommand("reproduce"), tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     (BestKnownValue, tyro.conf.subcommand("best-known")),
     (CheckContract, tyro.conf.subcommand("check")),
+    (Doctor, tyro.conf.subcommand("doctor")),
     (Curves, tyro.conf.subcommand("curves")),
     (Video, tyro.conf.subcommand("video")),
 ]
