@@ -47,11 +47,11 @@ class NetworkCritic:
         self._noise = Noise([])
 
     @property
-    @property
     def takes_steps(self) -> bool:
         """Unless its policy's expectation is the action that came next."""
         return not self.how.on_sample
 
+    @property
     def reads_action(self) -> bool:
         """Whether Q_L depends on the action: not where V_L stands in for it."""
         return self.of != "state"
