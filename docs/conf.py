@@ -55,11 +55,12 @@ def environment_page(name: str) -> str:
     face, best = env.unwrapped, env.unwrapped.best_known
     known = "nobody has looked" if best is None else f"{best:.6g} ({best.proof}; {best.source})"
     spaces = face.theta_space
+    shown = f"../images/films/{cls}.webp" if (HERE / "images" / "films" / f"{cls}.webp").is_file() else f"{cls}.png"
     return f"""# {name}
 
-```{{image}} {cls}.png
+```{{image}} {shown}
 :alt: {inspect.getdoc(getattr(import_module(module), cls)).splitlines()[0]}
-:width: 360px
+:width: {420 if shown.endswith(".webp") else 360}px
 ```
 
 | | |
