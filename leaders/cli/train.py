@@ -109,6 +109,7 @@ class Train:
         leader = kind(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
+            directory.claim()
             asked, leader = leader.arguments, kind.load(directory.checkpoint, wrapped)
             self._check_same(leader.arguments, asked, directory.checkpoint)
             done = leader.progress.iterations

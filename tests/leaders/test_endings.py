@@ -80,6 +80,21 @@ def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, caps
     assert {path.name for path in out.iterdir()} == {".lock", ".owner.json"}
 
 
+def test_a_checkpoint_is_read_only_by_the_one_command_that_writes_to_its_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    main([*RUN, "--iterations", "2", "--out", str(out)])
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        (out / "leader.zip").write_bytes(b"as another command may have left it for a moment")
+        status, said = ended([*RUN, "--iterations", "4", "--out", str(out), "--resume"], capsys)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert status == 2
+    assert f"is written to by process {holder.pid} on " in said
+
+
 @pytest.mark.parametrize("further", [[], ["--resume"]])
 def test_a_command_that_came_and_went_since_the_check_is_not_written_over(tmp_path, monkeypatch, capsys, further):
     out, check = tmp_path / "out", run_directory.RunDirectory.check
