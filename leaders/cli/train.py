@@ -119,8 +119,8 @@ class Train:
         directory.begin()
         self._log_to(leader)
         self._learn(leader, directory, stop)
-        write_result(leader, config_of(self), self.out / RESULT)
         self._draw(leader)
+        write_result(leader, config_of(self), self.out / RESULT)  # last: a run with a result is whole
         self._report(leader)
 
     def _check_same(self, saved: dict[str, object], asked: dict[str, object], path: Path) -> None:
