@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from leaders.cli.arguments import (
     key_values,
 )
 from leaders.cli.train import Train
-from leaders.experiments.lock import Stopped, release_all
+from leaders.experiments.lock import Stopped, released_afterwards
 from leaders.experiments.results import BUDGETS
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class Sweep:
         if self.ray is not None:
             engine = Ray(None if self.ray == "local" else self.ray)
         out = self.out.resolve()
-        means = Means(
-            partial(run_job, out=out, here=Path.cwd(), every=self.checkpoint_every), learns, resolved, defaults()
-        )
+        starter = os.getpid() if self.ray is None and processes > 1 else None
+        call = partial(run_job, out=out, here=Path.cwd(), every=self.checkpoint_every, starter=starter)
+        means = Means(call, learns, resolved, defaults())
         table = run_study(directory, means, engine, Told(processes, self.progress), self.fail_fast)
         _print(table.summaries())
         print(f"\nwrote {self.out}/results.csv, {SUMMARY}, and a run directory for each job")
@@ -182,7 +182,7 @@ def _rehearse(study: Study, trust: tuple[str, ...]) -> None:
                 raise ValueError(f"the job {given} cannot be run: {error}") from error
 
 
-def run_job(job: Job, *, out: Path, here: Path, every: float) -> Outcome:
+def run_job(job: Job, *, out: Path, here: Path, every: float, starter: int | None = None) -> Outcome:
     """Runs a job in this process, its output into its log; raises nothing.
 
     Args:
@@ -190,19 +190,20 @@ def run_job(job: Job, *, out: Path, here: Path, every: float) -> Outcome:
       out: the study's folder.
       here: the working directory of the command, where modules of one's own lie.
       every: least seconds between two checkpoints.
+      starter: the process with which the job ends, where this one is its child.
     """
     from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Outcome
     from leaders.experiments.sweep.runner import LOGS, STOP
 
     find_modules_here(here)
-    parent, looked = os.getppid(), 0.0
+    looked = 0.0
 
     def stop() -> bool:
         nonlocal looked
         if time.monotonic() - looked < POLL:
             return False
         looked = time.monotonic()
-        return (out / STOP).exists() or os.getppid() != parent  # whoever started it is gone
+        return (out / STOP).exists() or starter not in (None, os.getppid())  # or gone, whoever started it
 
     if stop():
         return Outcome(STOPPED)
@@ -223,8 +224,8 @@ def run_job(job: Job, *, out: Path, here: Path, every: float) -> Outcome:
     except OSError as error:
         status, message = FAILED, f"{error}"
     finally:
-        release_all()
-        running.unlink(missing_ok=True)
+        with suppress(OSError):
+            running.unlink(missing_ok=True)
     return Outcome(status, " ".join(message.split()), time.monotonic() - started)
 
 
@@ -233,10 +234,13 @@ def _run_when_free(command: Train, stop: Callable[[], bool]) -> None:
     begun = time.monotonic()
     while True:
         try:
-            command.run(stop)
+            with released_afterwards():
+                command.run(stop)
             return
         except BlockingIOError:
-            if time.monotonic() - begun > BUSY or stop():
+            if stop():
+                raise Stopped("stopped while another process wrote to the folder") from None
+            if time.monotonic() - begun > BUSY:
                 raise
             time.sleep(POLL)
 

@@ -109,6 +109,7 @@ class Train:
         leader = kind(wrapped, **arguments)
         directory.check(self.resume)
         if directory.checkpoint:
+            directory.claim()
             asked, leader = leader.arguments, kind.load(directory.checkpoint, wrapped)
             self._check_same(leader.arguments, asked, directory.checkpoint)
             done = leader.progress.iterations
@@ -118,8 +119,8 @@ class Train:
         directory.begin()
         self._log_to(leader)
         self._learn(leader, directory, stop)
-        write_result(leader, config_of(self), self.out / RESULT)
         self._draw(leader)
+        write_result(leader, config_of(self), self.out / RESULT)  # last: a run with a result is whole
         self._report(leader)
 
     def _check_same(self, saved: dict[str, object], asked: dict[str, object], path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -44,9 +46,24 @@ def hold(folder: Path) -> None:
 
 def release_all() -> None:
     """Gives up the folders that this process writes to."""
-    while _held:
+    _release_to(0)
+
+
+@contextmanager
+def released_afterwards() -> Iterator[None]:
+    """Gives up the folders that are taken inside, and those alone: a study's own is kept from job to job."""
+    before = len(_held)
+    try:
+        yield
+    finally:
+        _release_to(before)
+
+
+def _release_to(count: int) -> None:
+    while len(_held) > count:
         lock = _held.pop()
-        (Path(lock.lock_file).parent / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone, or read-only by now
+            (Path(lock.lock_file).parent / OWNER).unlink(missing_ok=True)
         lock.release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
 from leaders.leader import Leader
 from leaders.published import WINDOW, Curve, trailing_mean
+from leaders.training.history import replace_file
 
 COLOURS = ("#1f4e8c", "#2e8b57", "#8a4f9e", "#b8860b", "#008b8b", "#a0522d")
 PAPER, BEST = "#c8642c", "#3a3a3a"
@@ -163,9 +165,9 @@ def best_run(leader: Leader) -> int:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure, replacing the file at once."""
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=130, format="png")
-    partial.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130, format="png")
+    replace_file(path, picture.getvalue())
 
 
 def _visits(env: BilevelWrapper, theta: np.ndarray) -> np.ndarray:

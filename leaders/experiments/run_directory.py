@@ -42,6 +42,7 @@ class RunDirectory:
         self.path, self.config = Path(path), config
         self._rows = Rows(rows_beside(self.path / LEADER))
         self._checked: dict[str, tuple[int, int]] | None = None  # files when `check` saw them
+        self._claimed = False
 
     def check(self, resume: bool) -> None:
         """Refuses, before anything is written, a folder that holds something else.
@@ -76,18 +77,29 @@ class RunDirectory:
                 f"{self.path} already holds this run; add --resume to go on with it, or choose another --out"
             )
 
-    def begin(self) -> None:
-        """Creates the folder, keeps other processes out of it, and writes the run's configuration.
+    def claim(self) -> None:
+        """Creates the folder and keeps other processes out of it; a checkpoint is read after that alone.
 
         It is this process's until `release_all` of `leaders.experiments.lock`, or until the process ends.
 
         Raises:
           BlockingIOError: if another process writes to it, or has written to it since `check`.
         """
+        if self._claimed:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         hold(self.path)
         if self._checked is not None and self._files() != self._checked:
             raise BlockingIOError(f"`out` was written to by another command a moment ago: {self.path}; start again")
+        self._claimed = True
+
+    def begin(self) -> None:
+        """Claims the folder and writes the run's configuration.
+
+        Raises:
+          BlockingIOError: if another process writes to it, or has written to it since `check`.
+        """
+        self.claim()
         for leftover in self.path.glob(".*.part"):  # of a write that a kill cut short
             leftover.unlink()
         described = {"arguments": self.config, "versions": {name: version(name) for name in PACKAGES}}
@@ -95,9 +107,12 @@ class RunDirectory:
 
     def _files(self) -> dict[str, tuple[int, int]]:
         """When files of the run were written, and their sizes."""
-        found = self.path.iterdir() if self.path.is_dir() else ()
-        told = [(one.name, one.stat()) for one in found if one.is_file() and not is_ours(one)]
-        return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in told}
+        told = {}
+        for one in self.path.iterdir() if self.path.is_dir() else ():
+            with suppress(FileNotFoundError):  # another command may be about to end
+                if one.is_file() and not is_ours(one):
+                    told[one.name] = (one.stat().st_mtime_ns, one.stat().st_size)
+        return told
 
     @property
     def checkpoint(self) -> Path | None:

@@ -49,12 +49,15 @@ class Rows:
         """Adds the rows [iterations, columns, R] that are new; what the checkpoint says of them."""
         row = history[:1].nbytes
         new = np.ascontiguousarray(history[self.count :]).tobytes()
-        with open(self.path, "r+b" if self.count else "wb") as file:
-            file.truncate(self.count * row)
-            file.seek(self.count * row)
-            file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
+        if self.count:
+            with open(self.path, "r+b") as file:
+                file.truncate(self.count * row)
+                file.seek(self.count * row)
+                file.write(new)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            replace_file(self.path, new)  # the rows there may belong to the checkpoint that this process began from
         self.count, self.checksum = len(history), zlib.crc32(new, self.checksum)
         return {"shape": list(history.shape), "checksum": self.checksum}
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run under way: their history is beside them, and what each one adds does not grow."""
 
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -63,6 +64,17 @@ def test_what_a_kill_between_rows_and_checkpoint_leaves_is_passed_over(run):
     other = RunDirectory(path.parent, {})  # of the process that goes on
     again.learn(2)
     other.save_checkpoint(again)
+    np.testing.assert_array_equal(BCHG.load(path, toll_bridge()).history.state(), led(6).history.state())
+
+
+def test_the_first_checkpoint_of_a_process_that_goes_on_replaces_the_rows_at_once(run):
+    _, _, path = run
+    rows, beside = rows_beside(path), path.parent / "kept"
+    before = rows.read_bytes()
+    os.link(rows, beside)  # what leader.zip counts until it is replaced, should a kill come between
+    RunDirectory(path.parent, {}).save_checkpoint(BCHG.load(path, toll_bridge()).learn(2))
+    assert beside.read_bytes() == before
+    assert rows.read_bytes()[: len(before)] == before
     np.testing.assert_array_equal(BCHG.load(path, toll_bridge()).history.state(), led(6).history.state())
 
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import gymnasium as gym
 import pytest
+from matplotlib.figure import Figure
 
 from leaders.cli import train
 from leaders.cli.main import main
@@ -80,6 +81,21 @@ def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, caps
     assert {path.name for path in out.iterdir()} == {".lock", ".owner.json"}
 
 
+def test_a_checkpoint_is_read_only_by_the_one_command_that_writes_to_its_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    main([*RUN, "--iterations", "2", "--out", str(out)])
+    holder = subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        (out / "leader.zip").write_bytes(b"as another command may have left it for a moment")
+        status, said = ended([*RUN, "--iterations", "4", "--out", str(out), "--resume"], capsys)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert status == 2
+    assert f"is written to by process {holder.pid} on " in said
+
+
 @pytest.mark.parametrize("further", [[], ["--resume"]])
 def test_a_command_that_came_and_went_since_the_check_is_not_written_over(tmp_path, monkeypatch, capsys, further):
     out, check = tmp_path / "out", run_directory.RunDirectory.check
@@ -114,6 +130,25 @@ def test_leftovers_of_a_kill_do_not_block_a_run(tmp_path):
         (out / name).write_bytes(b"\x00")
     main([*RUN, "--iterations", "2", "--out", str(out)])
     assert not list(out.glob(".*.part"))
+
+
+def test_a_run_that_was_killed_while_it_drew_has_no_result_and_leaves_no_part_of_a_picture(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    savefig = Figure.savefig
+
+    def killed(self, file, **further):
+        savefig(self, file, **further)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", killed)
+    with pytest.raises(SystemExit, match="3"):
+        main([*RUN, "--iterations", "2", "--out", str(out)])
+    assert not (out / "result.json").exists()
+    assert not [path.name for path in out.iterdir() if path.name.endswith("png")]
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    main([*RUN, "--iterations", "2", "--out", str(out), "--resume"])
+    assert (out / "result.json").is_file()
+    assert (out / "curve.png").is_file()
 
 
 def test_a_folder_with_anything_else_is_left_alone(tmp_path, capsys):

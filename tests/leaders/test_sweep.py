@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leaders.cli import sweep as sweeps
 from leaders.cli.main import main
-from leaders.cli.sweep import SETTINGS
-from leaders.experiments.lock import LOCK, OWNER
+from leaders.cli.sweep import SETTINGS, run_job
+from leaders.experiments.lock import LOCK, OWNER, hold
 from leaders.experiments.results import RESULT, Table, read_result
+from leaders.experiments.run_directory import RunDirectory
+from leaders.experiments.sweep import runner
 from leaders.experiments.sweep.arrange import arranged
-from leaders.experiments.sweep.engines import FAILED, Outcome, Processes
+from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Outcome, Processes
 from leaders.experiments.sweep.search import Optuna, best_of, search_of
 from leaders.experiments.sweep.study import Job, Range, Tune, study_of
 
@@ -31,6 +34,8 @@ batch: 40
 leader: [bchg, naive-pgd]
 learning_rate: [0.05, 1e-1]
 """
+
+ONE = STUDY.replace("[bchg, naive-pgd]", "bchg").replace("[0.05, 1e-1]", "0.1")
 
 
 def jobs_of(**settings):
@@ -315,6 +320,67 @@ def test_what_a_dead_process_left_behind_does_not_make_a_study_wait(tmp_path):
     assert time.monotonic() - began < 20
     assert bytes_of(out) == before
     assert not (out / ".stop").exists()
+
+
+def test_a_study_killed_at_its_first_write_can_be_begun_again(tmp_path, monkeypatch):
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    replace_file = runner.replace_file
+    monkeypatch.setattr(runner, "replace_file", killed)
+    with pytest.raises(SystemExit, match="3"):
+        sweep(tmp_path, "--processes", 1, study=ONE)
+    assert not (tmp_path / "out" / "study.json").exists()
+    monkeypatch.setattr(runner, "replace_file", replace_file)
+    sweep(tmp_path, "--processes", 1, study=ONE)
+
+
+def test_a_study_in_one_process_keeps_its_folder_from_job_to_job(tmp_path, monkeypatch):
+    seen, ended = [], runner.Told.ended
+
+    def looking(self, job, outcome):
+        ended(self, job, outcome)
+        with pytest.raises(BlockingIOError, match="is written to by process"):
+            hold(tmp_path / "out")
+        seen.append(job)
+
+    monkeypatch.setattr(runner.Told, "ended", looking)
+    sweep(tmp_path, "--processes", 1)
+    assert len(seen) == 2
+
+
+def job_of(folder, **further):
+    """The outcome of a small job."""
+    (folder / "logs").mkdir(exist_ok=True)
+    job = Job({"env": TOLL, "iterations": 2, "runs": 1, "batch": 40})
+    return run_job(job, out=folder, here=folder, every=0.0, **further)
+
+
+def test_a_job_whose_sweep_is_gone_ends_before_it_begins(tmp_path):
+    assert job_of(tmp_path, starter=os.getppid() + 1).status == STOPPED
+    assert not (tmp_path / "jobs").exists()
+    assert job_of(tmp_path, starter=os.getppid()).status == DONE
+
+
+def test_a_sweep_of_one_process_goes_on_when_its_shell_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "POLL", 0.0)
+    parents = iter(range(2, 1000))  # of a command under nohup whose terminal is closed
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    sweep(tmp_path, "--processes", 1, study=ONE)
+    assert len(lines(tmp_path / "out" / "results.csv")) == 2
+
+
+def test_a_job_that_was_overtaken_tries_again_and_does_not_wait_for_itself(tmp_path, monkeypatch):
+    files, calls = RunDirectory._files, []
+
+    def changing(self):
+        calls.append(self)
+        return files(self) | ({"leader.zip": (0, 0)} if len(calls) == 1 else {})
+
+    monkeypatch.setattr(RunDirectory, "_files", changing)
+    monkeypatch.setattr(sweeps, "BUSY", 1.0)
+    assert job_of(tmp_path) == Outcome(DONE, "", pytest.approx(0, abs=60))
+    assert len(calls) == 4
 
 
 FAILING = """

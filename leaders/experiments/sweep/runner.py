@@ -87,9 +87,9 @@ class StudyDirectory:
         hold(self.path)
         for leftover in [self.path / STOP, *self.path.glob(".*.part"), *self.path.glob(f"{LOGS}/*.running")]:
             leftover.unlink(missing_ok=True)
-        (self.path / LOGS).mkdir(exist_ok=True)
         described = {"study": self.study.source, "versions": {name: version(name) for name in PACKAGES}}
         replace_file(self.path / STUDY, (json.dumps(described, indent=2) + "\n").encode())
+        (self.path / LOGS).mkdir(exist_ok=True)  # after the file by which the folder is known for a study's
 
     def log(self, job: Job) -> Path:
         """Where a job's output goes."""
