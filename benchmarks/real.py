@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).parents[1]
-ITERATIONS = {"contract": 100, "prices": 100}  # of 2,000 steps
+ITERATIONS = {"contract": 50, "prices": 50}  # of 4,000 steps
 OPTIMA = {"contract": 4.81, "prices": 5.966}
 NAMES = {"contract": "deep-sea treasure, contract, θ ∈ R²", "prices": "deep-sea treasure, price list, θ ∈ R^10"}
 

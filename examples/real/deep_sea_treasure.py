@@ -6,7 +6,7 @@ The leader has the rest.
 
 Needs: pip install --no-deps "mo-gymnasium==1.3.2"   (its other requirements would replace pygame-ce)
 Run: python examples/real/deep_sea_treasure.py [--problem prices] [--leaders bchg cmaes naive-pgd zeroth-order]
-       [--seeds 0 1 2] [--iterations 60] [--out runs/deep_sea]
+       [--seeds 0 1 2] [--iterations 50] [--out runs/deep_sea]
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ except ImportError:
     sys.exit('this example needs MO-Gymnasium: pip install --no-deps "mo-gymnasium==1.3.2"')
 
 LEADERS = {
-    "bchg": lambda wrapped, seed: BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
-    "naive-pgd": lambda wrapped, seed: NaivePGD(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
+    "bchg": lambda wrapped, seed: BCHG(wrapped, seed=seed, batch_size=2_000, learning_rate=0.1),
+    "naive-pgd": lambda wrapped, seed: NaivePGD(wrapped, seed=seed, batch_size=2_000, learning_rate=0.1),
     "cmaes": lambda wrapped, seed: CMAES(wrapped, seed=seed, episodes=10, population=6),
     "zeroth-order": lambda wrapped, seed: ZerothOrder(wrapped, seed=seed, episodes=10, learning_rate=0.1),
 }
@@ -42,7 +42,7 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--problem", choices=("contract", "prices"), default="contract")
 parser.add_argument("--leaders", nargs="+", choices=tuple(LEADERS), default=["bchg"])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-parser.add_argument("--iterations", type=int, default=60, help="of 1,000 steps by the leader and 1,000 by the diver")
+parser.add_argument("--iterations", type=int, default=50, help="of 2,000 steps by the leader and 2,000 by the diver")
 parser.add_argument("--out", type=Path, default=Path("runs/deep_sea"))
 arguments = parser.parse_args()
 torch.set_num_threads(1)
@@ -126,18 +126,19 @@ first = exact.objective(table, np.full(SIZE, 0.5))
 print(f"{sea.spec.id}: θ = ½ is worth {first:.2f} to the leader")
 
 # 3. Each leader with a diver of its own, at as many environment steps of both. Values are those with an exact diver.
-paths, results, budget = {}, {}, 2_000 * arguments.iterations
+paths, results, budget = {}, {}, 4_000 * arguments.iterations
 for name in arguments.leaders:
     for seed in arguments.seeds:
         began = time.process_time()
-        diver = SB3Follower(
-            "SoftDQN", 1_000, first_steps=5_000, seed=seed, learning_rate=2e-3, train_freq=4, gradient_steps=4
-        )
+        experience = {"buffer": "relabel", "buffer_size": 20_000}  # rewards at the present θ
+        diver = SB3Follower("SoftDQN", 2_000, first_steps=5_000, seed=seed, learning_rate=2e-3, **experience)
         leader = LEADERS[name](BilevelWrapper(env, diver), seed)
         path, spent = [leader.theta], 0.0
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
+            if len(path) % 10 == 1:
+                print(f"  after {len(path) - 1}: J_L = {exact.objective(table, leader.theta):.2f}", flush=True)
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
         value = exact.objective(table, leader.theta)
         paths[name, seed] = np.array(path)

@@ -101,7 +101,7 @@ def hats_of(level, grid):
 grid = BilevelWrapper(TabularEnv(Grid()))
 print(f"{dam.spec.id}: fines {FIRST.round(3)} are worth {exact.objective(grid, FIRST):.1f} to the leader")
 
-# 3. BC-HG with an operator that learns from its last 4,000 steps, some of them paid at earlier fines.
+# 3. BC-HG with an operator that learns from its last 20,000 steps, paid at the present fines.
 paths = {}
 for seed in arguments.seeds:
     began = time.perf_counter()
@@ -110,13 +110,10 @@ for seed in arguments.seeds:
         1_000,
         first_steps=10_000,
         seed=seed,
-        buffer="keep",
-        buffer_size=4_000,
+        buffer="relabel",
+        buffer_size=20_000,
         reward_scale=20.0,
-        learning_rate=1e-3,
-        train_freq=4,
-        gradient_steps=4,
-        batch_size=128,
+        gradient_steps=2,
     )
     leader = BCHG(
         BilevelWrapper(env, operator), seed=seed, batch_size=1_000, learning_rate=0.1, guiding=arguments.guiding
