@@ -487,6 +487,51 @@ def test_a_job_whose_process_dies_is_tried_again_and_given_up_after_five_deaths(
     assert [ended[name].message for name in ("1", "2", "3")] == ["1", "2", "3"]
 
 
+@pytest.mark.slow
+def test_no_process_of_a_pool_outlives_a_command_that_is_killed(tmp_path):
+    code = (
+        "import pathlib, sys; from leaders.experiments.sweep.engines import Processes;"
+        "from leaders.experiments.sweep.study import Job; from tests.leaders.test_sweep import Telling;"
+        "jobs = [Job({'env': str(one)}) for one in range(5)];"
+        "list(Processes(2)(jobs, Telling(pathlib.Path(sys.argv[1])), lambda job: False))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.done"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    assert len(workers) == 2
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+    begun = {path.stem for path in tmp_path.glob("*.begun")}
+    assert begun == {path.stem for path in tmp_path.glob("*.done")}  # what was under way came to its end
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Telling:
+    """A job that tells in which process it is and when it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, job):
+        name = job.config["env"]
+        (self.folder / f"{os.getpid()}.pid").touch()
+        (self.folder / f"{name}.begun").touch()
+        time.sleep(4.0 if name in "34" else 0.1)
+        (self.folder / f"{name}.done").touch()
+        return Outcome(DONE)
+
+
 class Deadly:
     """Job 0 kills its process; the others do not."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
 import joblib
@@ -14,6 +17,7 @@ from leaders.experiments.sweep.study import Job
 
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 MOST_DEATHS = 5  # of the process that runs a job; killed from outside, it is tried again
+LOOK = 1.0  # seconds between two looks whether the process that started this one is alive
 ALONE_AFTER = 2  # deaths from which a job is run in a pool of its own, where it takes no other with it
 
 
@@ -108,7 +112,30 @@ def _pooled(jobs: Sequence[Job], call: Call, processes: int) -> Iterator[tuple[s
     pool = joblib.Parallel(
         n_jobs=processes, backend="loky", batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered"
     )
-    yield from pool(joblib.delayed(_named)(call, job) for job in jobs)
+    yield from pool(joblib.delayed(_as_child)(os.getpid(), call, job) for job in jobs)
+
+
+_at_work = threading.Lock()  # held by a process of a pool while it runs a job
+
+
+def _as_child(starter: int, call: Call, job: Job) -> tuple[str, Outcome]:
+    """Runs a job in a process of a pool, which does not outlive the one that started it."""
+    _end_with(starter)
+    with _at_work:
+        return _named(call, job)
+
+
+@cache
+def _end_with(starter: int) -> None:
+    """Ends this process when the one that started it is gone, after the job under way; a pool's would wait for ever."""
+
+    def watch() -> None:
+        while os.getppid() == starter:
+            time.sleep(LOOK)
+        with _at_work:
+            os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _named(call: Call, job: Job) -> tuple[str, Outcome]:
