@@ -259,6 +259,24 @@ class MBHG(TrajectoryLeader):
         theta = np.stack([(record.theta if len(record.raw) else now).numpy() for record, now in own])
         return theta.copy() if self._stacked else theta[0].copy()
 
+    def learnt_values(self) -> dict[str, np.ndarray]:
+        """J_L of the best θ deployed in the world as it is known, under the follower's policy there, [R] each.
+
+        "pessimistic": whatever is unknown goes on with the least reward that was seen, for ever, a lower bound but for
+        the error of the counts; "neutral": unknown pairs are the mean of their state's known ones; "optimistic": they
+        lead to more than the best that is known. They are equal where all that the follower reaches is known. NaN where
+        nothing has been compared.
+        """
+        return {
+            completion: np.array(
+                [
+                    learner.deployed_value(record.theta, record.policy, completion) if len(record.raw) else np.nan
+                    for record, learner in zip(self._records, self.learners, strict=True)
+                ]
+            )
+            for completion in ("pessimistic", "neutral", "optimistic")
+        }
+
     def _estimate(self, theta: Tensor, model: Any, best: Any) -> Estimate:
         if self._failed:  # nothing was put into force, but steps and answers were had
             self._records = [replace(record) for record in self._attempt.records]

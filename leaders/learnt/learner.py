@@ -32,7 +32,7 @@ ALIKE = 0.3  # probability of a state's unknown actions up to which they are tak
 NARROW = 0.01  # share by which the optimistic world may promise more where exploration has done its work
 SETTLED = 3  # times in succession
 # What a follower that cannot be asked is taken to think of an action that was never seen: V_F less so many β.
-RELUCTANCE = {"optimistic": 1.0, "neutral": 5.0}
+RELUCTANCE = {"optimistic": 1.0, "neutral": 5.0, "pessimistic": 5.0}
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Learner:
         """J_L in the learnt world at a θ ``[*θ.shape]`` that was deployed, under the g [S, B] that answered it.
 
         The follower is not solved for: what a wrong idea of it adds to a promise is not in here. `completion` is
-        "neutral" or "optimistic".
+        "neutral", "optimistic" or "pessimistic".
         """
         world = self._world(self._knowledge(), completion)
         policy = world.part.policy(policy)
@@ -213,12 +213,18 @@ class Learner:
             self.preferences,
             theta_moves=self.counts.theta_moves,
             start_moves=self.how.start_moves,
-            unknown=Supposed(
-                alike, self.worst if completion == "neutral" else self.top + self.largest, RELUCTANCE[completion]
-            ),
+            unknown=Supposed(alike, self._worth(completion), RELUCTANCE[completion]),
             part=Part.seen(known.known, known.reached()) if self.how.asks and known.known.size >= LARGE else None,
             read=self.tried.entries,
         )
+
+    def _worth(self, completion: str) -> float:
+        """J_L from the unknown on: the worst of what is known, more than its best, or the least that there can be."""
+        return {
+            "neutral": self.worst,
+            "optimistic": self.top + self.largest,
+            "pessimistic": -self.largest / (1 - self.preferences.gamma_leader),
+        }[completion]
 
     def _ask(self, world: LearntWorld, raw: Tensor) -> Tables:
         """Q_F and V_F at raw parameters [C, n]: the follower's own where it can be asked."""

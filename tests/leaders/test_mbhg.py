@@ -367,3 +367,21 @@ def test_candidates_may_be_others_after_loading(changed, tmp_path):
     best = leader.env.best_response(theta)
     np.testing.assert_allclose(q, best.q.values, atol=1e-6)
     np.testing.assert_allclose(v, best.v.values, atol=1e-6)
+
+
+def test_what_is_known_bounds_the_value_of_the_best_deployed_theta():
+    """In the toll bridge moves are certain: counts tell them, and once all is known nothing is left to suppose."""
+    leader = MBHG(toll_bridge(), runs=2, batch_size=200, seed=0)
+    assert np.isnan(leader.learnt_values()["pessimistic"]).all()
+    leader.learn(4)
+    truth = exact.objective(leader.env, leader.best_deployed_theta)
+    for values in leader.learnt_values().values():
+        np.testing.assert_allclose(values, truth, rtol=1e-6)
+
+
+def test_where_pairs_are_unknown_completions_differ_and_the_pessimistic_one_is_a_lower_bound():
+    env = wrapped_env("RandomMDP", states=60, actions=6)
+    leader = MBHG(env, seed=0, batch_size=60).learn(2)
+    values = {name: float(value[0]) for name, value in leader.learnt_values().items()}
+    assert values["pessimistic"] < values["neutral"] <= values["optimistic"]
+    assert values["pessimistic"] < exact.objective(env, leader.best_deployed_theta)
