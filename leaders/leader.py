@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import check_count, check_memory
+from bilevel_envs.core.checks import as_array, check_count, check_memory
 from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, saves
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
@@ -543,7 +543,7 @@ class Leader:
             raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares returns alone")
 
     def _run_seeds(self, seed: Any) -> list[int]:
-        if np.ndim(seed) == 0:
+        if as_array(seed, "seed").ndim == 0:
             return [check_count(seed, "seed", at_least=0) + run for run in range(self.runs)]
         if len(seed) != self.runs:
             raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")
