@@ -338,6 +338,7 @@ class Leader:
             "task": self._task,
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,
+            "evaluation_interval": self.evaluation.interval,
             **({} if self.contexts is None else {"contexts": self.contexts.now.tolist()}),
         }
         state = {
@@ -385,6 +386,8 @@ class Leader:
             if self.contexts is not None:
                 self.contexts.now = np.array(saved["contexts"])
             self.history.load_state(checkpoint.history)
+            if self.config.evaluate_every is None:
+                self.evaluation.interval = check_count(saved.get("evaluation_interval", 1), "evaluation_interval")
         with self._in_its_contexts():
             model = self.env.model(self._theta().detach())
         self.progress = Progress(saved["iterations"], checkpoint.response("best", self.runs, model))

@@ -67,7 +67,7 @@ REFUSED = {
     "reset options by numbers and words": (lambda: toll_bridge().reset(options={1: 1, "a": 2}), "`options`"),
     "a random MDP larger than memory": (lambda: RandomMDP(states=10**12, branching=1), "`states`"),
     "more actions than memory": (lambda: RandomMDP(actions=10**30), "`actions`"),
-    "a ragged range of actions": (lambda: SB3Follower("SAC", action_range=([], [[]])), "`action_range`"),
+    "a ragged range of actions": (lambda: SB3Follower("SAC", action_range=RAGGED), "`action_range`"),
     "a policy that SB3 does not know": (
         lambda: toll_bridge(SB3Follower("SoftDQN", 30, policy="word")).best_response(np.array([0.5])),
         "`policy`",
