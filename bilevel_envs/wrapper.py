@@ -308,7 +308,8 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         self, *, seed: int | None = None, options: Mapping[str, Numbers] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode; with "theta" or "context" in `options`, `info["best_response"]` is the new response."""
-        observation, info = self.env.reset(seed=seed, options=None if options is None else dict(options))
+        given: Any = dict(options) if isinstance(options, Mapping) else options
+        observation, info = self.env.reset(seed=seed, options=given)
         if options and options.keys() & {"theta", "context"}:
             info = {**info, "best_response": self.best_response(self.theta)}
         return observation, info

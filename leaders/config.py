@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bilevel_envs.core.checks import check_choice
 from bilevel_envs.networks.temporal_differences import DEFAULT_FIT, PUBLISHED_FIT, Fit
 
 if TYPE_CHECKING:
@@ -196,6 +197,12 @@ PUBLISHED_LINEAR = EstimatorConfig(
 )
 # For worlds without a known model, with followers that learn.
 DECLARED = EstimatorConfig("bc_hg", batch_size=2_000, critic="td", tail="keep", sampler="steps", network_of="both")
+
+
+def is_published(preset: object) -> bool:
+    """Whether a preset asks for the published form; refuses what is no preset."""
+    check_choice(preset, (None, "paper"), "preset")
+    return preset is not None
 
 
 def changed(config: C, arguments: Mapping[str, object]) -> C:

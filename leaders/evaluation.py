@@ -28,19 +28,23 @@ class Evaluation:
     Args:
       leader: the leader's class, for the log.
       every: outer iterations from one evaluation to the next; None for 1 as long as an evaluation takes a tenth of a
-        second or less time than the rest of the iteration, and for as many as keep it below the rest otherwise.
+        second of processor time or less than the rest of the iteration, and for as many as keep it below the rest
+        otherwise.
+
+    Attributes:
+      interval: outer iterations from one evaluation to the next at present; a run that is resumed keeps it.
     """
 
     def __init__(self, leader: str, every: int | None) -> None:
         self.leader = leader
         self.every = None if every is None else check_count(every, "evaluate_every")
         self.optimum: BestResponse | None = None  # at the last θ evaluated, where the follower itself is not optimal
-        self._interval = 1 if self.every is None else self.every
+        self.interval = 1 if self.every is None else self.every
         self._started: float | None = None
 
     def due(self, iteration: int) -> bool:
         """Whether an iteration is one to be evaluated."""
-        return iteration % self._interval == 0
+        return iteration % self.interval == 0
 
     def values(self, model: Model, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
         """J_L at θ under the soft-optimal follower, and under the policy in use, [R] each; NaN if it is not known."""
@@ -57,20 +61,20 @@ class Evaluation:
 
     def timed(self, model: Model, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
         """`values`; evaluates less often from then on if that took longer than the rest of the iteration."""
-        before = time.perf_counter()
+        before = time.process_time()  # unlike the clock on the wall, not moved by other processes or by who sets it
         found = self.values(model, best, preferences, runs)
-        after = time.perf_counter()
+        after = time.process_time()
         if self.every is None and self._started is not None:
-            self._thin(after - before, (before - self._started) / self._interval)
+            self._thin(after - before, (before - self._started) / self.interval)
         self._started = after
         return found
 
     def _thin(self, evaluating: float, rest: float) -> None:
         """Lengthens the interval where an evaluation is neither cheap nor shorter than the rest of an iteration."""
         wanted = min(math.ceil(evaluating / max(rest, 1e-6)), LONGEST)
-        if evaluating <= CHEAP or wanted <= self._interval:
+        if evaluating <= CHEAP or wanted <= self.interval:
             return
-        self._interval = wanted
+        self.interval = wanted
         logger.info(
             "%s: the exact leader_value takes %.2f s, the rest of an outer iteration %.2f s; it is recorded every %d "
             "iterations from now on (`evaluate_every=1` for all of them)",

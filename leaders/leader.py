@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import check_count, check_memory
+from bilevel_envs.core.checks import as_array, check_count, check_memory
 from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, saves
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
@@ -338,6 +338,7 @@ class Leader:
             "task": self._task,
             "noise": self.noise.state_dict(),
             "iterations": self.progress.iterations,
+            "evaluation_interval": self.evaluation.interval,
             **({} if self.contexts is None else {"contexts": self.contexts.now.tolist()}),
         }
         state = {
@@ -385,6 +386,8 @@ class Leader:
             if self.contexts is not None:
                 self.contexts.now = np.array(saved["contexts"])
             self.history.load_state(checkpoint.history)
+            if self.config.evaluate_every is None:
+                self.evaluation.interval = check_count(saved.get("evaluation_interval", 1), "evaluation_interval")
         with self._in_its_contexts():
             model = self.env.model(self._theta().detach())
         self.progress = Progress(saved["iterations"], checkpoint.response("best", self.runs, model))
@@ -543,7 +546,7 @@ class Leader:
             raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares returns alone")
 
     def _run_seeds(self, seed: Any) -> list[int]:
-        if np.ndim(seed) == 0:
+        if as_array(seed, "seed").ndim == 0:
             return [check_count(seed, "seed", at_least=0) + run for run in range(self.runs)]
         if len(seed) != self.runs:
             raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -59,15 +60,17 @@ def check_number(
     """Returns `value` as a float; refuses anything but a finite number within the bounds."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"`{name}` must be a number, got {value!r}")
+    value = value if isinstance(value, (int, float)) else value.item()
     bounds = [
         (above, "above", above is None or value > above),
         (at_least, "at least", at_least is None or value >= at_least),
         (below, "below", below is None or value < below),
         (at_most, "at most", at_most is None or value <= at_most),
     ]
-    if not np.isfinite(value) or not all(holds for _, _, holds in bounds):
+    finite = -sys.float_info.max <= value <= sys.float_info.max  # also for whole numbers that no float can hold
+    if not finite or not all(holds for _, _, holds in bounds):
         wanted = [f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None]
-        wanted += ["finite"] * (not np.isfinite(value))
+        wanted += ["finite"] * (not finite)
         raise ValueError(f"`{name}` must be {' and '.join(wanted)}, got {value}{remedy and f'. {remedy}'}")
     return float(value)
 
@@ -81,9 +84,10 @@ def check_per_run(
     at_most: float | None = None,
 ) -> None:
     """Refuses `value` unless it is a number within the bounds of `check_number`, or one such number for each run."""
-    if np.ndim(value) and np.shape(value) != (np.size(value) if runs is None else runs,):
+    shape = as_array(value, name).shape
+    if shape and shape != (math.prod(shape) if runs is None else runs,):
         each = "one per run" if runs is None else f"one per run ({runs})"
-        raise ValueError(f"`{name}` must be a number or {each}, got shape {list(np.shape(value))}")
+        raise ValueError(f"`{name}` must be a number or {each}, got shape {list(shape)}")
     for number in np.atleast_1d(value).ravel():
         check_number(number, name, above=above, at_most=at_most)
 
@@ -146,6 +150,24 @@ def check_table_size(table: Tensor, runs: int, size: tuple[int, ...], name: str,
             f"`{name}` must have shape {[runs, *size]}, [run, {axes}] of this world, or lead with 1 where all runs "
             f"share it; got {list(table.shape)}"
         )
+
+
+def as_numbers(value: object, name: str) -> Tensor:
+    """Returns a tensor as it is and anything else as float64; refuses what holds no numbers, and ragged lists."""
+    if isinstance(value, Tensor):
+        return value
+    array = as_array(value, name)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"`{name}` must be numbers, got {array.dtype} of shape {_axes(array.shape)}")
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def as_array(value: object, name: str) -> np.ndarray:
+    """Returns `value` as an array; refuses ragged lists."""
+    try:
+        return np.array(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # the latter of tensors with gradients
+        raise ValueError(f"`{name}` must be an array, got {type(value).__name__} ({error})") from error
 
 
 def finite_numbers(value: ArrayLike, shape: Sequence[int] | None, name: str) -> np.ndarray:

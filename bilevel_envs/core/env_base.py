@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from importlib import import_module
+from types import NoneType
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import gymnasium as gym
@@ -541,10 +542,12 @@ def _infos(info: dict[str, np.ndarray], where: np.ndarray) -> dict[str, object]:
 
 def check_options(options: Mapping[str, Numbers] | None, vector: bool = False, contextual: bool = False) -> None:
     """Refuses reset options that are not read."""
+    if not isinstance(options, (Mapping, NoneType)):
+        raise TypeError(f"`options` must be a table such as {{'theta': θ}}, got {type(options).__name__}")
     known = {"theta"} | ({"reset_mask"} if vector else set()) | ({"context"} if contextual else set())
     unknown = set(options or {}) - known
     if unknown:
-        raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(unknown)}")
+        raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(map(repr, unknown))}")
 
 
 def check_render_mode(render_mode: str | None, modes: list[str], problem: ConfigurableMDP) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 
+import numpy as np
 from torch import Tensor
 
 from bilevel_envs.core.follower import BestResponse, FollowerError, can_sample
@@ -33,6 +34,10 @@ def check_parts(best: BestResponse, runs: int) -> None:
         if not isinstance(number, Tensor) or number.shape not in ((1,), (runs,)):
             got = list(number.shape) if isinstance(number, Tensor) else repr(number)
             raise FollowerError(f"its {name} must be a tensor of shape [{runs}], got {got}")
+    if not isinstance(best.optimal, (bool, np.bool_)):
+        raise FollowerError(f"its optimal must be True or False, got {best.optimal!r}")
+    if isinstance(best.steps, bool) or not isinstance(best.steps, (int, np.integer)) or best.steps < 0:
+        raise FollowerError(f"its steps must be a whole number of at least 0, got {best.steps!r}")
     for name, part in (policies | values).items():
         _check_entries(part, name)
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Unpack
 import gymnasium as gym
 
 from leaders.algorithms.replay import check_replay
-from leaders.config import EstimatorConfig, Forms
+from leaders.config import EstimatorConfig, Forms, is_published
 from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.keywords import EstimatorKeywords
 
@@ -47,6 +47,6 @@ class BiAC(TrajectoryLeader):
         **keywords: Unpack[EstimatorKeywords],
     ) -> None:
         check_replay(replay, preset)
-        replay = True if replay is None and preset == "paper" else replay
+        replay = True if replay is None and is_published(preset) else replay
         default = EstimatorConfig("naive_pgd", critic="stage_game", control_variate="none")
         super().__init__(env, {"preset": preset, "replay": replay}, keywords, Forms({None: default, "paper": default}))

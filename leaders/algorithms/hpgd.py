@@ -11,7 +11,7 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice, check_count, lacking
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
 from bilevel_envs.worlds.tabular.model import TabularModel
-from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms
+from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms, is_published
 from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critics.critic import Critic
 from leaders.estimators.guiding import HPGD_RULE, CentredGuiding, Guiding, OracleGuiding, PublishedOracleGuiding
@@ -90,10 +90,10 @@ class HPGD(TrajectoryLeader):
         check_choice(variant, LINEAR_VARIANTS if vectors else VARIANTS, "variant")
         if baseline is not None and not vectors:
             raise ValueError(f"`baseline` must be None where states are countable, got {baseline!r}")
-        self.variant, self.published, self.linear = variant, preset == "paper", vectors
+        self.variant, self.published, self.linear = variant, is_published(preset), vectors
         self.oracle_draws = check_count(oracle_draws, "oracle_draws")
         self.oracle_size = check_count(oracle_size, "oracle_size")
-        self._baseline = ("td" if preset == "paper" else "lstd") if baseline is None else baseline
+        self._baseline = ("td" if self.published else "lstd") if baseline is None else baseline
         own = {"variant": variant, "preset": preset, "oracle_draws": oracle_draws, "oracle_size": oracle_size}
         super().__init__(env, {**own, "baseline": baseline}, keywords, forms_of(variant))
         if variant == "oracle" and self.published and self.oracle_size % self.rows:

@@ -20,7 +20,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box, Free
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.wrapper import BilevelWrapper
-from leaders.config import EstimatorConfig, Forms, selected
+from leaders.config import EstimatorConfig, Forms, is_published, selected
 from leaders.critics.critic import Critic
 from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.critics.cross_fit import HALVES, Judges, cross_fitted, fitted_to_all, returns_itself
@@ -131,7 +131,7 @@ class TrajectoryLeader(Leader):
         self, env: BilevelWrapper, given: Mapping[str, object]
     ) -> TableActorCritic | LinearActorCritic | None:
         """The published form of a game, an actor-critic, where that is asked for."""
-        if given.get("preset") != "paper" or not is_game(env):
+        if not is_published(given.get("preset")) or not is_game(env):
             return None
         for name in GAME_IGNORES:
             if given.get(name) is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse, FollowerError
 
 
 class GivesValues(Protocol):
@@ -46,6 +46,14 @@ class Values:
         return self.q_leader - self.v_leader
 
 
+def _given(value: object, batch: Rollout, name: str) -> Tensor:
+    """What a follower's value function gives, refused unless it is a number for each step."""
+    if not isinstance(value, Tensor) or value.shape != batch.r_follower.shape:
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise FollowerError(f"its {name} must give a tensor of shape {list(batch.r_follower.shape)}, got {got}")
+    return value
+
+
 def evaluate(
     critic: GivesValues, best: BestResponse, batch: Rollout, follower: bool = True, fold: Tensor | None = None
 ) -> Values:
@@ -53,12 +61,12 @@ def evaluate(
     goes_on = (batch.valid & ~batch.terminated).to(batch.r_leader.dtype)
     q_leader, v_leader, v_leader_next = critic.values(batch, best.policy)
     nothing = torch.zeros_like(batch.r_follower)
-    v_follower_next = best.v(batch.next_state) if follower else nothing
+    v_follower_next = _given(best.v(batch.next_state), batch, "v") if follower else nothing
     return Values(
         q_leader=q_leader,
         v_leader=v_leader,
         v_leader_next=v_leader_next * goes_on,
-        q_follower=best.q(batch.state, batch.action) if follower else nothing,
+        q_follower=_given(best.q(batch.state, batch.action), batch, "q") if follower else nothing,
         v_follower_next=torch.where(goes_on > 0, v_follower_next, 0.0),
         fold=fold,
     )

@@ -165,7 +165,7 @@ class Checkpoint:
         """Raises ValueError where what is restored inside is not what a leader with these arguments saves."""
         try:
             yield
-        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(
                 f"`path` must be a file that `save` wrote; what {self.path} holds does not fit together ({error!r})"
             ) from error

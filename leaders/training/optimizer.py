@@ -37,7 +37,7 @@ class Ascent:
     ) -> None:
         check_choice(optimizer, OPTIMIZERS, "optimizer")
         check_per_run(learning_rate, "learning_rate", runs=runs, above=0)
-        if max_grad_norm != float("inf"):
+        if not (isinstance(max_grad_norm, (float, np.floating)) and max_grad_norm == float("inf")):
             check_number(max_grad_norm, "max_grad_norm", above=0)
         self._leaves = [leaf for leaf in module.parameters() if leaf.requires_grad]
         if not self._leaves:

@@ -45,6 +45,9 @@ def resolve(
     """
     preset = given.get("preset")
     check_choice(preset, forms.tables, "preset")
+    for name, known in {"guiding": GUIDINGS, "dynamics": DYNAMICS, "gradient": GRADIENTS}.items():
+        if given.get(name) is not None:
+            check_choice(given[name], known, name)
     form = facts.world.form(forms, preset, leader, facts)
     advised = _advised(given, facts)
     return (

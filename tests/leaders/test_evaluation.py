@@ -72,13 +72,23 @@ def test_a_slow_evaluation_is_thinned_and_theta_does_not_notice(make, monkeypatc
 
     class Clock:
         @staticmethod
-        def perf_counter():
+        def process_time():
             return next(moments)
 
     monkeypatch.setattr("leaders.evaluation.time", Clock)
     leader = BCHG(make("TollBridge"), seed=0).learn(12)
     assert np.isnan(leader.history["leader_value"][:, 0]).tolist() == [i not in (0, 1, 11) for i in range(12)]
     np.testing.assert_array_equal(leader.theta, plain.theta)
+
+
+def test_a_resumed_run_is_evaluated_as_often_as_before(make, tmp_path):
+    leader = BCHG(make("TollBridge"), seed=0).learn(3)
+    leader.evaluation._thin(0.4, 0.1)
+    leader.save(tmp_path / "leader.zip")
+    again = BCHG.load(tmp_path / "leader.zip", make("TollBridge")).learn(8)
+    assert np.isnan(again.history["leader_value"][:, 0]).tolist() == [i not in (0, 1, 2, 4, 8, 10) for i in range(11)]
+    other = BCHG.load(tmp_path / "leader.zip", make("TollBridge"), evaluate_every=3).learn(4)
+    assert np.isnan(other.history["leader_value"][:, 0]).tolist() == [i not in (0, 1, 2, 3, 6) for i in range(7)]
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5])

@@ -414,7 +414,8 @@ class SB3Follower:
         try:
             agent = self.algorithm(self.settings.policy, world, device="cpu", **own)
         except (TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments: {error}") from error
+            names = ", ".join(f"`{name}`" for name in ("policy", *self.kwargs))
+            raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments {names}: {error}") from error
         if self.kind == "other" and lacking(agent.policy, ["get_distribution"]):
             raise ValueError(
                 f"`algorithm` must have a policy with a distribution; {self.algorithm.__name__}'s has none"

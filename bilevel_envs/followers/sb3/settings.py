@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import as_array, check_choice, check_count, check_number
 
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import BasePolicy
@@ -86,7 +86,7 @@ def _check_range(given: Range) -> None:
     """Refuses with a ValueError what is no range of actions; whether it fits is known when the action space is."""
     if given is None:
         return
-    parts = [np.asarray(part) for part in (given if isinstance(given, tuple) else (given,))]
+    parts = [as_array(part, "action_range") for part in (given if isinstance(given, tuple) else (given,))]
     if len(parts) != (2 if isinstance(given, tuple) else 1) or any(part.dtype.kind not in "fiu" for part in parts):
         raise ValueError(f"`action_range` must be a number, one per action, or a tuple (low, high), got {given!r}")
     low, high = parts if len(parts) == 2 else (-parts[0], parts[0])

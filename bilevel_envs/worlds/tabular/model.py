@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import NoneType
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
@@ -170,6 +171,8 @@ class TabularModel:
         for name in ("initial", "r_leader", "r_follower"):
             if not isinstance(getattr(self, name), Tensor) or getattr(self, name).dtype != torch.float64:
                 raise TypeError(f"`{name}` must be a float64 torch tensor, got {_kind(getattr(self, name))}")
+        if not isinstance(self.structure, (Structure, NoneType)):
+            raise TypeError(f"`structure` must be another model's, got {type(self.structure).__name__}")
         object.__setattr__(self, "moves", _moves_of(self.transition))
         check_shape(self.r_leader, self.moves.probability.shape[-3:-1], "r_leader", "[state, action]")
         checked = self.structure is not None and self.structure.belongs_to(self)

@@ -15,10 +15,12 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_count, check_distribution, check_finite
+from bilevel_envs.core.checks import as_array, as_numbers, check_count, check_distribution, check_finite, check_memory
 from bilevel_envs.worlds.tabular.pattern import Pattern, pattern_of
 
 LARGEST_DIRECT = 500  # states up to which systems are solved by elimination, with possible successors first
+PROBABILITY = "`probability` must be [run, state, action, successor]"
+TRANSITION = "`transition` must be [state, action, next state] or lead with runs"
 CHUNK = 1 << 16  # states that `from_function` asks about at a time
 Function: TypeAlias = Callable[[np.ndarray, int], tuple[ArrayLike, ArrayLike]]
 
@@ -114,9 +116,7 @@ class Transitions:
         if not isinstance(self.probability, Tensor) or self.probability.dtype != torch.float64:
             raise TypeError(f"`probability` must be a float64 torch tensor, got {type(self.probability).__name__}")
         if self.probability.ndim != 4:
-            raise ValueError(
-                f"`probability` must be [run, state, action, successor], got shape {list(self.probability.shape)}"
-            )
+            raise ValueError(f"{PROBABILITY}, got shape {list(self.probability.shape)}")
         _, states, actions, width = self.probability.shape
         if self.shared is None:
             table = _checked_lists(self.successor, states, actions, width)
@@ -135,9 +135,9 @@ class Transitions:
         Raises:
           ValueError: if a free place has a positive probability, or as above.
         """
-        table = np.array(successor)
-        p = probability if isinstance(probability, Tensor) else torch.from_numpy(np.array(probability, np.float64))
-        p = p.reshape(-1, *p.shape[-3:])  # with a runs axis
+        table, p = as_array(successor, "successor"), _with_runs(as_numbers(probability, "probability"), PROBABILITY)
+        if table.ndim != 3:
+            raise ValueError(f"`successor` must be [state, action, successor], got shape {list(table.shape)}")
         free = table == -1
         if free.any():
             own = np.arange(len(table)).reshape(-1, *[1] * (table.ndim - 1))
@@ -153,12 +153,9 @@ class Transitions:
 
         Gradients flow to a tensor's positive entries alone: list by `from_lists` what may become possible.
         """
-        dense = transition if isinstance(transition, Tensor) else torch.from_numpy(np.array(transition, np.float64))
-        if dense.shape[-3:-2] != dense.shape[-1:]:
-            raise ValueError(
-                f"`transition` must be [state, action, next state] or lead with runs, got {list(dense.shape)}"
-            )
-        dense = dense.reshape(-1, *dense.shape[-3:])
+        dense = _with_runs(as_numbers(transition, "transition"), TRANSITION)
+        if dense.shape[1] != dense.shape[3]:
+            raise ValueError(f"{TRANSITION}, got shape {list(dense.shape)}")
         possible = (dense.detach() > 0).any(0).numpy()
         width = max(1, int(possible.sum(-1).max(initial=0)))
         table = np.argsort(~possible, axis=-1, kind="stable")[..., :width]
@@ -177,11 +174,11 @@ class Transitions:
         """
         if isinstance(matrices, Sequence):
             actions = len(matrices)
-            stacked = vstack([csr_array(matrix) for matrix in matrices], format="csr")
+            stacked = _sparse(vstack, [_sparse(csr_array, matrix) for matrix in matrices], format="csr")
             states = stacked.shape[1]
             rows = np.arange(actions)[None, :] * states + np.arange(states)[:, None]
         else:
-            stacked = csr_array(matrices)
+            stacked = _sparse(csr_array, matrices)
             states = stacked.shape[1]
             actions = check_count(stacked.shape[0] // max(states, 1) if actions is None else actions, "actions")
             rows = np.arange(states * actions).reshape(states, actions)
@@ -210,6 +207,9 @@ class Transitions:
           ValueError: if it answers with other shapes.
         """
         states, actions = check_count(states, "states"), check_count(actions, "actions")
+        if not callable(function):
+            raise TypeError(f"`function` must be a function of states and an action, got {function!r}")
+        check_memory(2.0 * states * actions, "states", states, f"lists of {actions} actions")
         parts: list[list[tuple[np.ndarray, np.ndarray]]] = []
         for first in range(0, states, CHUNK):
             chunk = np.arange(first, min(first + CHUNK, states))
@@ -379,6 +379,24 @@ def look_up(table: Tensor, *index: Tensor) -> Tensor:
     return table.flatten(1).gather(1, flat.flatten(1)).view(flat.shape)
 
 
+def _with_runs(table: Tensor, demand: str) -> Tensor:
+    """A table [R|1, S, B, K], given as [S, B, K] or with runs."""
+    if table.ndim not in (3, 4):
+        raise ValueError(f"{demand}, got shape {list(table.shape)}")
+    return table if table.ndim == 4 else table[None]
+
+
+def _sparse(make: Callable[..., csr_array], value: object, **further: str) -> csr_array:
+    """What SciPy makes of a value: a sparse array of numbers in two dimensions."""
+    try:
+        made = make(value, **further)
+    except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+        raise ValueError(f"`matrices` must be sparse arrays of SciPy, or what makes one ({error})") from error
+    if made.ndim != 2 or made.dtype.kind not in "fiub":
+        raise ValueError(f"`matrices` must be numbers in two dimensions, got {made.dtype} of shape {list(made.shape)}")
+    return made.astype(np.float64, copy=False)
+
+
 def _checked_lists(successor: object, states: int, actions: int, width: int) -> np.ndarray:
     """Lists of successors as int32, refused unless they fit."""
     table = np.asarray(successor)
@@ -395,8 +413,10 @@ def _checked_lists(successor: object, states: int, actions: int, width: int) -> 
 
 def _answer(function: Function, chunk: np.ndarray, action: int) -> tuple[np.ndarray, np.ndarray]:
     """What a user's function says of states and an action."""
-    successor, probability = function(chunk, action)
-    to, p = np.asarray(successor), np.asarray(probability, np.float64)
+    answer = function(chunk, action)
+    if not isinstance(answer, Sequence) or len(answer) != 2:
+        raise TypeError(f"`function` must return two arrays, successors and probabilities, got {answer!r}")
+    to, p = as_array(answer[0], "function"), as_numbers(answer[1], "function").detach().numpy()
     if to.shape != p.shape or to.ndim != 2 or len(to) != len(chunk) or to.dtype.kind not in "iu":
         raise ValueError(
             f"`function` must return successors and probabilities of shape [{len(chunk)}, K] for {len(chunk)} states, "

@@ -1,0 +1,129 @@
+"""Values of another kind, shape or size than is asked for, as the fuzzer found them: each is refused by its name."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bilevel_envs import BilevelWrapper, TabularModel
+from bilevel_envs.core.checks import check_number
+from bilevel_envs.core.follower import FollowerError
+from bilevel_envs.envs.random_mdp import RandomMDP
+from bilevel_envs.followers import SB3Follower, SoftValueIteration
+from bilevel_envs.worlds.tabular.transitions import Transitions
+from leaders import BCHG, HPGD, BiAC, NaivePGD, SoBiRL
+from leaders.training.checkpoint import Checkpoint
+from tests.helpers import toll_bridge
+
+RAGGED = [[1, 2], [3]]
+TABLE = np.full((2, 1, 2), 0.5)
+LISTS = np.array([[[0, 1]], [[0, 1]]])
+
+
+def ones(*shape):
+    return torch.ones(shape, dtype=torch.float64)
+
+
+def bridge(name, value, leader=BCHG):
+    return lambda: leader(toll_bridge(), **{name: value})
+
+
+REFUSED = {
+    "ragged seeds": (bridge("seed", RAGGED), "`seed`"),
+    "ragged step sizes": (bridge("learning_rate", RAGGED), "`learning_rate`"),
+    "a step size that no float holds": (bridge("learning_rate", 10**400), "`learning_rate`"),
+    "an array as a clip": (bridge("max_grad_norm", torch.ones(2)), "`max_grad_norm`"),
+    **{
+        f"an array as `{name}`": (bridge(name, np.ones(2)), f"`{name}`") for name in ("guiding", "dynamics", "gradient")
+    },
+    **{
+        f"an array as {kind.__name__}'s preset": (bridge("preset", np.ones(2), kind), "`preset`")
+        for kind in (BCHG, HPGD, BiAC, NaivePGD, SoBiRL)
+    },
+    "lists that are a number": (lambda: Transitions.from_lists(-1, TABLE), "`successor`"),
+    "ragged lists": (lambda: Transitions.from_lists(RAGGED, TABLE), "`successor`"),
+    "probabilities of nothing": (lambda: Transitions.from_lists(LISTS, torch.zeros(0, 2)), "`probability`"),
+    "probabilities that are a word": (lambda: Transitions.from_lists(LISTS, "half"), "`probability`"),
+    "complex probabilities": (lambda: Transitions.from_lists(LISTS, TABLE + 0j), "`probability`"),
+    "a dense table that is a number": (lambda: Transitions.from_dense(0.5), "`transition`"),
+    "a dense table of objects": (lambda: Transitions.from_dense([[[object()]]]), "`transition`"),
+    "a number as sparse arrays": (lambda: Transitions.from_scipy(1.0), "`matrices`"),
+    "a vector as a sparse array": (lambda: Transitions.from_scipy(np.ones(3)), "`matrices`"),
+    "words as sparse arrays": (lambda: Transitions.from_scipy([["a"]]), "`matrices`"),
+    "a word as a function": (lambda: Transitions.from_function("f", 2, 1), "`function`"),
+    "a function that answers with a number": (lambda: Transitions.from_function(lambda s, b: 1, 2, 1), "`function`"),
+    "a function that answers with words": (
+        lambda: Transitions.from_function(lambda s, b: ("a", "b"), 2, 1),
+        "`function`",
+    ),
+    "more states than memory": (lambda: Transitions.from_function(lambda s, b: 1, 10**12, 1), "`states`"),
+    "a structure that is none": (
+        lambda: TabularModel(ones(1, 1, 1, 1), ones(1, 1), ones(1, 1, 1), ones(1, 1, 1), structure="mine"),
+        "`structure`",
+    ),
+    "reset options that are an array": (lambda: toll_bridge().reset(options=np.ones(1)), "`options`"),
+    "reset options by numbers and words": (lambda: toll_bridge().reset(options={1: 1, "a": 2}), "`options`"),
+    "a random MDP larger than memory": (lambda: RandomMDP(states=10**12, branching=1), "`states`"),
+    "more actions than memory": (lambda: RandomMDP(actions=10**30), "`actions`"),
+    "a ragged range of actions": (lambda: SB3Follower("SAC", action_range=RAGGED), "`action_range`"),
+    "a policy that SB3 does not know": (
+        lambda: toll_bridge(SB3Follower("SoftDQN", 30, policy="word")).best_response(np.array([0.5])),
+        "`policy`",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_value_of_another_kind_is_refused_by_its_name(what):
+    call, name = REFUSED[what]
+    with pytest.raises((ValueError, TypeError), match=name):
+        call()
+
+
+class Answering(SoftValueIteration):
+    """Changes a part of its answer."""
+
+    def best_response(self, model, preferences, init=None):
+        return replace(super().best_response(model, preferences), **self.changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"steps": "many"}, "its steps must be a whole number"),
+        ({"steps": True}, "its steps must be a whole number"),
+        ({"steps": -1}, "its steps must be a whole number"),
+        ({"optimal": np.array([True, False])}, "its optimal must be True or False"),
+        ({"q": lambda state, action: None}, "its q must give a tensor of shape"),
+        ({"v": lambda state: torch.zeros(1)}, "its v must give a tensor of shape"),
+    ],
+)
+def test_a_part_of_an_answer_that_is_of_another_kind_is_refused_by_its_name(changed, said):
+    follower = Answering()
+    object.__setattr__(follower, "changed", changed)
+    with pytest.raises(FollowerError, match=said):
+        BCHG(BilevelWrapper(toll_bridge().env, follower), batch_size=40).learn(1)
+
+
+def test_a_random_stream_with_a_number_that_no_stream_has_is_refused_as_a_file(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "leader.zip", {}, {}, np.zeros(0))
+    stream = BCHG(toll_bridge(), batch_size=40).noise
+    (state,) = stream.state_dict()
+    state["state"] = {"state": 10**60, "inc": 1}
+    with pytest.raises(ValueError, match="does not fit together"), checkpoint.naming_itself():
+        stream.load_state_dict([state])
+
+
+def test_a_number_of_half_the_precision_is_a_number():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_number(np.float32(0.5), "share", above=0, below=1) == 0.5
+        with pytest.raises(ValueError, match="`share` must be above 0 and finite"):
+            check_number(np.float32("inf"), "share", above=0)
+
+
+def test_a_clip_at_infinity_is_none_whatever_its_float():
+    for kind in (float, np.float32, np.float64):
+        BCHG(toll_bridge(), max_grad_norm=kind("inf"))

@@ -1,0 +1,51 @@
+"""A short round of the fuzzer, and that its judge sees what is wrong. The long one: python -m tests.fuzz."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.fuzz import KINDS, Case, case, fuzz, judge
+
+
+def test_random_input_works_or_is_refused_by_name():
+    assert fuzz(200, seed=19, tell=lambda line: None) == []
+
+
+def test_a_number_makes_the_same_case_again():
+    first, again = ([case(3, index, list(KINDS))[1].told for index in range(200)] for _ in range(2))
+    assert [told.partition(" at 0x")[0] for told in first] == [told.partition(" at 0x")[0] for told in again]
+
+
+def spin():
+    while True:
+        pass
+
+
+def nameless():
+    raise ValueError("no")
+
+
+def named():
+    raise ValueError("`size` must be less")
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda: [][1], "IndexError"),
+        (lambda: {}["a"], "KeyError"),
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (lambda: np.log(np.zeros(1)), "RuntimeWarning"),
+        (lambda: np.zeros(3 * 2**28), "MemoryError"),
+        (nameless, "refused without a name"),
+        (spin, "took more than 0.2 s"),
+        (lambda: "NaN", "went through, but: NaN"),
+        (lambda: None, None),
+        (named, None),
+        (lambda: warnings.warn("of ours", UserWarning, stacklevel=1), None),
+    ],
+)
+def test_the_judge_passes_what_works_or_is_refused_by_name_and_nothing_else(run, said):
+    wrong = judge(Case("", ("size",), run), seconds=0.2)
+    assert wrong is None if said is None else said in wrong
