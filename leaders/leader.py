@@ -546,7 +546,7 @@ class Leader:
             raise ValueError(f"`policy` must have no regulariser: {type(self).__name__} compares returns alone")
 
     def _run_seeds(self, seed: Any) -> list[int]:
-        if as_array(seed, "seed").ndim == 0:
+        if not as_array(seed, "seed").shape:
             return [check_count(seed, "seed", at_least=0) + run for run in range(self.runs)]
         if len(seed) != self.runs:
             raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")

@@ -23,23 +23,27 @@ def check_parts(best: BestResponse, runs: int) -> None:
         if not callable(value):
             what = f"a function such as a Table, or Missing(reason); got {type(value).__name__}"
             raise FollowerError(f"its {name} must be {what}")
+    _check_number(best.residual, "residual", runs)
     for name, number in {
-        "residual": best.residual,
         "optimality_gap": best.optimality_gap,
         "improvement": best.improvement,
         "drift": best.drift,
     }.items():
-        if number is None and name != "residual":
-            continue
-        if not isinstance(number, Tensor) or number.shape not in ((1,), (runs,)):
-            got = list(number.shape) if isinstance(number, Tensor) else repr(number)
-            raise FollowerError(f"its {name} must be a tensor of shape [{runs}], got {got}")
+        if number is not None:
+            _check_number(number, name, runs)
     if not isinstance(best.optimal, (bool, np.bool_)):
         raise FollowerError(f"its optimal must be True or False, got {best.optimal!r}")
     if isinstance(best.steps, bool) or not isinstance(best.steps, (int, np.integer)) or best.steps < 0:
         raise FollowerError(f"its steps must be a whole number of at least 0, got {best.steps!r}")
     for name, part in (policies | values).items():
         _check_entries(part, name)
+
+
+def _check_number(number: object, name: str, runs: int) -> None:
+    """Refuses what is not a number of each run."""
+    if not isinstance(number, Tensor) or number.shape not in ((1,), (runs,)):
+        got = list(number.shape) if isinstance(number, Tensor) else repr(number)
+        raise FollowerError(f"its {name} must be a tensor of shape [{runs}], got {got}")
 
 
 def _check_entries(part: object, name: str) -> None:

@@ -383,7 +383,7 @@ def _with_runs(table: Tensor, demand: str) -> Tensor:
     """A table [R|1, S, B, K], given as [S, B, K] or with runs."""
     if table.ndim not in (3, 4):
         raise ValueError(f"{demand}, got shape {list(table.shape)}")
-    return table if table.ndim == 4 else table[None]
+    return table.reshape(-1, *table.shape[-3:])
 
 
 def _sparse(make: Callable[..., csr_array], value: object, **further: str) -> csr_array:
