@@ -547,7 +547,7 @@ def check_options(options: Mapping[str, Numbers] | None, vector: bool = False, c
     known = {"theta"} | ({"reset_mask"} if vector else set()) | ({"context"} if contextual else set())
     unknown = set(options or {}) - known
     if unknown:
-        raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(map(repr, unknown))}")
+        raise ValueError(f"`options` may hold {sorted(known)}, got {sorted(unknown, key=str)}")
 
 
 def check_render_mode(render_mode: str | None, modes: list[str], problem: ConfigurableMDP) -> None:

@@ -203,7 +203,8 @@ def test_the_optimality_gap_in_a_linear_world_is_a_sampled_shortfall():
 
 def test_a_follower_keeps_its_budgets_of_steps_and_runs_through_its_schedule():
     rates = []
-    follower = soft_dqn(200, first_steps=400, total_steps=700, learning_rate=lambda left: rates.append(left) or 1e-3)
+    rate = lambda left: rates.append(left) or 1e-3  # noqa: E731
+    follower = soft_dqn(200, first_steps=400, total_steps=700, batch_size=32, learning_rate=rate)
     env, theta = toll_bridge(follower), np.array([0.5])
     steps = []
     for _ in range(4):
@@ -253,7 +254,7 @@ def test_an_agent_is_not_taken_into_another_world():
 
 
 def test_an_error_of_sb3_says_that_sb3_refuses():
-    with pytest.raises(ValueError, match="SB3's SoftDQN refuses its arguments: Policy Nope unknown"):
+    with pytest.raises(ValueError, match="SB3's SoftDQN refuses its arguments `policy`: Policy Nope unknown"):
         toll_bridge(SB3Follower("SoftDQN", 60, policy="Nope")).best_response(np.array([0.5]))
 
 
@@ -637,13 +638,14 @@ def test_a_refused_call_trains_no_agent():
     assert env.best_response(leader.theta[0]).steps == 100
 
 
-def test_an_emptied_buffer_fills_before_it_is_learnt_from():
-    env = toll_bridge(soft_dqn(200, learning_starts=10, train_freq=1))
+@pytest.mark.parametrize(("batch_size", "fills"), [(32, 32), (256, 100)])  # a batch, but half of the steps at most
+def test_an_emptied_buffer_fills_before_it_is_learnt_from(batch_size, fills):
+    env = toll_bridge(soft_dqn(200, learning_starts=10, train_freq=1, batch_size=batch_size))
     env.best_response(np.array([0.5]))
     agent = env.follower.agents[0]
     updates = agent._n_updates
     env.best_response(np.array([0.5]))
-    assert agent._n_updates - updates == 200 - 32  # the batch size
+    assert agent._n_updates - updates == 200 - fills
     assert agent.learning_starts == 10
 
 
