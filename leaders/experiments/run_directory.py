@@ -30,7 +30,8 @@ class RunDirectory:
 
     `leader.zip` is the truth: it holds all that is needed to go on bit for bit, and is replaced at once. While the run
     is under way its history is in `leader.history`, to which each checkpoint adds the rows that are new; afterwards in
-    `leader.zip`. `history.csv`, `theta.csv` and the pictures are made from it when the run ends, however it ends.
+    `leader.zip`. `theta.csv` is made from it at every checkpoint, `history.csv` and the pictures when the run ends, however
+    it ends.
 
     Args:
       path: the folder; it need not exist.
@@ -121,8 +122,9 @@ class RunDirectory:
         return path if path.is_file() else None
 
     def save_checkpoint(self, leader: Leader) -> None:
-        """Writes a checkpoint, at a cost that does not depend on how far the run is."""
+        """Writes a checkpoint and θ, at a cost that does not depend on how far the run is."""
         leader.save(self.path / LEADER, self._rows)
+        write_csv(leader.theta, leader.runs, self.path / THETA)
 
     def save(self, leader: Leader) -> None:
         """Writes the checkpoint with its whole history, and history and θ as CSV."""
