@@ -30,8 +30,8 @@ class RunDirectory:
 
     `leader.zip` is the truth: it holds all that is needed to go on bit for bit, and is replaced at once. While the run
     is under way its history is in `leader.history`, to which each checkpoint adds the rows that are new; afterwards in
-    `leader.zip`. `theta.csv` is made from it at every checkpoint, `history.csv` and the pictures when the run ends, however
-    it ends.
+    `leader.zip`. `theta.csv` is made from it at every checkpoint, `history.csv` and the pictures when the run ends,
+    however it ends.
 
     Args:
       path: the folder; it need not exist.
