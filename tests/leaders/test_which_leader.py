@@ -50,7 +50,7 @@ def rows():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cls", "world", "leads"), rows())
+@pytest.mark.parametrize(("cls", "world", "leads"), list(rows()))
 def test_a_leader_leads_where_the_table_says_so_and_refuses_elsewhere(cls, world, leads):
     kind = next(one for one in LEADERS.values() if one.__name__ == cls)
     arguments = {"batch_size": 40} if kind.looks_at_trajectories else {}
