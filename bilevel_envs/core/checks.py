@@ -155,6 +155,8 @@ def check_table_size(table: Tensor, runs: int, size: tuple[int, ...], name: str,
 def as_numbers(value: object, name: str) -> Tensor:
     """Returns a tensor as it is and anything else as float64; refuses what holds no numbers, and ragged lists."""
     if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"`{name}` must be numbers, got complex ones")
         return value
     array = as_array(value, name)
     if array.dtype.kind not in "fiub":
@@ -172,7 +174,7 @@ def as_array(value: object, name: str) -> np.ndarray:
 
 def finite_numbers(value: ArrayLike, shape: Sequence[int] | None, name: str) -> np.ndarray:
     """Returns `value` as a float64 array; refuses anything but finite numbers of that shape."""
-    array = np.asarray(value)
+    array = as_array(value, name)
     if array.dtype.kind not in "fiu" or array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"`{name}` must be finite numbers of shape {list(shape or ())}, got {value!r}")
     return array.astype(np.float64)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_number, check_shape
+from bilevel_envs.core.checks import as_array, check_choice, check_number, check_shape
 from bilevel_envs.core.contexts import Contexts
 from bilevel_envs.core.leader_networks import CNN, MLP
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
@@ -151,7 +151,7 @@ class FourRooms(ConfigurableMDP):
     def __post_init__(self) -> None:
         check_choice(self.dynamics, INTENDED, "dynamics")
         check_choice(self.pairs, (False, True), "pairs")
-        closings = np.ndim(self.closing) == 1 and len(self.closing) == len(CORRIDORS)
+        closings = as_array(self.closing, "closing").ndim == 1 and len(self.closing) == len(CORRIDORS)
         object.__setattr__(self, "closing", tuple(self.closing) if closings else self.closing)
         if not closings:
             raise ValueError(

@@ -184,9 +184,10 @@ class TaxDesign(ConfigurableMDP):
     def _check_households(self) -> None:
         """Makes tuples of the households, their probabilities and prices, and refuses what is none."""
         try:
-            tastes = np.array(self.households, dtype=float)
-        except (TypeError, ValueError):
-            tastes = np.array(None, dtype=float)
+            tastes = np.array(self.households)
+        except (TypeError, ValueError):  # of ragged lists
+            tastes = np.array(None)
+        tastes = tastes.astype(float) if tastes.dtype.kind in "fiu" else np.array(np.nan)
         if len(tastes.shape) != 2 or tastes.size == 0 or not (tastes > 0).all() or not np.isfinite(tastes).all():
             raise ValueError(
                 f"`households` must give each type an exponent above 0 for each good, [types, goods]; got "

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, check_memory, check_number
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.mdp import Model
 from leaders.algorithms.restarted_search import RestartedSearch, Settings
@@ -103,6 +103,8 @@ class CMAES(SearchLeader):
             )
         if 0 < settings.probes < FEWEST_PROBES:
             raise ValueError(f"`probes` must be 0 or at least {FEWEST_PROBES}, got {probes}")
+        for name, count in (("population", settings.population or 0), ("probes", settings.probes)):
+            check_memory(float(count) * start.size, name, count, f"points of {self.runs} runs")
         self.searches = [RestartedSearch(*one, settings) for one in zip(start, self.seeds, strict=True)]
 
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:

@@ -8,14 +8,14 @@ from typing import ClassVar, Unpack
 import gymnasium as gym
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count, lacking
+from bilevel_envs.core.checks import check_choice, check_count, check_memory, lacking
 from bilevel_envs.networks.temporal_differences import PUBLISHED_FIT
 from bilevel_envs.worlds.tabular.model import TabularModel
 from leaders.config import LINEAR, PUBLISHED_LINEAR, PUBLISHED_TABLES, EstimatorConfig, Forms, is_published
 from leaders.critics.baseline import Baseline, NetworkBaseline, QuadraticBaseline, WithBaseline
 from leaders.critics.critic import Critic
 from leaders.estimators.guiding import HPGD_RULE, CentredGuiding, Guiding, OracleGuiding, PublishedOracleGuiding
-from leaders.estimators.trajectory import TrajectoryLeader, whole_episode_horizon
+from leaders.estimators.trajectory import FEW, TrajectoryLeader, whole_episode_horizon
 from leaders.functional.guiding import ESTIMATORS
 from leaders.keywords import EstimatorKeywords
 from leaders.leader import check_wrapped
@@ -96,6 +96,10 @@ class HPGD(TrajectoryLeader):
         self._baseline = ("td" if self.published else "lstd") if baseline is None else baseline
         own = {"variant": variant, "preset": preset, "oracle_draws": oracle_draws, "oracle_size": oracle_size}
         super().__init__(env, {**own, "baseline": baseline}, keywords, forms_of(variant))
+        if variant == "oracle":
+            size, draws = float(self.runs) * FEW * self.oracle_size, float(self.runs) * FEW * self.oracle_draws
+            check_memory(size, "oracle_size", oracle_size, f"transitions of {self.runs} runs")
+            check_memory(draws, "oracle_draws", oracle_draws, f"episodes of {self.runs} runs")
         if variant == "oracle" and self.published and self.oracle_size % self.rows:
             raise ValueError(
                 f"`oracle_size` must be a multiple of the batch's rows ({self.rows}, from `rows` or `batch_size`), "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.checks import check_choice, check_count, check_memory
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import TabularResponse
@@ -241,6 +241,7 @@ class MBHG(TrajectoryLeader):
         self.optimism = optimism
         self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
         moves = self._theta_moves()
+        check_memory(float(draws) * self._raw.flat().numel(), "draws", draws, f"points of {self.runs} runs")
         starts = candidates(self.policy, self._raw.flat(), self.seeds, draws=draws, vertices=vertices)
         tried, preferences = Tried(self._tried_model, self._tried_response, self._entries()), self.env.preferences
         self.learners = [Learner(preferences, tried, self._raw, found, moves, how) for found in starts]

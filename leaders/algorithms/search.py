@@ -9,13 +9,13 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.checks import check_count, check_memory
 from bilevel_envs.core.follower import BestResponse
 from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
 from leaders.estimate import Estimate
 from leaders.estimators.returns import mean_return
-from leaders.estimators.trajectory import whole_episode_horizon
+from leaders.estimators.trajectory import FEW, whole_episode_horizon
 from leaders.exact.raw_parameters import RawParameters
 from leaders.keywords import accepted
 from leaders.leader import Leader
@@ -42,6 +42,7 @@ class SearchLeader(Leader):
         given = accepted(type(self), {**own, "episodes": episodes, **keywords})
         super().__init__(env, changed(LeaderConfig(), given), given)
         self.episodes = check_count(episodes, "episodes")
+        check_memory(float(self.runs) * self.episodes * FEW, "episodes", episodes, f"trials of {self.runs} runs")
         self._trial_steps = 0  # of followers that learn, since the last outcome
         if not self.ascends:
             self.check_unregularised()

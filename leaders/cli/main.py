@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from functools import reduce
 from operator import or_
@@ -40,6 +41,7 @@ COMMANDS: list[tuple[object, ...]] = [
 ]
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a full disk, a read-only folder
 MISTAKE, STOPPED, FAULT = 2, 3, 1  # statuses: the user's mistake, stopped and resumable, none of these
 
 
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command.run()
     except (Exception, KeyboardInterrupt) as error:
-        status, line = _told(error)
+        status, line = _told(error, "--resume" if "train" in given else "")
         if traceback:
             raise
         print(line, file=sys.stderr)
@@ -63,12 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
         release_all()
 
 
-def _told(error: BaseException) -> tuple[int, str]:
-    """The status that an error ends with, and what is said of it."""
+def _told(error: BaseException, resume: str) -> tuple[int, str]:
+    """The status that an error ends with, and what is said of it; `resume` is the flag with which a run goes on."""
     if isinstance(error, KeyboardInterrupt):
         return STOPPED, f"\nbilevel: {error or 'stopped'}"
     if isinstance(error, Stopped):
         return STOPPED, f"bilevel: {error}"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        flag = f" with {resume}" if resume else ""
+        again = f"files there are whole; make it writable, and start the same command again{flag}"
+        return STOPPED, f"bilevel: {error}: {again}"
     if isinstance(error, (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)):
         return MISTAKE, f"bilevel: {error}"
     return FAULT, f"bilevel: {type(error).__name__}: {error} (--traceback shows where)"

@@ -99,6 +99,7 @@ class Train:
         from bilevel_envs.wrapper import BilevelWrapper
         from leaders.experiments.results import RESULT, write_result
         from leaders.experiments.run_directory import RunDirectory
+        from leaders.training.checkpoint import Damaged
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
@@ -110,7 +111,11 @@ class Train:
         directory.check(self.resume)
         if directory.checkpoint:
             directory.claim()
-            asked, leader = leader.arguments, kind.load(directory.checkpoint, wrapped)
+            asked = leader.arguments
+            try:
+                leader = kind.load(directory.checkpoint, wrapped)
+            except Damaged as error:
+                raise ValueError(f"{error}. Put it back, or delete {self.out}: the run then begins anew") from error
             self._check_same(leader.arguments, asked, directory.checkpoint)
             done = leader.progress.iterations
             if self.iterations < done:
@@ -164,7 +169,8 @@ class Train:
                 unsaved = f" ({full})"
         name = "" if isinstance(error, (ValueError, TypeError, OSError, RuntimeError)) else f"{type(error).__name__}: "
         if directory.checkpoint is None:
-            return ValueError(f"{name}{error}. {self.out}: no checkpoint yet{unsaved}")
+            anew = "the same command begins anew, with --resume or without"
+            return ValueError(f"{name}{error}. {self.out}: no checkpoint yet{unsaved}, {anew}")
         kept = "its last checkpoint is whole, --resume goes on from there"
         return Stopped(f"{name}{error}. {self.out}: {kept}{unsaved}")
 

@@ -63,7 +63,10 @@ class RunDirectory:
             return  # a run that came to nothing
         if not config.is_file():
             raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")
-        found = read_config(self.path)
+        try:
+            found = read_config(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --out, or delete {self.path} to begin anew") from error
         different = [
             f"{key}: {found.get(key)!r} there, {self.config.get(key)!r} here"
             for key in sorted(found.keys() | self.config.keys())

@@ -28,6 +28,10 @@ PARTS = {"leader": str, "arguments": dict, "task": dict, "noise": list, "iterati
 UNREADABLE = Exception  # damaged bytes make readers raise all kinds: of zip files, zlib, pickles, arrays, memory, ...
 
 
+class Damaged(ValueError):
+    """A file is none that `save` wrote, or not any more."""
+
+
 @dataclass
 class Rows:
     """The rows of a history in a file beside the checkpoint, to which a checkpoint adds those that are new.
@@ -129,12 +133,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
         if not isinstance(described, dict) or not isinstance(history, np.ndarray):
             raise ValueError("its parts are of another kind")
     except UNREADABLE as error:
-        raise ValueError(f"`path` must be a file that `save` wrote; {path} is not, or is damaged ({error})") from error
+        raise Damaged(f"`path` must be a file that `save` wrote; {path} is not, or is damaged ({error})") from error
     if described.get("format") != FORMAT:
         raise ValueError(f"{path} has format {described.get('format')}; this version reads {FORMAT}")
     wrong = [name for name, kind in PARTS.items() if not isinstance(described.get(name), kind)]
     if wrong or not isinstance(state, dict):
-        raise ValueError(f"`path` must be a file that `save` wrote; {path} has no {(*wrong, 'state')[0]} that fits")
+        raise Damaged(f"`path` must be a file that `save` wrote; {path} has no {(*wrong, 'state')[0]} that fits")
     return described, state, history
 
 
@@ -166,7 +170,7 @@ class Checkpoint:
         try:
             yield
         except (LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-            raise ValueError(
+            raise Damaged(
                 f"`path` must be a file that `save` wrote; what {self.path} holds does not fit together ({error!r})"
             ) from error
 

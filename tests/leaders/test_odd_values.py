@@ -10,10 +10,12 @@ import torch
 from bilevel_envs import BilevelWrapper, TabularModel
 from bilevel_envs.core.checks import check_number
 from bilevel_envs.core.follower import FollowerError
+from bilevel_envs.envs.four_rooms import FourRooms
 from bilevel_envs.envs.random_mdp import RandomMDP
+from bilevel_envs.envs.tax_design import TaxDesignSmall
 from bilevel_envs.followers import SB3Follower, SoftValueIteration
 from bilevel_envs.worlds.tabular.transitions import Transitions
-from leaders import BCHG, HPGD, BiAC, NaivePGD, SoBiRL
+from leaders import BCHG, CMAES, HPGD, MBHG, BiAC, NaivePGD, SoBiRL
 from leaders.training.checkpoint import Checkpoint
 from tests.helpers import toll_bridge
 
@@ -67,6 +69,26 @@ REFUSED = {
     "reset options by numbers and words": (lambda: toll_bridge().reset(options={1: 1, "a": 2}), "`options`"),
     "a random MDP larger than memory": (lambda: RandomMDP(states=10**12, branching=1), "`states`"),
     "more actions than memory": (lambda: RandomMDP(actions=10**30), "`actions`"),
+    "a larger population than memory": (bridge("population", 10**12, CMAES), "`population`"),
+    "more probes than memory": (bridge("probes", 10**12, CMAES), "`probes`"),
+    "more draws than memory": (bridge("draws", 10**12, MBHG), "`draws`"),
+    "more episodes than memory": (bridge("episodes", 10**12, CMAES), "`episodes`"),
+    "a larger oracle than memory": (
+        lambda: HPGD(toll_bridge(), variant="oracle", preset="paper", oracle_size=10**12),
+        "`oracle_size`",
+    ),
+    "more draws of an oracle than memory": (
+        lambda: HPGD(toll_bridge(), variant="oracle", oracle_draws=10**12),
+        "`oracle_draws`",
+    ),
+    "a complex tensor as a table": (lambda: Transitions.from_dense(torch.tensor(TABLE + 0j)), "`transition`"),
+    "a reward that is a number": (
+        lambda: TabularModel(ones(1, 1, 1, 1), ones(1, 1), ones(1, 1, 1), ones()),
+        "`r_follower`",
+    ),
+    "a policy that is neither a word nor a class": (lambda: SB3Follower("SoftDQN", policy=print), "`policy`"),
+    "ragged closings": (lambda: FourRooms(closing=RAGGED), "`closing`"),
+    "complex exponents of households": (lambda: TaxDesignSmall(households=np.ones((1, 2)) + 0j), "`households`"),
     "a ragged range of actions": (lambda: SB3Follower("SAC", action_range=RAGGED), "`action_range`"),
     "a policy that SB3 does not know": (
         lambda: toll_bridge(SB3Follower("SoftDQN", 30, policy="word")).best_response(np.array([0.5])),

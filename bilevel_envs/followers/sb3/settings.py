@@ -72,6 +72,8 @@ class TrainingSettings:
             check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
         check_number(self.reward_scale, "reward_scale", above=0)
         _check_range(self.action_range)
+        if not isinstance(self.policy, (str, type)):
+            raise TypeError(f"`policy` must be a word of SB3's, such as 'MlpPolicy', or a class, got {self.policy!r}")
         if not isinstance(self.model_file, (str, Path, NoneType)):
             raise TypeError(f"`model_file` must be a path or None, got {self.model_file!r}")
 

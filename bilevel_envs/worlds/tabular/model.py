@@ -171,6 +171,8 @@ class TabularModel:
         for name in ("initial", "r_leader", "r_follower"):
             if not isinstance(getattr(self, name), Tensor) or getattr(self, name).dtype != torch.float64:
                 raise TypeError(f"`{name}` must be a float64 torch tensor, got {_kind(getattr(self, name))}")
+            if getattr(self, name).ndim == 0:
+                raise ValueError(f"`{name}` must have a leading runs axis, got a single number")
         if not isinstance(self.structure, (Structure, NoneType)):
             raise TypeError(f"`structure` must be another model's, got {type(self.structure).__name__}")
         object.__setattr__(self, "moves", _moves_of(self.transition))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -112,7 +113,8 @@ def read_source(path: Path) -> object:
     try:
         return json.loads((path / STUDY).read_bytes())["study"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path / STUDY} is damaged ({error}); delete that file alone and start again") from error
+        remedy = "the same command with --extend keeps the jobs there and writes it anew"
+        raise ValueError(f"{path / STUDY} is damaged ({error}); {remedy}") from error
 
 
 @dataclass
@@ -199,7 +201,8 @@ class _Running:
         if self.stopped:
             raise KeyboardInterrupt("stopped at once; the same command goes on from the last checkpoints")
         self.stopped = True
-        (self._directory.path / STOP).touch()
+        with suppress(OSError):  # a full disk, where jobs fail by themselves
+            (self._directory.path / STOP).touch()
         self._told.say("stopping: each job saves what it has learnt after the iteration under way")
 
     def round(self, jobs: Sequence[Job], more: int) -> None:
@@ -220,7 +223,8 @@ class _Running:
             if outcome.status == STOPPED and not self.stopped:  # the job heard the signal
                 self.stop()
             if time.monotonic() - self._written > TABLE_EVERY:
-                self.write_tables()
+                with suppress(OSError):  # written again at the end
+                    self.write_tables()
 
     def check_whole(self) -> None:
         """Raises Stopped where jobs are left, saying which failed."""
