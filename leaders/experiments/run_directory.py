@@ -63,15 +63,7 @@ class RunDirectory:
             return  # a run that came to nothing
         if not config.is_file():
             raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")
-        try:
-            found = read_config(self.path)
-        except ValueError as error:
-            raise ValueError(f"{error}; choose another --out, or delete {self.path} to begin anew") from error
-        different = [
-            f"{key}: {found.get(key)!r} there, {self.config.get(key)!r} here"
-            for key in sorted(found.keys() | self.config.keys())
-            if key not in ("iterations", "task") and found.get(key) != self.config.get(key)
-        ] or differences(found.get("task", {}), self.config.get("task", {}))
+        different = self._differences()
         if different:
             raise ValueError(
                 f"{self.path} holds a run with another configuration ({'; '.join(different)}); choose another --out"
@@ -80,6 +72,18 @@ class RunDirectory:
             raise FileExistsError(
                 f"{self.path} already holds this run; add --resume to go on with it, or choose another --out"
             )
+
+    def _differences(self) -> list[str]:
+        """In which settings the run that is there differs from this one."""
+        try:
+            found = read_config(self.path)
+        except ValueError as error:
+            raise ValueError(f"{error}; choose another --out, or delete {self.path} to begin anew") from error
+        return [
+            f"{key}: {found.get(key)!r} there, {self.config.get(key)!r} here"
+            for key in sorted(found.keys() | self.config.keys())
+            if key not in ("iterations", "task") and found.get(key) != self.config.get(key)
+        ] or differences(found.get("task", {}), self.config.get("task", {}))
 
     def claim(self) -> None:
         """Creates the folder and keeps other processes out of it; a checkpoint is read after that alone.

@@ -61,11 +61,9 @@ class TrainingSettings:
                 "`accuracy` and `most_steps` must be given together: how near to its optimum a response must come, and "
                 f"after how many steps it ends in any case; got {self.accuracy} and {self.most_steps}"
             )
-        if self.accuracy is not None:
+        if self.accuracy is not None and self.most_steps is not None:
             check_number(self.accuracy, "accuracy", at_least=0)
-        least, name = max((self.steps, "steps"), (self.first_steps or 0, "first_steps"))
-        if self.most_steps is not None and self.most_steps < least:
-            raise ValueError(f"`most_steps` must be at least `{name}`, {least}, got {self.most_steps}")
+            _check_most(self.most_steps, self.steps, self.first_steps or 0)
         if not isinstance(self.normalize, bool):
             raise TypeError(f"`normalize` must be True or False, got {self.normalize!r}")
         if self.beta is not None:
@@ -82,6 +80,13 @@ class TrainingSettings:
         """Those that are not None, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if value is not None}
+
+
+def _check_most(most: int, steps: int, first: int) -> None:
+    """Refuses a largest number of steps that is less than what a response takes in any case."""
+    least, name = max((steps, "steps"), (first, "first_steps"))
+    if most < least:
+        raise ValueError(f"`most_steps` must be at least `{name}`, {least}, got {most}")
 
 
 def _check_range(given: Range) -> None:
