@@ -165,9 +165,9 @@ def as_numbers(value: object, name: str) -> Tensor:
 
 
 def as_array(value: object, name: str) -> np.ndarray:
-    """Returns `value` as an array; refuses ragged lists."""
+    """Returns `value` as an array of its own; refuses ragged lists."""
     try:
-        return np.array(value)
+        return np.asarray(value).copy()  # `np.array` warns of tensors
     except (ValueError, TypeError, RuntimeError) as error:  # the latter of tensors with gradients
         raise ValueError(f"`{name}` must be an array, got {type(value).__name__} ({error})") from error
 

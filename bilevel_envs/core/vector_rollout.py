@@ -130,7 +130,7 @@ def components_of(infos: Mapping[str, Any], ended: np.ndarray) -> list[np.ndarra
     told = [part["components"] for part in (infos, infos.get("final_info", {})) if "components" in part]
     if not told:
         return []
-    found = np.array(told[0])
+    found = np.asarray(told[0]).copy()
     if ended.any():
         found[ended] = told[-1][ended]
     return [found]

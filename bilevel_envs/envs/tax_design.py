@@ -184,7 +184,7 @@ class TaxDesign(ConfigurableMDP):
     def _check_households(self) -> None:
         """Makes tuples of the households, their probabilities and prices, and refuses what is none."""
         try:
-            tastes = np.array(self.households)
+            tastes = np.asarray(self.households)
         except (TypeError, ValueError):  # of ragged lists
             tastes = np.array(None)
         tastes = tastes.astype(float) if tastes.dtype.kind in "fiu" else np.array(np.nan)

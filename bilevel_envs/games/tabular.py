@@ -199,7 +199,7 @@ class FiniteGame(TabularGame):
         for name in (field.name for field in fields(GameTables)):
             table = getattr(self, name)
             if table is not None:
-                object.__setattr__(self, name, torch.tensor(np.array(table, dtype=np.float64)))  # its own copy
+                object.__setattr__(self, name, torch.tensor(np.asarray(table, np.float64)))  # its own copy
         _ = self.tables  # refuses bad ones
 
     @cached_property

@@ -144,12 +144,22 @@ class KnownMoves:
         return np.where(self.known, reward + gamma * self.expected_next(v), v[..., None]), v
 
 
-def every_pair(successor: np.ndarray, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-    """State, action and next state of each entry of a table of places [R, V, B, K], all of its shape."""
-    number = torch.from_numpy(places.state)
-    following = number[torch.from_numpy(successor)]
-    state, action = number.view(-1, 1, 1), torch.arange(successor.shape[2]).view(-1, 1)
-    return state.expand(following.shape), action.expand(following.shape), following
+def pairs_where(wanted: np.ndarray) -> np.ndarray:
+    """Numbers v · B + b of the pairs with a wanted entry [R, V, B, K], [R, N]; others fill the lists of other runs."""
+    pairs = wanted.any(-1).reshape(len(wanted), -1)
+    return np.argsort(~pairs, axis=1, kind="stable")[:, : pairs.sum(1).max(initial=0)]
+
+
+def of_pairs(table: np.ndarray, pair: np.ndarray) -> np.ndarray:
+    """The rows of a table [R, V, B, K] at pairs [R, N] by their numbers, [R, N, K]."""
+    return np.take_along_axis(table.reshape(len(table), -1, table.shape[-1]), pair[..., None], 1)
+
+
+def moves_of_pairs(successor: np.ndarray, pair: np.ndarray, places: Places) -> tuple[Tensor, Tensor, Tensor]:
+    """State, action and next state of each entry of a table of places [R, V, B, K] at pairs [R, N], [R, N, K] each."""
+    following = torch.from_numpy(places.state[of_pairs(successor, pair)])
+    state, action = (torch.from_numpy(x)[..., None].expand(following.shape) for x in np.divmod(pair, successor.shape[2]))
+    return torch.from_numpy(places.state)[state], action, following
 
 
 class EmpiricalModel:
@@ -208,7 +218,11 @@ class EmpiricalModel:
         """What is known of the world at the θ of a model, under a policy g [R|1, S, B]."""
         present = self.visits
         if self.theta_moves:
-            present = model.detach().moves.of(*every_pair(np.maximum(self.successor, 0), self.places)).numpy()
+            pair = pairs_where(self.successor >= 0)
+            steps = moves_of_pairs(np.maximum(self.successor, 0), pair, self.places)
+            present = np.zeros(self.visits.shape)
+            rows = present.reshape(len(present), -1, present.shape[-1])
+            np.put_along_axis(rows, pair[..., None], model.detach().moves.of(*steps).numpy(), 1)
         g = np.ascontiguousarray(self.places.gathered(policy.probs).numpy())
         return KnownMoves(
             *known_moves(self.successor, self.visits, self.endings, present, self.theta_moves, g),

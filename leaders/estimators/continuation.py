@@ -17,7 +17,7 @@ from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.cross_fit import Judges
 from leaders.critics.empirical import Empirical
-from leaders.critics.empirical_model import KnownMoves, every_pair
+from leaders.critics.empirical_model import KnownMoves, moves_of_pairs, of_pairs, pairs_where
 from leaders.functional.guiding import Rule
 from leaders.functional.visits import sum_table
 from leaders.functional.weights import Weights
@@ -93,10 +93,11 @@ def _from_here(
         if rule.goes_on and not rule.centred:
             q = (places.gathered(best.q.values) - places.gathered(model.r_follower)).detach().numpy()
             on_move = on_move + _arriving(places.gathered(best.v.values).numpy(), q, gamma_follower, weight, moves)
-        where = torch.from_numpy(on_move != 0.0)
-        probability = model.moves.of(*every_pair(moves.successor, places))
-        log = torch.where(where, probability, 1.0).log()
-        total = total + (torch.from_numpy(on_move) * log).sum((1, 2, 3))
+        pair = pairs_where(on_move != 0.0)
+        on_pair = torch.from_numpy(of_pairs(on_move, pair))
+        probability = model.moves.of(*moves_of_pairs(moves.successor, pair, places))
+        log = torch.where(on_pair != 0.0, probability, 1.0).log()
+        total = total + (on_pair * log).sum((1, 2))
     return total
 
 

@@ -58,7 +58,7 @@ class Actions:
         if not self._shapes:
             return self._take(iter(np.unravel_index(int(action), self._sizes)))
         ends = np.cumsum([np.prod(shape, dtype=int) for shape in self._shapes])[:-1]
-        vectors = np.split(np.array(action, self.space.dtype), ends)
+        vectors = np.split(np.asarray(action, self.space.dtype).copy(), ends)
         return self._take(part.reshape(shape) for part, shape in zip(vectors, self._shapes, strict=True))
 
 
