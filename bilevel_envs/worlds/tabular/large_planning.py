@@ -23,6 +23,7 @@ from bilevel_envs.worlds.tabular.pattern import LONG_LIST, Lists, Pattern, patte
 from bilevel_envs.worlds.tabular.policy_system import PolicySystem, Stale, runs_first
 
 FORCING = 0.1  # of the residual that a step may leave
+CLOSER = 0.9  # times the square of how far the last step came: less than `FORCING` where steps converge quadratically
 CAREFUL = 1e-3  # the same where the size of a step decides
 STEPS_BEFORE_CARE = 25  # after so many steps without convergence every step is careful
 STALLING = 0.2  # of the residual left by a step: then policies still change, and backups before the next one pay
@@ -232,9 +233,10 @@ def _iterated(run: _Run, steps: _Steps, accepted: float, most: int) -> bool:
             continue
         taken += 1
         forcing = max(0.1 * forcing, CAREFUL) if run.off > 3.0 * before else forcing
+        ahead = forcing if before == np.inf else float(np.clip(CLOSER * (run.off / before) ** 2, CAREFUL, forcing))
         at_rounding = run.at_rounding
         careful = at_rounding or taken > STEPS_BEFORE_CARE
-        target = CAREFUL * run.off if careful else max(forcing * run.off, 0.3 * accepted)
+        target = CAREFUL * run.off if careful else max(ahead * run.off, 0.3 * accepted)
         moved, solved = steps.step(run.rest(), run.off, target, careful)
         if not solved:
             return False
