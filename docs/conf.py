@@ -54,6 +54,7 @@ def environment_page(name: str) -> str:
     Image.fromarray(env.render()).save(HERE / "generated" / f"{cls}.png")
     face, best = env.unwrapped, env.unwrapped.best_known
     known = "none, see Best Known below" if best is None else f"{best:.6g} ({best.proof}; {best.source})"
+    known = known.replace("|", r"\|")  # which would end the cell
     spaces = face.theta_space
     shown = f"../images/films/{cls}.webp" if (HERE / "images" / "films" / f"{cls}.webp").is_file() else f"{cls}.png"
     return f"""# {name}
@@ -73,12 +74,25 @@ def environment_page(name: str) -> str:
 | time limit | {env.spec.max_episode_steps} steps |
 | best leader value known | {known} |
 
+{form_of(getattr(import_module(module), cls))}
 ```{{eval-rst}}
 .. autoclass:: {module}.{cls}
    :members: model, parameterization
    :no-index:
 ```
 """
+
+
+def form_of(problem: type) -> str:
+    """A link to the environment that this one is a form of, where it is one."""
+    pages = {path.split(":")[1]: name for name, (path, _) in PROBLEMS.items()}
+    bases = [base.__name__ for base in problem.__mro__[1:] if base.__name__ in pages]
+    if not bases:
+        return ""
+    name = pages[bases[0]]
+    return (
+        f"Spaces, rewards and all else that is not told here: [{name}](env-{name.split('/')[1].removesuffix('-v0')}).\n"
+    )
 
 
 def follower_page(name: str) -> str:

@@ -68,7 +68,7 @@ class Warehouse(ConfigurableMDP):
 
         .. math::
 
-            p(c + b \mid s, b; \theta) = 0.2 + 0.8\, \sigma(x_c), \qquad
+            p(c + b \mid s, b; \theta) = 0.2 + 0.8\, \sigma(x_c), \\
             r_L(s, b; \theta) = r_\text{drop}(s, b) - 0.2\, 1[c \in Z] + (1 - \gamma_L)\, \Phi_L(\theta) .
 
     Action Space:
