@@ -15,6 +15,7 @@ from typing import Annotated
 import pytest
 import tyro
 
+from leaders import LEADERS
 from leaders.cli.main import COMMANDS, main
 from leaders.cli.reproduce import PaperFigure, Reproduce
 from leaders.cli.train import Train
@@ -119,3 +120,26 @@ def test_the_rooms_dynamics_have_the_flag_and_the_leaders_own_go_with_its_argume
     with pytest.raises(SystemExit):
         main(["train", "--env", "BiLevel/FourRooms-v0", "--dynamics", "learnt", "--out", str(tmp_path / "b")])
     assert "`dynamics` must be one of 'published', 'classic', 'mismatched', got 'learnt'" in capsys.readouterr().err
+
+
+def commands_on_pages():
+    """The command lines that README and the docs show, with the page that each is on."""
+    root = Path(__file__).parents[2]
+    for page in [
+        root / "README.md",
+        *sorted((root / "docs").glob("*.md")),
+        *sorted((root / "docs/leaders").glob("*.md")),
+    ]:
+        for line in page.read_text().replace("\\\n", " ").splitlines():
+            for part in line.strip().split(" && "):
+                command = part.partition(" #")[0]
+                if re.match(r"bilevel [a-z-]+( |$)", command) and (line.startswith("    ") or page.name == "README.md"):
+                    yield page.stem, " ".join(command.split())
+
+
+@pytest.mark.parametrize(("page", "command"), list(commands_on_pages()))
+def test_a_command_on_a_page_is_taken(page, command):
+    arguments = shlex.split(command)[1:]
+    taken = parsed(arguments)
+    assert type(taken) in KINDS
+    assert page not in LEADERS or taken.leader == page  # the page of a leader
