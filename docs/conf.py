@@ -1,4 +1,4 @@
-"""Sphinx configuration; environment and leader pages are generated from their docstrings at every build."""
+"""Sphinx configuration; environment and follower pages are generated from their docstrings at every build."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from PIL import Image
 import bilevel_envs
 from bilevel_envs.followers import FOLLOWERS
 from bilevel_envs.registration import PROBLEMS
-from leaders import LEADERS
 
 project, author, release = "bilevel-envs", "The bilevel-envs developers", bilevel_envs.__version__
 copyright = "2026, the bilevel-envs developers"
@@ -40,6 +39,7 @@ napoleon_custom_sections = [
     "Best Known",
     "Advised",
     "Version History",
+    ("Columns", "params_style"),
 ]
 
 HERE = Path(__file__).parent
@@ -53,7 +53,8 @@ def environment_page(name: str) -> str:
     env.reset(seed=0)
     Image.fromarray(env.render()).save(HERE / "generated" / f"{cls}.png")
     face, best = env.unwrapped, env.unwrapped.best_known
-    known = "nobody has looked" if best is None else f"{best:.6g} ({best.proof}; {best.source})"
+    known = "none, see Best Known below" if best is None else f"{best:.6g} ({best.proof}; {best.source})"
+    known = known.replace("|", r"\|")  # which would end the cell
     spaces = face.theta_space
     shown = f"../images/films/{cls}.webp" if (HERE / "images" / "films" / f"{cls}.webp").is_file() else f"{cls}.png"
     return f"""# {name}
@@ -73,6 +74,7 @@ def environment_page(name: str) -> str:
 | time limit | {env.spec.max_episode_steps} steps |
 | best leader value known | {known} |
 
+{form_of(getattr(import_module(module), cls))}
 ```{{eval-rst}}
 .. autoclass:: {module}.{cls}
    :members: model, parameterization
@@ -81,20 +83,16 @@ def environment_page(name: str) -> str:
 """
 
 
-def leader_page(name: str) -> str:
-    """One leader's page: its docstring and where it lives."""
-    cls = LEADERS[name]
-    return f"""# {cls.__name__}
-
-`bilevel train --leader {name}`, `leaders.{cls.__name__}`, in `{cls.__module__.replace(".", "/")}.py`.
-
-```{{eval-rst}}
-.. autoclass:: leaders.{cls.__name__}
-   :members: learn, gradient_samples, save, load, theta
-   :inherited-members:
-   :no-index:
-```
-"""
+def form_of(problem: type) -> str:
+    """A link to the environment that this one is a form of, where it is one."""
+    pages = {path.split(":")[1]: name for name, (path, _) in PROBLEMS.items()}
+    bases = [base.__name__ for base in problem.__mro__[1:] if base.__name__ in pages]
+    if not bases:
+        return ""
+    name = pages[bases[0]]
+    return (
+        f"Spaces, rewards and all else that is not told here: [{name}](env-{name.split('/')[1].removesuffix('-v0')}).\n"
+    )
 
 
 def follower_page(name: str) -> str:
@@ -122,8 +120,6 @@ def generate(app: object = None) -> None:
     for name in PROBLEMS:
         page = name.split("/")[1].removesuffix("-v0")
         (folder / f"env-{page}.md").write_text(environment_page(name))
-    for name, cls in LEADERS.items():
-        (folder / f"leader-{cls.__name__}.md").write_text(leader_page(name))
     for name, cls in FOLLOWERS.items():
         (folder / f"follower-{cls.__name__}.md").write_text(follower_page(name))
     for notebook in (HERE.parent / "examples").glob("*.ipynb"):

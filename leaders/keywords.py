@@ -60,12 +60,12 @@ class EstimatorKeywords(LeaderKeywords, total=False):
     exploration: str | None
 
 
-def field_docs(config: type) -> dict[str, str]:
-    """What the section "Attributes" of a dataclass says of each field, on one line."""
-    text = inspect.getdoc(config) or ""
+def field_docs(documented: type, section: str = "Attributes") -> dict[str, str]:
+    """What a section of a class's docstring says of each name, on one line."""
+    text = (inspect.getdoc(documented) or "").partition(f"{section}:\n")[2]
     found: dict[str, str] = {}
-    for line in text.partition("Attributes:\n")[2].splitlines():
-        entry = re.match(r"  (\w+): (.*)", line)
+    for line in re.split(r"\n\n?(?=\S)", text)[0].splitlines():
+        entry = re.match(r" {2,4}(\w+): (.*)", line)
         if entry:
             name = entry[1]
             found[name] = entry[2]

@@ -76,7 +76,12 @@ class FourRooms(ConfigurableMDP):
             #############
 
         The shortest way, 11 moves through the top corridor, misses T. The leader spreads at most 0.2 of penalty
-        over the cells, which the follower feels at every step, and pays for it when the follower arrives.
+        over the cells, which the follower feels at every step, and pays for it when the follower arrives:
+
+        .. math::
+
+            r_F(s; \theta) = 1[s = G] + \theta_s\, 1[s \ne G], \qquad
+            r_L(s; \theta) = 1[s = T] - 5\, 1[s = G] \textstyle\sum_i |\theta_i| .
 
     Action Space:
         ``Discrete(4)``: 0 up, 1 right, 2 down, 3 left. The intended move is made with the probability that

@@ -44,7 +44,13 @@ class RandomMDP(ConfigurableMDP):
 
     Description:
         Every pair (s, b) has ``branching`` successors, drawn at random. Transition logits, rewards and start logits are
-        affine in θ: bases and slopes are N(0, 1), the slopes times their share.
+        affine in θ: bases and slopes are N(0, 1), the slopes times their share κ:
+
+        .. math::
+
+            r(s, b; \theta) = R_0 + \kappa_r R_1 \cdot \theta, \quad
+            p(\cdot \mid s, b; \theta) = \mathrm{softmax}(\Lambda_0 + \kappa_p \Lambda_1 \cdot \theta), \quad
+            \rho_0(\cdot; \theta) = \mathrm{softmax}(\lambda_0 + \kappa_0 \lambda_1 \cdot \theta) .
 
     Action Space:
         ``Discrete(actions)``.
@@ -75,6 +81,9 @@ class RandomMDP(ConfigurableMDP):
         ``seed``: which MDP. ``states``, ``actions``, ``branching``, ``dim``: its size.
         ``reward_share``, ``transition_share``, ``start_share``: how strongly θ enters each table.
         ``alignment``: ρ ∈ [−1, 1]. ``beta`` (0.2), ``gamma_leader``, ``gamma_follower`` (0.9).
+
+    Best Known:
+        None: rewards grow with θ, which is unbounded, so that J_L has no maximum.
 
     References:
         Archibald, McKinnon, Thomas: On the generation of Markov decision processes, J. Oper. Res. Soc. 46 (1995).

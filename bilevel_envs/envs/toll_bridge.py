@@ -33,7 +33,12 @@ class TollBridge(ConfigurableMDP):
             HOME --SAIL---> FERRY  --*--> WORK
 
         The leader wants the bridge spared. Neither its reward nor the moves depend on the toll, so the naive
-        gradient is 0; only the follower's reaction tells the leader anything.
+        gradient is 0; only the follower's reaction tells the leader anything:
+
+        .. math::
+
+            g(\text{SAIL} \mid \text{HOME}) = \sigma\big((\text{ferry} - 1 + \theta) / \beta\big), \qquad
+            J_L(\theta) = \gamma_L\, g(\text{SAIL} \mid \text{HOME}).
 
     Action Space:
         ``Discrete(2)``: 0 cross, 1 sail. Only the choice at HOME matters.

@@ -63,7 +63,13 @@ class Warehouse(ConfigurableMDP):
         six moves along the middle aisle, leads through the zone; the one along an outer aisle has ten.
 
         A slow middle aisle keeps robots out of the zone: they go around. But while they still go through it, a faster
-        zone is one that they leave sooner, and so the hypergradient at θ = 0 begins by speeding it up.
+        zone is one that they leave sooner, and so the hypergradient at θ = 0 begins by speeding it up. With c the cell
+        of s, and c + b the neighbour in direction b, where it is free,
+
+        .. math::
+
+            p(c + b \mid s, b; \theta) = 0.2 + 0.8\, \sigma(x_c), \\
+            r_L(s, b; \theta) = r_\text{drop}(s, b) - 0.2\, 1[c \in Z] + (1 - \gamma_L)\, \Phi_L(\theta) .
 
     Action Space:
         ``Discrete(4)``: 0 up, 1 right, 2 down, 3 left. The robot leaves cell c with probability

@@ -68,6 +68,9 @@ class GuidedCartPole(GuidedGame):
         cart begins. ``wind``: w (1). ``flip``: the leader pushes, the follower blows, and the rewards are swapped.
         ``discrete``: K, or None. ``beta`` (0.005), ``gamma_leader`` (0.99), ``gamma_follower`` (0.99).
 
+    Best Known:
+        None: no model is known, so that J_L can only be sampled.
+
     References:
         Barto, Sutton, Anderson: Neuronlike adaptive elements that can solve difficult learning control problems, 1983;
         Gymnasium's CartPole-v1.

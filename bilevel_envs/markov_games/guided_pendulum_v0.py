@@ -61,6 +61,9 @@ class GuidedPendulum(GuidedGame):
         ``wind``: w (1). ``flip``: the leader turns, with actions in [−2, 2], the follower blows, and the rewards are
         swapped. ``discrete``: K, or None. ``beta`` (0.005), ``gamma_leader`` (0.99), ``gamma_follower`` (0.99).
 
+    Best Known:
+        None: no model is known, so that J_L can only be sampled.
+
     References:
         Gymnasium's Pendulum-v1.
 

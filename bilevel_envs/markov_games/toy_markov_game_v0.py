@@ -70,7 +70,12 @@ class ToyMarkovGame(TabularGame):
         b in {s, a, b}. From S the follower goes to A (which pays the leader 1) or to B; both pay it 1. At A the
         leader's action decides: after 0 the follower may go on to B for another R, after 1 it pays 1 and is back in S.
         The leader would rather send it back at once, but a follower who expects that never comes to A. The best f(0|A)
-        is strictly between 0 and 1, just above where the follower changes its mind. Moves are deterministic.
+        is strictly between 0 and 1, just above where the follower changes its mind. Moves τ are deterministic, and the
+        follower faces the pairs (s, a):
+
+        .. math::
+
+            p(s', a' \mid s, a, b; f) = 1[s' = \tau(s, a, b)]\, f(a' \mid s') .
 
     Action Space:
         ``Discrete(3)``: s, a, b. The leader's: ``Discrete(2)``.

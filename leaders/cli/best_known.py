@@ -14,7 +14,10 @@ from leaders.cli.arguments import KeyValues, Text, env_arguments, env_of
 
 @dataclass(frozen=True)
 class BestKnownValue:
-    """Repeat an environment's best known leader value: by multi-start of the exact gradient, or at the recorded θ."""
+    """Repeat an environment's best known leader value: by multi-start of the exact gradient, or at the recorded θ.
+
+    Example: bilevel best-known BiLevel/FourRooms-v0 --beta 1e-3 --seed 1
+    """
 
     env: Annotated[str, tyro.conf.Positional]
     """id of the environment, such as BiLevel/FourRooms-v0, or one of yours, MODULE:ID"""

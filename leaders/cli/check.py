@@ -12,7 +12,10 @@ from leaders.cli.arguments import KeyValues, Text, follower_of, key_values, subj
 
 @dataclass(frozen=True)
 class CheckContract:
-    """Check an environment, and a follower if one is named; prints a line per check and ends with 1 if one fails."""
+    """Check an environment, and a follower if one is named; prints a line per check and ends with 1 if one fails.
+
+    Example: bilevel check BiLevel/TollBridge-v0
+    """
 
     env: Annotated[str, tyro.conf.Positional]
     """id of the environment, or one of yours: MODULE:ID, or MODULE:CLASS of an environment, a problem or a game"""

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare leaders at equal iterations, each over a grid with all seeds stacked; a table with budgets, a figure."""
+    """Compare leaders at equal iterations, each over a grid with all seeds stacked; a table with budgets, a figure.
+
+    Example: bilevel compare --env BiLevel/TollBridge-v0 --leaders bchg,naive-pgd --runs 5 --out runs/compare
+    """
 
     env: str
     """id of the environment, or one of yours, MODULE:ID"""

@@ -13,7 +13,10 @@ from leaders.cli.arguments import Trusted
 
 @dataclass(frozen=True)
 class Curves:
-    """Draw the leader's values of runs of one environment over environment steps, beside the paper's curve."""
+    """Draw the leader's values of runs of one environment over environment steps, beside the paper's curve.
+
+    Example: bilevel curves runs/bchg runs/mbhg --out curves.png
+    """
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """run directories; title and published curve are those of the first"""

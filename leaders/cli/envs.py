@@ -13,7 +13,10 @@ from bilevel_envs.registration import PROBLEMS
 
 @dataclass(frozen=True)
 class Envs:
-    """List the environments, with the size of θ, the best value known and its proof."""
+    """List the environments, with the size of θ, the best value known and its proof.
+
+    Example: bilevel envs
+    """
 
     def run(self) -> None:
         """Prints one line per environment."""

@@ -12,7 +12,8 @@ from leaders.keywords import options
 
 C = TypeVar("C", bound=type)
 
-OTHERWISE = ("batch_size", "runs", "seed", "verbose", "tensorboard_log")  # fields that have flags of their own, or none
+# Fields that have flags of their own, or none; --dynamics is the four rooms'.
+OTHERWISE = ("batch_size", "dynamics", "runs", "seed", "verbose", "tensorboard_log")
 LIST = "Sequence[int] | None"
 NUMBERS = {
     "PerRun": float,

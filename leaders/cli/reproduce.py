@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from leaders.experiments.reproduce.games import Form, Returns
 
 
-@dataclass(frozen=True)
-class FourRoomsFigure:
-    """Figure 2: the four rooms, one picture and one table per β."""
+@dataclass(frozen=True, kw_only=True)
+class PaperFigure:
+    """What every figure takes; subclasses say how many outer iterations are a first part, and how many are all."""
+
+    first_part: ClassVar[int]
+    complete: ClassVar[int]
 
     out: Path
     """a directory; must not exist, be empty, or hold this figure (with --resume)"""
-    beta: tuple[float, ...] = (5e-3,)
-    """one or more of 1e-3, 3e-3, 5e-3"""
-    batch: int = 100
-    """100, 200, 400 or 1000 transitions per outer iteration"""
-    leaders: str = "bchg,hpgd-mc,hpgd-sa,sobirl,naive-pgd"
-    """names, separated by commas; hpgd-oracle draws a hundred times as much and takes its time"""
+    leaders: str
+    """names, separated by commas"""
+    iterations: int | None = None
+    """outer iterations; by default the first part of the figure's, with --full all of them"""
     full: bool = False
-    """all 10,000 outer iterations instead of the first 2,000"""
+    """all of the figure's outer iterations (which the games run anyway)"""
     runs: int = 10
     """seeds"""
     seed: int = 0
@@ -40,6 +41,32 @@ class FourRoomsFigure:
     """go on with the figure in --out: leaders that are done are not run again"""
     progress: bool = True
     """show a progress bar"""
+
+    def checked_iterations(self) -> int:
+        """How many outer iterations are wanted; raises ValueError if these flags are out of range."""
+        check_count(self.runs, "runs", at_least=2)
+        check_count(self.seed, "seed", at_least=0)
+        if self.iterations is not None and self.full:
+            raise ValueError(f"`iterations` must be left out with --full, got {self.iterations}")
+        wanted = self.complete if self.full else self.first_part
+        return check_count(wanted if self.iterations is None else self.iterations, "iterations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourRoomsFigure(PaperFigure):
+    """Figure 2: the four rooms, one picture and one table per β.
+
+    Example: bilevel reproduce four-rooms --beta 5e-3 --leaders bchg,naive-pgd --out runs/figure2
+    """
+
+    first_part, complete = 2_000, 10_000
+
+    beta: tuple[float, ...] = (5e-3,)
+    """one or more of 1e-3, 3e-3, 5e-3"""
+    batch: int = 100
+    """100, 200, 400 or 1000 transitions per outer iteration"""
+    leaders: str = "bchg,hpgd-mc,hpgd-sa,sobirl,naive-pgd"
+    """names, separated by commas; hpgd-oracle draws a hundred times as much and takes its time"""
 
     def run(self) -> None:
         """Writes one picture and one table per β, and an .npz per leader."""
@@ -52,12 +79,10 @@ class FourRoomsFigure:
         from leaders.training.history import replace_file
 
         torch.set_num_threads(1)
-        check_count(self.runs, "runs", at_least=2)
-        check_count(self.seed, "seed", at_least=0)
+        iterations, bar = self.checked_iterations(), self.progress and sys.stderr.isatty()
         names = self._published_names()
         directory = RunDirectory(self.out, config_of(self))
         directory.check(self.resume)
-        iterations, bar = 10_000 if self.full else 2_000, self.progress and sys.stderr.isatty()
         paths = {beta: {name: self.out / f"{name}-beta{beta:g}.npz" for name in names} for beta in self.beta}
         kept = {beta: compare.kept_results(paths[beta], iterations) for beta in self.beta}
         directory.begin()
@@ -99,32 +124,23 @@ class FourRoomsFigure:
         return names
 
 
-@dataclass(frozen=True)
-class BuildingFigure:
-    """Figure 3: building thermal control, with its parts, θ, the exact optimum and the random-search study."""
+@dataclass(frozen=True, kw_only=True)
+class BuildingFigure(PaperFigure):
+    """Figure 3: building thermal control, with its parts, θ, the exact optimum and the random-search study.
 
-    out: Path
-    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    Example: bilevel reproduce building-thermal-control --leaders bchg,naive-pgd --out runs/figure3
+    """
+
+    first_part, complete = 500, 2_000
+
     leaders: str = "bchg,bchg-pathwise,bchg-score,naive-pgd"
     """names, separated by commas: bchg, bchg-pathwise, bchg-score, naive-pgd, exact; the published forms with quadratic
     critics bchg-paper, naive-pgd-paper, hpgd-mc-paper, hpgd-td-paper; and with the published networks, minutes per
     iteration and run, bchg-networks, naive-pgd-networks, hpgd-mc-networks, hpgd-td-networks"""
     batch: int = 10_000
     """transitions per outer iteration and run, a multiple of 1000"""
-    full: bool = False
-    """all 2,000 outer iterations instead of the first 500"""
-    iterations: int | None = None
-    """another number of outer iterations"""
     search: int = 10_000
     """random configurations for the histogram; 0 for none"""
-    runs: int = 10
-    """seeds"""
-    seed: int = 0
-    """the first seed"""
-    resume: bool = False
-    """go on with the figure in --out: leaders that are done are not run again"""
-    progress: bool = True
-    """show a progress bar"""
 
     def run(self) -> None:
         """Writes pictures of the objective, of its parts and of θ, a table, and an .npz per leader."""
@@ -137,13 +153,10 @@ class BuildingFigure:
         from leaders.training.history import replace_file
 
         torch.set_num_threads(1)
-        check_count(self.runs, "runs", at_least=2)
-        check_count(self.seed, "seed", at_least=0)
+        iterations = self.checked_iterations()
         check_count(self.search, "search", at_least=0)
         if check_count(self.batch, "batch") % 1000:
             raise ValueError(f"`batch` must be a multiple of 1000, ten whole episodes, got {self.batch}")
-        iterations = (2_000 if self.full else 500) if self.iterations is None else self.iterations
-        check_count(iterations, "iterations")
         names = names_in(self.leaders)
         for name in names:
             check_choice(name, building.FORMS, "leaders")
@@ -181,27 +194,20 @@ class BuildingFigure:
         print(f"wrote {self.out}")
 
 
-@dataclass(frozen=True)
-class ToyFigure:
-    """Figure 4: the toy Markov game, both variants and both units, with exact ceilings and J against f(0|A)."""
+@dataclass(frozen=True, kw_only=True)
+class ToyFigure(PaperFigure):
+    """Figure 4: the toy Markov game, both variants and both units, with exact ceilings and J against f(0|A).
 
-    out: Path
-    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    Example: bilevel reproduce toy-markov-game --variants R2 --leaders bchg,bi-ac-paper --out runs/figure4
+    """
+
+    first_part = complete = 500  # of 450 steps each
+
     variants: str = "R1,R2"
     """R1, R2 or both, separated by a comma"""
     leaders: str = "bchg,bchg-paper,naive-pgd-paper,bi-ac-paper"
     """names, separated by commas: bchg, naive-pgd, bi-ac; and their published forms, bchg-paper, naive-pgd-paper,
     bi-ac-paper"""
-    iterations: int = 500
-    """outer iterations of 450 steps each"""
-    runs: int = 10
-    """seeds"""
-    seed: int = 0
-    """the first seed"""
-    resume: bool = False
-    """go on with the figure in --out: leaders that are done are not run again"""
-    progress: bool = True
-    """show a progress bar"""
 
     def run(self) -> None:
         """Writes two pictures and a table per variant, and an .npz per leader."""
@@ -223,25 +229,20 @@ class ToyFigure:
         print(f"wrote {self.out}")
 
 
-@dataclass(frozen=True)
-class LQRFigure:
-    """Figure 5: the bilevel LQR, with the exact ceiling."""
+@dataclass(frozen=True, kw_only=True)
+class LQRFigure(PaperFigure):
+    """Figure 5: the bilevel LQR, with the exact ceiling.
 
-    out: Path
-    """a directory; must not exist, be empty, or hold this figure (with --resume)"""
+    Example: bilevel reproduce bilevel-lqr --leaders bchg,naive-pgd-paper --out runs/figure5
+    """
+
+    first_part = complete = 800  # the published forms stop at the paper's 500
+
     leaders: str = "bchg,bchg-paper,naive-pgd-paper,naive-pgd-off-paper"
     """names, separated by commas: bchg, bchg-pathwise (batches of 500, a fitted loop), naive-pgd, exact; and the
     published forms bchg-paper, naive-pgd-paper, naive-pgd-off-paper"""
-    iterations: int = 800
-    """outer iterations; the published forms stop at the paper's 500"""
     runs: int = 20
     """seeds"""
-    seed: int = 0
-    """the first seed"""
-    resume: bool = False
-    """go on with the figure in --out: leaders that are done are not run again"""
-    progress: bool = True
-    """show a progress bar"""
 
     def run(self) -> None:
         """Writes a picture, a table, and an .npz per leader."""
@@ -263,9 +264,7 @@ def _begin(command: ToyFigure | LQRFigure, forms: Mapping[str, Form]) -> list[st
     from leaders.experiments.run_directory import RunDirectory
 
     torch.set_num_threads(1)
-    check_count(command.iterations, "iterations")
-    check_count(command.runs, "runs", at_least=2)
-    check_count(command.seed, "seed", at_least=0)
+    command.checked_iterations()
     names = names_in(command.leaders)
     for name in names:
         check_choice(name, forms, "leaders")
@@ -285,14 +284,14 @@ def _returns(
     """The results of a game's leaders, from what is there or run anew."""
     from leaders.experiments.reproduce import games as games
 
-    results = []
+    results, iterations = [], command.checked_iterations()
     for name in names:
         path = command.out / f"{prefix}{name}.npz"
         if path.is_file():
-            results.append(games.load_returns(path, name, forms[name].iterations(command.iterations)))
+            results.append(games.load_returns(path, name, forms[name].iterations(iterations)))
             continue
         bar = command.progress and sys.stderr.isatty()
-        how = {"runs": command.runs, "iterations": command.iterations, "seed": command.seed}
+        how = {"runs": command.runs, "iterations": iterations, "seed": command.seed}
         results.append(run(name, progress_bar=bar, **how))
         games.save_returns(results[-1], path)
     return results
@@ -300,7 +299,10 @@ def _returns(
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ."""
+    """Redraw a figure of the paper: our curves over the published ones, and a table of where they differ.
+
+    Example: bilevel reproduce four-rooms --out runs/figure2
+    """
 
     figure: (
         Annotated[FourRoomsFigure, tyro.conf.subcommand("four-rooms")]

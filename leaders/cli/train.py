@@ -50,7 +50,10 @@ NOT_FOR_THE_CONSTRUCTORS = (
 @dataclass(frozen=True, kw_only=True)
 @with_flags_of_leaders
 class Train:
-    """Train a leader and leave a run directory: config.json, history.csv, theta.csv, leader.zip, curve.png, ..."""
+    """Train a leader and leave a run directory: config.json, history.csv, theta.csv, leader.zip, curve.png, ...
+
+    Example: bilevel train --env BiLevel/FourRooms-v0 --leader bchg --runs 10 --iterations 2231 --out runs/rooms
+    """
 
     env: str
     """id of the environment, such as BiLevel/FourRooms-v0, or one of yours, MODULE:ID"""
@@ -71,7 +74,7 @@ class Train:
     beta: float | None = None
     """the follower's entropy coefficient; the environment's own if not given"""
     dynamics: Text = None
-    """of FourRooms: published, classic or mismatched"""
+    """of FourRooms: published, classic or mismatched; the leader's own is --leader-args dynamics=learnt"""
     follower: Text = None
     """who answers: soft_value_iteration, riccati, sb3, observed, quantal, ..., or one of yours, MODULE:CLASS; the
     environment's own if not given"""
@@ -187,7 +190,7 @@ class Train:
         if self.batch is not None:
             given["batch_size"] = self.batch
         further = key_values(self.leader_args, "leader_args")
-        flags = sorted(set(further) & ({*asdict(self)} | {"batch_size"}))
+        flags = sorted(set(further) & ({*asdict(self)} - {"dynamics"} | {"batch_size"}))
         if flags:
             raise ValueError(f"`leader_args` must not repeat what has a flag of its own: {', '.join(flags)}")
         given |= further

@@ -14,7 +14,10 @@ from leaders.cli.arguments import Trusted
 
 @dataclass(frozen=True)
 class Video:
-    """Film the follower before and after a run's leader has learnt, side by side."""
+    """Film the follower before and after a run's leader has learnt, side by side.
+
+    Example: bilevel video runs/rooms --steps 100
+    """
 
     directory: Annotated[Path, tyro.conf.Positional]
     """a run directory"""

@@ -43,28 +43,32 @@ COUNTS = ("env_steps", "follower_solves", "episodes", "follower_steps")
 class History:
     """Columns [iterations, R] by name, read like a mapping; grows by one row per outer iteration, which `len` counts.
 
-    `leader_value` is exact, under the follower's soft optimum; `leader_value_actual` is exact under the policy that the
-    follower used, another one where it is not optimal. `leader_return` is what the batch brought.
+    Values and diagnostics belong to θ before the update; `env_steps`, `follower_solves` and `follower_steps` are what
+    was spent up to and with the iteration.
 
-    `coverage` is the share of pairs (s, b) of a table that the leader has visited so far, `visits_per_pair` how often
-    each of those, on average; NaN where nothing is counted.
-
-    `residual` is the largest violation of the follower's optimality equation, NaN where it solves none;
-    `optimality_gap` what its soft return lacks of the optimum, `follower_improvement` how much its mean reward per step
-    rose at the end of its last training, `follower_drift` the KL divergence of its policy from that of its response
-    before; NaN where they are not known.
-
-    `explored_value` is the exact value of another θ that an iteration deployed to learn of the world, `promised_value`
-    what a learnt world gave for the present one when it was proposed; NaN for leaders that have neither.
-
-    `dynamics_r2` says how well learnt dynamics tell s' − s on episodes that they were not fitted to, R² in the entry of
-    the state that is told worst, and `dynamics_inside` the share of entries there inside 90 % intervals; NaN where the
-    dynamics are known.
-
-    Where `leader_value` is not evaluated on every iteration, it and `leader_value_actual` are NaN between.
-
-    `leader_value` and all else belong to θ before the update; `env_steps`, `follower_solves` and `follower_steps` (what
-    followers that learn or are observed took, beside the leader's own) are what was spent up to and with the iteration.
+    Columns:
+      env_steps: environment steps that the leader has taken in each run.
+      follower_solves: follower responses that the leader has asked for.
+      leader_value: exact J_L(θ) under the follower's soft optimum, without a time limit; NaN without a model, and on
+        iterations where it was not evaluated (`evaluate_every`).
+      leader_return: mean discounted return of the leader in what the iteration sampled.
+      grad_norm: ℓ2 norm of the raw gradient before it is clipped.
+      residual: largest violation of the follower's optimality equation; NaN for one that solves none.
+      episodes: how many episodes ended in the batch.
+      leader_value_actual: exact J_L(θ) under the policy that the follower used, which differs from `leader_value` where
+        it is not optimal.
+      follower_steps: environment steps that followers which learn or are observed have taken, beside the leader's own.
+      coverage: share of a table's pairs (s, b) that the leader has visited so far; NaN where nothing is counted.
+      visits_per_pair: how often each of the visited pairs was visited, on average.
+      optimality_gap: what the follower's soft return lacks of the optimum; NaN where that is not known.
+      follower_improvement: how much the follower's mean reward per step rose at the end of its last training.
+      follower_drift: KL divergence of the follower's policy from that of its response before.
+      explored_value: exact J_L of a second θ that the iteration deployed to learn of the world; `MBHG` alone.
+      promised_value: J_L that a learnt world gave for the θ in force when it was proposed; `MBHG` alone. Where unknown
+        pairs can be reached it may lie far below `leader_value`.
+      dynamics_r2: how well learnt dynamics tell s' − s on episodes that they were not fitted to: R² of the entry of the
+        state that is told worst; NaN where the dynamics are known.
+      dynamics_inside: share of entries there inside 90 % intervals.
 
     Args:
       runs: R.

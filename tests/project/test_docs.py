@@ -1,5 +1,6 @@
 """What the documents say is true: names exist, snippets run, the table of the mathematics is right."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
 PAGES = QUICK + [
     ROOT / f"docs/{name}.md"
-    for name in ("extending", "followers", "contexts", "own_environment", "checking", "studies")
+    for name in ("extending", "followers", "contexts", "own_environment", "checking", "studies", "save_format")
 ]
 
 
@@ -61,16 +62,16 @@ def test_every_environment_leader_and_follower_has_its_page():
     index = (ROOT / "docs/index.md").read_text()
     for name in PROBLEMS:
         assert f"generated/env-{name.split('/')[1].removesuffix('-v0')}\n" in index
-    for cls in LEADERS.values():
-        assert f"generated/leader-{cls.__name__}\n" in index
+    for name in LEADERS:
+        assert f"leaders/{name}\n" in index
     for cls in FOLLOWERS.values():
         assert f"generated/follower-{cls.__name__}\n" in index
 
 
 def test_every_local_link_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/leaders").glob("*.md")]:
         prose = re.sub(r"(?m)^    .*$|```.*?```", "", page.read_text(), flags=re.DOTALL)
-        for target in re.findall(r"\]\(([^)#]+)\)", prose):
+        for target in re.findall(r"\]\(([^)#\s]+)", prose):
             if "://" in target or target.startswith("generated/"):
                 continue
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -87,3 +88,44 @@ def test_the_tree_speaks_of_the_project_alone():
         path = ROOT / name
         if name and path.suffix in {".py", ".md", ".toml", ".ipynb", ".txt", ".cff", ".yaml", ""} and path.is_file():
             assert not hosts.search(path.read_text(errors="ignore")), name
+
+
+def test_the_errata_name_tests_that_exist():
+    named = re.findall(r"\]\(\.\./(tests/[\w/]+\.py)(?: \"(\w+)\")?\)", (ROOT / "docs/errata.md").read_text())
+    assert len(named) > 25
+    for path, test in named:
+        text = (ROOT / path).read_text()
+        assert not test or f"\ndef {test}(" in text, f"{path} has no {test}"
+
+
+SECTIONS = (
+    "Description",
+    "Action Space",
+    "Observation Space",
+    "Starting State",
+    "Configuration",
+    "Reward",
+    "Leader Reward",
+    "Episode End",
+    "Information",
+    "Arguments",
+    "Version History",
+)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_an_environments_page_has_equations_spaces_both_rewards_best_known_and_history(name):
+    module, cls = PROBLEMS[name][0].split(":")
+    problem = getattr(import_module(module), cls)
+    text = inspect.getdoc(problem)
+    inherited = [base for base in problem.__mro__[1:] if f"As ``{base.__name__}``" in text]
+    if inherited:  # the rest is told on the page of the environment that it is a form of
+        assert "Version History:\n" in text
+        text = inspect.getdoc(inherited[0])
+    for section in SECTIONS:
+        assert f"\n{section}:\n" in text, section
+    assert "\nBest Known:\n" in text or "\nOptimum:\n" in text
+    assert ".. math::" in text
+    assert f"v{name.rpartition('-v')[2]}: " in text.partition("Version History:\n")[2]
+    first = text.splitlines()[0]
+    assert first.endswith(".")
