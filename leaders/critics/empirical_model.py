@@ -158,7 +158,9 @@ def of_pairs(table: np.ndarray, pair: np.ndarray) -> np.ndarray:
 def moves_of_pairs(successor: np.ndarray, pair: np.ndarray, places: Places) -> tuple[Tensor, Tensor, Tensor]:
     """State, action and next state of each entry of a table of places [R, V, B, K] at pairs [R, N], [R, N, K] each."""
     following = torch.from_numpy(places.state[of_pairs(successor, pair)])
-    state, action = (torch.from_numpy(x)[..., None].expand(following.shape) for x in np.divmod(pair, successor.shape[2]))
+    state, action = (
+        torch.from_numpy(x)[..., None].expand(following.shape) for x in np.divmod(pair, successor.shape[2])
+    )
     return torch.from_numpy(places.state)[state], action, following
 
 
