@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from leaders import exact
 from leaders.algorithms.bchg import BCHG
@@ -18,6 +19,15 @@ from leaders.algorithms.zeroth_order import ZerothOrder
 from leaders.leader import Leader
 from leaders.training.history import History
 
+if TYPE_CHECKING:
+    from leaders.training.mlflow_callback import MLflowCallback
+    from leaders.training.wandb_callback import WandbCallback
+
+LAZY = {
+    "MLflowCallback": "leaders.training.mlflow_callback",
+    "WandbCallback": "leaders.training.wandb_callback",
+}  # names that load Stable-Baselines3, with their modules
+
 __all__ = [
     "BCHG",
     "CMAES",
@@ -29,16 +39,20 @@ __all__ = [
     "FollowerNotAskedWarning",
     "History",
     "Leader",
+    "MLflowCallback",
     "NaivePGD",
     "RandomSearch",
     "SoBiRL",
+    "WandbCallback",
     "ZerothOrder",
     "exact",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """`plots`, which loads Matplotlib, on first use."""
+def __getattr__(name: str) -> ModuleType | type:
+    """`plots`, which loads Matplotlib, and trackers' callbacks on first use."""
     if name == "plots":
         return import_module("leaders.experiments.plots")
+    if name in LAZY:
+        return getattr(import_module(LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

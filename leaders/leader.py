@@ -32,7 +32,7 @@ from leaders.evaluation import Evaluation
 from leaders.exact.raw_parameters import theta_of
 from leaders.keywords import document, parameters_of
 from leaders.policy import model_at, policy_of
-from leaders.training.callbacks import ProgressBar, as_callback
+from leaders.training.callbacks import ProgressBar, as_callback, told_of_errors
 from leaders.training.checkpoint import Checkpoint, Rows, follower_state, opened, write
 from leaders.training.drawn_contexts import reads_context
 from leaders.training.history import History
@@ -278,9 +278,9 @@ class Leader:
         log_interval = check_count(log_interval, "log_interval")
         callbacks = as_callback(callback)
         callbacks.init_callback(self)  # type: ignore[arg-type]
-        callbacks.on_training_start(locals(), globals())
-        started, steps = time.perf_counter(), self.num_timesteps
-        with ProgressBar(progress_bar, total_iterations) as advance:
+        with told_of_errors(callbacks), ProgressBar(progress_bar, total_iterations) as advance:
+            callbacks.on_training_start(locals(), globals())
+            started, steps = time.perf_counter(), self.num_timesteps
             for index in range(total_iterations):
                 self._iterate(last=index == total_iterations - 1)
                 callbacks.update_locals(locals())
@@ -289,7 +289,7 @@ class Leader:
                     self._log(time.perf_counter() - started, self.num_timesteps - steps)
                 if callbacks.on_step() is False:
                     break
-        callbacks.on_training_end()
+            callbacks.on_training_end()
         return self
 
     @with_gradients

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from leaders.cli.compare import Compare
     from leaders.cli.train import Train
 
-NOT_OF_RESULTS = ("out", "resume", "progress", "checkpoint_every")  # arguments on which no result depends
+NOT_OF_RESULTS = ("out", "resume", "progress", "checkpoint_every", "track")  # arguments on which no result depends
 Text = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 Trusted = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 KeyValues = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]

@@ -29,6 +29,7 @@ from leaders.cli.arguments import (
     follower_of,
     key_values,
 )
+from leaders.cli.track import trackers_of
 from leaders.cli.train import Train
 from leaders.experiments.lock import Stopped, released_afterwards
 from leaders.experiments.results import BUDGETS
@@ -83,13 +84,16 @@ class Sweep:
         study = self._study()
         directory = StudyDirectory(self.out, study)
         directory.check(self.extend)
+        trackers_of(study.track, self.out, {})
         _rehearse(study, self.trust)
         engine: Engine = Processes(processes)
         if self.ray is not None:
             engine = Ray(None if self.ray == "local" else self.ray)
         out = self.out.resolve()
         starter = os.getpid() if self.ray is None and processes > 1 else None
-        call = partial(run_job, out=out, here=Path.cwd(), every=self.checkpoint_every, starter=starter)
+        call = partial(
+            run_job, out=out, here=Path.cwd(), every=self.checkpoint_every, track=study.track, starter=starter
+        )
         means = Means(call, learns, resolved, defaults())
         table = run_study(directory, means, engine, Told(processes, self.progress), self.fail_fast)
         _print(table.summaries())
@@ -182,7 +186,9 @@ def _rehearse(study: Study, trust: tuple[str, ...]) -> None:
                 raise ValueError(f"the job {given} cannot be run: {error}") from error
 
 
-def run_job(job: Job, *, out: Path, here: Path, every: float, starter: int | None = None) -> Outcome:
+def run_job(
+    job: Job, *, out: Path, here: Path, every: float, track: str | None = None, starter: int | None = None
+) -> Outcome:
     """Runs a job in this process, its output into its log; raises nothing.
 
     Args:
@@ -190,6 +196,7 @@ def run_job(job: Job, *, out: Path, here: Path, every: float, starter: int | Non
       out: the study's folder.
       here: the working directory of the command, where modules of one's own lie.
       every: least seconds between two checkpoints.
+      track: trackers that it is written to, by name.
       starter: the process with which the job ends, where this one is its child.
     """
     from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Outcome
@@ -215,7 +222,7 @@ def run_job(job: Job, *, out: Path, here: Path, every: float, starter: int | Non
         running.touch()
         with open(log, "a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
             try:
-                _run_when_free(replace(_train(job, out), checkpoint_every=every), stop)
+                _run_when_free(replace(_train(job, out), checkpoint_every=every, track=track), stop)
             except (Exception, KeyboardInterrupt) as error:
                 asked = isinstance(error, (Stopped, KeyboardInterrupt)) and error.__cause__ is None
                 status, message = (STOPPED, "") if asked else (FAILED, f"{type(error).__name__}: {error}")

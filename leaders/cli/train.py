@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,14 @@ from leaders.cli.arguments import (
     leader_class,
 )
 from leaders.cli.flags import with_flags_of_leaders
+from leaders.cli.track import log_folder, trackers_of
 from leaders.experiments.lock import Stopped
 from leaders.keywords import parameters_of
 
 if TYPE_CHECKING:
     from leaders.experiments.run_directory import RunDirectory
     from leaders.leader import Leader
+    from leaders.training.tracker import Tracker
 
 RUNS_SHOWN = 10  # runs whose θ is printed
 NOT_FOR_THE_CONSTRUCTORS = (
@@ -39,6 +41,7 @@ NOT_FOR_THE_CONSTRUCTORS = (
     "out",
     "resume",
     "checkpoint_every",
+    "track",
     "progress",
     "env_args",
     "leader_args",
@@ -88,6 +91,8 @@ class Train:
     """go on with the run in --out"""
     checkpoint_every: float = 15.0
     """least seconds between two checkpoints"""
+    track: Text = None
+    """tracker that the run is written to beside TensorBoard: mlflow, wandb, or both, mlflow,wandb"""
     progress: bool = True
     """show a progress bar"""
 
@@ -109,6 +114,7 @@ class Train:
         check_number(self.checkpoint_every, "checkpoint_every", at_least=0)
         env, kind, arguments = self.resolved()
         directory = RunDirectory(self.out, config_of(self))
+        trackers = trackers_of(self.track, self.out, config_of(self))
         wrapped = BilevelWrapper(env, follower_of(self.follower, self.follower_args))
         leader = kind(wrapped, **arguments)
         directory.check(self.resume)
@@ -126,8 +132,12 @@ class Train:
             print(f"resuming after {done} outer iterations")
         directory.begin()
         self._log_to(leader)
-        self._learn(leader, directory, stop)
-        self._draw(leader)
+        with ExitStack() as tracked:
+            for tracker in trackers:
+                tracked.enter_context(tracker)
+            self._learn(leader, directory, stop, trackers)
+            self._draw(leader)
+            log_folder(trackers, leader, self.out, config_of(self))
         write_result(leader, config_of(self), self.out / RESULT)  # last: a run with a result is whole
         self._report(leader)
 
@@ -140,9 +150,12 @@ class Train:
                     "here: its folder was edited; choose another --out"
                 )
 
-    def _learn(self, leader: Leader, directory: RunDirectory, stop: Callable[[], bool] | None) -> None:
+    def _learn(
+        self, leader: Leader, directory: RunDirectory, stop: Callable[[], bool] | None, trackers: list[Tracker]
+    ) -> None:
         """Learns and saves; whatever ends it early, what was learnt is saved."""
         from leaders.experiments.run_directory import Checkpoint, on_signals
+        from leaders.training.tracker import KILLED
 
         checkpoint = Checkpoint(directory, self.checkpoint_every, stop)
         left = self.iterations - leader.progress.iterations
@@ -150,7 +163,7 @@ class Train:
         often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
         with on_signals(checkpoint.interrupt):
             try:
-                leader.learn(left, callback=checkpoint, log_interval=often, progress_bar=bar)
+                leader.learn(left, callback=[checkpoint, *trackers], log_interval=often, progress_bar=bar)
                 directory.save(leader)
             except Exception as error:
                 raise self._ended(error, leader, directory) from error
@@ -158,6 +171,8 @@ class Train:
                 with suppress(OSError):  # TensorBoard's folder may be gone, or the disk full
                     leader.logger.close()
         if checkpoint.interrupted:
+            for tracker in trackers:
+                tracker.end(KILLED)
             raise Stopped(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
 
     def _ended(self, error: Exception, leader: Leader, directory: RunDirectory) -> Exception:

@@ -19,6 +19,7 @@ from leaders.training.checkpoint import Rows, rows_beside
 from leaders.training.history import replace_file
 from leaders.training.task import differences
 from leaders.training.theta import write_csv
+from leaders.training.tracker_notes import OF_TRACKERS
 
 CONFIG, LEADER, HISTORY, THETA = "config.json", "leader.zip", "history.csv", "theta.csv"
 SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
@@ -59,7 +60,7 @@ class RunDirectory:
         if not names:
             return
         config = self.path / CONFIG
-        if config.is_file() and names <= {CONFIG, "tensorboard"}:
+        if config.is_file() and names <= {CONFIG, "tensorboard", *OF_TRACKERS}:
             return  # a run that came to nothing
         if not config.is_file():
             raise FileExistsError(f"`out` must be empty or hold a run; {self.path} has files but no {CONFIG}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from stable_baselines3.common.callbacks import BaseCallback
+
+    from leaders.training.tracker import Tracker
 
 
 @dataclass
@@ -48,3 +51,26 @@ def as_callback(callback: BaseCallback | Callable | list | None) -> BaseCallback
     if not isinstance(callback, BaseCallback) and not callable(callback):
         raise TypeError(f"`callback` must be an SB3 callback, a function, or a list of them, got {callback!r}")
     return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
+
+
+@contextmanager
+def told_of_errors(callback: BaseCallback) -> Iterator[None]:
+    """Tells the trackers in a callback which exception ends the training; SB3's callbacks have no hook for it."""
+    try:
+        yield
+    except BaseException as error:
+        for tracker in _trackers_in(callback):
+            tracker.on_training_error(error)
+        raise
+
+
+def _trackers_in(callback: BaseCallback) -> Iterator[Tracker]:
+    from stable_baselines3.common.callbacks import CallbackList
+
+    from leaders.training.tracker import Tracker
+
+    if isinstance(callback, CallbackList):
+        for one in callback.callbacks:
+            yield from _trackers_in(one)
+    elif isinstance(callback, Tracker):
+        yield callback

@@ -132,12 +132,14 @@ class Study:
     Attributes:
       cells: in the order of the file.
       stack: whether runs that differ in their seeds and step sizes alone are stacked in one process.
-      source: the file's content, as JSON, by which a folder's study is known again.
+      source: the file's content, as JSON, by which a folder's study is known again; without `track`.
+      track: trackers that runs are written to, by name; None for none.
     """
 
     cells: list[Cell]
     stack: bool = True
     source: dict[str, object] = field(default_factory=dict)
+    track: str | None = None
 
 
 def read_source(path: Path) -> dict[str, object]:
@@ -165,7 +167,7 @@ def study_of(found: Mapping[str, object], allowed: Collection[str]) -> Study:
 
     Args:
       found: settings by name; a list stands for several values, `blocks` for several tables of settings, `tune` for
-        settings that are chosen.
+        settings that are chosen, `track` for where runs are tracked.
       allowed: settings that a job may have.
 
     Raises:
@@ -173,6 +175,7 @@ def study_of(found: Mapping[str, object], allowed: Collection[str]) -> Study:
     """
     top = dict(found)
     stack = check_flag(top.pop("stack", True), "stack")
+    track = _track(top.pop("track", None))
     blocks = top.pop("blocks", [{}])
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
         raise ValueError(f"`blocks` must be a list of tables of settings, got {blocks!r}")
@@ -180,12 +183,23 @@ def study_of(found: Mapping[str, object], allowed: Collection[str]) -> Study:
     for block in blocks:
         cells += _cells_of({**top, **block}, allowed, MOST_JOBS - len(cells))
     try:
-        source = json.loads(json.dumps(found))
+        source = json.loads(json.dumps({name: value for name, value in found.items() if name != "track"}))
     except (TypeError, ValueError, RecursionError) as error:  # dates, bytes, sets, anchors in themselves
         raise ValueError(f"`study` must hold numbers, words, lists and tables alone ({error})") from error
     if len({cell.job({}).name + str(cell.tune) for cell in cells}) < len(cells):
         raise ValueError("`blocks` must not describe the same job twice")
-    return Study(cells, stack, source)
+    return Study(cells, stack, source, track)
+
+
+def _track(found: object) -> str | None:
+    """Trackers' names, separated by commas, of a name or a list of them."""
+    if found is None:
+        return None
+    given = found if isinstance(found, list) else [found]
+    names = [name for name in given if isinstance(name, str)]
+    if not names or len(names) < len(given):
+        raise ValueError(f"`track` must be a tracker's name or a list of them, got {found!r}")
+    return ",".join(names)
 
 
 def _cells_of(settings: dict[str, object], allowed: Collection[str], most: int) -> list[Cell]:
@@ -207,7 +221,7 @@ def _cells_of(settings: dict[str, object], allowed: Collection[str], most: int) 
 def _check_names(settings: Mapping[str, object], allowed: Collection[str]) -> None:
     for name in settings:
         if name not in allowed:
-            near = get_close_matches(str(name), [*allowed, "blocks", "tune", "stack"], n=1)
+            near = get_close_matches(str(name), [*allowed, "blocks", "tune", "stack", "track"], n=1)
             meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(allowed))}"
             raise ValueError(f"`study` must have settings of `bilevel train`, got {name!r}{meant}")
 
