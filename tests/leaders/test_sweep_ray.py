@@ -1,4 +1,4 @@
-"""A study on a Ray cluster of two nodes, which are killed in the middle, one after the other."""
+"""A study on a Ray cluster of three nodes, two of which are killed in the middle, one after the other."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ pytest.importorskip("ray")
 COMMAND = [sys.executable, "-c", "import sys; from leaders.cli.main import main; main(sys.argv[1:])"]
 STUDY = """
 env: BiLevel/TollBridge-v0
-iterations: 1500
+iterations: 600
 runs: 2
 stack: false
 leader: [bchg, naive-pgd]
@@ -25,8 +25,8 @@ from leaders.cli.main import main
 
 room = dict(num_cpus=1, object_store_memory=80_000_000)
 cluster = Cluster(initialize_head=True, head_node_args=dict(room, num_cpus=0, include_dashboard=False))
-first, second = cluster.add_node(**room), cluster.add_node(**room)
-jobs, logs = Path("out/jobs"), Path("out/logs")
+nodes = [cluster.add_node(**room) for _ in range(3)]
+jobs = Path("out/jobs")
 
 
 def under_way():
@@ -35,20 +35,15 @@ def under_way():
     return len(running) if all((job / "leader.zip").exists() for job in running) else 0
 
 
-def resumed():
-    return sum("resuming after" in log.read_text() for log in logs.glob("*.log"))
-
-
-def kill_both_nodes():
-    for kill, node in enumerate([first, second]):
-        while under_way() < 2 or resumed() < kill:  # so the node runs a job that has a checkpoint
+def kill_two_nodes():
+    for node in nodes[:2]:
+        while under_way() < len(nodes):  # so the node runs a job that has a checkpoint
             time.sleep(0.02)
         cluster.remove_node(node, allow_graceful=False)
         print("KILLED", flush=True)
-        cluster.add_node(**room)
 
 
-threading.Thread(target=kill_both_nodes, daemon=True).start()
+threading.Thread(target=kill_two_nodes, daemon=True).start()
 main(["sweep", "study.yaml", "--out", "out", "--ray", cluster.address, "--checkpoint-every", "0.2", "--no-progress"])
 """
 
