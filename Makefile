@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export SDL_VIDEODRIVER ?= dummy
 export MPLBACKEND := Agg
 
-.PHONY: demo test check format docs bench clean
+.PHONY: demo test check format docs notebooks bench clean
 
 ROOMS := $(BIN)/bilevel train --env BiLevel/FourRooms-v0 --runs 10 --seed 0
 
@@ -38,6 +38,9 @@ format: $(READY)
 
 docs: $(READY)  ## the site, in docs/_build/html
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
+
+notebooks: $(READY)  ## executes the paired scripts of examples/ and stores the notebooks with their outputs
+	$(BIN)/python docs/notebooks.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/outer_iteration.py

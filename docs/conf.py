@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -112,6 +113,12 @@ def follower_page(name: str) -> str:
 """
 
 
+def relinked(text: str) -> str:
+    """A notebook whose links, which lead through the repository, lead through the site."""
+    text = re.sub(r"\]\((?:\.\./)+docs/", "](../", text)
+    return re.sub(r"\]\((?:\.\./)*(?:tutorials/)?(\w+\.ipynb)", r"](\1", text)
+
+
 def generate(app: object = None) -> None:
     """Writes the generated pages anew."""
     folder = HERE / "generated"
@@ -122,8 +129,8 @@ def generate(app: object = None) -> None:
         (folder / f"env-{page}.md").write_text(environment_page(name))
     for name, cls in FOLLOWERS.items():
         (folder / f"follower-{cls.__name__}.md").write_text(follower_page(name))
-    for notebook in (HERE.parent / "examples").glob("*.ipynb"):
-        shutil.copy(notebook, folder / notebook.name)
+    for notebook in (HERE.parent / "examples").rglob("*.ipynb"):
+        (folder / notebook.name).write_text(relinked(notebook.read_text()))
 
 
 generate()

@@ -107,4 +107,4 @@ arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "contexts.png")
 data = {"iterations": iterations, "no penalties": nothing, **{name: curve.tolist() for name, curve in curves.items()}}
 (arguments.out / "contexts.json").write_text(json.dumps(data, indent=1) + "\n")
-print(f"wrote contexts.png, contexts.json to {arguments.out}")
+print(f"wrote contexts.png, contexts.json to {arguments.out}; look at the penalties for three pairs never trained on")

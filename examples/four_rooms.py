@@ -63,4 +63,4 @@ figure = plots.incentives_figure(leader)
 assert figure is not None
 plots.save(figure, arguments.out / "incentives.png")
 leader.save(arguments.out / "leader.zip")
-print(f"wrote curve.png, incentives.png and leader.zip to {arguments.out}")
+print(f"wrote curve.png, incentives.png and leader.zip to {arguments.out}; look at which cells carry the penalties")

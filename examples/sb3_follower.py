@@ -1,4 +1,4 @@
-"""A building whose HVAC controller is a SAC agent that nobody can solve for. Under two minutes as it stands.
+"""A building whose HVAC controller is a SAC agent that nobody can solve for. Two minutes as it stands.
 
 The agent learns at θ = 0.5, is compared with the exact controller, and then goes on learning while BC-HG moves θ.
 The study on the page of followers takes twenty minutes:

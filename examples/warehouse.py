@@ -83,4 +83,4 @@ if not large:
         written.append("warehouse.mp4")
     except ImportError as error:
         print(error)
-print(f"wrote {', '.join(written)} to {arguments.out}")
+print(f"wrote {', '.join(written)} to {arguments.out}; look at how robots go around the people")

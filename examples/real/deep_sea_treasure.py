@@ -189,4 +189,7 @@ else:
     axes.set_xticks(places, TREASURES)
     axes.legend(fontsize=8)
 plots.save(figure, arguments.out / f"{arguments.problem}.png")
-print(f"wrote {arguments.problem}.png and {arguments.problem}.json to {arguments.out}")
+look = (
+    "where the leaders end on the landscape" if arguments.problem == "contract" else "which treasures pay the diver now"
+)
+print(f"wrote {arguments.problem}.png and {arguments.problem}.json to {arguments.out}; look at {look}")

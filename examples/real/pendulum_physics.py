@@ -120,4 +120,4 @@ for axes, batch, title in zip(portraits, (before, after), ("Before", "After"), s
     axes.set(xlabel="angle (0 is up)", ylabel="speed", xlim=(-np.pi, np.pi), ylim=(-8.2, 8.2), title=title)
 arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "pendulum.png")
-print(f"wrote pendulum.png to {arguments.out}")
+print(f"wrote pendulum.png to {arguments.out}; look at the speeds before and after")

@@ -161,4 +161,4 @@ right.set(xlabel="level", ylabel="mean release of an exact operator", xlim=(0, 1
 right.legend(fontsize=8)
 arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "reservoir.png")
-print(f"wrote reservoir.png to {arguments.out}")
+print(f"wrote reservoir.png to {arguments.out}; look at how much is released at which level, before and after")
