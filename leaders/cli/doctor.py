@@ -20,6 +20,9 @@ OPTIONAL = {
     "pyarrow": ("results.parquet of studies", "tables"),
     "optuna": ("search: optuna in studies", "optuna"),
     "ray": ("studies on a cluster: bilevel sweep --ray", "ray"),
+    "submitit": ("studies on Slurm: bilevel sweep --slurm", "slurm"),
+    "mlflow": ("a tracker: --track mlflow", "mlflow"),
+    "wandb": ("a tracker: --track wandb", "wandb"),
     "mo_gymnasium": ("examples/real: pip install --no-deps mo-gymnasium", ""),
 }  # module: what it is for, and the extra that brings it
 

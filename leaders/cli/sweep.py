@@ -62,6 +62,8 @@ class Sweep:
     """jobs side by side; as many as this machine has cores if not given"""
     ray: Text = None
     """run on a Ray cluster instead: its address, auto, or local for one that is started here"""
+    slurm: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY=VALUE ...")] = None
+    """run on a Slurm cluster instead, with options of submitit: timeout_min=60 slurm_partition=cpu; see "Studies" """
     fail_fast: bool = False
     """stop everything at the first job that fails; all of it can be gone on with"""
     extend: bool = False
@@ -75,22 +77,20 @@ class Sweep:
 
     def run(self) -> None:
         """Runs what is not done, writes results.csv and summary.csv, and prints the latter."""
-        from leaders.experiments.sweep.engines import Processes, Ray
         from leaders.experiments.sweep.progress import Told
-        from leaders.experiments.sweep.runner import SUMMARY, Means, StudyDirectory, run_study
+        from leaders.experiments.sweep.runner import LOGS, SUMMARY, Means, StudyDirectory, run_study
 
         check_number(self.checkpoint_every, "checkpoint_every", at_least=0)
         processes = check_count(self.processes or os.cpu_count() or 1, "processes")
+        out = self.out.resolve()
+        engine = self._engine(processes, out / LOGS)
         study = self._study()
         directory = StudyDirectory(self.out, study)
         directory.check(self.extend)
         trackers_of(study.track, self.out, {})
         _rehearse(study, self.trust)
-        engine: Engine = Processes(processes)
-        if self.ray is not None:
-            engine = Ray(None if self.ray == "local" else self.ray)
-        out = self.out.resolve()
-        starter = os.getpid() if self.ray is None and processes > 1 else None
+        elsewhere = self.ray is not None or self.slurm is not None
+        starter = os.getpid() if not elsewhere and processes > 1 else None
         call = partial(
             run_job, out=out, here=Path.cwd(), every=self.checkpoint_every, track=study.track, starter=starter
         )
@@ -98,6 +98,19 @@ class Sweep:
         table = run_study(directory, means, engine, Told(processes, self.progress), self.fail_fast)
         _print(table.summaries())
         print(f"\nwrote {self.out}/results.csv, {SUMMARY}, and a run directory for each job")
+
+    def _engine(self, processes: int, logs: Path) -> Engine:
+        """Where jobs run."""
+        from leaders.experiments.sweep.engines import Processes, Ray
+        from leaders.experiments.sweep.slurm import Slurm
+
+        if self.ray is not None and self.slurm is not None:
+            raise ValueError("`ray` and `slurm` must not be given together: a study runs on one of them")
+        if self.ray is not None:
+            return Ray(None if self.ray == "local" else self.ray)
+        if self.slurm is not None:
+            return Slurm(logs, key_values(self.slurm, "slurm"))
+        return Processes(processes)
 
     def _study(self) -> Study:
         """The file's settings and those of the command line."""

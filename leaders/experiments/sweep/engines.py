@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, in a pool of processes (joblib), or on a cluster (Ray)."""
+"""Where jobs run: in this process, in a pool of processes (joblib), or on a cluster (Ray; `slurm` has another)."""
 
 from __future__ import annotations
 
