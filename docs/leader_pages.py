@@ -1,6 +1,6 @@
 """The tables on the leaders' pages, made from the code and from docs/data/leader_curves.json.
 
-Fills what stands between `<!-- NAME, made by docs/leader_pages.py -->` and `<!-- end -->` in docs/leaders/*.md. Run:
+Fills what stands between `<!-- NAME, made by docs/leader_pages.py -->` and `<!-- end -->` in docs/leader/*.md. Run:
 python docs/leader_pages.py
 """
 
@@ -29,7 +29,7 @@ from leaders.worlds.facts import model_of
 
 HERE = Path(__file__).parent
 DATA = HERE / "data" / "leader_curves.json"
-PAGES = sorted((HERE / "leaders").glob("*.md"))
+PAGES = sorted((HERE / "leader").glob("*.md"))
 MARK = re.compile(r"(<!-- (\w[\w ]*), made by docs/leader_pages\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = ("tables", "linear-quadratic", "finite games", "others' environments")
 TITLES = {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Unpack
+from typing import Literal, Unpack, get_args
 
+from bilevel_envs.core.checks import check_choice
 from leaders.training.tracker import AXES, FAILED, FINISHED, KILLED, Tracker, TrackerKeywords
 
+Mode = Literal["online", "offline", "disabled"]
 EXIT_CODES = {FINISHED: 0, FAILED: 1, KILLED: 130}  # 130 is a shell's word for a process that was interrupted
 PATIENCE = 60.0  # seconds to wait for a server, at the beginning and at the end
 
@@ -30,6 +32,7 @@ class WandbCallback(Tracker):
 
     Raises:
       ImportError: without wandb.
+      ValueError: if `mode` is none of those.
     """
 
     kind = "wandb"
@@ -38,13 +41,14 @@ class WandbCallback(Tracker):
         self,
         *,
         project: str | None = None,
-        mode: str | None = None,
+        mode: Mode | None = None,
         **shared: Unpack[TrackerKeywords],
     ) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ImportError("`WandbCallback` needs wandb: pip install 'bilevel-envs[wandb]'") from error
+        check_choice(mode, (None, *get_args(Mode)), "mode")
         super().__init__(**shared)
         self._wandb, self._mode = wandb, mode
         self._project = project or os.environ.get("WANDB_PROJECT", "bilevel")

@@ -128,7 +128,7 @@ def commands_on_pages():
     for page in [
         root / "README.md",
         *sorted((root / "docs").glob("*.md")),
-        *sorted((root / "docs/leaders").glob("*.md")),
+        *sorted((root / "docs/leader").glob("*.md")),
     ]:
         for line in page.read_text().replace("\\\n", " ").splitlines():
             for part in line.strip().split(" && "):

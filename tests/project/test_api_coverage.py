@@ -9,7 +9,7 @@ import pytest
 from bilevel_envs.followers import FOLLOWERS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/leaders").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/leader").glob("*.md"))]
 PUBLIC = (
     "bilevel_envs",
     "bilevel_envs.followers",

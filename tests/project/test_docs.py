@@ -69,7 +69,7 @@ def test_every_environment_leader_and_follower_has_its_page():
 
 
 def test_every_local_link_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/leaders").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/leader").glob("*.md")]:
         prose = re.sub(r"(?m)^    .*$|```.*?```", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)#\s]+)", prose):
             if "://" in target or target.startswith("generated/"):

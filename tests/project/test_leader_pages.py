@@ -32,7 +32,7 @@ def pages():
 
 @pytest.mark.parametrize("name", LEADERS)
 def test_a_leaders_page_says_what_pages_of_leaders_say(name):
-    text = (ROOT / f"docs/leaders/{name}.md").read_text()
+    text = (ROOT / f"docs/leader/{name}.md").read_text()
     assert text.startswith(f"# {LEADERS[name].__name__}\n")
     assert re.findall(r"(?m)^## (.*)$", text) == list(SECTIONS)
     for said in ("**Idea.**", "**Equation", "**Pseudo-code", "2603.14867", f"images/leaders/{name}.png"):
@@ -40,7 +40,7 @@ def test_a_leaders_page_says_what_pages_of_leaders_say(name):
     assert f"{LEADERS[name].__module__.replace('.', '/')}.py" in text
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs/leaders").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/leader").glob("*.md")), ids=lambda page: page.stem)
 def test_the_tables_are_those_of_the_code(page, pages):
     text = page.read_text()
     assert pages.MARK.search(text)
@@ -49,7 +49,7 @@ def test_the_tables_are_those_of_the_code(page, pages):
 
 @pytest.mark.parametrize("name", LEADERS)
 def test_a_page_lists_every_option_of_its_leader(name):
-    text = (ROOT / f"docs/leaders/{name}.md").read_text()
+    text = (ROOT / f"docs/leader/{name}.md").read_text()
     for one in parameters_of(LEADERS[name]):
         assert one.name in ("self", "env") or f"\n| `{one.name}` | " in text
 

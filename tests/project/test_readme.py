@@ -36,7 +36,7 @@ def test_every_local_link_of_readme_and_docs_leads_to_a_committed_file():
         pytest.skip("no checkout")
     folders = {str(parent) for name in committed for parent in Path(name).parents}
     dead = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/leaders").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/leader").glob("*.md")]:
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             path = target.partition("#")[0]
             if not path or "://" in target or path.startswith("mailto:"):
