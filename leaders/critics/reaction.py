@@ -71,7 +71,7 @@ class WithReactions:
     Where rewards are functions of components that steps log, each half learns from its last batches, too, with the
     rewards that their steps have at the present θ: what an action matters is little beside what a step happens to
     bring, and a single batch does not tell it. Their policies, and moves that θ hides, are taken for the present ones,
-    which have moved little.
+    which have moved little. A network of ∇Q_F keeps to the batch where θ hides moves.
 
     Attributes:
       judges: estimate Q_L; the first judges alone where no half is kept apart.
@@ -101,7 +101,8 @@ class WithReactions:
           model: the world at the present θ.
         """
         new = batch
-        if batch.components is not None and self._takes_steps:
+        hidden = bool(self.reactions) and cast(RewardModel, model).hides_moves  # what θ adds is known of `batch` alone
+        if batch.components is not None and self._takes_steps and not hidden:
             new, half = flat(batch), half.flatten(1, 2)[..., None]
             if self.past is not None:
                 old, dealt = self.past

@@ -63,7 +63,7 @@ def test_every_environment_leader_and_follower_has_its_page():
     for name in PROBLEMS:
         assert f"generated/env-{name.split('/')[1].removesuffix('-v0')}\n" in index
     for name in LEADERS:
-        assert f"leaders/{name}\n" in index
+        assert f"leader/{name}\n" in index
     for cls in FOLLOWERS.values():
         assert f"generated/follower-{cls.__name__}\n" in index
 
