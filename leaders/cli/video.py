@@ -43,8 +43,6 @@ class Video:
         wrapped = leader.env
         if wrapped.problem.draw is None:
             raise ValueError(f"{command.env} cannot be drawn")
-        if wrapped.problem.on_grid:
-            raise ValueError(f"{command.env} cannot be filmed: its follower answers on a grid, its world is continuous")
         run = plots.best_run(leader)
         path = self.directory / "follower.mp4"
         how = {"steps": self.steps, "fps": self.fps, "seed": self.seed, "run": run}

@@ -44,6 +44,10 @@ def follower_film(
 
     Returns:
       The number of frames.
+
+    Raises:
+      ImportError: without moviepy.
+      ValueError: if the follower answers on a grid of states that the environment does not keep to.
     """
     try:
         from moviepy import ImageSequenceClip
@@ -61,6 +65,11 @@ def follower_frames(
     env: BilevelWrapper, before: np.ndarray, after: np.ndarray, *, steps: int = 200, seed: int = 0, run: int = 0
 ) -> list[np.ndarray]:
     """The frames of `follower_film`, [height, width, 3] each; arguments as there."""
+    if env.problem.on_grid:
+        raise ValueError(
+            f"{env.problem.title} cannot be filmed: its follower answers on a grid, its world is continuous; "
+            "`bilevel curves` shows its run"
+        )
     learnt = ", the agent as it is now" if capabilities_of(env.follower).learns else ""
     left, right = (
         _episode(env, theta, caption, steps, seed, run)

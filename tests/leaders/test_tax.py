@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from bilevel_envs import BilevelWrapper
 from leaders import BCHG, ExactGradient, NaivePGD, exact
 from leaders.experiments.reproduce.tax import draw_left_out, draw_value, landscape
+from leaders.experiments.video import follower_frames
 from tests.helpers import z_scores
 
 FIRST = np.full(4, 0.3)
@@ -67,3 +68,10 @@ def test_advised_rows_go_with_the_advised_batch_only():
     advised, own = BCHG(env), BCHG(env, batch_size=400)
     assert (advised.rows, advised.horizon) == (2_000, 50)
     assert (own.rows, own.horizon) == (2, 200)  # as few rows as the time limit allows, as everywhere
+
+
+def test_a_world_that_is_planned_on_a_grid_is_not_filmed():
+    env = BilevelWrapper(gym.make("BiLevel/TaxDesign-small-v0"))
+    theta = env.problem.default_theta
+    with pytest.raises(ValueError, match=r"TaxDesignSmall cannot be filmed: .*`bilevel curves`"):
+        follower_frames(env, theta, theta)
