@@ -22,7 +22,7 @@ demo: $(READY)  ## BC-HG and MBHG lead a follower through the four rooms; leaves
 
 test: $(READY)  ## everything, within an hour on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=25
-	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=600 -p no:cacheprovider examples
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 -p no:cacheprovider examples
 	$(BIN)/python -m sphinx -W -q -b html docs docs/_build/html
 
 check: $(READY)  ## the quick round: format, lint, types, tests that are not slow
