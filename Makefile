@@ -9,7 +9,7 @@ export OMP_NUM_THREADS := 1
 export SDL_VIDEODRIVER ?= dummy
 export MPLBACKEND := Agg
 
-.PHONY: demo test check format docs notebooks bench clean
+.PHONY: demo test check format docs notebooks release bench clean
 
 ROOMS := $(BIN)/bilevel train --env BiLevel/FourRooms-v0 --runs 10 --seed 0
 
@@ -41,6 +41,9 @@ docs: $(READY)  ## the site, in docs/_build/html
 
 notebooks: $(READY)  ## executes the paired scripts of examples/ and stores the notebooks with their outputs
 	$(BIN)/python docs/notebooks.py
+
+release: $(READY)  ## builds twice and tries wheel and sdist in new environments, into docs/data/release.json
+	$(BIN)/python -m tests.project.release
 
 bench: $(READY)
 	$(BIN)/python benchmarks/outer_iteration.py
