@@ -33,7 +33,8 @@ class NetworkCritic:
       actions: how many discrete actions there are at states that are vectors, which then enter one-hot; 0 for numbers.
       of: "action" for f(s, b); "state" for f(s) ≈ V_L, for leaders that do without Q_L: V_L stands in for it; "both"
         for f(s) ≈ V_L and a second network of the advantage, fitted to r_L + γ_L V_L(s') − V_L(s) as a function of
-        (s, b): no policy of the follower's is needed then, and what an action matters is not lost beside V_L.
+        (s, b), so that what an action matters is not lost beside V_L. Its expectation under g is subtracted: a benefit
+        whose mean is off by ε in every state would add ε ∇V_F / β to the hypergradient.
     """
 
     gives_action_values: ClassVar[bool] = True
@@ -94,7 +95,8 @@ class NetworkCritic:
             return v, v, v_next
         if self.pairs is not None:
             x = self._joined(batch.state.flatten(1, 2), batch.action.flatten(1, 2), policy)
-            return v + self.pairs(x).view(shape), v, v_next
+            advantage = self.pairs(x) - self._over_actions(batch.state, policy, self.pairs)
+            return v + advantage.view(shape), v, v_next
         q = self.network(self._inputs(batch.state, batch.action, policy))
         return q.view(shape), v, v_next
 
@@ -144,14 +146,18 @@ class NetworkCritic:
             self.pairs.load_state_dict(state["pairs"])
 
     def _average(self, state: Tensor, policy: Policy, f: Values) -> Tensor:
+        """V(s) at states [R, N, T, ...], [R, N·T, D]: E_b[f(s, b)], or f(s)."""
+        if self.of == "action":
+            return self._over_actions(state, policy, f)
+        parts = state.flatten(1, 2).split(self.at_once(state), 1)
+        return torch.cat([f(self._joined(part, None, policy)) for part in parts], 1)
+
+    def _over_actions(self, state: Tensor, policy: Policy, f: Values) -> Tensor:
         """E_b[f(s, b)] at states [R, N, T, ...], [R, N·T, D]."""
         means = []
         for part in state.flatten(1, 2).split(self.at_once(state), 1):
-            if self.of == "action":
-                action, weight = self.nodes(part, policy)
-                means.append((f(self._at(part, action, policy)) * weight[..., None]).sum(2))
-            else:
-                means.append(f(self._joined(part, None, policy)))
+            action, weight = self.nodes(part, policy)
+            means.append((f(self._at(part, action, policy)) * weight[..., None]).sum(2))
         return torch.cat(means, 1)
 
     def _inputs(self, state: Tensor, action: Tensor, policy: Policy) -> Tensor:
