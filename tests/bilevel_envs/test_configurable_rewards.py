@@ -101,21 +101,10 @@ def test_leaders_that_ask_for_a_model_are_refused(leader):
 
 
 @pytest.mark.slow
-def test_the_mean_estimate_by_the_default_is_the_hypergradient_of_the_table():
-    truth = exact.hypergradient(BilevelWrapper(TabularEnv(Lake())), THETA)
-    made_leader = BCHG(led_lake(), seed=0, batch_size=1000, learning_rate=1e-9).learn(8)
-    samples = made_leader.gradient_samples(30, episodes=60)
-    mean, error = samples.mean(0), samples.std(0) / 30**0.5
-    assert (np.abs(mean - truth) < 4 * error + 0.03).all(), (mean, truth, error)
-    assert truth @ mean / np.linalg.norm(truth) / np.linalg.norm(mean) > 0.95
-    assert abs(truth[1] - mean[1]) < 0.6 * abs(truth[1])  # of the reaction alone: its sign is the follower's
-
-
-@pytest.mark.slow
 def test_the_lake_is_led_near_its_optimum():
     table = BilevelWrapper(TabularEnv(Lake()))
     best = exact.multi_start(table, seed=0).value
-    leader = BCHG(led_lake(), seed=0, batch_size=500, learning_rate=0.1).learn(60)
+    leader = BCHG(led_lake(), seed=0, batch_size=500, learning_rate=0.3).learn(16)
     reached, first = exact.objective(table, leader.theta), exact.objective(table, THETA)
     assert reached > first + 0.9 * (best - first), (first, reached, best)
 
@@ -193,9 +182,9 @@ def test_an_agent_learns_and_leads_in_twenty_lines():
 @pytest.mark.slow
 def test_a_saved_leader_goes_on_bit_for_bit(tmp_path):
     straight, first = (BCHG(led_lake(), seed=0, batch_size=100) for _ in range(2))
-    straight.learn(4)
-    first.learn(2).save(tmp_path / "leader.zip")
-    second = BCHG.load(tmp_path / "leader.zip", led_lake()).learn(2)
+    straight.learn(2)
+    first.learn(1).save(tmp_path / "leader.zip")
+    second = BCHG.load(tmp_path / "leader.zip", led_lake()).learn(1)
     np.testing.assert_array_equal(second.theta, straight.theta)
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
 

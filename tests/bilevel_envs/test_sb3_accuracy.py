@@ -306,7 +306,7 @@ def test_normalised_observations_let_an_agent_learn_what_is_far_from_zero():
     for normalize in (False, True):
         env = ConfigurableRewards(far, SPACE, r_follower, r_leader, PREFERENCES, seen_from_afar)
         how = {"learning_rate": 2e-3, "target_update_interval": 100, "train_freq": 1, "gradient_steps": 1}
-        wrapped = BilevelWrapper(env, agent_of(normalize=normalize, steps=5_000, **{**how, "buffer_size": 5_000}))
+        wrapped = BilevelWrapper(env, agent_of(normalize=normalize, steps=3_000, **{**how, "buffer_size": 3_000}))
         best = wrapped.best_response(theta)
         off[normalize] = float((best.policy.log_probs(seen)[0].exp() - truth).abs().mean())
     assert off[True] < 0.1, off

@@ -205,9 +205,9 @@ def test_fitted_state_values_tell_their_gradient():
 @pytest.mark.parametrize("critic", ["exact", "lstd", "state_values"])
 def test_the_estimate_averages_to_the_exact_hypergradient(critic):
     leader = leader_at_half(BCHG(building(), critic=critic, gradient="pathwise", guiding="fitted", batch_size=10_000))
-    samples = leader.gradient_samples(400, episodes=100)
+    samples = leader.gradient_samples(200, episodes=100)
     direct, guiding = exact.hypergradient_parts(building(), np.full(8, 0.5))
-    error = samples.std(0, ddof=1) / 400**0.5
+    error = samples.std(0, ddof=1) / 200**0.5
     assert (np.abs(samples.mean(0) - direct - guiding) < 4 * error).all()
     for wrong in (direct, direct - guiding):
         assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()

@@ -274,20 +274,22 @@ def test_a_critic_without_q_of_any_action_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("critic", ["known", "td"])
 def test_the_mean_estimate_is_the_exact_hypergradient_and_varies_less_than_the_sampled_one(critic):
+    """With `critic="td"` and fitted guiding as the plain default has them."""
     truth = exact.hypergradient(BilevelWrapper(TabularEnv(Lake())), THETA)
-    found = {}
-    for guiding in ("fitted", "sampled"):
-        how = {"critic": KnownQ() if critic == "known" else "td", "guiding": guiding, "batch_size": 1_000}
-        leader = BCHG(led_lake(), seed=0, learning_rate=1e-9, **how).learn(8)
-        found[guiding] = leader.gradient_samples(30, episodes=60)
+    found, count = {}, 20
+    for guiding in ("fitted", "sampled") if critic == "known" else ("fitted",):
+        how = {"critic": KnownQ(), "guiding": guiding} if critic == "known" else {}
+        leader = BCHG(led_lake(), seed=0, learning_rate=1e-9, batch_size=1_000, **how).learn(5)
+        assert (leader.estimator_config.critic == "td") == (critic == "td")
+        found[guiding] = leader.gradient_samples(count, episodes=60)
     mean = found["fitted"].mean(0)
-    error = found["fitted"].std(0, ddof=1) / 30**0.5
+    error = found["fitted"].std(0, ddof=1) / count**0.5
     bias = 0.01 if critic == "known" else 0.04  # of networks; the guiding term alone is 0.054, −0.198, −0.010
     assert (np.abs(mean - truth) < 4 * error + bias).all(), (mean, truth, error)
     assert truth @ mean / np.linalg.norm(truth) / np.linalg.norm(mean) > 0.99
     assert abs(mean[1] - truth[1]) < 0.35 * abs(truth[1])  # the follower's reaction alone
-    variance = {guiding: samples.var(0, ddof=1) for guiding, samples in found.items()}
-    assert variance["fitted"].sum() < 0.5 * variance["sampled"].sum(), variance
+    variance = {guiding: samples.var(0, ddof=1).sum() for guiding, samples in found.items()}
+    assert variance["fitted"] < 0.5 * variance.get("sampled", np.inf), variance
 
 
 class Drawn(gym.Env):
@@ -345,10 +347,10 @@ def vector_actions(preferences=PREFERENCES):
 def test_vector_actions_are_drawn_and_the_mean_estimate_is_the_closed_form():
     leader = BCHG(vector_actions(), seed=0, batch_size=500, learning_rate=1e-300, optimizer="sgd", max_grad_norm=1e9)
     assert leader.estimator_config.guiding == "fitted"
-    samples = training_estimates(leader.learn(4), 12).ravel() / 0.25  # dθ/draw at ½
+    samples = training_estimates(leader.learn(4), 8).ravel() / 0.25  # dθ/draw at ½
     counted = (1 - 0.9**50) / (1 - 0.9)  # of an episode of 50 steps
     wanted = -2 * (0.5 - 1) * counted
-    error = samples.std(ddof=1) / 12**0.5
+    error = samples.std(ddof=1) / 8**0.5
     assert abs(samples.mean() - wanted) < 4 * error + 0.1 * wanted, (samples.mean(), error, wanted)
 
 

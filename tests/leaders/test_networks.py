@@ -162,7 +162,8 @@ def test_what_an_action_matters_is_learnt_beside_a_large_value():
     assert float((q[..., 1] - q[..., 0]).std()) < 0.1
     assert abs(float(q.mean()) - 1_001) < 20
     here = q.gather(-1, action[0, 0][None, :, None])[..., 0]
-    torch.testing.assert_close(critic.values(batch, policy)[0][0], here)
+    found, v, _ = critic.values(batch, policy)
+    torch.testing.assert_close((found - v)[0], here - q.mean(-1)[0])  # both actions are as likely: E[Q − V | s] = 0
 
 
 def test_targets_stand_still_between_refreshes():
@@ -201,10 +202,9 @@ def test_copies_stand_beside_their_runs(half_open):
             assert torch.equal(critic.network.output_scale[run], copies.output_scale[2 * copy + run])
 
 
-@pytest.mark.slow
 def test_a_runs_network_is_the_same_alone_and_beside_others():
-    together = BCHG(building(), critic="td", runs=3, seed=5).learn(3)
-    alone = BCHG(building(), critic="td", runs=1, seed=7).learn(3)
+    together = BCHG(building(), critic=NetworkCritic(0.9, Fit(steps=10)), runs=3, seed=5).learn(3)
+    alone = BCHG(building(), critic=NetworkCritic(0.9, Fit(steps=10)), runs=1, seed=7).learn(3)
     np.testing.assert_allclose(together.theta[2], alone.theta[0], rtol=1e-8)
     np.testing.assert_allclose(together.history["grad_norm"][:, 2], alone.history["grad_norm"][:, 0], rtol=1e-6)
 
@@ -273,8 +273,8 @@ def test_expectations_over_many_actions_are_drawn():
 @pytest.mark.slow
 def test_the_network_learns_the_leaders_values_in_the_building(half_open):
     env, best, model, batch = half_open
-    critic, truth = NetworkCritic(0.9, Fit(steps=500)), ExactCritic(0.9)
-    for seed in range(20):
+    critic, truth = NetworkCritic(0.9, Fit(steps=300)), ExactCritic(0.9)
+    for seed in range(14):
         more = env.rollout(np.full((2, 8), 0.5), best, Noise([2 * seed + 10, 2 * seed + 11]), rows=10, horizon=100)
         critic.fit(more, best, None, Noise([seed, seed]))
     truth.fit(batch, best, model, Noise([0]))

@@ -151,13 +151,13 @@ def test_the_building_refuses_bad_arguments(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_naive_leaders_fall_on_the_published_plateau(tmp_path, capsys):
+def test_the_naive_leader_falls_on_the_published_plateau(tmp_path, capsys):
     out = tmp_path / "out"
-    main(["reproduce", "four-rooms", "--leaders", "naive-pgd,sobirl", "--out", str(out), "--no-progress"])
+    main(["reproduce", "four-rooms", "--leaders", "naive-pgd", "--out", str(out), "--no-progress"])
     said = capsys.readouterr().out
     assert "all agree" in said
     table = (out / "four-rooms-beta0.005.md").read_text()
-    assert table.count("agrees") == 4
+    assert table.count("agrees") == 2
     assert (out / "four-rooms-beta0.005.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -179,7 +179,7 @@ def test_games_refuse_bad_arguments(tmp_path, capsys):
 def test_games_are_redrawn(tmp_path, capsys):
     toy, lqr = tmp_path / "toy", tmp_path / "lqr"
     size = ["--runs", "2", "--no-progress"]
-    arguments = ["reproduce", "toy-markov-game", "--out", str(toy), "--iterations", "20", *size]
+    arguments = ["reproduce", "toy-markov-game", "--out", str(toy), "--iterations", "8", *size]
     main([*arguments, "--leaders", "bchg,bchg-paper"])
     assert "| BC-HG, published form |" in capsys.readouterr().out
     for name in ("toy-R1", "landscape-R1", "toy-R2", "landscape-R2"):

@@ -21,6 +21,11 @@ PENDULUM, CART = "BiLevel/GuidedPendulum-v0", "BiLevel/GuidedCartPole-v0"
 SMALL = {"learning_starts": 50, "buffer_size": 2_000, "policy_kwargs": {"net_arch": [16]}}
 
 
+def quick(env):
+    """A critic as the default has it, fitted by fewer steps."""
+    return NetworkCritic(env.preferences.gamma_leader, Fit(steps=20), of="both")
+
+
 def played(name=PENDULUM, follower=None, **arguments):
     return BilevelWrapper(gym.make(name, **arguments), follower or SB3Follower("SAC", 60, **SMALL))
 
@@ -32,7 +37,7 @@ def test_a_game_is_led_from_trajectories_alone(make, name):
     env = played(
         name, SB3Follower("SAC", 60, action_range=2.0, **SMALL), **({"policy": "mlp"} if "LQR" in name else {})
     )
-    leader = make(env, runs=2, batch_size=400).learn(2)
+    leader = make(env, runs=2, batch_size=400, critic=quick(env)).learn(2)
     assert np.isfinite(leader.history["grad_norm"]).all()
     assert (leader.history["grad_norm"] > 0).all()
     assert np.isnan(leader.history["leader_value"]).all()
@@ -46,17 +51,17 @@ def test_a_game_is_led_from_trajectories_alone(make, name):
 def test_followers_with_discrete_actions_are_led(algorithm, arguments):
     follower = SB3Follower(algorithm, 64, **arguments)
     env = played(CART, follower if algorithm == "SoftDQN" else ObservedFollower(follower, 400, steps=20), discrete=5)
-    leader = BCHG(env, batch_size=400).learn(2)
+    leader = BCHG(env, batch_size=400, critic=quick(env)).learn(2)
     assert np.isfinite(leader.history["grad_norm"]).all()
     assert leader.gradient_samples(2, episodes=2).shape == (2, *env.theta_space.shape)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(tmp_path):
-    straight = BCHG(played(), batch_size=400).learn(3)
-    first = BCHG(played(), batch_size=400).learn(2)
+    straight = BCHG(played(), batch_size=400, critic=quick(played())).learn(3)
+    first = BCHG(played(), batch_size=400, critic=quick(played())).learn(2)
     first.save(tmp_path / "leader.zip")
-    second = BCHG.load(tmp_path / "leader.zip", played()).learn(1)
+    second = BCHG.load(tmp_path / "leader.zip", played(), critic=quick(played())).learn(1)
     np.testing.assert_array_equal(straight.history.state(), second.history.state())
     np.testing.assert_array_equal(straight.theta, second.theta)
 

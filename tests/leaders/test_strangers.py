@@ -7,8 +7,8 @@ from leaders import BCHG, ExactGradient, NaivePGD, exact
 from tests.helpers import CLIFF, STRANGERS, leader_at_fixed_theta, policy_at, training_estimates, wrapped, z_scores
 
 WARM_UP = 100
-ESTIMATES = {100: 800, 300: 400, 1000: 400}  # by batch size; estimates from small batches have heavy tails
-STEPS, SEEDS = 100_000, 5
+ESTIMATES = {100: 500, 300: 300, 1000: 200}  # by batch size; estimates from small batches have heavy tails
+STEPS, SEEDS = 100_000, 2
 BATCH = 100
 EXACT_STEPS = 400  # of the exact gradient, after which it stands nearly still
 
@@ -67,7 +67,7 @@ def test_estimates_contain_the_guiding_term_with_its_sign(world, batch_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", STRANGERS)
 def test_the_default_wins_most_of_what_the_exact_hypergradient_wins(world):
-    """Five seeds, 100,000 environment steps each, against the exact gradient from the same starts."""
+    """Two seeds, 100,000 environment steps each, against the exact gradient from the same starts."""
     env, iterations = STRANGERS[world](), STEPS // BATCH
     leader = BCHG(env, runs=SEEDS, seed=0).learn(iterations)
     assert leader.history["env_steps"][-1, 0] == STEPS

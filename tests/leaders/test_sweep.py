@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.killed_sweeps import Args, campaign
 from leaders.cli import sweep as sweeps
 from leaders.cli.main import main
 from leaders.cli.sweep import SETTINGS, run_job
@@ -317,7 +318,7 @@ def test_what_a_dead_process_left_behind_does_not_make_a_study_wait(tmp_path):
     (job / RESULT).unlink()
     began = time.monotonic()
     sweep(tmp_path, "--processes", 1)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50  # BUSY, for which a folder that is held is waited for, is 60
     assert bytes_of(out) == before
     assert not (out / ".stop").exists()
 
@@ -474,7 +475,7 @@ def test_one_process_and_two_give_the_same_tables(tmp_path):
             one: np.mean([float(r["score"]) for r in mine if r["phase"] == "selection" and r["learning_rate"] == one])
             for one in tried
         }
-        assert rate == max(mean, key=mean.__getitem__)
+        assert mean[rate] == max(mean.values())
 
 
 @pytest.mark.slow
@@ -548,3 +549,11 @@ class Deadly:
 
     def under_way(self, job):
         return (self.folder / job.config["env"]).exists()
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
+    """Two of the kills of `benchmarks/killed_sweeps.py`, which sends 200."""
+    *_, seen = campaign(tmp_path, Args(kills=2, seed=5, short=True, every=2.0))
+    assert seen.faults == []
+    assert sum(seen.kills.values()) == 2

@@ -238,6 +238,11 @@ def test_wandb_goes_on_in_the_run_that_the_folder_notes(store, leader, tmp_path)
     assert len(records(tmp_path)) == 1  # two files of one id
 
 
+def test_another_mode_of_wandb_is_refused():
+    with pytest.raises(ValueError, match="`mode` must be one of None, 'online', 'offline', 'disabled', got 'off'"):
+        WandbCallback(mode="off")
+
+
 def test_a_study_writes_every_job_to_its_tracker(store, tmp_path):
     study = ["--settings", f"env={TOLL}", "leader=bchg,naive-pgd", "runs=2", "batch=40", "iterations=3", "track=mlflow"]
     main(["sweep", "--out", "study", "--processes", "1", "--no-progress", *study])
