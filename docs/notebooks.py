@@ -10,6 +10,7 @@ Run: python docs/notebooks.py                                                   
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def with_stored_outputs(script: Path) -> nbformat.NotebookNode | None:
 def executed(script: Path) -> nbformat.NotebookNode:
     """The notebook, run in a kernel of its own in the script's folder."""
     notebook = notebook_of(script)
+    os.environ.pop("MPLBACKEND", None)  # of the Makefile: with Agg no picture would be shown
     folder = {"metadata": {"path": str(script.parent)}}
     NotebookClient(notebook, timeout=600, coalesce_streams=True, record_timing=False, resources=folder).execute()
     return notebook
