@@ -4,7 +4,7 @@
 # In building thermal control the published BC-HG (arXiv:2603.14867, Figure 3) ends at a leader's value of −196, with
 # every wall insulated and every vent open: θ = 1. That is also where a leader ends who ignores the follower. The
 # optimum is −162.50. The method is not to blame: its hypergradient points to the optimum. What differs is the
-# *estimate*. This notebook looks at both estimates at the same θ, and then at where each of them leads. About four
+# *estimate*. This notebook looks at both estimates at the same θ, and then at where each of them leads. About two
 # minutes.
 
 # %%
@@ -118,12 +118,14 @@ class Off:
         pass
 
 
-settings = {"runs": 2, "seed": 0}
-iterations = 250
+# Steps three times as long as by default, so that a hundred iterations are enough.
+published_form = {"preset": "paper", "learning_rate": 0.3, "runs": 2, "seed": 0}
+settings = {"learning_rate": 0.15, "runs": 2, "seed": 0}
+iterations = 100
 led = {
-    "published form": BCHG(env, preset="paper", critic="lstd", **settings),
-    "published form, ε = +50": BCHG(env, preset="paper", critic=Off(50.0), **settings),
-    "published form, ε = −50": BCHG(env, preset="paper", critic=Off(-50.0), **settings),
+    "published form": BCHG(env, critic="lstd", **published_form),
+    "published form, ε = +50": BCHG(env, critic=Off(50.0), **published_form),
+    "published form, ε = −50": BCHG(env, critic=Off(-50.0), **published_form),
     "Naive-PGD": NaivePGD(env, **settings),
     "BC-HG, scores alone": BCHG(env, gradient="score", batch_size=10_000, **settings),
     "BC-HG, default": BCHG(env, **settings),

@@ -41,7 +41,7 @@ def bars(axis, found, title):
     axis.invert_yaxis()
     axis.set(xlabel="|mean estimate − exact| / |exact|", xscale="log")
     axis.set_title(title, fontsize=10)
-    axis.margins(x=0.25)
+    axis.margins(x=0.4)
 
 
 # %% [markdown]
@@ -134,7 +134,7 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constraine
 left.errorbar(coverage, coverage_bias, 2 * coverage_noise, fmt="o-", capsize=3)
 left.set(xlabel='history["coverage"]', ylabel="relative bias", ylim=(0, None))
 right.errorbar(gap, gap_bias, 2 * gap_noise, fmt="o-", capsize=3)
-right.set(xlabel='history["optimality_gap"]', ylabel="relative bias", xscale="log", ylim=(0, None))
+right.set(xlabel='history["optimality_gap"]', ylabel="relative bias", xlim=(0, None), ylim=(0, None))
 plt.show()
 
 # %% [markdown]

@@ -75,7 +75,7 @@ for name, colour in (("bchg", "C0"), ("naive-pgd", "C1")):
     right.plot(curve.iteration, curve.mean, "--", color=colour, linewidth=1)
 right.axhline(CEILINGS["R2"][1], color="black", linestyle=":", label="ceiling")
 right.set(xlabel="outer iterations", ylabel="return of an episode", title="Figure 4, toy Markov game R2")
-right.legend(fontsize=8)
+right.legend(fontsize=8, loc="center right")
 plt.show()
 
 # %% [markdown]
