@@ -50,10 +50,9 @@ def test_the_markov_game_script_runs(tmp_path):
 
 @pytest.mark.slow
 def test_the_sb3_follower_script_ends_better_than_it_starts(tmp_path):
-    less = ["--first-steps", "3000", "--iterations", "6"]
-    command = [sys.executable, str(EXAMPLES / "sb3_follower.py"), "--out", str(tmp_path), *less]
+    command = [sys.executable, str(EXAMPLES / "sb3_follower.py"), "--out", str(tmp_path)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "after 3000 steps the soft return is" in out
+    assert "after 8000 steps the soft return is" in out
     before, after = re.search(r"BC-HG leads SAC: exact J_L from (\S+) to (\S+),", out).groups()
     assert float(before) == pytest.approx(-261.6, abs=0.5)  # raw parameters of N(0, 0.01²): θ is 1/2 but for that
     assert float(after) > float(before) + 20  # a fifth of what there is to win; the exact controller is led further

@@ -236,7 +236,7 @@ def test_the_mean_estimate_is_the_exact_hypergradient_of_the_linear_world(tmp_pa
     for gradient in ("pathwise", "score"):  # of the same dynamics, which take most of the time
         mean, error = averaged(BCHG.load(tmp_path / "leader.zip", hidden(), gradient=gradient))
         assert (np.abs(mean - truth) < 4 * error).all(), (gradient, truth, mean, error)
-        assert np.linalg.norm(error) < 0.17 * np.linalg.norm(truth), error
+        assert np.linalg.norm(error) < 0.2 * np.linalg.norm(truth), error
         assert truth @ mean / np.linalg.norm(truth) / np.linalg.norm(mean) > 0.99
 
 

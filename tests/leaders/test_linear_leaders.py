@@ -115,8 +115,8 @@ def _at(q, policy, batch):
         ({}, 600, -164.0),
         ({"batch_size": 10_000}, 250, -164.0),
         ({"gradient": "pathwise"}, 250, -163.5),
-        ({"batch_size": 10_000, "gradient": "pathwise", "guiding": "sampled"}, 300, -165.0),
-        ({"batch_size": 10_000, "gradient": "score"}, 300, -165.0),
+        ({"batch_size": 10_000, "gradient": "pathwise", "guiding": "sampled"}, 400, -165.0),
+        ({"batch_size": 10_000, "gradient": "score"}, 400, -165.0),
     ],
 )
 def test_leaders_reach_the_optimum(settings, iterations, above):

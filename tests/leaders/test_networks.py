@@ -518,11 +518,11 @@ def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
         return HPGD, {"variant": kind, "critic": "td", "baseline": "td"}
 
     cls, arguments = new()
-    one = cls(building(), runs=2, batch_size=500, **arguments).learn(2)
+    one = cls(building(), batch_size=500, **arguments).learn(1)
     one.save(tmp_path / "leader.zip")
     again = {"critic": new()[1]["critic"]} if kind == "bchg" else {}
-    other = cls.load(tmp_path / "leader.zip", building(), **again).learn(2)
-    one.learn(2)
+    other = cls.load(tmp_path / "leader.zip", building(), **again).learn(1)
+    one.learn(1)
     np.testing.assert_array_equal(one.theta, other.theta)
     np.testing.assert_array_equal(one.history.state(), other.history.state())
 

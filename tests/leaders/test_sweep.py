@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.killed_sweeps import Args, campaign
 from leaders.cli import sweep as sweeps
 from leaders.cli.main import main
 from leaders.cli.sweep import SETTINGS, run_job
@@ -549,11 +548,3 @@ class Deadly:
 
     def under_way(self, job):
         return (self.folder / job.config["env"]).exists()
-
-
-@pytest.mark.slow
-def test_a_study_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path):
-    """Two of the kills of `benchmarks/killed_sweeps.py`, which sends 200."""
-    *_, seen = campaign(tmp_path, Args(kills=2, seed=5, short=True, every=2.0))
-    assert seen.faults == []
-    assert sum(seen.kills.values()) == 2
