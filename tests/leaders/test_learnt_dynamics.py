@@ -22,7 +22,7 @@ from bilevel_envs.networks.dynamics import DynamicsFit, GaussianDynamics
 from bilevel_envs.networks.temporal_differences import Fit
 from bilevel_envs.parameterizations import Box
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic, discounted_sum
-from leaders import BCHG, NaivePGD, exact
+from leaders import BCHG, exact
 from leaders.critics import NetworkCritic
 from leaders.critics.cross_fit import Judges
 from leaders.estimators import dynamics as learnt
@@ -312,18 +312,6 @@ def test_both_parts_of_the_estimate_are_exact_where_all_that_is_learnt_is():
     ):
         (gradient,) = torch.autograd.grad(total.sum(), theta)
         np.testing.assert_allclose(gradient[0], true, rtol=0, atol=four_sigma)
-
-
-@pytest.mark.slow
-def test_the_follower_who_reacts_is_told_from_one_who_does_not():
-    known = BilevelWrapper(LinearEnv(Known()))
-    direct = kept_gradient(known, known.best_response(THETA).policy)
-    truth = exact.hypergradient(known, THETA)
-    leader = leader_of(NaivePGD, guiding=None, batch_size=2_000, learning_rate=1e-9, runs=5).learn(2)
-    mean, error = averaged(leader)
-    assert (np.abs(mean - direct) < 4 * error).all(), (direct, mean, error)
-    assert (np.abs(mean - truth) > 4 * error).any(), (truth, mean, error)
-    assert np.linalg.norm(direct - truth) > 0.2 * np.linalg.norm(truth)  # so that the two tests differ
 
 
 def test_dynamics_that_cannot_be_learnt_are_said_to_be_untrusted_once(quick, caplog):

@@ -327,7 +327,7 @@ def test_multi_start_reaches_the_best_known_value(name):
     [
         pytest.param(*one, seed, id=f"{told} {seed}")
         for told, one in zip(NAMES[:-1], RECORDED[:-1], strict=True)
-        for seed in range(2 if "BilevelLQR" in told else 5)  # half a minute each
+        for seed in range(1 if "BilevelLQR" in told else 3)  # half a minute each, there
     ],
 )
 def test_multi_start_reaches_every_best_known_value(name, kwargs, how, seed):

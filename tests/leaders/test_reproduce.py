@@ -153,11 +153,23 @@ def test_the_building_refuses_bad_arguments(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_naive_leader_falls_on_the_published_plateau(tmp_path, capsys):
     out = tmp_path / "out"
-    main(["reproduce", "four-rooms", "--leaders", "naive-pgd", "--out", str(out), "--no-progress"])
+    main(
+        [
+            "reproduce",
+            "four-rooms",
+            "--leaders",
+            "naive-pgd",
+            "--iterations",
+            "1000",
+            "--out",
+            str(out),
+            "--no-progress",
+        ]
+    )
     said = capsys.readouterr().out
     assert "all agree" in said
     table = (out / "four-rooms-beta0.005.md").read_text()
-    assert table.count("agrees") == 2
+    assert table.count("agrees") == 1
     assert (out / "four-rooms-beta0.005.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
