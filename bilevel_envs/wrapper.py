@@ -26,7 +26,7 @@ from bilevel_envs.core.follower import (
     response_of,
 )
 from bilevel_envs.core.foreign import configurable, configure_all
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Preferences
+from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Preferences, recorded_best
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_model
 from bilevel_envs.core.transparent import check_transparent, shortest_limit
@@ -137,7 +137,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     @property
     def best_known(self) -> BestKnown | None:
         """The best leader value known under `preferences`."""
-        return self.problem.best_known(self.preferences)
+        return recorded_best(self.problem, self.preferences)
 
     @property
     def time_limit(self) -> int | None:

@@ -20,7 +20,15 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_ordinary_tensors
 from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Model, Numbers, Parameterization, Preferences
+from bilevel_envs.core.mdp import (
+    BestKnown,
+    ConfigurableMDP,
+    Model,
+    Numbers,
+    Parameterization,
+    Preferences,
+    recorded_best,
+)
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_model, completed, simulated
 
@@ -131,7 +139,7 @@ class Face(Generic[M]):
     @property
     def best_known(self) -> BestKnown | None:
         """The best leader value known, with its source."""
-        return self.problem.best_known(self.preferences)
+        return recorded_best(self.problem, self.preferences)
 
     def parameterization(self, runs: int = 1, seed: int = 0) -> Parameterization:
         """The default parameterisation of θ, freshly initialised; run i with the stream of seed + i."""

@@ -146,6 +146,26 @@ class BestKnown(float):
         return BestKnown, (float(self), self.source, self.proof, self.theta)
 
 
+def recorded_best(problem: ConfigurableMDP, preferences: Preferences) -> BestKnown | None:
+    """What a problem's hook `best_known` records.
+
+    Raises:
+      TypeError: if that is neither a `BestKnown` nor None.
+      ValueError: if its θ has another shape than the problem's.
+    """
+    best, name = problem.best_known(preferences), type(problem).__name__
+    if best is None:
+        return None
+    if not isinstance(best, BestKnown):
+        raise TypeError(f"`best_known` of {name} must return BestKnown(value, source) or None, got {best!r}")
+    if best.theta is not None and best.theta.shape != problem.theta_space.shape:
+        raise ValueError(
+            f"`best_known` of {name} must have a θ of shape {list(problem.theta_space.shape)}, "
+            f"got {list(best.theta.shape)}"
+        )
+    return best
+
+
 class ConfigurableMDP(Protocol):
     """What an environment's author writes: a space for θ, a default, preferences, and `model(theta)`.
 

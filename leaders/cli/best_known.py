@@ -41,13 +41,13 @@ class BestKnownValue:
         import torch
 
         from bilevel_envs.core.foreign import configurable
-        from bilevel_envs.core.mdp import REPEATABLE
+        from bilevel_envs.core.mdp import REPEATABLE, recorded_best
         from leaders import exact
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         env = env_of(self.env, env_arguments(self))
         problem = configurable(env.unwrapped).problem
-        recorded = problem.best_known(problem.preferences)
+        recorded = recorded_best(problem, problem.preferences)
         print(f"{self.env}, β = {problem.preferences.beta:g}")
         print(
             "  recorded   "

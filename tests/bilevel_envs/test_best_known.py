@@ -5,8 +5,9 @@ import pickle
 import gymnasium as gym
 import pytest
 
-from bilevel_envs import BestKnown
+from bilevel_envs import BestKnown, BilevelWrapper, TabularEnv
 from bilevel_envs.core.mdp import PROOFS, REPEATABLE
+from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.registration import PROBLEMS
 from leaders import exact
 
@@ -68,3 +69,20 @@ def test_a_value_that_a_foreign_environment_tells_is_a_lower_bound():
     assert known == 2.5
     assert known.proof == "best found"
     assert not known.exact
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [
+        (13.9, TypeError, r"`best_known` of Wrong must return BestKnown\(value, source\) or None, got 13.9"),
+        (BestKnown(1.0, "", theta=[1.0, 2.0]), ValueError, r"must have a θ of shape \[1\], got \[2\]"),
+    ],
+)
+def test_a_hook_that_records_no_best_known_value_is_refused_where_it_is_asked(told, error, message):
+    class Wrong(TollBridge):
+        def best_known(self, preferences):
+            return told
+
+    for env in (TabularEnv(Wrong()), BilevelWrapper(TabularEnv(Wrong()))):
+        with pytest.raises(error, match=message):
+            env.best_known  # noqa: B018
