@@ -113,7 +113,6 @@ def _at(q, policy, batch):
     ("settings", "iterations", "above"),
     [
         ({}, 600, -164.0),
-        ({"batch_size": 10_000}, 250, -164.0),
         ({"gradient": "pathwise"}, 250, -163.5),
         ({"batch_size": 10_000, "gradient": "pathwise", "guiding": "sampled"}, 400, -165.0),
         ({"batch_size": 10_000, "gradient": "score"}, 400, -165.0),

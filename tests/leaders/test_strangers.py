@@ -65,7 +65,7 @@ def test_estimates_contain_the_guiding_term_with_its_sign(world, batch_size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", ["cliff, slip", "lake, both", "queue", "random, everywhere", "pursuit"])
+@pytest.mark.parametrize("world", ["cliff, slip", "lake, both", "queue", "pursuit"])
 def test_the_default_wins_most_of_what_the_exact_hypergradient_wins(world):
     """Two seeds, 100,000 environment steps each, against the exact gradient from the same starts."""
     env, iterations = STRANGERS[world](), STEPS // BATCH
