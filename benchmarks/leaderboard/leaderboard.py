@@ -168,7 +168,7 @@ def tables() -> str:
         best = here[0]["best_known"]
         known = "" if best is None else f", best known {best:.4g}"
         given = "".join(f", {name}={value}" for name, value in arguments.items())
-        parts += [f"### `{env_id}`{given}: {budget:,} steps, {SOLVES:,} solves{known}", ""]
+        parts += [f"**`{env_id}`**{given}: {budget:,} steps, {SOLVES:,} solves{known}", ""]
         parts += ["| leader | mean of ten seeds | 95 % interval | worst | steps | solves | seconds | knows |"]
         parts += ["|---|---|---|---|---|---|---|---|"]
         for one in sorted(here, key=lambda one: -np.mean(one["values"])):
