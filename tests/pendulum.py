@@ -60,10 +60,9 @@ class Solved:
 
     Args:
       theta: θ.
-      g: another policy that the follower keeps to, [states, 5].
     """
 
-    def __init__(self, theta, g=None):
+    def __init__(self, theta):
         theta = np.asarray(theta, float)
         mass, length, gravity = 0.5 + theta[0], 0.5 + theta[1], 5 + 10 * theta[2]
         angle = -np.pi + 2 * np.pi * np.arange(ANGLES) / ANGLES
@@ -82,7 +81,7 @@ class Solved:
             new = beta * logsumexp(q / beta, axis=1)
             change, v = np.abs(new - v).max(), new
         self.q, self.v = q.reshape(ANGLES, -1, 5), v.reshape(ANGLES, -1)
-        self.g = np.exp((q - v[:, None]) / beta) if g is None else g
+        self.g = np.exp((q - v[:, None]) / beta)
         earned = -0.2 * speed**2 - 0.2 * push**2 - 2 * ((theta - 0.5) ** 2).sum()
         here = (self.g * earned.reshape(-1, 5)).sum(1)
         pairs = np.arange(len(angle))
@@ -123,12 +122,6 @@ def true_gradient(theta, width=0.02):
     """Central differences of the best-response objective, [3]."""
     steps = width * np.eye(3)
     return np.array([(Solved(theta + e).objective - Solved(theta - e).objective) / (2 * width) for e in steps])
-
-
-def direct_gradient(theta, width=0.02):
-    """The same with a follower that does not react, [3]."""
-    g, steps = Solved(theta).g, width * np.eye(3)
-    return np.array([(Solved(theta + e, g).objective - Solved(theta - e, g).objective) / (2 * width) for e in steps])
 
 
 def interpolated(table, seen):

@@ -66,12 +66,12 @@ def test_jobs_that_are_preempted_or_killed_go_on_from_their_checkpoints(tmp_path
     signals = [signal.SIGUSR2, signal.SIGKILL]  # as Slurm preempts, and as it kills
     out = tmp_path / "there" / "out"
     threading.Thread(target=signalled, args=(out, signals, heard), daemon=True).start()
-    there = sweep(tmp_path / "there", "--slurm", "cluster=local", "timeout_min=10", iterations=300)
+    there = sweep(tmp_path / "there", "--slurm", "cluster=local", "timeout_min=10")
     assert there.returncode == 0, there.stdout + there.stderr
     assert heard == signals
     logs = [path.read_text() for path in (out / "logs").glob("*.log")]
     assert [text.count("resuming after") for text in logs] == [1, 1], logs
-    here = sweep(tmp_path / "here", "--processes", "1", iterations=300)
+    here = sweep(tmp_path / "here", "--processes", "1")
     assert here.returncode == 0, here.stdout + here.stderr
     assert len(files(tmp_path / "here" / "out")) == 2 * 3 + 2
     assert files(out) == files(tmp_path / "here" / "out")
