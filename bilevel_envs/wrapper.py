@@ -14,7 +14,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice, check_count, check_instance, lacking
+from bilevel_envs.core.checks import check_choice, check_count, check_instance, check_room, lacking
 from bilevel_envs.core.follower import (
     BestResponse,
     Follower,
@@ -62,6 +62,11 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         self, env: gym.Env, follower: Follower | LearningFollower | str | None = None, **follower_kwargs: Any
     ) -> None:
         check_instance(env, "env")
+        if not isinstance(env, gym.Env):
+            raise TypeError(
+                f"`env` must be a Gymnasium environment, got {type(env).__name__}: gymnasium.make makes those that are "
+                "registered, TabularEnv(problem) one of a table of your own"
+            )
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)
         self._inside = configurable(env.unwrapped)
@@ -240,6 +245,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         """
         self.check_sampler(sampler)
         rows, horizon = check_count(rows, "rows"), check_count(horizon, "horizon")
+        check_room(noise.runs, rows, horizon)
         if not isinstance(best, BestResponse):
             raise TypeError(
                 f"`best` must be a BestResponse, as `best_response(theta)` gives, got {type(best).__name__}"

@@ -6,11 +6,16 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
+
+LARGEST_COUNT = 2**63 - 1  # that a 64-bit integer holds
+PARTS = 10  # numbers of a transition in a batch, at least
 
 
 def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning: str = "") -> None:
@@ -84,20 +89,23 @@ def check_per_run(
     at_most: float | None = None,
 ) -> None:
     """Refuses `value` unless it is a number within the bounds of `check_number`, or one such number for each run."""
-    shape = as_array(value, name).shape
+    numbers = as_array(value, name)
+    shape = numbers.shape
     if shape and shape != (math.prod(shape) if runs is None else runs,):
         each = "one per run" if runs is None else f"one per run ({runs})"
         raise ValueError(f"`{name}` must be a number or {each}, got shape {list(shape)}")
-    for number in np.atleast_1d(value).ravel():
+    for number in numbers.ravel().tolist():
         check_number(number, name, above=above, at_most=at_most)
 
 
 def check_count(value: object, name: str, *, at_least: int = 1) -> int:
-    """Returns `value` as an int; refuses anything but a whole number of at least `at_least`."""
+    """Returns `value` as an int; refuses anything but a whole number from `at_least` to what 64 bits hold."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be a whole number, got {value!r}")
     if value < at_least:
         raise ValueError(f"`{name}` must be at least {at_least}, got {value}")
+    if value > LARGEST_COUNT:
+        raise ValueError(f"`{name}` must be at most 2**63 - 1, got {value:.4g}")
     return int(value)
 
 
@@ -118,10 +126,27 @@ def check_memory(numbers: float, name: str, value: object, per: str) -> None:
         )
 
 
+def check_room(runs: int, rows: int, horizon: int) -> None:
+    """Refuses a batch [R, N, T] that this machine cannot hold, by the larger of `rows` and `horizon`."""
+    name, value = max(("horizon", horizon), ("rows", rows), key=lambda pair: pair[1])
+    check_memory(float(runs) * rows * horizon * PARTS, name, value, f"trajectories of {runs} runs")
+
+
 def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:
     """Keeps fields of a frozen dataclass as ints, as NumPy's own would overflow; refuses what `check_count` refuses."""
     for name in names:
         object.__setattr__(owner, name, check_count(getattr(owner, name), name, at_least=at_least))
+
+
+def keep_numbers(owner: object, *names: str, **bounds: Any) -> None:
+    """Keeps numbers of NumPy's among a dataclass's fields as Python's; refuses what `check_number` refuses.
+
+    NumPy's whole numbers overflow, and its small floats decide of the precision of what they are multiplied with.
+    """
+    for name in names:
+        value = getattr(owner, name)
+        check_number(value, name, **bounds)
+        object.__setattr__(owner, name, value.item() if isinstance(value, np.generic) else value)
 
 
 def check_choice(value: object, options: Iterable[object], name: str) -> None:
@@ -162,6 +187,32 @@ def as_numbers(value: object, name: str) -> Tensor:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"`{name}` must be numbers, got {array.dtype} of shape {_axes(array.shape)}")
     return torch.from_numpy(array.astype(np.float64))
+
+
+def check_path(path: object, name: str = "path") -> Path:
+    """Returns what names a file; refuses with a TypeError or a ValueError what names none."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"`{name}` must be a file's path, got {path!r}")
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise ValueError(f"`{name}` must be a file's path, got {text!r}")
+    return Path(text)
+
+
+def check_writable(path: object, name: str = "path") -> Path:
+    """Returns the path of a file that can be written; refuses others.
+
+    Raises:
+      TypeError, ValueError: if it names no file.
+      IsADirectoryError: if it is a folder.
+      FileNotFoundError: if the folder in which it is to be is not there.
+    """
+    file = check_path(path, name)
+    if file.is_dir():
+        raise IsADirectoryError(f"`{name}` must be a file's path, got the folder {file}: add a file's name")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"`{name}` must be in a folder that is there, got {file}: make {file.parent} first")
+    return file
 
 
 def as_array(value: object, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_count, check_distribution, check_finite
+from bilevel_envs.core.checks import as_array, check_choice, check_count, check_distribution, check_finite
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Contexts:
 
     def __post_init__(self) -> None:
         check_count(self.count, "count")
+        check_choice(self.within, (False, True), "within")
         if self.probabilities is not None:
-            given = torch.as_tensor(np.asarray(self.probabilities, float))
+            given = torch.as_tensor(as_array(self.probabilities, "probabilities").astype(float))
             if given.shape != (self.count,):
                 raise ValueError(
                     f"`probabilities` must have one entry per context ({self.count}), got {list(given.shape)}"

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
-from bilevel_envs.core.checks import check_choice, check_finite, check_number, check_shape, finite_numbers
+from bilevel_envs.core.checks import check_choice, check_finite, check_number, check_shape, finite_numbers, keep_numbers
 from bilevel_envs.core.contexts import Contexts
 from bilevel_envs.core.noise import Noise
 
@@ -37,8 +37,8 @@ class Preferences:
     def __post_init__(self) -> None:
         for name in ("gamma_leader", "gamma_follower"):
             remedy = "For a sum over episodes of some N steps without discounting, take 1 - 1 / N or a little more"
-            check_number(getattr(self, name), name, at_least=0, below=1, remedy=remedy)
-        check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+            keep_numbers(self, name, at_least=0, below=1, remedy=remedy)
+        keep_numbers(self, "beta", above=0, remedy="β is the follower's entropy coefficient")
 
 
 def kind_of(thing: object) -> str | None:

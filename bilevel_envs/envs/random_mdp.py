@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_memory, check_number, check_shape, keep_counts
+from bilevel_envs.core.checks import check_memory, check_shape, keep_counts, keep_numbers
 from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
@@ -113,9 +113,8 @@ class RandomMDP(ConfigurableMDP):
         entries = self.states * (self.states + self.branching * (1 + self.dim))
         check_memory(entries, "states", self.states, f"tables of {self.actions} actions and {self.dim} entries of θ")
         check_memory(entries * self.actions, "actions", self.actions, f"tables of {self.states} states")
-        for name in ("reward_share", "transition_share", "start_share"):
-            check_number(getattr(self, name), name, at_least=0)
-        check_number(self.alignment, "alignment", at_least=-1, at_most=1)
+        keep_numbers(self, "reward_share", "transition_share", "start_share", at_least=0)
+        keep_numbers(self, "alignment", at_least=-1, at_most=1)
         _ = self.preferences  # refuses bad ones
 
     @property

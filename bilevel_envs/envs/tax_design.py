@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_number, check_shape, keep_counts
+from bilevel_envs.core.checks import check_choice, check_number, check_shape, keep_counts, keep_numbers
 from bilevel_envs.core.contexts import Contexts
 from bilevel_envs.core.leader_networks import MLP
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Numbers, Preferences
@@ -169,10 +169,9 @@ class TaxDesign(ConfigurableMDP):
     def __post_init__(self) -> None:
         self._check_households()
         keep_counts(self, "hour_levels", "spend_levels", at_least=2)
-        for name in ("hour_step", "spend_step", "wage", "noise", "limit", "spacing"):
-            check_number(getattr(self, name), name, above=0)
-        for name in ("disutility", "follower_assets", "leader_assets", "consumption_weight", "revenue_weight"):
-            check_number(getattr(self, name), name)
+        keep_numbers(self, "hour_step", "spend_step", "wage", "noise", "limit", "spacing", above=0)
+        keep_numbers(self, "disutility", "follower_assets", "leader_assets", "consumption_weight", "revenue_weight")
+        check_choice(self.scale_debt_branch, (False, True), "scale_debt_branch")
         coarsest = min(2 * self.noise, 2 * START_DEVIATION)
         check_number(
             self.spacing, "spacing", at_most=coarsest, remedy="The grid must resolve the noise and the first assets"

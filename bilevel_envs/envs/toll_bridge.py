@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_number, check_shape
+from bilevel_envs.core.checks import check_shape, keep_numbers
 from bilevel_envs.core.mdp import BestKnown, ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box
@@ -84,7 +84,7 @@ class TollBridge(ConfigurableMDP):
     default_theta: ClassVar[np.ndarray] = np.zeros(1)
 
     def __post_init__(self) -> None:
-        check_number(self.ferry, "ferry")
+        keep_numbers(self, "ferry")
         _ = self.preferences  # refuses bad ones
 
     @cached_property

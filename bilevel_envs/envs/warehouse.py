@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_number, check_shape
+from bilevel_envs.core.checks import check_choice, check_shape, keep_numbers
 from bilevel_envs.core.mdp import REPEATABLE, BestKnown, ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Box
@@ -151,8 +151,7 @@ class Warehouse(ConfigurableMDP):
         for name in ("picks", "drops", "zone"):
             object.__setattr__(self, name, _cells(getattr(self, name), name))
         check_choice(self.tolls, (True, False), "tolls")
-        for name in ("zone_cost", "limit_cost", "toll_cost"):
-            check_number(getattr(self, name), name, at_least=0)
+        keep_numbers(self, "zone_cost", "limit_cost", "toll_cost", at_least=0)
         _ = self.preferences, self.plan  # refuses bad ones
 
     @cached_property

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_number, keep_counts
+from bilevel_envs.core.checks import keep_counts, keep_numbers
 from bilevel_envs.core.mdp import Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
@@ -71,7 +71,7 @@ class GuidedGame(VectorGame):
 
     def check_arguments(self) -> None:
         """Refuses bad values of the arguments that all guided games have."""
-        check_number(self.wind, "wind", at_least=0)
+        keep_numbers(self, "wind", at_least=0)
         if not isinstance(self.flip, bool):
             raise TypeError(f"`flip` must be True or False, got {self.flip!r}")
         if self.discrete is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_number, check_shape
+from bilevel_envs.core.checks import check_choice, check_number, check_shape, keep_numbers
 from bilevel_envs.core.mdp import BestKnown, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
@@ -117,7 +117,7 @@ class BilevelLQR(VectorGame):
     start_size: ClassVar[int] = 0  # uniform numbers that a first state takes
 
     def __post_init__(self) -> None:
-        check_number(self.deviation, "deviation", above=0)
+        keep_numbers(self, "deviation", above=0)
         check_choice(self.policy, ("linear", "mlp"), "policy")
         if len(self.target) != 2:
             raise ValueError(f"`target` must be two numbers, got {self.target!r}")

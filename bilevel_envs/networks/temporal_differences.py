@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number, keep_counts
+from bilevel_envs.core.checks import check_choice, check_count, keep_counts, keep_numbers
 from bilevel_envs.core.noise import Noise
 
 MOST = 3.0  # of an input that has been scaled
@@ -64,8 +64,7 @@ class Fit:
         object.__setattr__(self, "hidden", tuple(check_count(width, "hidden") for width in self.hidden))
         for name in ("restart", "on_sample", "scaled", "normalised"):
             check_choice(getattr(self, name), (True, False), name)
-        for name in ("learning_rate", "max_grad_norm", "output"):
-            check_number(getattr(self, name), name, above=0)
+        keep_numbers(self, "learning_rate", "max_grad_norm", "output", above=0)
 
 
 DEFAULT_FIT = Fit()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bilevel_envs.core.checks import check_memory, lacking
+from bilevel_envs.core.checks import check_memory, check_path, lacking
 from bilevel_envs.core.follower import BestResponse, FollowerError, saves
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.worlds.responses import check_response, response_from
@@ -119,7 +119,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
       FileNotFoundError: if there is no such file.
       ValueError: if it is none of ours, damaged, or of another format.
     """
-    if not Path(path).is_file():
+    if not check_path(path).is_file():
         raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from torch import Tensor
 
+from bilevel_envs.core.checks import check_writable
+
 if TYPE_CHECKING:
     import pandas
 
@@ -185,8 +187,12 @@ class History:
 
 
 def replace_file(path: str | Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part."""
-    path = Path(path)
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+      TypeError, ValueError, OSError: as `check_writable`, and what the file system says.
+    """
+    path = check_writable(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_number, keep_counts
+from bilevel_envs.core.checks import keep_counts, keep_numbers
 from bilevel_envs.core.follower import (
     BestResponse,
     Capabilities,
@@ -64,7 +64,7 @@ class Quantal:
     follower: Follower = field(default_factory=SoftValueIteration)
 
     def __post_init__(self) -> None:
-        check_number(self.precision_beta, "precision_beta", above=0)
+        keep_numbers(self, "precision_beta", above=0)
         check_planner(self.follower)
         if own_beta(self.follower) is not None:
             raise ValueError(f"`follower` must leave its β to Quantal, beta=None; got {self.follower!r}")
@@ -104,7 +104,7 @@ class Mixture(_ChangedTable):
     follower: Follower = field(default_factory=SoftValueIteration)
 
     def __post_init__(self) -> None:
-        check_number(self.share, "share", at_least=0, at_most=1)
+        keep_numbers(self, "share", at_least=0, at_most=1)
         check_planner(self.follower)
 
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
@@ -140,7 +140,7 @@ class Suboptimal(_ChangedTable):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_number(self.delta, "delta", at_least=0)
+        keep_numbers(self, "delta", at_least=0)
         check_planner(self.follower)
         keep_counts(self, "seed", at_least=0)
 
@@ -179,7 +179,7 @@ class Sticky(_ChangedTable):
     follower: Follower = field(default_factory=SoftValueIteration)
 
     def __post_init__(self) -> None:
-        check_number(self.share, "share", at_least=0, below=1)
+        keep_numbers(self, "share", at_least=0, below=1)
         check_planner(self.follower)
 
     def best_response(

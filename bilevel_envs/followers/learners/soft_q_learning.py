@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from bilevel_envs.core.checks import check_number, keep_counts
+from bilevel_envs.core.checks import keep_counts, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
@@ -53,10 +53,10 @@ class SoftQLearning:
 
     def __post_init__(self) -> None:
         if self.beta is not None:
-            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+            keep_numbers(self, "beta", above=0, remedy="β is the follower's entropy coefficient")
         keep_counts(self, "rounds", "rows", "horizon")
-        check_number(self.learning_rate, "learning_rate", above=0, at_most=1)
-        check_number(self.exploration, "exploration", at_least=0, at_most=1)
+        keep_numbers(self, "learning_rate", above=0, at_most=1)
+        keep_numbers(self, "exploration", at_least=0, at_most=1)
         keep_counts(self, "seed", at_least=0)
 
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:

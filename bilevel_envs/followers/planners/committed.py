@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from bilevel_envs.core.checks import check_number, keep_counts
+from bilevel_envs.core.checks import keep_counts, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
@@ -43,9 +43,9 @@ class Committed:
 
     def __post_init__(self) -> None:
         if self.beta is not None:
-            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+            keep_numbers(self, "beta", above=0, remedy="β is the follower's entropy coefficient")
         keep_counts(self, "sweeps")
-        check_number(self.tol, "tol", above=0)
+        keep_numbers(self, "tol", above=0)
 
     def best_response(
         self, model: Model, preferences: Preferences, init: TabularResponse | None = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.checks import check_count, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel, Quadratic, block, discounted_sum
@@ -48,8 +48,8 @@ class Riccati:
 
     def __post_init__(self) -> None:
         if self.beta is not None:
-            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        check_number(self.tol, "tol", above=0)
+            keep_numbers(self, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        keep_numbers(self, "tol", above=0)
 
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> LinearResponse:
         """The soft-optimal response to a linear-quadratic world.

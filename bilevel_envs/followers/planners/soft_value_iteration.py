@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.worlds.tabular.kernels import soft_policy_iteration
@@ -57,9 +57,9 @@ class SoftValueIteration:
 
     def __post_init__(self) -> None:
         if self.beta is not None:
-            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
+            keep_numbers(self, "beta", above=0, remedy="β is the follower's entropy coefficient")
         if self.tol is not None:
-            check_number(self.tol, "tol", above=0)
+            keep_numbers(self, "tol", above=0)
         if (self.rounds is None) != (self.sweeps is None):
             raise ValueError(
                 "`rounds` and `sweeps` make the fixed schedule together: give both (published: 100 and 5) or neither, "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bilevel_envs.core.checks import as_array, check_choice, check_count, check_number
+from bilevel_envs.core.checks import as_array, check_choice, check_count, keep_numbers
 
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import BasePolicy
@@ -62,13 +62,13 @@ class TrainingSettings:
                 f"after how many steps it ends in any case; got {self.accuracy} and {self.most_steps}"
             )
         if self.accuracy is not None and self.most_steps is not None:
-            check_number(self.accuracy, "accuracy", at_least=0)
+            keep_numbers(self, "accuracy", at_least=0)
             _check_most(self.most_steps, self.steps, self.first_steps or 0)
         if not isinstance(self.normalize, bool):
             raise TypeError(f"`normalize` must be True or False, got {self.normalize!r}")
         if self.beta is not None:
-            check_number(self.beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        check_number(self.reward_scale, "reward_scale", above=0)
+            keep_numbers(self, "beta", above=0, remedy="β is the follower's entropy coefficient")
+        keep_numbers(self, "reward_scale", above=0)
         _check_range(self.action_range)
         if not isinstance(self.policy, (str, type)):
             raise TypeError(f"`policy` must be a word of SB3's, such as 'MlpPolicy', or a class, got {self.policy!r}")

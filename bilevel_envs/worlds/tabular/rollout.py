@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bilevel_envs.core.batch import Rollout
+from bilevel_envs.core.checks import check_room
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.checks import check_table_policy
 from bilevel_envs.worlds.tabular.kernels import walk
@@ -63,6 +64,7 @@ def table_rollout(
       ValueError: if the policy does not fit the model, or a first state or action lies outside it.
     """
     check_table_policy(policy, noise.runs, model)
+    check_room(noise.runs, rows, horizon)
     moves, shape = model.structure.stepping, (noise.runs, rows, horizon)
     first = First() if first is None else first
     starts = moves.starts if first.initial is None else Starts.of(first.initial[None])
