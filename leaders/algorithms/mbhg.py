@@ -44,16 +44,14 @@ class FollowerNotAskedWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a run found at the θ in force.
+    """What a run found at a θ deployed.
 
     Attributes:
-      raw: its raw parameters, [n].
       mean, error: of the returns sampled; the error is infinite from few episodes.
       endless: whether no episode of the batch came to an end of its own.
       theta, policy: θ ``[*θ.shape]`` and the follower's g [S, B] there.
     """
 
-    raw: Tensor
     mean: float
     error: float
     endless: bool
@@ -61,9 +59,18 @@ class Deployment:
     policy: Tensor
 
 
+def better(now: Deployment, best: Deployment | None, value: Callable[[Tensor, Tensor, str], float]) -> bool:
+    """Whether a θ deployed is the best so far: by measured returns, or by `value`, as in `Record.compared`."""
+    if best is None:
+        return True
+    if np.isfinite(now.error) and np.isfinite(best.error):
+        return now.mean > best.mean
+    return value(now.theta, now.policy, "neutral") > value(best.theta, best.policy, "neutral")
+
+
 @dataclass
 class Record:
-    """The best θ deployed by a run.
+    """The best θ in force so far, to which a run goes back.
 
     Attributes:
       raw: its raw parameters, [n]; empty before anything was compared.
@@ -83,11 +90,12 @@ class Record:
     patience: int = 0
     short: int = 0
 
-    def compared(self, now: Deployment, value: Callable[[Tensor, Tensor, str], float]) -> bool:
+    def compared(self, now: Deployment, raw: Tensor, value: Callable[[Tensor, Tensor, str], float]) -> bool:
         """Compares the θ in force with the best one; whether the best one is to be put in its place.
 
         Args:
           now: what was found at the θ in force.
+          raw: its raw parameters, [n].
           value: J_L of a θ ``[*θ.shape]`` under a policy [S, B] of the follower's in the learnt world, "neutral" or
             "optimistic". It decides where episodes do not end, so that few returns are known, each of them cut short:
             the best θ comes back where, three times in succession, the one in force would be worse even if all that is
@@ -97,7 +105,7 @@ class Record:
         if not measured and not now.endless:
             return False
         if not len(self.raw):
-            self._keep(now)
+            self._keep(now, raw)
             return False
         both = measured and bool(np.isfinite(self.error))
         if both:
@@ -115,11 +123,11 @@ class Record:
         if self.source == "record" and both:  # the same θ: its mean was the largest of several and may have been luck
             self.mean, self.error = (self.mean + now.mean) / 2, float(np.hypot(now.error, self.error)) / 2
         elif self.source != "record" and gain > 0:
-            self._keep(now)
+            self._keep(now, raw)
         return False
 
-    def _keep(self, now: Deployment) -> None:
-        self.raw, self.theta, self.policy = now.raw.clone(), now.theta.clone(), now.policy.clone()
+    def _keep(self, now: Deployment, raw: Tensor) -> None:
+        self.raw, self.theta, self.policy = raw.clone(), now.theta.clone(), now.policy.clone()
         self.mean, self.error = now.mean, now.error
 
 
@@ -172,8 +180,9 @@ class MBHG(TrajectoryLeader):
     best θ comes back where it has been ahead three times in succession, whatever the unknown may be worth.
 
     What the learnt world proposes in the last iteration is in force when ``learn`` returns, and nothing was drawn at it
-    yet; ``best_deployed_theta`` is the best θ at which something was. An iteration that fails or is interrupted leaves
-    θ and the history as they were; the transitions drawn are kept, and the next iteration counts them.
+    yet; ``best_deployed_theta`` is the best θ at which something was, also to explore. An iteration that fails or is
+    interrupted leaves θ and the history as they were; the transitions drawn are kept, and the next iteration counts
+    them.
 
     A follower that learns, is observed or is not optimal is not asked: the learnt world then has counts alone, takes
     the follower for an optimal one, and warns of it when it is made (``FollowerNotAskedWarning``).
@@ -246,18 +255,19 @@ class MBHG(TrajectoryLeader):
         tried, preferences = Tried(self._tried_model, self._tried_response, self._entries()), self.env.preferences
         self.learners = [Learner(preferences, tried, self._raw, found, moves, how) for found in starts]
         self._records = [Record() for _ in self.seeds]
+        self._best: list[Deployment | None] = [None] * self.runs
         self._promised = np.full(self.runs, np.nan)
         self._attempt = self._begun()
 
     @property
     def best_deployed_theta(self) -> np.ndarray:
-        """The best θ deployed, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs: by measured returns.
+        """The best θ deployed, in force or to explore, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs.
 
-        Where no episode ends, by J_L in the learnt world. The θ in force where neither could be compared, because
-        batches held too few whole episodes.
+        By the mean of at least 20 measured returns; where a batch holds fewer, by J_L in the learnt world under the
+        policy with which the follower answered. The θ in force before anything was deployed.
         """
-        own = zip(self._records, self._theta().detach(), strict=True)
-        theta = np.stack([(record.theta if len(record.raw) else now).numpy() for record, now in own])
+        own = zip(self._best, self._theta().detach(), strict=True)
+        theta = np.stack([(now if best is None else best.theta).numpy() for best, now in own])
         return theta.copy() if self._stacked else theta[0].copy()
 
     def learnt_values(self) -> dict[str, np.ndarray]:
@@ -265,14 +275,14 @@ class MBHG(TrajectoryLeader):
 
         "pessimistic": whatever is unknown goes on with the least reward that was seen, for ever, a lower bound but for
         the error of the counts; "neutral": unknown pairs are the mean of their state's known ones; "optimistic": they
-        lead to more than the best that is known. They are equal where all that the follower reaches is known. NaN where
-        nothing has been compared.
+        lead to more than the best that is known. They are equal where all that the follower reaches is known. NaN
+        before anything was deployed.
         """
         return {
             completion: np.array(
                 [
-                    learner.deployed_value(record.theta, record.policy, completion) if len(record.raw) else np.nan
-                    for record, learner in zip(self._records, self.learners, strict=True)
+                    np.nan if best is None else learner.deployed_value(best.theta, best.policy, completion)
+                    for best, learner in zip(self._best, self.learners, strict=True)
                 ]
             )
             for completion in ("pessimistic", "neutral", "optimistic")
@@ -290,10 +300,11 @@ class MBHG(TrajectoryLeader):
         theta, raw = theta.detach(), self._raw.flat()
         for run, learner in enumerate(self.learners):
             learner.observe(drawn, run, best, theta)
-        deployments = self._deployments(drawn, raw, theta, best)
+        deployments = self._deployments(drawn, best, theta)
+        self._keep_best(deployments)
         taken_back = [
-            record.compared(now, learner.deployed_value)
-            for record, now, learner in zip(self._records, deployments, self.learners, strict=True)
+            record.compared(now, at, learner.deployed_value)
+            for record, now, at, learner in zip(self._records, deployments, raw, self.learners, strict=True)
         ]
         hopes = [
             learner.explore(here) if self._plans(record, back) and self.optimism and not learner.settled else None
@@ -312,6 +323,7 @@ class MBHG(TrajectoryLeader):
                 proposal[run] = record.raw
             else:
                 record.source, record.patience = "bchg", record.patience - 1
+        self._keep_best(self._deployments(*elsewhere))
         self._attempt.solves += [learner.spent() for learner in self.learners]
         return replace(
             estimate,
@@ -324,13 +336,22 @@ class MBHG(TrajectoryLeader):
             promised_value=promised,
         )
 
-    def _deployments(self, drawn: Rollout, raw: Tensor, theta: Tensor, best: TabularResponse) -> list[Deployment]:
-        """What each run found at the θ in force."""
+    def _deployments(self, drawn: Rollout, best: TabularResponse, theta: Tensor) -> list[Deployment]:
+        """What each run found at a θ ``[R, *θ.shape]``."""
         mean, error = measured(drawn, self.env.preferences.gamma_leader)
         endless = ~(drawn.valid & drawn.terminated).any((1, 2))
         probs = best.policy.probs.expand(self.runs, -1, -1)
-        parts = zip(raw, mean, error, endless.tolist(), theta, probs, strict=True)
+        parts = zip(mean, error, endless.tolist(), theta, probs, strict=True)
         return [Deployment(*part) for part in parts]
+
+    def _keep_best(self, deployments: list[Deployment]) -> None:
+        """Keeps those that are the best of their run so far."""
+        self._best = [
+            replace(now, theta=now.theta.clone(), policy=now.policy.clone())
+            if better(now, best, learner.deployed_value)
+            else best
+            for now, best, learner in zip(deployments, self._best, self.learners, strict=True)
+        ]
 
     @staticmethod
     def _plans(record: Record, taken_back: bool) -> bool:
@@ -387,6 +408,7 @@ class MBHG(TrajectoryLeader):
             "estimator": super()._critic_state(),
             "learnt": [learner.state_dict() for learner in self.learners],
             "records": [dict(vars(record)) for record in (self._attempt.records if self._failed else self._records)],
+            "best": [None if best is None else dict(vars(best)) for best in self._best],
             "promised": torch.from_numpy(self._promised.copy()),
             "lost": (self._attempt.steps, torch.from_numpy(self._attempt.solves.copy())) if self._failed else None,
             "iteration": self.progress.iterations,
@@ -397,6 +419,7 @@ class MBHG(TrajectoryLeader):
         for learner, saved in zip(self.learners, state["learnt"], strict=True):
             learner.load_state_dict(saved)
         self._records = [Record(**saved) for saved in state["records"]]
+        self._best = [None if best is None else Deployment(**best) for best in state.get("best", [None] * self.runs)]
         self._promised = state["promised"].numpy().copy()
         self._attempt = self._begun()
         if state.get("lost") is not None:  # files of earlier versions do not hold it
