@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import as_array, check_count, check_memory
-from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, saves
+from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, check_worth, saves
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.responses import response_state
@@ -139,6 +139,8 @@ class Leader:
         self.progress = Progress()
         self.evaluation = Evaluation(type(self).__name__, config.evaluate_every)
         self._logger: Logger | None = None
+        with self._in_its_contexts():
+            check_worth(self.env.follower, lambda: self.env.task(self._theta(differentiable=False)))
 
     # What a subclass provides ---------------------------------------------------------------------------------
 

@@ -368,10 +368,15 @@ def check_compatible(follower: object, model: Model) -> None:
         raise UnsupportedModelError(_unsuited([MODELS[kind] for kind in kinds], type(follower).__name__, model))
 
 
-def check_worth(follower: object, task: FollowerTask) -> None:
-    """Lets a follower that learns, or the one that is watched, refuse a world before anything is spent on it."""
+def check_worth(follower: object, task: Callable[[], FollowerTask]) -> None:
+    """Lets a follower that learns, or the one that is watched, refuse a world before anything is spent on it.
+
+    Args:
+      follower: who may refuse.
+      task: gives its world at θ, which only followers that check are shown.
+    """
     if _checks(follower):
-        follower.check(task)
+        follower.check(task())
 
 
 @with_gradients

@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from bilevel_envs.core.checks import check_choice, check_count
-from bilevel_envs.core.follower import capabilities_of, check_worth
+from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.followers import ObservedFollower, Truncated
 from bilevel_envs.wrapper import BilevelWrapper
 from leaders import exact
@@ -181,7 +181,6 @@ def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> No
         return
     leader, _ = stacked_leader(env, name, runs=2, **arguments)
     model = env.model(np.asarray(leader.theta))
-    check_worth(follower, env.task(np.asarray(leader.theta), model.detach()))
     if value == "leader_value" and not exact.solves(model):
         raise ValueError(f'`value` must be "leader_return" where the world cannot be solved, got {value!r}')
 

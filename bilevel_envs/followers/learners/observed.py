@@ -130,8 +130,9 @@ class ObservedFollower:
 
     def check(self, task: FollowerTask) -> None:
         """Lets the follower inside refuse a world."""
-        if self.follower is not None:
-            check_worth(self.follower, task_of_another(task, self.follower))
+        follower = self.follower
+        if follower is not None:
+            check_worth(follower, lambda: task_of_another(task, follower))
 
     def respond(
         self,
