@@ -26,7 +26,8 @@ def environments() -> str:
         best = face.best_known
         known = "none recorded" if best is None else f"{float(best):.6g}, {best.proof}"
         shape = "×".join(map(str, face.theta_space.shape))
-        spaces = f"{_space(env.observation_space)} | {_space(env.action_space)}"
+        grid = ", solved on a grid" if face.problem.on_grid else ""
+        spaces = f"{_space(env.observation_space)}{grid} | {_space(env.action_space)}"
         lines.append(f"| `{name}` | {first} | {shape} | {spaces} | {known} |")
     return "\n".join(lines)
 

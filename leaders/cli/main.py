@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import sys
 from functools import reduce
 from operator import or_
@@ -56,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         command.run()
     except (Exception, KeyboardInterrupt) as error:
+        if _nobody_reads(error):  # as in `bilevel envs | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the interpreter flushes at its end
+            raise SystemExit(STOPPED) from None
         status, line = _told(error, "--resume" if "train" in given else "")
         if traceback:
             raise
@@ -63,6 +68,15 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(status) from error
     finally:
         release_all()
+
+
+def _nobody_reads(error: BaseException) -> bool:
+    """Whether a command ended because what reads its output has ended."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    return bool(output.poll(0))
 
 
 def _told(error: BaseException, resume: str) -> tuple[int, str]:

@@ -182,7 +182,10 @@ def _checked(schedule: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     pairs = isinstance(schedule, (Sequence, np.ndarray)) and all(np.shape(rung) == (2,) for rung in schedule)
     if not pairs or not len(schedule):
         raise ValueError(f"`schedule` must be pairs (starts kept, steps of each), got {schedule!r}")
-    rungs = [(check_count(kept, "schedule"), check_count(steps, "schedule", at_least=0)) for kept, steps in schedule]
+    rungs = [
+        (check_count(kept, f"schedule[{rung}][0]"), check_count(steps, f"schedule[{rung}][1]", at_least=0))
+        for rung, (kept, steps) in enumerate(schedule)
+    ]
     kept = [count for count, _ in rungs]
     if kept != sorted(kept, reverse=True):
         raise ValueError(

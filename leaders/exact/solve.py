@@ -41,6 +41,7 @@ def planner_of(model: TabularModel) -> SoftValueIteration:
     return SoftValueIteration(tol=None if model.is_large else TOLERANCE)
 
 
+INSTEAD = "take BCHG, or a search such as CMAES, which need no exact values"
 SOLVERS = {
     "tabular": Solver(planner_of, exact_tables),
     "linear_quadratic": Solver(lambda model: Riccati(), exact_linear),
@@ -196,8 +197,7 @@ def _solver(model: Model) -> Solver:
     """What solves such a model; ValueError where nothing does."""
     if not solves(model):
         raise ValueError(
-            "`env` must have tables or matrices for exact values and gradients; it has neither, only steps: take BCHG, "
-            "or a search such as CMAES"
+            f"`env` must have tables or matrices for exact values and gradients; it has neither, only steps: {INSTEAD}"
         )
     return SOLVERS[model.kind]
 
@@ -244,7 +244,10 @@ def problem_at(env: gym.Env, theta: Any) -> tuple[Any, Preferences, bool]:
         ) from None
     model_at = model(theta)
     if not solves(model_at):
-        raise TypeError(f"exact values need a TabularModel or a LinearQuadraticModel, got {type(model_at).__name__}")
+        raise TypeError(
+            f"`env` must have a TabularModel or a LinearQuadraticModel for exact values, got "
+            f"{type(model_at).__name__}: {INSTEAD}"
+        )
     single = np.ndim(theta) == len(env.get_wrapper_attr("theta_space").shape)
     if not isinstance(theta, Tensor) or not theta.requires_grad:
         model_at = model_at.detach()

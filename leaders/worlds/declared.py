@@ -7,7 +7,7 @@ from typing import ClassVar
 from bilevel_envs.core.checks import check_choice
 from leaders.config import EstimatorConfig, Forms
 from leaders.critics import NetworkCritic, QuadraticState
-from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors
+from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors, vector_forms
 
 FITTED_UP_TO = 300  # entries of θ, each an output of a network
 
@@ -25,8 +25,7 @@ class Declared(LeaderWorld):
     }
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
-        if forms.linear is None:
-            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors: take BCHG")
+        vector_forms(forms, leader, facts)
         if preset is not None:
             return forms.tables[preset]
         if forms.declared is None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from leaders.config import PUBLISHED_STEPS, EstimatorConfig, Forms, LeaderConfig
 from leaders.critics import ExactCritic, FittedLinear, LeastSquares, NetworkCritic, QuadraticState
-from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors
+from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, check_vectors, vector_forms
 
 
 class LinearQuadratic(LeaderWorld):
@@ -24,9 +24,7 @@ class LinearQuadratic(LeaderWorld):
     }
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
-        if forms.linear is None:
-            raise ValueError(f"`env` must have countable states for {leader}; {facts.problem} has vectors: take BCHG")
-        return forms.linear[preset]
+        return vector_forms(forms, leader, facts)[preset]
 
     def published_steps(self, forms: Forms, facts: Facts) -> LeaderConfig:
         return replace(PUBLISHED_STEPS, learning_rate=forms.published_rate, blocks=facts.blocks)

@@ -154,6 +154,25 @@ class LeaderWorld:
         return config.critic
 
 
+def vector_forms(forms: Forms, leader: str, facts: Facts) -> Mapping[str | None, EstimatorConfig]:
+    """A leader's forms where states are vectors, by preset.
+
+    Raises:
+      ValueError: if it counts on tables; says which leaders do not.
+    """
+    if forms.linear is not None:
+        return forms.linear
+    instead = (
+        'BCHG(env, dynamics="learnt"), or CMAES, RandomSearch or ZerothOrder, which only compare returns'
+        if facts.hides_moves
+        else "BCHG"
+    )
+    raise ValueError(
+        f"`env` must be a table for {leader}, whose states are numbers and whose model gives the rewards of each; "
+        f"{facts.problem} is none: take {instead}"
+    )
+
+
 def rate_of(config: EstimatorConfig) -> Any:
     """η as a number, or an array of one per run."""
     rate = config.critic_learning_rate

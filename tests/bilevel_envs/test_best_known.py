@@ -10,6 +10,7 @@ from bilevel_envs.core.mdp import PROOFS, REPEATABLE
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.registration import PROBLEMS
 from leaders import exact
+from leaders.cli.main import main
 
 RECORDED = [
     ("BiLevel/TollBridge-v0", {}),
@@ -86,3 +87,12 @@ def test_a_hook_that_records_no_best_known_value_is_refused_where_it_is_asked(to
     for env in (TabularEnv(Wrong()), BilevelWrapper(TabularEnv(Wrong()))):
         with pytest.raises(error, match=message):
             env.best_known  # noqa: B018
+
+
+def test_a_recorded_value_that_its_own_theta_does_not_reach_ends_with_1(monkeypatch, capsys):
+    told = BestKnown(2.0, "a slip of the pen", theta=[0.0])
+    monkeypatch.setattr(TollBridge, "best_known", lambda self, preferences: told)
+    with pytest.raises(SystemExit) as end:
+        main(["best-known", "BiLevel/TollBridge-v0"])
+    assert end.value.code == 1
+    assert "not reached at its own θ" in capsys.readouterr().err

@@ -282,3 +282,10 @@ def test_a_lock_tells_who_holds_it(tmp_path):
     release_all()
     assert not (tmp_path / ".owner.json").exists()
     hold(tmp_path)  # and can be held again
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_without_a_word():
+    process = subprocess.Popen([*COMMAND, "envs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 3)
+    process.stderr.close()

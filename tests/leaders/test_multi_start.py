@@ -187,7 +187,7 @@ def test_a_start_without_an_optimum_is_passed_over():
 
 
 def test_worlds_without_an_exact_solver_are_refused():
-    with pytest.raises(TypeError, match="exact values need a TabularModel or a LinearQuadraticModel, got Simulated"):
+    with pytest.raises(TypeError, match="a TabularModel or a LinearQuadraticModel for exact values, got Simulated"):
         exact.multi_start(gym.make("BiLevel/GuidedCartPole-v0"))
     with pytest.raises(TypeError, match="`env` must be a configurable Gymnasium environment, got int"):
         exact.multi_start(3)
@@ -199,7 +199,7 @@ def test_worlds_without_an_exact_solver_are_refused():
         ({"schedule": ()}, r"`schedule` must be pairs \(starts kept, steps of each\), got \(\)"),
         ({"schedule": ((2, 3, 4),)}, r"`schedule` must be pairs"),
         ({"schedule": ((2, 3), (4, 1))}, "`schedule` must not keep more starts in a later rung"),
-        ({"schedule": ((0, 3),)}, "`schedule` must be at least 1, got 0"),
+        ({"schedule": ((0, 3),)}, r"`schedule\[0\]\[0\]` must be at least 1, got 0"),
         ({"draws": -1}, "`draws` must be at least 0"),
         ({"learning_rate": 0.1}, "`learning_rate` must be two numbers"),
         ({"learning_rate": (0.1, 0.0)}, "`learning_rate` must be above 0"),
@@ -375,4 +375,4 @@ def test_the_command_searches_where_nothing_is_recorded(capsys):
     assert "5 evaluations" in out
     with pytest.raises(SystemExit):
         main(["best-known", "BiLevel/GuidedCartPole-v0"])
-    assert "exact values need a TabularModel" in capsys.readouterr().err
+    assert "a TabularModel or a LinearQuadraticModel for exact values" in capsys.readouterr().err

@@ -3,17 +3,20 @@
 import warnings
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from bilevel_envs import BilevelWrapper, TabularModel
 from bilevel_envs.core.checks import check_number
+from bilevel_envs.core.contexts import Contexts
 from bilevel_envs.core.follower import FollowerError
+from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.four_rooms import FourRooms
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.envs.tax_design import TaxDesignSmall
-from bilevel_envs.followers import SB3Follower, SoftValueIteration
+from bilevel_envs.followers import SB3Follower, SoftQLearning, SoftValueIteration, Truncated
 from bilevel_envs.worlds.tabular.transitions import Transitions
 from leaders import BCHG, CMAES, HPGD, MBHG, BiAC, NaivePGD, SoBiRL
 from leaders.training.checkpoint import Checkpoint
@@ -34,6 +37,13 @@ def bridge(name, value, leader=BCHG):
 
 REFUSED = {
     "ragged seeds": (bridge("seed", RAGGED), "`seed`"),
+    "a truncated follower's ragged seeds": (lambda: Truncated(seed=RAGGED), "`seed`"),
+    "steps that no integer holds": (lambda: SB3Follower(episode_steps=10**30), "`episode_steps` must be at most"),
+    "a switch that is an array": (lambda: TaxDesignSmall(scale_debt_branch=np.ones((1, 2))), "`scale_debt_branch`"),
+    "ragged probabilities of contexts": (
+        lambda: Contexts(2, lambda index: torch.zeros(len(index)), RAGGED),
+        "`probabilities`",
+    ),
     "ragged step sizes": (bridge("learning_rate", RAGGED), "`learning_rate`"),
     "a step size that no float holds": (bridge("learning_rate", 10**400), "`learning_rate`"),
     "an array as a clip": (bridge("max_grad_norm", torch.ones(2)), "`max_grad_norm`"),
@@ -149,3 +159,45 @@ def test_a_number_of_half_the_precision_is_a_number():
 def test_a_clip_at_infinity_is_none_whatever_its_float():
     for kind in (float, np.float32, np.float64):
         BCHG(toll_bridge(), max_grad_norm=kind("inf"))
+
+
+def test_a_follower_that_cannot_learn_here_is_refused_when_the_leader_is_made():
+    env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), follower=SB3Follower("SAC"))
+    with pytest.raises(ValueError, match="`algorithm` must be one of SoftDQN, DQN, PPO, A2C for discrete actions"):
+        BCHG(env)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "said"),
+    [
+        (None, TypeError, "`path` must be a file's path, got None"),
+        (b"name", TypeError, "`path` must be a file's path, got b'name'"),
+        ("", ValueError, "`path` must be a file's path, got ''"),
+        ("no\0name", ValueError, "`path` must be a file's path"),
+        (".", IsADirectoryError, "got the folder .*: add a file's name"),
+        ("missing/leader.zip", FileNotFoundError, r"must be in a folder that is there, got .*: make .*missing first"),
+    ],
+    ids=repr,
+)
+def test_a_path_at_which_nothing_can_be_written_is_refused_by_name(path, error, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=said):
+        BCHG(toll_bridge(), runs=1).save(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_kept_as_pythons():
+    """A limit of `np.uint8(3)` had the grid begin at −limit = 253."""
+    tax, plain = TaxDesignSmall(limit=np.uint8(4)), TaxDesignSmall(limit=4)
+    np.testing.assert_array_equal(tax.points, plain.points)
+    assert type(RandomMDP(reward_share=np.float32(0.5)).reward_share) is float
+    assert type(SoftValueIteration(beta=np.float16(0.5)).beta) is float
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_drawn():
+    follower = SoftQLearning(horizon=10**12)
+    with pytest.raises(FollowerError, match="`horizon` must be less: 1000000000000 would take"):
+        BCHG(BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), follower=follower)).learn(1)
+    env = toll_bridge()
+    with pytest.raises(ValueError, match="`rows` must be less: 10000000000000 would take"):
+        env.rollout(env.theta, env.best_response(env.theta), Noise([0]), rows=10**13, horizon=1)
