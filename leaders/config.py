@@ -42,7 +42,7 @@ class LeaderConfig:
       tensorboard_log: folder for TensorBoard's events, or None.
       evaluate_every: outer iterations from one exact `leader_value` in the history to the next, which is NaN between;
         the last iteration of `learn` has one. None for every iteration, unless an evaluation takes more than a tenth of
-        a second and longer than the rest of the iteration; the log then says how often.
+        a second and a quarter of the rest of the iteration; the log then says how often.
       contexts: numbers of the contexts that are drawn from, one for each run and outer iteration, in a problem that has
         contexts; None for all. A world that draws its own in every episode is left to do so, unless this is given or
         the policy reads the context.

@@ -16,6 +16,7 @@ from leaders import exact
 
 LONGEST = 1_000  # outer iterations between two evaluations at most, unless the user says more
 CHEAP = 0.1  # seconds up to which an evaluation is cheap, whatever the iteration beside it takes
+SHARE = 0.25  # of the rest of an iteration, which evaluations that are not cheap may take on average
 
 logger = logging.getLogger("leaders")
 
@@ -28,8 +29,8 @@ class Evaluation:
     Args:
       leader: the leader's class, for the log.
       every: outer iterations from one evaluation to the next; None for 1 as long as an evaluation takes a tenth of a
-        second of processor time or less than the rest of the iteration, and for as many as keep it below the rest
-        otherwise.
+        second of processor time or less than a quarter of the rest of the iteration, and for as many as keep it below
+        that quarter otherwise.
 
     Attributes:
       interval: outer iterations from one evaluation to the next at present; a run that is resumed keeps it.
@@ -60,7 +61,7 @@ class Evaluation:
         return exact.value(model, self.optimum.policy, gamma), actual
 
     def timed(self, model: Model, best: BestResponse, preferences: Preferences, runs: int) -> tuple[Tensor, Tensor]:
-        """`values`; evaluates less often from then on if that took longer than the rest of the iteration."""
+        """`values`; evaluates less often from then on if that took more than its share of the iteration."""
         before = time.process_time()  # unlike the clock on the wall, not moved by other processes or by who sets it
         found = self.values(model, best, preferences, runs)
         after = time.process_time()
@@ -70,8 +71,8 @@ class Evaluation:
         return found
 
     def _thin(self, evaluating: float, rest: float) -> None:
-        """Lengthens the interval where an evaluation is neither cheap nor shorter than the rest of an iteration."""
-        wanted = min(math.ceil(evaluating / max(rest, 1e-6)), LONGEST)
+        """Lengthens the interval where an evaluation is neither cheap nor within its share."""
+        wanted = min(math.ceil(evaluating / max(SHARE * rest, 1e-6)), LONGEST)
         if evaluating <= CHEAP or wanted <= self.interval:
             return
         self.interval = wanted

@@ -56,9 +56,9 @@ def test_the_last_value_is_shown_and_resumed(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("evaluating", "rest", "every"),
-    [(0.09, 0.001, 1), (0.5, 1.0, 1), (0.5, 0.2, 3), (2.0, 0.01, 200), (900.0, 0.0, 1_000)],
+    [(0.09, 0.001, 1), (0.5, 2.0, 1), (0.5, 1.0, 2), (0.5, 0.2, 10), (2.0, 0.01, 800), (900.0, 0.0, 1_000)],
 )
-def test_slow_evaluations_are_thinned_until_they_take_as_long_as_the_rest(caplog, evaluating, rest, every):
+def test_slow_evaluations_are_thinned_until_they_take_a_quarter_of_the_rest(caplog, evaluating, rest, every):
     evaluation = Evaluation("BCHG", None)
     with caplog.at_level(logging.INFO, logger="leaders"):
         evaluation._thin(evaluating, rest)
@@ -83,7 +83,7 @@ def test_a_slow_evaluation_is_thinned_and_theta_does_not_notice(make, monkeypatc
 
 def test_a_resumed_run_is_evaluated_as_often_as_before(make, tmp_path):
     leader = BCHG(make("TollBridge"), seed=0).learn(3)
-    leader.evaluation._thin(0.4, 0.1)
+    leader.evaluation._thin(0.4, 0.4)
     leader.save(tmp_path / "leader.zip")
     again = BCHG.load(tmp_path / "leader.zip", make("TollBridge")).learn(8)
     assert np.isnan(again.history["leader_value"][:, 0]).tolist() == [i not in (0, 1, 2, 4, 8, 10) for i in range(11)]
