@@ -58,14 +58,31 @@ class Deployment:
     theta: Tensor
     policy: Tensor
 
+    def together_with(self, other: Deployment) -> Deployment:
+        """Both measurements of the same θ, weighed by their precision."""
+        variances = self.error**2 + other.error**2
+        share = self.error**2 / variances if variances > 0 else 0.5
+        error = self.error * other.error / variances**0.5 if variances > 0 else 0.0
+        return replace(self, mean=self.mean + share * (other.mean - self.mean), error=error)
 
-def better(now: Deployment, best: Deployment | None, value: Callable[[Tensor, Tensor, str], float]) -> bool:
-    """Whether a θ deployed is the best so far: by measured returns, or by `value`, as in `Record.compared`."""
+
+def best_of(best: Deployment | None, now: Deployment, value: Callable[[Tensor, Tensor, str], float]) -> Deployment:
+    """The better one of two deployments, by measured returns where both have them.
+
+    Args:
+      best: the best one so far; at the same θ the two are taken together.
+      now: the newest.
+      value: J_L of a θ under a policy in the learnt world, as in `Record.compared`; decides where returns do not.
+    """
     if best is None:
-        return True
-    if np.isfinite(now.error) and np.isfinite(best.error):
-        return now.mean > best.mean
-    return value(now.theta, now.policy, "neutral") > value(best.theta, best.policy, "neutral")
+        return now
+    both = bool(np.isfinite(now.error) and np.isfinite(best.error))
+    if torch.equal(now.theta, best.theta):
+        return best.together_with(now) if both else min(best, now, key=lambda one: one.error)
+    if both:
+        return now if now.mean > best.mean else best
+    ahead = value(now.theta, now.policy, "neutral") > value(best.theta, best.policy, "neutral")
+    return now if ahead else best
 
 
 @dataclass
@@ -125,6 +142,13 @@ class Record:
         elif self.source != "record" and gain > 0:
             self._keep(now, raw)
         return False
+
+    @property
+    def deployment(self) -> Deployment | None:
+        """What was found at the best θ in force; None before anything was compared."""
+        if not len(self.raw):
+            return None
+        return Deployment(self.mean, self.error, not np.isfinite(self.error), self.theta, self.policy)
 
     def _keep(self, now: Deployment, raw: Tensor) -> None:
         self.raw, self.theta, self.policy = raw.clone(), now.theta.clone(), now.policy.clone()
@@ -263,8 +287,9 @@ class MBHG(TrajectoryLeader):
     def best_deployed_theta(self) -> np.ndarray:
         """The best θ deployed, in force or to explore, ``[*θ.shape]``, or ``[R, *θ.shape]`` for stacked runs.
 
-        By the mean of at least 20 measured returns; where a batch holds fewer, by J_L in the learnt world under the
-        policy with which the follower answered. The θ in force before anything was deployed.
+        By the mean of at least 20 measured returns, which is noisy: the largest of many is too large on average. Where
+        a batch holds fewer, by J_L in the learnt world under the policy with which the follower answered. The θ in
+        force before anything was deployed.
         """
         own = zip(self._best, self._theta().detach(), strict=True)
         theta = np.stack([(now if best is None else best.theta).numpy() for best, now in own])
@@ -311,9 +336,11 @@ class MBHG(TrajectoryLeader):
             for learner, record, back, here in zip(self.learners, self._records, taken_back, raw, strict=True)
         ]
         elsewhere, explored = self._explored(theta, model.detach(), best, raw, hopes)
+        for run, learner in enumerate(self.learners):
+            learner.observe(elsewhere[0], run, *elsewhere[1:])
+        self._keep_best(self._deployments(*elsewhere))
         promised, proposal = self._promised.copy(), raw.clone()
         for run, (learner, record, hope) in enumerate(zip(self.learners, self._records, hopes, strict=True)):
-            learner.observe(elsewhere[0], run, *elsewhere[1:])
             self._promised[run] = np.nan
             if self._plans(record, taken_back[run]):
                 proposal[run], self._promised[run] = learner.propose(raw[run])
@@ -323,7 +350,6 @@ class MBHG(TrajectoryLeader):
                 proposal[run] = record.raw
             else:
                 record.source, record.patience = "bchg", record.patience - 1
-        self._keep_best(self._deployments(*elsewhere))
         self._attempt.solves += [learner.spent() for learner in self.learners]
         return replace(
             estimate,
@@ -345,11 +371,9 @@ class MBHG(TrajectoryLeader):
         return [Deployment(*part) for part in parts]
 
     def _keep_best(self, deployments: list[Deployment]) -> None:
-        """Keeps those that are the best of their run so far."""
+        """Keeps the best one of each run."""
         self._best = [
-            replace(now, theta=now.theta.clone(), policy=now.policy.clone())
-            if better(now, best, learner.deployed_value)
-            else best
+            best_of(best, replace(now, theta=now.theta.clone(), policy=now.policy.clone()), learner.deployed_value)
             for now, best, learner in zip(deployments, self._best, self.learners, strict=True)
         ]
 
@@ -419,7 +443,10 @@ class MBHG(TrajectoryLeader):
         for learner, saved in zip(self.learners, state["learnt"], strict=True):
             learner.load_state_dict(saved)
         self._records = [Record(**saved) for saved in state["records"]]
-        self._best = [None if best is None else Deployment(**best) for best in state.get("best", [None] * self.runs)]
+        if "best" in state:
+            self._best = [None if best is None else Deployment(**best) for best in state["best"]]
+        else:  # files of earlier versions hold the best θ in force alone
+            self._best = [record.deployment for record in self._records]
         self._promised = state["promised"].numpy().copy()
         self._attempt = self._begun()
         if state.get("lost") is not None:  # files of earlier versions do not hold it

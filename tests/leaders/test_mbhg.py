@@ -10,7 +10,7 @@ from bilevel_envs.core.follower import FollowerError
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.followers import ObservedFollower, Quantal, SoftQLearning, SoftValueIteration
 from leaders import MBHG, FollowerNotAskedWarning, exact
-from leaders.algorithms.mbhg import Deployment, Record, measured
+from leaders.algorithms.mbhg import Deployment, Record, best_of, measured
 from tests.helpers import building, random_mdp, rollout, toll_bridge, wrapped, wrapped_env
 
 BEST = {1e-3: 0.768374, 3e-3: 0.616065, 5e-3: 1.622716}  # four rooms, multi-start of the exact gradient
@@ -319,11 +319,63 @@ def test_a_decision_deployed_to_explore_can_be_the_best_one(make, batch, tmp_pat
         learner.explore = lambda raw: (good, 1e6)
         learner.propose = lambda raw: (bad, 1e6)
     leader.learn(1)
+    assert all(np.isfinite(best.error) == (make is toll_bridge) for best in leader._best)
     explored = leader._raw.theta(good.expand(shape)).detach()
     np.testing.assert_array_equal(leader.best_deployed_theta, explored)
     leader.save(tmp_path / "leader.zip")
     again = MBHG.load(tmp_path / "leader.zip", env)
     np.testing.assert_array_equal(again.best_deployed_theta, explored)
+
+
+def test_the_best_of_two_deployments_is_the_one_that_measured_best_or_is_worth_more_in_the_learnt_world():
+    first, second, values = torch.zeros(2), torch.ones(2), {0.0: 1.0, 1.0: 2.0}
+
+    def best(one, other, value=nobody):
+        return best_of(one, other, value)
+
+    low, high = found(first, 1.0, 0.1), found(second, 2.0, 0.3)
+    assert best(None, low) is low
+    assert best(low, high) is high
+    assert best(high, low) is high
+    few = found(second, -9.0, math.inf)
+    assert best(low, few, lambda theta, *_: values[float(theta[0])]) is few
+    assert best(low, few, lambda theta, *_: -values[float(theta[0])]) is low
+    both = best(high, found(second, 1.0, 0.4))  # the same θ again: 2 with the precision 1 / 0.09, 1 with 1 / 0.16
+    assert (both.mean, both.error) == (
+        pytest.approx((2 / 0.09 + 1 / 0.16) / (1 / 0.09 + 1 / 0.16)),
+        pytest.approx(0.24),
+    )
+    assert best(few, high) is high
+    assert best(high, few) is high
+    assert best(found(first, 3.0, 0.0), found(first, 5.0, 0.0)).mean == 4.0  # where nothing is random
+
+
+def test_a_decision_whose_iteration_fails_was_deployed_all_the_same(tmp_path):
+    env = toll_bridge()
+    leader = MBHG(env, seed=0, batch_size=400, draws=0, vertices=False)
+    good = torch.full_like(leader._raw.flat()[0], 3.0)
+    (learner,) = leader.learners
+    learner.explore = lambda raw: (good, 1e6)
+
+    def failing(raw):
+        raise FloatingPointError("on purpose")
+
+    learner.propose = failing
+    with pytest.raises(FloatingPointError, match="on purpose"):
+        leader.learn(1)
+    explored = leader._raw.theta(good[None]).detach()[0]
+    np.testing.assert_array_equal(leader.best_deployed_theta, explored)
+
+
+def test_files_of_versions_that_kept_the_best_theta_in_force_alone_are_read(tmp_path, monkeypatch):
+    leader = MBHG(toll_bridge(), runs=2, seed=0, batch_size=400).learn(2)
+    state = leader._critic_state()
+    del state["best"]
+    monkeypatch.setattr(leader, "_critic_state", lambda: state)
+    leader.save(tmp_path / "leader.zip")
+    again = MBHG.load(tmp_path / "leader.zip", toll_bridge())
+    np.testing.assert_array_equal(again.best_deployed_theta, [record.theta.numpy() for record in leader._records])
+    assert np.isfinite(again.learnt_values()["neutral"]).all()
 
 
 def test_the_value_of_a_deployment_is_exact_where_all_is_known():
