@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import as_array, check_count, check_memory
+from bilevel_envs.core.checks import as_array, check_count, check_memory, check_seed
 from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, check_worth, saves
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
@@ -314,7 +314,7 @@ class Leader:
           ``[count, *θ.shape]``, or ``[count, R, *θ.shape]`` for stacked runs; with `raw` the last axes are flat.
         """
         count = check_count(count, "count")
-        seed = None if seed is None else check_count(seed, "seed", at_least=0)
+        seed = None if seed is None else check_seed(seed)
         episodes = None if episodes is None else check_count(episodes, "episodes")
         with self._in_its_contexts():
             gradients = self._samples(count, episodes, seed)  # ``[count, R, *θ.shape]``
@@ -549,10 +549,10 @@ class Leader:
 
     def _run_seeds(self, seed: Any) -> list[int]:
         if not as_array(seed, "seed").shape:
-            return [check_count(seed, "seed", at_least=0) + run for run in range(self.runs)]
+            return [check_seed(seed) + run for run in range(self.runs)]
         if len(seed) != self.runs:
             raise ValueError(f"`seed` must be a number or one per run ({self.runs}), got {len(seed)} of them")
-        return [check_count(one, "seed", at_least=0) for one in seed]
+        return [check_seed(one) for one in seed]
 
     def _log(self, seconds: float, steps: int) -> None:
         for column, key in (

@@ -3,7 +3,7 @@
 A case passes if it works with finite results, or if it is refused with a ValueError, TypeError, OSError or an error of
 ours whose message names the argument. Any other exception fails, a NumPy warning, an hour-glass that runs out, memory
 beyond 2 GB, a result that is not finite, and a command that ends with a status other than 0, 2
-or 3 (or 1, for `bilevel check`, which so says that something failed).
+or 3 (or 1 for `bilevel check`: what it looked at failed).
 
 Run: python -m tests.fuzz [--cases 20000] [--seed 0] [--kinds leader theta] [--only INDEX]
 """

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 LARGEST_COUNT = 2**63 - 1  # that a 64-bit integer holds
+LONGEST = 256  # bits of a whole number that a message prints
 PARTS = 10  # numbers of a transition in a batch, at least
 
 
@@ -76,7 +77,7 @@ def check_number(
     if not finite or not all(holds for _, _, holds in bounds):
         wanted = [f"{word} {bound:g}" for bound, word, _ in bounds if bound is not None]
         wanted += ["finite"] * (not finite)
-        raise ValueError(f"`{name}` must be {' and '.join(wanted)}, got {value}{remedy and f'. {remedy}'}")
+        raise ValueError(f"`{name}` must be {' and '.join(wanted)}, got {_short(value)}{remedy and f'. {remedy}'}")
     return float(value)
 
 
@@ -100,13 +101,30 @@ def check_per_run(
 
 def check_count(value: object, name: str, *, at_least: int = 1) -> int:
     """Returns `value` as an int; refuses anything but a whole number from `at_least` to what 64 bits hold."""
+    count = _whole(value, name, at_least)
+    if count > LARGEST_COUNT:
+        raise ValueError(f"`{name}` must be at most 2**63 - 1, got {_short(count)}")
+    return count
+
+
+def check_seed(value: object, name: str = "seed") -> int:
+    """Returns `value` as an int; refuses anything but a whole number of at least 0, however large."""
+    return _whole(value, name, 0)
+
+
+def _whole(value: object, name: str, at_least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"`{name}` must be a whole number, got {value!r}")
     if value < at_least:
-        raise ValueError(f"`{name}` must be at least {at_least}, got {value}")
-    if value > LARGEST_COUNT:
-        raise ValueError(f"`{name}` must be at most 2**63 - 1, got {value:.4g}")
+        raise ValueError(f"`{name}` must be at least {at_least}, got {_short(int(value))}")
     return int(value)
+
+
+def _short(value: float) -> str:
+    """A number for a message; of whole ones with very many digits, which Python does not print, how many bits."""
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        return f"a whole number of {value.bit_length():,} bits"
+    return str(value)
 
 
 def check_memory(numbers: float, name: str, value: object, per: str) -> None:
@@ -127,9 +145,10 @@ def check_memory(numbers: float, name: str, value: object, per: str) -> None:
 
 
 def check_room(runs: int, rows: int, horizon: int) -> None:
-    """Refuses a batch [R, N, T] that this machine cannot hold, by the larger of `rows` and `horizon`."""
+    """Refuses a batch [R, N, T] that this machine cannot hold, and names the larger of `rows` and `horizon`."""
     name, value = max(("horizon", horizon), ("rows", rows), key=lambda pair: pair[1])
-    check_memory(float(runs) * rows * horizon * PARTS, name, value, f"trajectories of {runs} runs")
+    shape = f"{runs:,} x {rows:,} x {horizon:,} transitions, [run, row, step]"
+    check_memory(float(runs) * rows * horizon * PARTS, name, value, shape)
 
 
 def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:
@@ -139,14 +158,19 @@ def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:
 
 
 def keep_numbers(owner: object, *names: str, **bounds: Any) -> None:
-    """Keeps numbers of NumPy's among a dataclass's fields as Python's; refuses what `check_number` refuses.
+    """Keeps numeric fields of a dataclass as Python numbers; refuses what `check_number` refuses.
 
-    NumPy's whole numbers overflow, and its small floats decide of the precision of what they are multiplied with.
+    NumPy's integers overflow, and a float16 makes float16 of the float32 arrays that it is multiplied with.
     """
     for name in names:
         value = getattr(owner, name)
         check_number(value, name, **bounds)
-        object.__setattr__(owner, name, value.item() if isinstance(value, np.generic) else value)
+        object.__setattr__(owner, name, _plain(value))
+
+
+def _plain(value: float | np.integer | np.floating) -> float:
+    """A number of NumPy's as one of Python's."""
+    return int(value) if isinstance(value, np.integer) else float(value) if isinstance(value, np.floating) else value
 
 
 def check_choice(value: object, options: Iterable[object], name: str) -> None:
@@ -190,7 +214,7 @@ def as_numbers(value: object, name: str) -> Tensor:
 
 
 def check_path(path: object, name: str = "path") -> Path:
-    """Returns what names a file; refuses with a TypeError or a ValueError what names none."""
+    """Returns a file's path; refuses other objects with a TypeError, an empty path or a NUL with a ValueError."""
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise TypeError(f"`{name}` must be a file's path, got {path!r}")
     text = os.fspath(path)
@@ -205,11 +229,13 @@ def check_writable(path: object, name: str = "path") -> Path:
     Raises:
       TypeError, ValueError: if it names no file.
       IsADirectoryError: if it is a folder.
-      FileNotFoundError: if the folder in which it is to be is not there.
+      FileNotFoundError, NotADirectoryError: if the folder in which it is to be is not there, or is a file.
     """
     file = check_path(path, name)
     if file.is_dir():
         raise IsADirectoryError(f"`{name}` must be a file's path, got the folder {file}: add a file's name")
+    if file.parent.exists() and not file.parent.is_dir():
+        raise NotADirectoryError(f"`{name}` must be in a folder, got {file}: {file.parent} is a file")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"`{name}` must be in a folder that is there, got {file}: make {file.parent} first")
     return file

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bilevel_envs.core.checks import as_array, check_choice, check_count, check_distribution, check_finite
+from bilevel_envs.core.checks import check_choice, check_count, check_distribution, check_finite, finite_numbers
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,7 @@ class Contexts:
         check_count(self.count, "count")
         check_choice(self.within, (False, True), "within")
         if self.probabilities is not None:
-            given = torch.as_tensor(as_array(self.probabilities, "probabilities").astype(float))
-            if given.shape != (self.count,):
-                raise ValueError(
-                    f"`probabilities` must have one entry per context ({self.count}), got {list(given.shape)}"
-                )
+            given = torch.from_numpy(finite_numbers(self.probabilities, (self.count,), "probabilities"))
             check_distribution(given[None], "probabilities", "[context]")
             object.__setattr__(self, "probabilities", given.numpy())
         self.seen(np.zeros(1, int))

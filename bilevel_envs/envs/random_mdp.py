@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import check_memory, check_shape, keep_counts, keep_numbers
+from bilevel_envs.core.checks import check_memory, check_seed, check_shape, keep_counts, keep_numbers
 from bilevel_envs.core.mdp import ConfigurableMDP, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import Free
@@ -106,7 +106,7 @@ class RandomMDP(ConfigurableMDP):
     gamma_follower: float = 0.9
 
     def __post_init__(self) -> None:
-        keep_counts(self, "seed", at_least=0)
+        object.__setattr__(self, "seed", check_seed(self.seed))
         keep_counts(self, "states", "actions", "branching", "dim")
         if self.branching > self.states:
             raise ValueError(f"`branching` must be at most `states` ({self.states}), got {self.branching}")

@@ -69,7 +69,7 @@ class BestKnownValue:
             share = f" ({100 * (found - recorded) / abs(recorded):+.2g} %)" if recorded else ""
             print(f"  difference {found - recorded:+.2g}{share}")
         if short:
-            print("  the recorded value is not reached at its own θ: correct `best_known`", file=sys.stderr)
+            print("  the value that the environment records is not reached at the θ that it records", file=sys.stderr)
             raise SystemExit(1)
 
     def _searched(self, env: gym.Env) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, check_number, check_seed
 from leaders.cli.arguments import KeyValues, Text, config_of, env_arguments, env_of, follower_of, names_in
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Compare:
         torch.set_num_threads(1)
         check_count(self.iterations, "iterations")
         check_count(self.runs, "runs", at_least=2)
-        check_count(self.seed, "seed", at_least=0)
+        check_seed(self.seed)
         names = names_in(self.leaders)
         for name in names:
             check_choice(name, compare.CONTENDERS, "leaders")

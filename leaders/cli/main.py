@@ -44,7 +44,7 @@ COMMANDS: list[tuple[object, ...]] = [
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a full disk, a read-only folder
-MISTAKE, STOPPED, FAULT = 2, 3, 1  # statuses: the user's mistake, stopped and resumable, none of these
+MISTAKE, STOPPED, FAULT = 2, 3, 1  # statuses: the user's mistake, stopped (by nobody who reads, too), a fault of ours
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     traceback = "--traceback" in given
     given = [one for one in given if one != "--traceback"]
     commands: Any = reduce(or_, (Annotated[kind, *hows] for kind, *hows in COMMANDS))
-    command = tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=given)
-    find_modules_here()
     try:
+        command = tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=given)
+        find_modules_here()
         command.run()
     except (Exception, KeyboardInterrupt) as error:
         if _nobody_reads(error):  # as in `bilevel envs | head`

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.checks import check_choice, check_count, check_seed
 from leaders.cli.arguments import config_of, names_in
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PaperFigure:
     def checked_iterations(self) -> int:
         """How many outer iterations are wanted; raises ValueError if these flags are out of range."""
         check_count(self.runs, "runs", at_least=2)
-        check_count(self.seed, "seed", at_least=0)
+        check_seed(self.seed)
         if self.iterations is not None and self.full:
             raise ValueError(f"`iterations` must be left out with --full, got {self.iterations}")
         wanted = self.complete if self.full else self.first_part

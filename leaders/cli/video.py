@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from bilevel_envs.core.checks import check_count
+from bilevel_envs.core.checks import check_count, check_seed
 from leaders.cli.arguments import Trusted
 
 
@@ -38,7 +38,7 @@ class Video:
 
         check_count(self.steps, "steps")
         check_count(self.fps, "fps")
-        check_count(self.seed, "seed", at_least=0)
+        check_seed(self.seed)
         command, leader, fresh = loaded(self.directory, self.trust)
         wrapped = leader.env
         if wrapped.problem.draw is None:

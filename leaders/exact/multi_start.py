@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
-from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.checks import check_count, check_number, check_seed
 from bilevel_envs.core.mdp import Parameterization
 from bilevel_envs.core.noise import Noise
 from leaders.exact.stacked import Make, Stacked
@@ -100,7 +100,7 @@ def multi_start(
     if np.shape(learning_rate) != (2,):
         raise ValueError(f"`learning_rate` must be two numbers, of the first and the last rung, got {learning_rate!r}")
     first, last = (check_number(rate, "learning_rate", above=0) for rate in learning_rate)
-    stacked = Stacked(env, parameterization, check_count(seed, "seed", at_least=0))
+    stacked = Stacked(env, parameterization, check_seed(seed))
     climbers = _starts(stacked, check_count(draws, "draws", at_least=0))
     for (kept, steps), rate in zip(rungs, np.geomspace(first, last, len(rungs)), strict=True):
         climbers = _climbed(stacked, climbers.best(kept), steps, float(rate))

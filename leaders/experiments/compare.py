@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from bilevel_envs.core.checks import check_choice, check_count
+from bilevel_envs.core.checks import check_choice, check_count, check_seed
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.followers import ObservedFollower, Truncated
 from bilevel_envs.wrapper import BilevelWrapper
@@ -196,7 +196,7 @@ def stacked_leader(
 ) -> tuple[Leader, list[dict[str, float]]]:
     """A leader with a run for every grid point and seed, and the points; arguments as those of `run_grid`."""
     check_choice(name, CONTENDERS, "leaders")
-    runs, seed = check_count(runs, "runs", at_least=2), check_count(seed, "seed", at_least=0)
+    runs, seed = check_count(runs, "runs", at_least=2), check_seed(seed)
     cls, fixed = CONTENDERS[name]
     taken = inspect.signature(cls).parameters
     # Arguments that a leader does not take, such as a batch where nothing is sampled, are left out.

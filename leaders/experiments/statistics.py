@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.checks import check_count, check_number, check_seed
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def summary(
     if not tasks:
         raise ValueError("`scores` must hold at least one task, got none")
     check_number(confidence, "confidence", above=0, below=1)
-    resamples, seed = check_count(resamples, "resamples", at_least=100), check_count(seed, "seed", at_least=0)
+    resamples, seed = check_count(resamples, "resamples", at_least=100), check_seed(seed)
     samples = [_per_seed(values, f"scores[{name!r}]" if name else "scores") for name, values in tasks.items()]
 
     def mean(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -115,7 +115,7 @@ def probability_of_improvement(
     if not tasks or set(tasks) != set(against):
         raise ValueError(f"`others` must be of the tasks {', '.join(tasks)}, got {', '.join(against)}")
     check_number(confidence, "confidence", above=0, below=1)
-    resamples, seed = check_count(resamples, "resamples", at_least=100), check_count(seed, "seed", at_least=0)
+    resamples, seed = check_count(resamples, "resamples", at_least=100), check_seed(seed)
     pairs = [(_per_seed(tasks[name], "scores"), _per_seed(against[name], "others")) for name in tasks]
     rng = np.random.default_rng(seed)
     drawn = np.zeros(resamples)
@@ -158,7 +158,7 @@ def performance_profile(
     if not tasks:
         raise ValueError("`scores` must hold at least one task, got none")
     check_number(confidence, "confidence", above=0, below=1)
-    resamples, seed = check_count(resamples, "resamples", at_least=100), check_count(seed, "seed", at_least=0)
+    resamples, seed = check_count(resamples, "resamples", at_least=100), check_seed(seed)
     limits = np.asarray(thresholds, dtype=float)
     samples = [_per_seed(values, f"scores[{name!r}]" if name else "scores") for name, values in tasks.items()]
     rng = np.random.default_rng(seed)

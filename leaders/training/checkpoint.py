@@ -117,9 +117,14 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
 
     Raises:
       FileNotFoundError: if there is no such file.
+      IsADirectoryError: if it is a folder.
+      TypeError: if it is no path.
       ValueError: if it is none of ours, damaged, or of another format.
     """
-    if not check_path(path).is_file():
+    path = check_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"`path` must be a file that `save` wrote, got the folder {path}")
+    if not path.is_file():
         raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
     try:
         with zipfile.ZipFile(path) as archive:

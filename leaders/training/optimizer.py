@@ -48,7 +48,7 @@ class Ascent:
         if blocks and len(self._leaves) > 1:
             raise ValueError(f"`policy` must have one parameter to be clipped block by block, got {len(self._leaves)}")
         self.runs, self.max_grad_norm, self.blocks = runs, float(max_grad_norm), blocks
-        self._rates = torch.tensor(learning_rate, dtype=torch.float64) if np.ndim(learning_rate) else None
+        self._rates = torch.from_numpy(np.array(learning_rate, np.float64)) if np.ndim(learning_rate) else None
         self._optimizer = OPTIMIZERS[optimizer](
             self._leaves, lr=1.0 if self._rates is not None else float(np.asarray(learning_rate))
         )

@@ -168,7 +168,7 @@ def vector_forms(forms: Forms, leader: str, facts: Facts) -> Mapping[str | None,
         else "BCHG"
     )
     raise ValueError(
-        f"`env` must be a table for {leader}, whose states are numbers and whose model gives the rewards of each; "
+        f"`env` must be a table for {leader}: numbered states, and a model that gives their rewards; "
         f"{facts.problem} is none: take {instead}"
     )
 

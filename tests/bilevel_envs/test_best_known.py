@@ -95,4 +95,4 @@ def test_a_recorded_value_that_its_own_theta_does_not_reach_ends_with_1(monkeypa
     with pytest.raises(SystemExit) as end:
         main(["best-known", "BiLevel/TollBridge-v0"])
     assert end.value.code == 1
-    assert "not reached at its own θ" in capsys.readouterr().err
+    assert "not reached at the θ that it records" in capsys.readouterr().err

@@ -246,7 +246,7 @@ def test_models_need_a_theta_for_each_context(pairs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"probabilities": [0.5, 0.4, 0.1]}, "one entry per context"),
+        ({"probabilities": [0.5, 0.4, 0.1]}, r"`probabilities` must be finite numbers of shape \[2\]"),
         ({"probabilities": [0.5, 0.4]}, "sum to 1"),
         ({"features": lambda index: np.zeros(len(index))}, "must return a tensor"),
         ({"features": lambda index: torch.zeros(3)}, "one row per context"),

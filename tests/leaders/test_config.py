@@ -111,7 +111,7 @@ def test_a_published_game_brings_its_own_settings():
     [
         (FORMS, {"preset": "best"}, TABLES, "`preset` must be one of None, 'paper', got 'best'"),
         (FORMS, {"critic": "lstd"}, TABLES, "`critic` must be one of 'empirical'"),
-        (Forms({None: EstimatorConfig("sobirl")}), {}, MATRICES, "`env` must have countable states for BCHG; Building"),
+        (Forms({None: EstimatorConfig("sobirl")}), {}, MATRICES, "`env` must be a table for BCHG: .*Building is none"),
         (Forms(FORMS.tables, FORMS.linear), {}, UNKNOWN, "`env` must have a known model for BCHG"),
     ],
 )

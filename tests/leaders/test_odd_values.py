@@ -16,7 +16,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.envs.four_rooms import FourRooms
 from bilevel_envs.envs.random_mdp import RandomMDP
 from bilevel_envs.envs.tax_design import TaxDesignSmall
-from bilevel_envs.followers import SB3Follower, SoftQLearning, SoftValueIteration, Truncated
+from bilevel_envs.followers import ObservedFollower, SB3Follower, SoftQLearning, SoftValueIteration, Truncated
 from bilevel_envs.worlds.tabular.transitions import Transitions
 from leaders import BCHG, CMAES, HPGD, MBHG, BiAC, NaivePGD, SoBiRL
 from leaders.training.checkpoint import Checkpoint
@@ -42,6 +42,15 @@ REFUSED = {
     "a switch that is an array": (lambda: TaxDesignSmall(scale_debt_branch=np.ones((1, 2))), "`scale_debt_branch`"),
     "ragged probabilities of contexts": (
         lambda: Contexts(2, lambda index: torch.zeros(len(index)), RAGGED),
+        "`probabilities`",
+    ),
+    "no seeds at all": (lambda: Truncated(seed=[]), "`seed`"),
+    "seeds in two axes": (lambda: Truncated(seed=[[1, 2], [3, 4]]), "`seed`"),
+    "more transitions than can be printed": (bridge("batch_size", 10**5000), "`batch_size` must be at most"),
+    "less transitions than can be printed": (bridge("batch_size", -(10**5000)), "`batch_size` must be at least"),
+    "a step size that cannot be printed": (bridge("learning_rate", 10**5000), "`learning_rate` must be .*bits"),
+    "probabilities that are words": (
+        lambda: Contexts(2, lambda index: torch.zeros(len(index)), ["a", "b"]),
         "`probabilities`",
     ),
     "ragged step sizes": (bridge("learning_rate", RAGGED), "`learning_rate`"),
@@ -161,8 +170,11 @@ def test_a_clip_at_infinity_is_none_whatever_its_float():
         BCHG(toll_bridge(), max_grad_norm=kind("inf"))
 
 
-def test_a_follower_that_cannot_learn_here_is_refused_when_the_leader_is_made():
-    env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), follower=SB3Follower("SAC"))
+@pytest.mark.parametrize("pairs", [False, True], ids=["no context", "contexts"])
+@pytest.mark.parametrize("observed", [False, True], ids=["itself", "observed"])
+def test_a_follower_that_cannot_learn_here_is_refused_when_the_leader_is_made(observed, pairs):
+    follower = ObservedFollower(SB3Follower("SAC")) if observed else SB3Follower("SAC")
+    env = BilevelWrapper(gym.make("BiLevel/FourRooms-v0", pairs=pairs), follower=follower)
     with pytest.raises(ValueError, match="`algorithm` must be one of SoftDQN, DQN, PPO, A2C for discrete actions"):
         BCHG(env)
 
@@ -183,7 +195,23 @@ def test_a_path_at_which_nothing_can_be_written_is_refused_by_name(path, error, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=said):
         BCHG(toll_bridge(), runs=1).save(path)
+    with pytest.raises(error, match=said):
+        BCHG(toll_bridge(), runs=1).history.write_csv(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_in_a_file_and_a_folder_to_load_are_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="`path` must be in a folder, got .*: .*file is a file"):
+        BCHG(toll_bridge()).save(tmp_path / "file" / "leader.zip")
+    with pytest.raises(IsADirectoryError, match="`path` must be a file that `save` wrote, got the folder"):
+        BCHG.load(tmp_path, toll_bridge())
+
+
+def test_a_seed_may_be_as_large_as_numpys_entropy():
+    seed = 2**100 + 1
+    assert np.isfinite(BCHG(toll_bridge(), seed=seed).learn(1).theta).all()
+    assert SoftQLearning(seed=seed).seed == seed
 
 
 def test_numbers_of_numpy_are_kept_as_pythons():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import keep_counts, keep_numbers
+from bilevel_envs.core.checks import check_seed, keep_numbers
 from bilevel_envs.core.follower import (
     BestResponse,
     Capabilities,
@@ -142,7 +142,7 @@ class Suboptimal(_ChangedTable):
     def __post_init__(self) -> None:
         keep_numbers(self, "delta", at_least=0)
         check_planner(self.follower)
-        keep_counts(self, "seed", at_least=0)
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """The planner's response with noise in its values; arguments as the planner's.

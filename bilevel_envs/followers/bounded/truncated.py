@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import as_array, check_choice, check_count, keep_counts
+from bilevel_envs.core.checks import as_array, check_choice, check_seed, keep_counts
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, capabilities_of
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.followers.learners.soft_q_learning import SoftQLearning
@@ -56,8 +56,11 @@ class Truncated:
             raise TypeError(f"`follower` must be one of the planners {PLANNERS}, got {self.follower!r}")
         keep_counts(self, "rounds", "sweeps")
         check_choice(self.start, STARTS, "start")
-        seeds = tuple(check_count(seed, "seed", at_least=0) for seed in as_array(self.seed, "seed").ravel().tolist())
-        object.__setattr__(self, "seed", seeds if np.ndim(self.seed) else seeds[0])
+        seeds = as_array(self.seed, "seed").tolist()
+        if seeds == []:
+            raise ValueError("`seed` must be a whole number or one per run, got none")
+        each = isinstance(seeds, list)
+        object.__setattr__(self, "seed", tuple(map(check_seed, seeds)) if each else check_seed(seeds))
 
     @property
     def beta(self) -> float | None:

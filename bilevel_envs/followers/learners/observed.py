@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, check_number, check_seed
 from bilevel_envs.core.follower import (
     BestResponse,
     Capabilities,
@@ -107,7 +107,7 @@ class ObservedFollower:
         self.smoothing = check_number(smoothing, "smoothing", above=0)
         if beta is not None:
             check_number(beta, "beta", above=0, remedy="β is the follower's entropy coefficient")
-        self.beta, self.seed = beta, check_count(seed, "seed", at_least=0)
+        self.beta, self.seed = beta, check_seed(seed)
         self.responses = 0
         self._hidden: BestResponse | None = None
         self._counts: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from bilevel_envs.core.checks import keep_counts, keep_numbers
+from bilevel_envs.core.checks import check_seed, keep_counts, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
@@ -57,7 +57,7 @@ class SoftQLearning:
         keep_counts(self, "rounds", "rows", "horizon")
         keep_numbers(self, "learning_rate", above=0, at_most=1)
         keep_numbers(self, "exploration", at_least=0, at_most=1)
-        keep_counts(self, "seed", at_least=0)
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
     def best_response(self, model: Model, preferences: Preferences, init: BestResponse | None = None) -> BestResponse:
         """What the follower has learnt after `rounds` more rounds; the residual is its largest error in the last one.

@@ -475,7 +475,8 @@ class SB3Follower:
         """What stands for a value that this follower cannot give."""
         return Missing(
             f"{what} is not available from {self.algorithm.__name__}, whose values are not soft: wrap the follower, "
-            'ObservedFollower(SB3Follower(...)), which estimates them from what it does, or take "SAC" or "SoftDQN"'
+            'ObservedFollower(SB3Follower(...)), which estimates them from what it does, or take "SoftDQN" '
+            '(discrete actions) or "SAC" (vectors)'
         )
 
     def _shortfall(self, task: FollowerTask, policy: Policy) -> Tensor | None:

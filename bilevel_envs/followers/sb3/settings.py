@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bilevel_envs.core.checks import as_array, check_choice, check_count, keep_numbers
+from bilevel_envs.core.checks import as_array, check_choice, check_count, check_seed, keep_numbers
 
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import BasePolicy
@@ -51,7 +51,7 @@ class TrainingSettings:
         for name in ("steps", "first_steps", "total_steps", "envs", "episode_steps", "most_steps"):
             if getattr(self, name) is not None or name in ("steps", "envs"):
                 object.__setattr__(self, name, check_count(getattr(self, name), name))
-        object.__setattr__(self, "seed", check_count(self.seed, "seed", at_least=0))
+        object.__setattr__(self, "seed", check_seed(self.seed))
         for name, choices in (("start", STARTS), ("buffer", BUFFERS), ("schedule", SCHEDULES)):
             check_choice(getattr(self, name), choices, name)
         if self.schedule == "total" and self.total_steps is None:

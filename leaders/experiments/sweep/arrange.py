@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.checks import check_count, check_number, check_seed
 from leaders.experiments.sweep.study import STACKABLE, Job
 
 
@@ -66,7 +66,7 @@ def arranged(
 
 def _counts(job: Job) -> tuple[int, int]:
     """First seed and number of runs, with the defaults of `bilevel train`."""
-    return check_count(job.config.get("seed", 0), "seed", at_least=0), check_count(job.config.get("runs", 10), "runs")
+    return check_seed(job.config.get("seed", 0)), check_count(job.config.get("runs", 10), "runs")
 
 
 def _stacked(group: list[Job]) -> Job:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number
+from bilevel_envs.core.checks import check_choice, check_count, check_number, check_seed
 
 LARGEST = 1_000_000  # bytes of a study's file
 MOST_JOBS = 100_000
@@ -234,7 +234,7 @@ def _check_count(count: int, most: int = MOST_JOBS) -> None:
 def _check_seeds(cell: Cell, tune: Tune) -> None:
     """Refuses a selection on seeds of the evaluation."""
     first, count = cell.config.get("seed", 0), cell.config.get("runs", 10)
-    first, count = check_count(first, "seed", at_least=0), check_count(count, "runs")
+    first, count = check_seed(first), check_count(count, "runs")
     if first < tune.seed + tune.runs and tune.seed < first + count:
         raise ValueError(
             f"`tune` must use other seeds than the evaluation, {first} to {first + count - 1}; its own are {tune.seed} "
@@ -294,7 +294,7 @@ def _check_how(how: Mapping[str, object]) -> None:
     check_choice(how.get("search", "grid"), SEARCHES, "search")
     for name in ("count", "batch", "runs"):
         check_count(how.get(name, 1), name)
-    check_count(how.get("seed", 0), "seed", at_least=0)
+    check_seed(how.get("seed", 0))
 
 
 def _range(name: str, value: object) -> Range | None:
