@@ -163,7 +163,7 @@ def test_settings_that_vectors_do_not_allow_are_refused_by_name():
         BCHG(env, batch_size=1_009)
     with pytest.raises(ValueError, match="`critic` must be one of 'lstd', 'state_values', 'td', 'fitted_linear'"):
         BCHG(env, critic="sarsa")
-    with pytest.raises(ValueError, match="`env` must have countable states for SoBiRL"):
+    with pytest.raises(ValueError, match="`env` must be a table for SoBiRL"):
         SoBiRL(env)
     rooms = BilevelWrapper(gym.make("BiLevel/FourRooms-v0"))
     with pytest.raises(ValueError, match='`gradient` must be "score" for tables'):

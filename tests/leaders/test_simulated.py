@@ -171,7 +171,7 @@ def test_networks_of_both_values_agree_with_the_exact_values():
     ("make", "message"),
     [
         (lambda: HPGD(played()), "`env` must have a known model for HPGD"),
-        (lambda: SoBiRL(played()), "`env` must have countable states for SoBiRL"),
+        (lambda: SoBiRL(played()), "`env` must be a table for SoBiRL"),
         (lambda: BCHG(played(), critic="exact"), "`critic` must be one of 'td', 'state_values'"),
         (lambda: BCHG(played(), gradient="pathwise"), '`gradient` must be "score" where the model is not known'),
         (lambda: BCHG(played(), tail="drop"), '`tail` must be "keep" where the model is not known'),
