@@ -111,12 +111,15 @@ def foreign_names(config: Mapping[str, object]) -> Iterator[str]:
 
     pairs = [str(pair) for pair in cast("Iterable[object]", config.get("follower_args") or ())]
     inner = [pair.partition("=")[2] for pair in pairs if pair.partition("=")[0] == "follower"]
-    for known, names in (
-        (set(PROBLEMS), [config.get("env")]),
-        (set(LEADERS), [config.get("leader")]),
-        (set(FOLLOWERS), [config.get("follower"), *inner]),
+    for known, argument, names in (
+        (set(PROBLEMS), "env", [config.get("env")]),
+        (set(LEADERS), "leader", [config.get("leader")]),
+        (set(FOLLOWERS), "follower", [config.get("follower"), *inner]),
     ):
-        yield from (str(name) for name in names if name is not None and str(name) not in known)
+        for name in (str(name) for name in names if name is not None and str(name) not in known):
+            if ":" not in name and (argument != "env" or name.startswith("BiLevel/")):  # a slip: no code has this name
+                check_choice(name, sorted(known), argument)
+            yield name
 
 
 def check_trusted(config: Mapping[str, object], trust: Iterable[str], source: object) -> None:

@@ -59,7 +59,7 @@ class Sweep:
     settings: KeyValues = ()
     """instead of a file, or over it: KEY=VALUE or KEY=VALUE,VALUE,..., such as leader=bchg,mbhg env_args.seed=0"""
     processes: int | None = None
-    """jobs side by side; as many as this machine has cores if not given"""
+    """jobs side by side; as many as this machine has cores if not given. 1 runs them in the command's own process"""
     ray: Text = None
     """run on a Ray cluster instead: its address, auto, or local for one that is started here"""
     slurm: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="KEY=VALUE ...")] = None
@@ -81,7 +81,7 @@ class Sweep:
         from leaders.experiments.sweep.runner import LOGS, SUMMARY, Means, StudyDirectory, run_study
 
         check_number(self.checkpoint_every, "checkpoint_every", at_least=0)
-        processes = check_count(self.processes or os.cpu_count() or 1, "processes")
+        processes = check_count(os.cpu_count() or 1 if self.processes is None else self.processes, "processes")
         out = self.out.resolve()
         engine = self._engine(processes, out / LOGS)
         study = self._study()

@@ -27,6 +27,7 @@ TAIL = 0.1  # share of the iterations, at the end, over which the score is the m
 BUDGETS = ("env_steps", "follower_solves", "follower_steps")
 FIRST = ("env", "leader", "follower")
 LAST = ("phase", "run", "seed", "iterations", "measured", "start", "score", "best_known", "gap", *BUDGETS, "folder")
+OF_A_RUN = ("phase", "seed", "iterations")  # which tell runs of one setting apart
 STATISTICS = ("seeds", *(f"{name}{end}" for name in ("mean", "median", "iqm") for end in ("", "_low", "_high")))
 Cell: TypeAlias = str | float | None
 Row: TypeAlias = dict[str, Cell]
@@ -176,8 +177,13 @@ class Table:
 
     @property
     def settings(self) -> list[str]:
-        """The columns that say who was run and how."""
-        return [name for name in self.columns if name not in (*STATISTICS, *LAST)]
+        """The columns that say who was run and how; with the iterations where runs differ in these alone."""
+        names = [name for name in self.columns if name not in (*STATISTICS, *LAST)]
+        lengths: dict[tuple[Cell, ...], set[Cell]] = {}
+        for row in self.rows:
+            if row.get("phase") != "selection":
+                lengths.setdefault(tuple(row.get(name) for name in names), set()).add(row.get("iterations"))
+        return [*names, "iterations"] if any(len(found) > 1 for found in lengths.values()) else names
 
     def write_csv(self, path: Path) -> None:
         """Writes the table, replacing the file at once."""
@@ -214,7 +220,7 @@ class Table:
 
 
 def table_of(results: Iterable[Result], root: Path, defaults: Mapping[str, object]) -> Table:
-    """One table of results.
+    """One table of results; a seed of a setting has one line, however many run directories hold it.
 
     Args:
       results: of run directories.
@@ -228,7 +234,15 @@ def table_of(results: Iterable[Result], root: Path, defaults: Mapping[str, objec
         folder = one.folder.resolve().relative_to(Path(root).resolve()).as_posix()
         phase = "selection" if folder.startswith("selection/") else "evaluation"
         rows += [{**told, **run, "phase": phase, "folder": folder} for run in one.runs]
-    return Table(rows)
+    first: dict[tuple[tuple[str, Cell], ...], Row] = {}
+    for row in rows:
+        first.setdefault(_identity(row), row)
+    return Table(list(first.values()))
+
+
+def _identity(row: Row) -> tuple[tuple[str, Cell], ...]:
+    """What a run is: its settings, its seed and how long it is; all else follows."""
+    return tuple(sorted((name, value) for name, value in row.items() if name not in LAST or name in OF_A_RUN))
 
 
 def _word(value: object) -> Cell:

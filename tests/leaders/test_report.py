@@ -14,6 +14,7 @@ import pytest
 from leaders.cli.main import main
 from leaders.experiments.report.page import find_runs
 from leaders.experiments.results import RESULT
+from leaders.experiments.run_directory import CONFIG
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 STUDY = """
@@ -150,6 +151,16 @@ def test_a_damaged_file_is_counted_and_hides_no_other(tmp_path):
     main(["report", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
     assert re.search(r"<b>1</b>damaged files", text)
+
+
+def test_runs_without_a_result_are_counted_and_named(tmp_path):
+    run_of(tmp_path / "one")
+    (tmp_path / "failed").mkdir()
+    (tmp_path / "failed" / CONFIG).write_text("{}")
+    main(["report", str(tmp_path)])
+    text = (tmp_path / "report.html").read_text()
+    assert re.search(r"<b>1</b>runs without a result", text)
+    assert "Failed, or not ended yet: failed" in text
 
 
 @pytest.mark.parametrize("case", ["empty", "file", "out"])

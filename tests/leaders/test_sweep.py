@@ -16,6 +16,7 @@ from leaders.cli import sweep as sweeps
 from leaders.cli.main import main
 from leaders.cli.sweep import SETTINGS, run_job
 from leaders.experiments.lock import LOCK, OWNER, hold
+from leaders.experiments.report.page import find_runs
 from leaders.experiments.results import RESULT, Table, read_result
 from leaders.experiments.run_directory import RunDirectory
 from leaders.experiments.sweep import runner
@@ -278,6 +279,68 @@ def test_code_from_outside_the_library_runs_only_when_it_is_trusted(tmp_path, ca
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        ("leader: bchgg", "`leader` must be one of 'bchg'"),
+        ("env: BiLevel/TollBrige-v0", "`env` must be one of 'BiLevel/BilevelLQR-v0'"),
+        ("follower: sb4", "`follower` must be one of"),
+        ("learning_rate: 0.1\nlearning_rate: 0.2", "learning_rate is given twice"),
+    ],
+)
+def test_a_slip_in_a_name_is_told_as_one(tmp_path, capsys, slip, said):
+    name = slip.partition(":")[0]
+    study = "".join(line + "\n" for line in ONE.splitlines() if not line.startswith(name)) + slip + "\n"
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tmp_path, study=study)
+    told = capsys.readouterr().err
+    assert said in told
+    assert "trust" not in told
+
+
+def test_no_process_is_no_pool(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sweep(tmp_path, "--processes", 0)
+    assert "`processes` must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_the_batch_of_a_search_and_that_of_a_leader_are_told_apart():
+    def tune(**settings):
+        (cell,) = study_of({"env": TOLL, "seed": 0, "tune": {"search": "random", **settings}}, SETTINGS).cells
+        return cell.tune
+
+    ranged = tune(batch={"low": 20, "high": 60, "integer": True})
+    assert ranged.axes == {"batch": Range(20, 60, integer=True)}
+    assert tune(batch=[20, 40]).axes == {"batch": [20, 40]}
+    assert tune(batch=2, learning_rate=[0.1, 0.2]).batch == 2
+
+
+def test_a_study_that_grows_counts_each_seed_once(tmp_path):
+    """A stacked job with one step size more is another job, whose runs are in the folder twice."""
+    sweep(tmp_path, "--processes", 1, study=ONE.replace("learning_rate: 0.1", "learning_rate: [0.1, 0.3]"))
+    grown = ONE.replace("learning_rate: 0.1", "learning_rate: [0.1, 0.3, 1.0]").replace("runs: 2", "runs: 3")
+    sweep(tmp_path, "--processes", 1, "--extend", study=grown)
+    seeds = [(float(row["learning_rate"]), int(row["seed"])) for row in find_runs(tmp_path / "out", {}).table.rows]
+    assert sorted(seeds) == [(rate, seed) for rate in (0.1, 0.3, 1.0) for seed in range(3)]
+    assert {row["seeds"] for row in lines(tmp_path / "out" / "summary.csv")} == {"3"}
+
+
+def test_seeds_that_two_jobs_have_in_common_are_counted_once(tmp_path):
+    sweep(tmp_path, "--processes", 1, study=ONE + "seed: [0, 1]\n")
+    assert [row["seed"] for row in lines(tmp_path / "out" / "results.csv")] == ["0", "1", "2"]
+    (row,) = lines(tmp_path / "out" / "summary.csv")
+    assert row["seeds"] == "3"
+
+
+def test_runs_of_another_length_are_another_setting(tmp_path):
+    sweep(tmp_path, "--processes", 1, study=ONE.replace("iterations: 3", "iterations: [3, 6]"))
+    rows = lines(tmp_path / "out" / "summary.csv")
+    assert [(row["iterations"], row["seeds"], row["env_steps"]) for row in rows] == [
+        ("3", "2", "120.0"),
+        ("6", "2", "240.0"),
+    ]
+
+
 @pytest.mark.slow
 def test_settings_of_the_command_line_go_over_those_of_the_file(tmp_path):
     sweep(tmp_path, "--settings", "leader=hpgd", "learning_rate=0.2", "--processes", "1")
@@ -483,7 +546,7 @@ def test_a_job_whose_process_dies_is_tried_again_and_given_up_after_five_deaths(
     deadly = Deadly(tmp_path)
     ended = {job.config["env"]: outcome for job, outcome in Processes(2)(jobs, deadly, deadly.under_way)}
     assert ended["0"].status == FAILED
-    assert "was killed 5 times" in ended["0"].message
+    assert "ended 5 times before the job did" in ended["0"].message
     assert [ended[name].message for name in ("1", "2", "3")] == ["1", "2", "3"]
 
 
@@ -508,6 +571,36 @@ def test_no_process_of_a_pool_outlives_a_command_that_is_killed(tmp_path):
     assert not any(map(alive, workers))
     begun = {path.stem for path in tmp_path.glob("*.begun")}
     assert begun == {path.stem for path in tmp_path.glob("*.done")}  # what was under way came to its end
+
+
+@pytest.mark.slow
+def test_a_process_of_a_pool_without_a_job_does_not_outlive_its_command(tmp_path):
+    """The command is killed as soon as it has a child, which has imported nothing and has no job yet."""
+    (tmp_path / "study.yaml").write_text(STUDY)
+    arguments = ["sweep", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--processes", "2"]
+    process = subprocess.Popen([*COMMAND, *arguments, "--no-progress"])
+    deadline = time.monotonic() + 120
+    while not (workers := children(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert workers
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
+def children(process):
+    """Processes that a process has started for a pool."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == process and b"popen_loky" in path.with_name("cmdline").read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it is gone
+            continue
+    return found
 
 
 def alive(process):

@@ -44,6 +44,7 @@ SECTIONS = (
     ("commands", "Commands and versions"),
 )
 MOST_ROWS = 3_000  # of the table of runs that are shown
+MOST_NAMES = 20  # of runs without a result, on the page
 MOST_CURVES = 16  # in one picture
 MOST_MAPS = 12
 POINTS = 400  # of a curve that is drawn
@@ -57,12 +58,14 @@ class Runs:
       root: the folder: of a study, of several runs, or of one.
       results: one for each run directory in it.
       damaged: what is said of files that cannot be read.
+      unfinished: run directories, from the root, that hold no result.
       defaults: settings of `bilevel train` that are not shown where they are as here.
     """
 
     root: Path
     results: list[Result]
     damaged: list[str]
+    unfinished: list[str]
     defaults: Mapping[str, object]
 
     @cached_property
@@ -92,7 +95,8 @@ def find_runs(root: Path, defaults: Mapping[str, object]) -> Runs:
             f"`directory` must be the folder of a study or of runs that have ended, with {RESULT} in each; there is "
             f"none in {root}{why}"
         )
-    return Runs(root, results, damaged, defaults)
+    begun = [path.parent for path in sorted(root.rglob(CONFIG)) if not (path.parent / RESULT).exists()]
+    return Runs(root, results, damaged, [path.relative_to(root).as_posix() for path in begun], defaults)
 
 
 def write_report(root: Path, path: Path, defaults: Mapping[str, object]) -> None:
@@ -135,7 +139,9 @@ def _content(runs: Runs) -> dict[str, object]:
             f" The first {MOST_ROWS:,} of {len(table.rows):,}; results.csv has all."
             if len(table.rows) > MOST_ROWS
             else ""
-        ),
+        )
+        + (f" Failed, or not ended yet: {', '.join(runs.unfinished[:MOST_NAMES])}" if runs.unfinished else "")
+        + (f" and {len(runs.unfinished) - MOST_NAMES} more." if len(runs.unfinished) > MOST_NAMES else ""),
         "runs_head": _head(table),
         "runs_rows": _cells(table.rows[:MOST_ROWS], table),
         "commands": list(_commands(runs)),
@@ -154,6 +160,7 @@ def _cards(runs: Runs) -> list[tuple[str, str]]:
         ("leaders", len({row.get("leader") for row in evaluated})),
         ("environment steps", int(sum(_number(row.get("env_steps")) for row in rows))),
         ("runs to choose settings", len(rows) - len(evaluated)),
+        ("runs without a result", len(runs.unfinished)),
         ("damaged files", len(runs.damaged)),
     ]
     return [(name, f"{count:,}") for name, count in cards if count]

@@ -67,7 +67,8 @@ class Deaths:
         count = self.counts[job.folder] = self.counts.get(job.folder, 0) + 1
         if count < MOST_DEATHS:
             return None
-        return Outcome(FAILED, f"the process that ran it was killed {count} times; is there enough memory?")
+        why = "killed, out of memory, or by an exit in its code"
+        return Outcome(FAILED, f"the process that ran it ended {count} times before the job did: {why}")
 
     def told(self, jobs: Iterable[Job]) -> list[tuple[Job, Outcome]]:
         """Counts one for each job; those for which there were too many."""
@@ -111,7 +112,13 @@ class Processes:
 def _pooled(jobs: Sequence[Job], call: Call, processes: int) -> Iterator[tuple[str, Outcome]]:
     """Jobs' folders with their outcomes, as they end."""
     pool = joblib.Parallel(
-        n_jobs=processes, backend="loky", batch_size=1, pre_dispatch="n_jobs", return_as="generator_unordered"
+        n_jobs=processes,
+        backend="loky",
+        batch_size=1,
+        pre_dispatch="n_jobs",
+        return_as="generator_unordered",
+        initializer=_end_with,  # also of processes that are still without a job when the one that starts them dies
+        initargs=(os.getpid(),),
     )
     yield from pool(joblib.delayed(_as_child)(os.getpid(), call, job) for job in jobs)
 

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -142,6 +142,17 @@ class Study:
     track: str | None = None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is given twice, of which the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_source(path: Path) -> dict[str, object]:
     """The settings in a YAML file.
 
@@ -154,7 +165,7 @@ def read_source(path: Path) -> dict[str, object]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"`study` must be a file of at most {LARGEST:,} bytes; {path} has {path.stat().st_size:,}")
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"`study` must be a YAML file; {path} is not ({' '.join(str(error).split())})") from error
     if not isinstance(found, dict):
@@ -278,6 +289,8 @@ def _tune(found: object, allowed: Collection[str]) -> Tune:
     if not isinstance(found, dict):
         raise ValueError(f"`tune` must be a table of settings with their values, got {found!r}")
     how = {name: found[name] for name in ("search", "count", "batch", "runs", "seed") if name in found}
+    if isinstance(how.get("batch"), (dict, list)):  # values of the setting of that name
+        del how["batch"]
     settings = {name: value for name, value in found.items() if name not in how}
     if not settings:
         raise ValueError("`tune` must name settings and their values, got none")
