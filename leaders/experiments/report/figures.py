@@ -63,7 +63,13 @@ class Curve:
 
 
 def curves_picture(curves: Sequence[Curve], measured: str, best_known: float | None, caption: str) -> Picture:
-    """Mean over seeds and 95 % t interval against each budget that was spent, beside the best known value."""
+    """Mean over seeds and 95 % t interval against each budget that was spent, beside the best known value.
+
+    The axis ends where runs do: of a few seeds the interval can be many times as wide as all values.
+    """
+    marks = [best_known] if best_known is not None and measured == "leader_value" else []
+    reached = np.concatenate([*(curve.value.ravel() for curve in curves), np.array(marks, float)])
+    margin = 0.05 * (float(np.ptp(reached)) or abs(float(reached[0])) or 1.0)
     spent = [name for name in BUDGETS if any(curve.budgets[name][-1] > 0 for curve in curves)]
 
     def draw(colours: Sequence[str]) -> Figure:
@@ -87,6 +93,7 @@ def curves_picture(curves: Sequence[Curve], measured: str, best_known: float | N
             axes.set_xlabel(BUDGETS[name])
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.grid(alpha=0.25)
+        panels[0].set_ylim(reached.min() - margin, reached.max() + margin)
         panels[0].set_ylabel("leader's value" if measured == "leader_value" else "leader's sampled return")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)

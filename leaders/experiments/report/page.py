@@ -232,7 +232,7 @@ def _curves(runs: Runs) -> Iterator[Picture]:
             curves,
             str(first.get("measured", "leader_value")),
             float(best) if isinstance(best, (int, float)) else None,
-            f"{world}: mean over seeds and 95 % interval{left}.",
+            f"{world}: mean over seeds and 95 % t interval, cut off beyond all runs{left}.",
         )
 
 
