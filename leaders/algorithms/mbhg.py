@@ -323,10 +323,7 @@ class MBHG(TrajectoryLeader):
         estimate = self._estimate_from(drawn, theta, model, best)
         self._attempt.steps += int(estimate.env_steps) - self.estimator_config.batch_size  # where p must be learnt
         theta, raw = theta.detach(), self._raw.flat()
-        for run, learner in enumerate(self.learners):
-            learner.observe(drawn, run, best, theta)
-        deployments = self._deployments(drawn, best, theta)
-        self._keep_best(deployments)
+        deployments = self._observed(drawn, best, theta)
         taken_back = [
             record.compared(now, at, learner.deployed_value)
             for record, now, at, learner in zip(self._records, deployments, raw, self.learners, strict=True)
@@ -336,9 +333,7 @@ class MBHG(TrajectoryLeader):
             for learner, record, back, here in zip(self.learners, self._records, taken_back, raw, strict=True)
         ]
         elsewhere, explored = self._explored(theta, model.detach(), best, raw, hopes)
-        for run, learner in enumerate(self.learners):
-            learner.observe(elsewhere[0], run, *elsewhere[1:])
-        self._keep_best(self._deployments(*elsewhere))
+        self._observed(*elsewhere)
         promised, proposal = self._promised.copy(), raw.clone()
         for run, (learner, record, hope) in enumerate(zip(self.learners, self._records, hopes, strict=True)):
             self._promised[run] = np.nan
@@ -362,20 +357,22 @@ class MBHG(TrajectoryLeader):
             promised_value=promised,
         )
 
-    def _deployments(self, drawn: Rollout, best: TabularResponse, theta: Tensor) -> list[Deployment]:
-        """What each run found at a θ ``[R, *θ.shape]``."""
+    def _observed(self, drawn: Rollout, best: TabularResponse, theta: Tensor) -> list[Deployment]:
+        """What each run found at a θ ``[R, *θ.shape]``, from which it learns; the best is kept."""
+        for run, learner in enumerate(self.learners):
+            learner.observe(drawn, run, best, theta)
         mean, error = measured(drawn, self.env.preferences.gamma_leader)
         endless = ~(drawn.valid & drawn.terminated).any((1, 2))
         probs = best.policy.probs.expand(self.runs, -1, -1)
-        parts = zip(mean, error, endless.tolist(), theta, probs, strict=True)
-        return [Deployment(*part) for part in parts]
-
-    def _keep_best(self, deployments: list[Deployment]) -> None:
-        """Keeps the best one of each run."""
-        self._best = [
-            best_of(best, replace(now, theta=now.theta.clone(), policy=now.policy.clone()), learner.deployed_value)
-            for now, best, learner in zip(deployments, self._best, self.learners, strict=True)
+        found = [
+            Deployment(mean[run], error[run], bool(endless[run]), theta[run].clone(), probs[run].clone())
+            for run in range(self.runs)
         ]
+        self._best = [
+            best_of(before, now, learner.deployed_value)
+            for before, now, learner in zip(self._best, found, self.learners, strict=True)
+        ]
+        return found
 
     @staticmethod
     def _plans(record: Record, taken_back: bool) -> bool:

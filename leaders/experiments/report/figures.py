@@ -67,9 +67,7 @@ def curves_picture(curves: Sequence[Curve], measured: str, best_known: float | N
 
     The axis ends where runs do: of a few seeds the interval can be many times as wide as all values.
     """
-    marks = [best_known] if best_known is not None and measured == "leader_value" else []
-    reached = np.concatenate([*(curve.value.ravel() for curve in curves), np.array(marks, float)])
-    margin = 0.05 * (float(np.ptp(reached)) or abs(float(reached[0])) or 1.0)
+    best_known = best_known if measured == "leader_value" else None
     spent = [name for name in BUDGETS if any(curve.budgets[name][-1] > 0 for curve in curves)]
 
     def draw(colours: Sequence[str]) -> Figure:
@@ -86,20 +84,29 @@ def curves_picture(curves: Sequence[Curve], measured: str, best_known: float | N
                         *curve.published, color=colours[index % len(colours)], linestyle=(0, (1, 1)), label=theirs
                     )
                     drawn.add(theirs)
-            if best_known is not None and measured == "leader_value":
+            if best_known is not None:
                 axes.axhline(
                     best_known, color="0.5", linestyle=":", linewidth=1.2, label=f"best known {best_known:.4g}"
                 )
             axes.set_xlabel(BUDGETS[name])
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.grid(alpha=0.25)
-        panels[0].set_ylim(reached.min() - margin, reached.max() + margin)
+        panels[0].set_ylim(*_reached(curves, best_known))
         panels[0].set_ylabel("leader's value" if measured == "leader_value" else "leader's sampled return")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
         return figure
 
     return _picture(draw, caption)
+
+
+def _reached(curves: Sequence[Curve], best_known: float | None) -> tuple[float, float]:
+    """The least and the largest value of any run, of the paper's curves and of the best known one, with a margin."""
+    published = [curve.published[1] for curve in curves if curve.published is not None]
+    marks = [] if best_known is None else [best_known]
+    values = np.concatenate([*(curve.value.ravel() for curve in curves), *published, marks])
+    margin = 0.05 * (float(np.ptp(values)) or abs(float(values[0])) or 1.0)
+    return float(values.min()) - margin, float(values.max()) + margin
 
 
 def _draw_curve(axes: mpl.axes.Axes, curve: Curve, x: np.ndarray, index: int, colours: Sequence[str]) -> None:
