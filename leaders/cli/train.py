@@ -107,7 +107,7 @@ class Train:
         from bilevel_envs.wrapper import BilevelWrapper
         from leaders.experiments.results import RESULT, write_result
         from leaders.experiments.run_directory import RunDirectory
-        from leaders.training.checkpoint import Damaged
+        from leaders.training.checkpoint import AnotherTask, Damaged
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
         check_count(self.iterations, "iterations")
@@ -125,6 +125,8 @@ class Train:
                 leader = kind.load(directory.checkpoint, wrapped)
             except Damaged as error:
                 raise ValueError(f"{error}. Put it back, or delete {self.out}: the run then begins anew") from error
+            except AnotherTask as error:
+                raise ValueError(f"{error}. Take another --out, or delete {self.out} to begin anew") from error
             self._check_same(leader.arguments, asked, directory.checkpoint)
             done = leader.progress.iterations
             if self.iterations < done:

@@ -32,6 +32,10 @@ class Damaged(ValueError):
     """A file is none that `save` wrote, or not any more."""
 
 
+class AnotherTask(ValueError):
+    """A leader was saved in another task than it is to go on in."""
+
+
 @dataclass
 class Rows:
     """The rows of a history in a file beside the checkpoint, to which a checkpoint adds those that are new.
@@ -164,10 +168,10 @@ class Checkpoint:
     history: np.ndarray
 
     def check_task(self, task: Task) -> None:
-        """Raises ValueError if the leader was saved in another task."""
+        """Raises AnotherTask if the leader was saved in another task."""
         different = differences(self.described["task"], task)
         if different:
-            raise ValueError(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
+            raise AnotherTask(f"`env` must be the task that the leader was saved in; {'; '.join(different)}")
 
     @contextmanager
     def naming_itself(self) -> Iterator[None]:

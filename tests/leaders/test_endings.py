@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import gymnasium as gym
 import pytest
 from matplotlib.figure import Figure
 
+from bilevel_envs.envs.toll_bridge import TollBridge
 from leaders.cli import train
 from leaders.cli.main import main
 from leaders.experiments import run_directory
@@ -289,3 +291,24 @@ def test_a_reader_that_has_read_enough_ends_a_command_without_a_word():
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 3)
     process.stderr.close()
+
+
+def test_a_run_that_was_begun_in_another_world_says_how_to_begin_anew(tmp_path, capsys, monkeypatch):
+    arguments = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "1", "--batch", "40", "--no-progress"]
+    main([*arguments, "--iterations", "1", "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(TollBridge, "model", changed_model(TollBridge.model))
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--iterations", "2", "--out", str(tmp_path / "out"), "--resume"])
+    told = capsys.readouterr().err
+    assert "`env` must be the task that the leader was saved in" in told
+    assert f"Take another --out, or delete {tmp_path / 'out'} to begin anew" in told
+
+
+def changed_model(model):
+    """A model whose leader is paid twice as much."""
+
+    def changed(self, *arguments):
+        found = model(self, *arguments)
+        return replace(found, r_leader=2 * found.r_leader)
+
+    return changed
