@@ -65,6 +65,7 @@ SPOILT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "message"), SPOILT)
 def test_an_invalid_response_is_named_and_leaves_the_run_undisturbed(spoil, message):
     leader = BCHG(toll_bridge(Own(spoil)), seed=0)

@@ -692,6 +692,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("made", "name", "words"), FAULTS, ids=[made.__name__ for made, *_ in FAULTS])
 def test_a_fault_is_found_by_the_check_that_is_about_it_and_by_no_other(made, name, words):
     steps = 1_500 if made in (OldTable, PaysMoreByChance) else 500  # what chance hides takes more of them
@@ -736,6 +737,7 @@ def replace_sight(game):
     return game
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", HEALTHY)
 def test_what_has_no_fault_passes(made):
     report = check_bilevel_env(made(), steps=500)

@@ -84,6 +84,7 @@ def test_the_time_limit_of_the_environment_cuts_and_is_known():
     assert not terminated.any()
 
 
+@pytest.mark.slow
 def test_trajectories_bring_what_the_table_is_worth():
     env, table = led_lake(), BilevelWrapper(TabularEnv(Lake()))
     theta = np.array([[0.5, 0.5, 0.5], [1.0, 0.0, 0.2]])
@@ -162,6 +163,7 @@ def test_dictionaries_are_seen_as_vectors():
     assert env.observation_space.contains(seen)
 
 
+@pytest.mark.slow
 def test_an_agent_learns_and_leads_in_twenty_lines():
     env = ConfigurableRewards(
         "MountainCarContinuous-v0",

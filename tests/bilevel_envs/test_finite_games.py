@@ -205,6 +205,7 @@ def test_a_follower_that_does_not_see_the_draw_expects_over_it():
 # The leader's side --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_leaders_side_pays_what_the_policy_is_worth():
     policy = leaders_policy()
     env, rng, returns, steps = LeaderEnv(game(), theta=policy), np.random.default_rng(0), [], []

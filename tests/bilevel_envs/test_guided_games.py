@@ -314,6 +314,7 @@ def test_every_form_passes_the_checkers(name, arguments):
     sb3_check_env(env.unwrapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("arguments", CHOICES[1:], ids=str)
 def test_a_vector_environment_takes_the_steps_of_its_scalar_ones(name, arguments):
@@ -568,6 +569,7 @@ def linear_weights(gain):
     return np.concatenate([first.reshape(-1), hidden, second.reshape(-1), hidden, third.reshape(-1), [0.0]])
 
 
+@pytest.mark.slow
 def test_a_network_that_is_linear_leads_the_lqr_as_its_gain_does():
     gain = np.array([-9.0, -8.0])
     linear = BilevelWrapper(gym.make("BiLevel/BilevelLQR-v0"))

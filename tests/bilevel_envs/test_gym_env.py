@@ -104,6 +104,7 @@ def test_vector_observation_passes_the_checkers_too():
     assert observation.tolist() == [4, 1, 1, 9]
 
 
+@pytest.mark.slow
 def test_sb3_learns_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -151,6 +152,7 @@ def test_p_is_the_models_table(name):
                 assert ends == (float(model.continues[0, s, b]) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDS)
 def test_an_environment_with_the_same_seeds_takes_the_same_steps(name):
     def life():
@@ -169,6 +171,7 @@ def test_an_environment_with_the_same_seeds_takes_the_same_steps(name):
     assert same(life(), life())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDS)
 def test_a_vector_environment_seeded_s_takes_the_steps_of_scalar_ones_seeded_s_plus_i(name):
     # more steps than one block of random numbers holds

@@ -93,6 +93,7 @@ def soft_values(dense, reward, gamma, beta, sweeps):
     return v
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_solutions_of_both_systems_are_those_of_dense_matrices(shape, solver):
@@ -113,6 +114,7 @@ def test_solutions_of_both_systems_are_those_of_dense_matrices(shape, solver):
         np.testing.assert_allclose(again, x, rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_soft_values_are_those_of_dense_value_iteration(shape, solver):

@@ -37,6 +37,7 @@ NAMES = list(registration.GAMES)
 
 
 # Its heuristics suspect a first observation of 0 and unbounded spaces, which are meant here.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(all zeros|probably should be|different|infinite|infinity):UserWarning")
 @pytest.mark.parametrize(("module", "arguments"), GAMES, ids=IDS)
 def test_pettingzoos_own_checks_pass(module, arguments):
@@ -280,6 +281,7 @@ def test_pictures_of_the_toy_game_show_the_move():
     assert (before != after).any()
 
 
+@pytest.mark.slow
 def test_a_follower_as_published_looks_one_move_less_ahead():
     """Specification, section 6: the optima with the published operator, and section 2.2: indifference at 0.4025."""
     for variant, p, value, goes in (("R2", 0.509374, 39.760813, 0.987200), ("R1", 0.841812, 34.915791, 0.975875)):

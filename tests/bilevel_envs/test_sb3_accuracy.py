@@ -167,12 +167,14 @@ def test_normalised_observations_must_be_vectors():
         toll_bridge(agent_of(normalize=True)).best_response(np.array([0.5]))
 
 
+@pytest.mark.slow
 def test_a_response_of_some_thousand_steps_backs_values_up_along_its_episodes():
     # With SB3's own target, which stands still for 10,000 steps, the gap is 0.055.
     best = BilevelWrapper(TabularEnv(Lake()), SB3Follower("SoftDQN", 4_000)).best_response(np.full(3, 0.5))
     assert 0 <= float(best.optimality_gap[0]) < 0.03
 
 
+@pytest.mark.slow
 def test_a_response_goes_on_until_it_is_accurate():
     how = {"learning_rate": 5e-3, "target_update_interval": 20, "gradient_steps": 1, "train_freq": 1}
     theta = np.zeros(random_mdp().theta_space.shape)

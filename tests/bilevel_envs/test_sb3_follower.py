@@ -392,6 +392,7 @@ def test_global_random_numbers_are_left_alone():
     assert found[2] == expected[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "make"),
     [
@@ -414,6 +415,7 @@ def test_a_run_goes_on_bit_for_bit(env, make, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["DQN", "PPO", "A2C"])
 def test_algorithms_without_soft_values_say_so(algorithm):
     how = {"DQN": {**QUICK, "exploration_final_eps": 0.1}, "PPO": {"n_steps": 64}, "A2C": {}}[algorithm]
@@ -556,6 +558,7 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "theta", "state", "algorithm"),
     [
@@ -638,6 +641,7 @@ def test_a_refused_call_trains_no_agent():
     assert env.best_response(leader.theta[0]).steps == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "fills"), [(32, 32), (256, 100)])  # a batch, but half of the steps at most
 def test_an_emptied_buffer_fills_before_it_is_learnt_from(batch_size, fills):
     env = toll_bridge(soft_dqn(200, learning_starts=10, train_freq=1, batch_size=batch_size))
@@ -714,6 +718,7 @@ class Plain(gym.Env):
         return self.state, reward, False, False, {"leader_reward": reward}
 
 
+@pytest.mark.slow
 def test_an_agent_learns_in_a_foreign_environment():
     gym.register("Plain-v0", entry_point=Plain, max_episode_steps=20)
     try:

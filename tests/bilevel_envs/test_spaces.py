@@ -164,6 +164,7 @@ def test_observations_that_are_no_vectors_are_refused_by_name(given):
         led(given, spaces.Discrete(2), SB3Follower("SoftDQN", 30))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DONE)
 def test_the_checker_gives_an_environment_members_of_its_action_space(name):
     report = check_bilevel_env(led(SEEN["box"], DONE[name], SB3Follower("SoftDQN", 30)).unwrapped, raises=False)

@@ -239,6 +239,7 @@ def test_a_table_of_a_million_states_needs_memory_for_its_lists_alone():
     assert model.entries == 6_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["direct", "bicgstab", "gmres", "splu"])
 def test_every_solver_finds_the_same_response(solver):
     model = of_theta(torch.tensor([0.3], dtype=torch.float64), 700, dense=False)

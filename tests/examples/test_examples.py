@@ -116,6 +116,7 @@ def test_the_pendulum_script_runs(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"pendulum.png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deep_sea_treasure", "water_reservoir"])
 def test_a_real_environment_that_is_not_there_is_asked_for(name):
     script = str(EXAMPLES / "real" / f"{name}.py")

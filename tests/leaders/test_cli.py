@@ -197,6 +197,7 @@ def history(out):
     return (out / "history.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_shorter_one(finished, tmp_path):
     at_once, in_two = tmp_path / "one", tmp_path / "two"
     main([*QUICK, "--out", str(at_once), "--iterations", "50"])
@@ -319,6 +320,7 @@ def test_env_arguments_reach_the_environment(tmp_path):
     assert np.isfinite(float((out / "history.csv").read_text().splitlines()[1].split(",")[4]))
 
 
+@pytest.mark.slow
 def test_a_follower_that_fails_stops_the_run_and_nothing_is_lost(tmp_path, capsys):
     from bilevel_envs import BilevelWrapper
     from bilevel_envs.followers import SB3Follower

@@ -145,6 +145,7 @@ def cart(tmp_path, monkeypatch):
     sys.modules.pop("my_cart", None)
 
 
+@pytest.mark.slow
 def test_the_cart_of_the_page_is_led_from_the_shell_with_its_beta(cart, capsys):
     follower = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=20", "learning_starts=10"]
     size = ["--runs", "1", "--iterations", "1", "--batch", "20", "--out", "out"]

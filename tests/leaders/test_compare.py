@@ -64,6 +64,7 @@ COMMAND = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     out = tmp_path / "out"
     main([*COMMAND, "--grid", "learning_rate=0.5,0.001", "--out", str(out)])
@@ -91,6 +92,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     assert (out / "results.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_leaders_are_compared_with_the_follower_that_is_there(tmp_path, make):
     """On the toll bridge half of what a follower does at random crosses the bridge, whatever the toll."""
     found = {}
@@ -113,6 +115,7 @@ def test_values_that_are_not_known_are_refused_in_a_comparison():
     assert np.isfinite(compare.run_grid(env, "naive-pgd", value="leader_return", **how).value).all()
 
 
+@pytest.mark.slow
 def test_each_leader_has_a_follower_of_its_own(tmp_path):
     told = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=40", "learning_starts=10"]
     for leaders in ("naive-pgd,bchg", "bchg"):

@@ -82,6 +82,7 @@ def test_one_backward_pass_moves_the_weights_along_central_differences(pairs):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leader", [BCHG, HPGD])
 def test_the_sampled_estimate_in_a_context_averages_to_the_exact_one(pairs, leader):
     made = leader(pairs, policy="budget", contexts=[OTHER], seed=0, batch_size=2000, learning_rate=1e-9).learn(2)
@@ -115,6 +116,7 @@ def test_values_in_the_history_are_those_of_the_drawn_contexts(doors):
     np.testing.assert_allclose(leader.history["leader_value"], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leader", [ExactGradient, BCHG, SoBiRL])
 def test_a_network_that_reads_the_context_beats_any_single_theta(doors, leader):
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 41)] * 3), -1).reshape(-1, 3)

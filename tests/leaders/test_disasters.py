@@ -148,6 +148,7 @@ MOMENTS = [*(("train", moment) for moment in ("beginning", 1, 5, "pictures")), (
 MOMENTS += [("sweep", "tables")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "moment"), MOMENTS)
 def test_a_disk_that_fills_is_named_and_nothing_is_lost(disk, undisturbed, monkeypatch, capsys, name, moment):
     with monkeypatch.context() as patch:
@@ -161,6 +162,7 @@ def test_a_disk_that_fills_is_named_and_nothing_is_lost(disk, undisturbed, monke
     assert not list((disk / "out").rglob(".*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "moment"), MOMENTS)
 def test_a_folder_that_becomes_read_only_is_named_and_nothing_is_lost(
     folder, undisturbed, monkeypatch, capsys, name, moment
@@ -180,6 +182,7 @@ def test_a_folder_that_becomes_read_only_is_named_and_nothing_is_lost(
     assert not list(out.rglob(".*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_clock_that_jumps_changes_no_byte(folder, undisturbed, monkeypatch, name):
     rng = random.Random(0)
@@ -191,6 +194,7 @@ def test_a_clock_that_jumps_changes_no_byte(folder, undisturbed, monkeypatch, na
     assert contents(folder / "out") == undisturbed[name]
 
 
+@pytest.mark.slow
 def test_a_study_file_cut_short_is_named_with_its_remedy_which_helps(folder, undisturbed, capsys):
     out = folder / "out"
     main([*SWEEP, "--out", str(out)])
@@ -208,6 +212,7 @@ def test_a_study_file_cut_short_is_named_with_its_remedy_which_helps(folder, und
     assert (out / "study.json").read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["rows of another run", "a configuration cut short", "a checkpoint cut short"])
 def test_files_that_are_exchanged_or_cut_short_are_named_with_a_remedy_which_helps(
     folder, undisturbed, monkeypatch, capsys, damage

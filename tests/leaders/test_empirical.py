@@ -214,6 +214,7 @@ CRITICS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CRITICS)
 def test_no_critic_judges_transitions_that_it_was_fitted_to(make, kind):
     """Where one half of the episodes brings something else, only the values of the other half change."""

@@ -73,6 +73,7 @@ def ended(arguments, capsys):
     return end.value.code, capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, capsys):
     out, process = holder
     for further in ([], ["--resume"]):
@@ -83,6 +84,7 @@ def test_a_folder_that_another_command_writes_to_is_refused_by_name(holder, caps
     assert {path.name for path in out.iterdir()} == {".lock", ".owner.json"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_read_only_by_the_one_command_that_writes_to_its_folder(tmp_path, capsys):
     out = tmp_path / "out"
     main([*RUN, "--iterations", "2", "--out", str(out)])
@@ -98,6 +100,7 @@ def test_a_checkpoint_is_read_only_by_the_one_command_that_writes_to_its_folder(
     assert f"is written to by process {holder.pid} on " in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("further", [[], ["--resume"]])
 def test_a_command_that_came_and_went_since_the_check_is_not_written_over(tmp_path, monkeypatch, capsys, further):
     out, check = tmp_path / "out", run_directory.RunDirectory.check
@@ -116,6 +119,7 @@ def test_a_command_that_came_and_went_since_the_check_is_not_written_over(tmp_pa
     assert len((out / "history.csv").read_text().splitlines()) == 1 + 2 * 4
 
 
+@pytest.mark.slow
 def test_a_dead_owner_leaves_a_folder_that_can_be_used(holder):
     out, process = holder
     process.kill()
@@ -202,6 +206,7 @@ def test_a_signal_that_is_ignored_from_outside_ends_nothing(tmp_path, monkeypatc
     assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 1 + 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
@@ -286,6 +291,7 @@ def test_a_lock_tells_who_holds_it(tmp_path):
     hold(tmp_path)  # and can be held again
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_read_enough_ends_a_command_without_a_word():
     process = subprocess.Popen([*COMMAND, "envs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()

@@ -45,6 +45,7 @@ def test_the_value_under_mismatched_dynamics_is_the_planners(make):
     assert exact.objective(mismatched, theta) == exact.objective(published, theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamics", ["published", "classic"])
 @pytest.mark.parametrize("start", ["zero", "random", "blocked"])
 def test_the_four_rooms_gradient_is_that_of_differences(make, monkeypatch, blocked_corridor, dynamics, start):

@@ -86,6 +86,7 @@ def test_estimates_from_a_stepped_environment_are_unbiased(make):
     check_unbiased(BCHG(make("RandomMDP"), critic="exact", sampler="steps"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_soft_td_error_lowers_the_variance_where_theta_moves_transitions(make, seed):
     env = make("RandomMDP", seed=seed, reward_share=0.0, start_share=0.0)
@@ -96,6 +97,7 @@ def test_the_soft_td_error_lowers_the_variance_where_theta_moves_transitions(mak
     assert np.median(plain / reduced) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_the_soft_td_error_lowers_the_variance_with_theta_everywhere(make, seed):
     env = make("RandomMDP", seed=seed)
@@ -142,6 +144,7 @@ def test_stacked_samples_are_those_of_each_run(make):
     np.testing.assert_allclose(together[:, 1], alone, rtol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draws", [1, 3])
 def test_hpgd_with_an_oracle_agrees_with_the_truth(make, draws):
     env = make("RandomMDP", seed=0, gamma_leader=0.6, gamma_follower=0.7)

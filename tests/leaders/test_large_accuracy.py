@@ -46,6 +46,7 @@ def test_the_value_that_the_exact_gradient_records_is_the_objective():
         assert leader.history["leader_value"][-1, 0] == pytest.approx(exact.objective(env, before), abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ExactGradient, BCHG])
 def test_a_leader_of_a_large_table_goes_on_bit_for_bit(kind, tmp_path):
     env = BilevelWrapper(gym.make("BiLevel/Warehouse-v0", rows=25, columns=31))

@@ -134,6 +134,7 @@ def drawn(runs, size, seed=0):
     return torch.cat([s, b, theta], -1), moved
 
 
+@pytest.mark.slow
 def test_a_linear_gaussian_world_is_learnt_with_its_derivatives_and_its_noise():
     x, moved = drawn(1, 4_000)
     network = GaussianDynamics(DynamicsFit(hidden=(32,), first_steps=1_000))
@@ -328,6 +329,7 @@ def test_dynamics_that_cannot_be_learnt_are_said_to_be_untrusted_once(quick, cap
     assert (leader.history["dynamics_r2"] < 0.5).all()
 
 
+@pytest.mark.slow
 def test_a_saved_leader_goes_on_bit_for_bit(quick, tmp_path):
     straight, first = leader_of(), leader_of()
     straight.learn(3)
@@ -344,6 +346,7 @@ def test_runs_are_led_as_if_each_were_alone(quick):
     assert not np.allclose(beside.theta[0], beside.theta[1])
 
 
+@pytest.mark.slow
 def test_an_agent_with_discrete_actions_is_led(quick):
     follower = SB3Follower("SoftDQN", 20, learning_starts=10, policy_kwargs={"net_arch": [8]})
     leader = BCHG(led_pendulum(follower), seed=0, batch_size=200, dynamics="learnt").learn(2)
@@ -352,6 +355,7 @@ def test_an_agent_with_discrete_actions_is_led(quick):
     assert leader.dynamics.x.shape[-1] == 3 + 5 + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient", ["pathwise", "score"])
 def test_a_critic_of_ones_own_is_joined_with_a_network_of_the_reaction(quick, gradient):
     critic = NetworkCritic(0.9, Fit(hidden=(8,), steps=10), "both")

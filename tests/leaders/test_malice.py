@@ -186,6 +186,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("payload", TAMPERED)
 def test_no_payload_in_a_run_directory_is_run(run, payload, loader, capsys):

@@ -18,6 +18,7 @@ PUBLISHED = {1e-3: 0.668, 3e-3: 0.548, 5e-3: 1.333}  # arXiv:2603.14867, Figure 
 QUICK = {"draws": 8, "batch_size": 100}
 
 
+@pytest.mark.slow
 def test_the_toll_goes_to_its_optimum():
     leader = MBHG(toll_bridge(), seed=0, **QUICK).learn(3)
     assert exact.objective(leader.env, leader.theta) >= 0.999 * 0.899502  # θ = 2, in closed form
@@ -52,6 +53,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(straight.history.state(), again.history.state())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit_where_theta_moves_the_transitions(tmp_path):
     quick = {"seed": 1, "batch_size": 50, "draws": 2, "vertices": False}
     straight = MBHG(random_mdp(), **quick).learn(3)
@@ -124,6 +126,7 @@ class Interrupted(SoftValueIteration):
         return best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [1, 2, 5, 6])
 def test_what_an_interrupted_iteration_took_is_counted_with_the_next_one(left, tmp_path, monkeypatch):
     """Also after saving. The first batch of an iteration is drawn after one response, the second after some five."""
@@ -187,6 +190,7 @@ def test_an_iteration_that_fails_at_its_end_is_counted_too(monkeypatch):
     assert leader.history["follower_solves"].tolist() == [[follower.given]]
 
 
+@pytest.mark.slow
 def test_what_was_explored_and_what_was_promised_are_recorded():
     leader = MBHG(toll_bridge(), seed=0, **QUICK).learn(4)
     promised, value = leader.history["promised_value"][:, 0], leader.history["leader_value"][:, 0]
@@ -367,6 +371,7 @@ def test_a_decision_whose_iteration_fails_was_deployed_all_the_same(tmp_path):
     np.testing.assert_array_equal(leader.best_deployed_theta, explored)
 
 
+@pytest.mark.slow
 def test_files_of_versions_that_kept_the_best_theta_in_force_alone_are_read(tmp_path, monkeypatch):
     leader = MBHG(toll_bridge(), runs=2, seed=0, batch_size=400).learn(2)
     state = leader._critic_state()
@@ -426,6 +431,7 @@ def test_candidates_depend_on_the_seed_and_on_the_policy():
     assert not torch.equal(found[0], found[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"draws": 5}, {"vertices": False}, {"draws": 10, "vertices": False}])
 def test_candidates_may_be_others_after_loading(changed, tmp_path):
     """The follower's saved answers are those at the old candidates: also where the new ones are as many."""
@@ -441,6 +447,7 @@ def test_candidates_may_be_others_after_loading(changed, tmp_path):
     np.testing.assert_allclose(v, best.v.values, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_known_bounds_the_value_of_the_best_deployed_theta():
     """In the toll bridge moves are certain: counts tell them, and once all is known nothing is left to suppose."""
     leader = MBHG(toll_bridge(), runs=2, batch_size=200, seed=0)
@@ -451,6 +458,7 @@ def test_what_is_known_bounds_the_value_of_the_best_deployed_theta():
         np.testing.assert_allclose(values, truth, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_where_pairs_are_unknown_completions_differ_and_the_pessimistic_one_is_a_lower_bound():
     env = wrapped_env("RandomMDP", states=60, actions=6)
     leader = MBHG(env, seed=0, batch_size=60).learn(2)

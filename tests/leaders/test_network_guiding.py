@@ -111,6 +111,7 @@ def taught(leader: BCHG, batch: Rollout, rounds: int):
     return torch.autograd.grad(term.sum(), theta)[0][0], sample
 
 
+@pytest.mark.slow
 def test_the_reaction_is_the_gradient_through_the_followers_solver():
     g, q_leader, slopes = solved_lake()
     critic, batch = KnownQ(), every_move()
@@ -162,6 +163,7 @@ def test_the_covariance_over_vector_actions_is_that_of_the_gaussian(draws):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8 if draws is None else 0.1 * float(second))
 
 
+@pytest.mark.slow
 def test_a_critic_and_the_reaction_that_it_meets_never_learn_from_the_same_step():
     leader = BCHG(led_lake(), critic=NetworkCritic(0.9, SHORT, actions=4), seed=0, batch_size=100)
     seen = {}

@@ -143,6 +143,7 @@ def test_what_has_never_been_paid_is_worth_nothing():
     assert fit() == [[True, True, True], [True, True, False]]
 
 
+@pytest.mark.slow
 def test_what_an_action_matters_is_learnt_beside_a_large_value():
     """Rewards 100 + 0.2 b of actions 0 and 1, states that nothing moves: Q(s, 1) − Q(s, 0) = 0.2 beside V = 1,001."""
     rng = np.random.default_rng(0)
@@ -202,6 +203,7 @@ def test_copies_stand_beside_their_runs(half_open):
             assert torch.equal(critic.network.output_scale[run], copies.output_scale[2 * copy + run])
 
 
+@pytest.mark.slow
 def test_a_runs_network_is_the_same_alone_and_beside_others():
     together = BCHG(building(), critic=NetworkCritic(0.9, Fit(steps=10)), runs=3, seed=5).learn(3)
     alone = BCHG(building(), critic=NetworkCritic(0.9, Fit(steps=10)), runs=1, seed=7).learn(3)
@@ -264,6 +266,7 @@ def test_expectations_over_actions_agree_with_the_closed_form(half_open, draws):
     torch.testing.assert_close(v, expected, rtol=1e-10 if draws is None else 0.02, atol=0)
 
 
+@pytest.mark.slow
 def test_expectations_over_many_actions_are_drawn():
     env = building(zones=8)
     leader = BCHG(env, critic="td", batch_size=200).learn(2)

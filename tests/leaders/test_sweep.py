@@ -348,6 +348,7 @@ def test_settings_of_the_command_line_go_over_those_of_the_file(tmp_path):
     assert row == ("hpgd", "0.2")
 
 
+@pytest.mark.slow
 def test_a_result_cut_short_at_any_byte_is_damaged_or_missing_never_another(tmp_path):
     sweep(tmp_path, "--processes", 1, study=STUDY + "blocks: [{leader: bchg, learning_rate: 0.1}]\n")
     (folder,) = (tmp_path / "out" / "jobs").iterdir()

@@ -8,6 +8,7 @@ import pytest
 from tests.fuzz import KINDS, Case, case, fuzz, judge
 
 
+@pytest.mark.slow
 def test_random_input_works_or_is_refused_by_name():
     assert fuzz(200, seed=19, tell=lambda line: None) == []
 

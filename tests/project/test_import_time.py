@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys, time
 began = time.perf_counter()
@@ -17,6 +19,7 @@ NOT_AT_ONCE = {"stable_baselines3", "numba", "scipy", "matplotlib", "pandas", "p
 NOT_AT_ONCE |= {"leaders", "joblib", "ray", "optuna", "mlflow", "wandb", "submitit", "tyro", "rich", "jinja2", "cmaes"}
 
 
+@pytest.mark.slow
 def test_the_import_adds_a_tenth_to_that_of_gymnasium_and_torch_and_loads_no_other_package():
     told = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout.split()
     assert float(told[0]) < 0.1  # measured: 0.01; a ratio of one process, so that a busy machine does not matter
