@@ -16,7 +16,7 @@ from torch import Tensor
 
 LARGEST_COUNT = 2**63 - 1  # that a 64-bit integer holds
 LONGEST = 256  # bits of a whole number that a message prints
-PARTS = 10  # numbers of a transition in a batch, at least
+NUMBERS_OF_A_TRANSITION = 10  # in a batch, at least
 
 
 def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning: str = "") -> None:
@@ -107,9 +107,9 @@ def check_count(value: object, name: str, *, at_least: int = 1) -> int:
     return count
 
 
-def check_seed(value: object, name: str = "seed") -> int:
-    """Returns `value` as an int; refuses anything but a whole number of at least 0, however large."""
-    return _whole(value, name, 0)
+def check_seed(value: object) -> int:
+    """Returns a `seed` as an int; refuses anything but a whole number of at least 0, however large."""
+    return _whole(value, "seed", 0)
 
 
 def _whole(value: object, name: str, at_least: int) -> int:
@@ -148,7 +148,7 @@ def check_room(runs: int, rows: int, horizon: int) -> None:
     """Refuses a batch [R, N, T] that this machine cannot hold, and names the larger of `rows` and `horizon`."""
     name, value = max(("horizon", horizon), ("rows", rows), key=lambda pair: pair[1])
     shape = f"{runs:,} x {rows:,} x {horizon:,} transitions, [run, row, step]"
-    check_memory(float(runs) * rows * horizon * PARTS, name, value, shape)
+    check_memory(float(runs) * rows * horizon * NUMBERS_OF_A_TRANSITION, name, value, shape)
 
 
 def keep_counts(owner: object, *names: str, at_least: int = 1) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Protocol
 
 import joblib
@@ -120,20 +119,18 @@ def _pooled(jobs: Sequence[Job], call: Call, processes: int) -> Iterator[tuple[s
         initializer=_end_with,  # also of processes that are still without a job when the one that starts them dies
         initargs=(os.getpid(),),
     )
-    yield from pool(joblib.delayed(_as_child)(os.getpid(), call, job) for job in jobs)
+    yield from pool(joblib.delayed(_as_child)(call, job) for job in jobs)
 
 
 _at_work = threading.Lock()  # held by a process of a pool while it runs a job
 
 
-def _as_child(starter: int, call: Call, job: Job) -> tuple[str, Outcome]:
-    """Runs a job in a process of a pool, which does not outlive the one that started it."""
-    _end_with(starter)
+def _as_child(call: Call, job: Job) -> tuple[str, Outcome]:
+    """Runs a job in a process of a pool."""
     with _at_work:
         return _named(call, job)
 
 
-@cache
 def _end_with(starter: int) -> None:
     """Ends this process when the one that started it is gone, after the job under way; a pool's would wait for ever."""
 
