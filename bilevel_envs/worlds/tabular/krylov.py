@@ -6,6 +6,8 @@ Rows may hold a column twice, except where they are factorised. Convergence is j
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 
 from bilevel_envs.worlds.tabular.kernels import compiled
@@ -14,6 +16,10 @@ PATIENCE = 40  # iterations without halving after which BiCGSTAB begins anew
 BASIS = 30  # vectors of GMRES
 NEGLIGIBLE = 1e-30  # of the accuracy asked for; smaller entries are 0, lest products become subnormal, which is slow
 VANISHING = 1e-200
+Scalar: TypeAlias = float | np.float32
+FAINT = np.float32(1e-30)  # the same in single precision, of vectors whose size is about 1
+NOTHING, ONE = np.float32(0.0), np.uint32(1)  # of a type that keeps single precision single, and indices unsigned
+SINGLE_DIGITS = 1e-4  # of a residual, after which one that is carried along in single precision is computed anew
 
 
 @compiled
@@ -172,7 +178,7 @@ def begin(r: np.ndarray, starts: int, shadow: np.ndarray, p: np.ndarray) -> floa
 
 @compiled
 def shortened(
-    t: np.ndarray, shadow: np.ndarray, omega: float, tiny: float, transpose: bool, r: np.ndarray
+    t: np.ndarray, shadow: np.ndarray, omega: Scalar, tiny: Scalar, transpose: bool, r: np.ndarray
 ) -> tuple[float, float]:
     """r ← r − ω t; returns shadow · r and the size of r."""
     following, largest, total = 0.0, 0.0, 0.0
@@ -187,7 +193,7 @@ def shortened(
 
 
 @compiled
-def turn(r: np.ndarray, v: np.ndarray, omega: float, factor: float, tiny: float, p: np.ndarray) -> None:
+def turn(r: np.ndarray, v: np.ndarray, omega: Scalar, factor: Scalar, tiny: Scalar, p: np.ndarray) -> None:
     """The next direction, p ← r + factor (p − ω v)."""
     for i in range(len(p)):
         onward = r[i] + factor * (p[i] - omega * v[i])
@@ -309,7 +315,7 @@ def scaled_by_pivots(
         pivot = values[middle]
         for entry in range(first, middle):
             other = indices[entry]
-            for mirror in range(indptr[other + 1] - 1, diagonal[other], -1):
+            for mirror in range(diagonal[other] + ONE, indptr[other + ONE]):
                 if indices[mirror] == row:
                     pivot -= values[entry] * scaled[mirror]  # a_ij a_ji / e_j
                     break
@@ -317,7 +323,7 @@ def scaled_by_pivots(
         inverse = 1.0 / pivot
         for entry in range(first, end):
             scaled[entry] = values[entry] * inverse
-        scaled[middle] -= 2.0
+        scaled[middle] = values[middle] * inverse - 2.0
 
 
 @compiled
@@ -336,9 +342,9 @@ def split_product(
     Transposed, the factors are I + Uᵀ and I + Lᵀ.
 
     Args:
-      system: indptr, indices, diagonal, scaled, as in `scaled_by_pivots`.
+      system: indptr, indices and diagonal, uint32, and scaled, float32, as in `scaled_by_pivots`.
       transpose: Aᵀ instead.
-      x: [S].
+      x: float32 [S], as are all others.
       beside: [S].
       work: room, [S].
       out: [S].
@@ -347,44 +353,34 @@ def split_product(
     states, with_beside, with_itself = len(x), 0.0, 0.0
     if transpose:
         out[:] = x
-        for row in range(states - 1, -1, -1):
-            here = out[row]
-            if abs(here) < VANISHING:
-                here = 0.0
-                out[row] = 0.0
-            if here != 0.0:
-                for entry in range(indptr[row], diagonal[row]):
-                    out[indices[entry]] -= scaled[entry] * here
+        second_factor(system, True, out)
         for row in range(states):
             work[row] = x[row] + scaled[diagonal[row]] * out[row]
+        first_factor(system, True, True, work)
         for row in range(states):
-            here = work[row]
-            if abs(here) < VANISHING:
-                here = 0.0
-            if here != 0.0:
-                for entry in range(diagonal[row] + 1, indptr[row + 1]):
-                    work[indices[entry]] -= scaled[entry] * here
-            total = out[row] + here
+            total = out[row] + work[row]
             out[row] = total
-            with_beside += total * beside[row]
-            with_itself += total * total
+            double = np.float64(total)
+            with_beside += double * beside[row]
+            with_itself += double * double
         return with_beside, with_itself
     for row in range(states - 1, -1, -1):
         total = x[row]
-        for entry in range(diagonal[row] + 1, indptr[row + 1]):
+        for entry in range(diagonal[row] + ONE, indptr[row + 1]):
             total -= scaled[entry] * out[indices[entry]]
-        out[row] = 0.0 if abs(total) < VANISHING else total
+        out[row] = NOTHING if abs(total) < FAINT else total
     for row in range(states):
         middle = diagonal[row]
         total = x[row] + scaled[middle] * out[row]
         for entry in range(indptr[row], middle):
             total -= scaled[entry] * work[indices[entry]]
-        total = 0.0 if abs(total) < VANISHING else total
+        total = NOTHING if abs(total) < FAINT else total
         work[row] = total
         total += out[row]
         out[row] = total
-        with_beside += total * beside[row]
-        with_itself += total * total
+        double = np.float64(total)
+        with_beside += double * beside[row]
+        with_itself += double * double
     return with_beside, with_itself
 
 
@@ -395,22 +391,23 @@ def first_factor(system: tuple, transpose: bool, solve: bool, x: np.ndarray) -> 
     states = len(x)
     if transpose and solve:
         for row in range(states):
-            here = x[row]
-            if here != 0.0:
-                for entry in range(diagonal[row] + 1, indptr[row + 1]):
+            here = NOTHING if abs(x[row]) < FAINT else x[row]
+            x[row] = here
+            if here != NOTHING:
+                for entry in range(diagonal[row] + ONE, indptr[row + 1]):
                     x[indices[entry]] -= scaled[entry] * here
     elif transpose:
         for row in range(states - 1, -1, -1):
             here = x[row]
-            if here != 0.0:
-                for entry in range(diagonal[row] + 1, indptr[row + 1]):
+            if here != NOTHING:
+                for entry in range(diagonal[row] + ONE, indptr[row + 1]):
                     x[indices[entry]] += scaled[entry] * here
     elif solve:
         for row in range(states):
             total = x[row]
             for entry in range(indptr[row], diagonal[row]):
                 total -= scaled[entry] * x[indices[entry]]
-            x[row] = 0.0 if abs(total) < VANISHING else total
+            x[row] = NOTHING if abs(total) < FAINT else total
     else:
         for row in range(states - 1, -1, -1):
             total = x[row]
@@ -426,13 +423,15 @@ def second_factor(system: tuple, transpose: bool, x: np.ndarray) -> None:
     for row in range(len(x) - 1, -1, -1):
         total = x[row]
         if transpose:
-            if total != 0.0:
+            total = NOTHING if abs(total) < FAINT else total
+            if total != NOTHING:
                 for entry in range(indptr[row], diagonal[row]):
                     x[indices[entry]] -= scaled[entry] * total
         else:
-            for entry in range(diagonal[row] + 1, indptr[row + 1]):
+            for entry in range(diagonal[row] + ONE, indptr[row + 1]):
                 total -= scaled[entry] * x[indices[entry]]
-            x[row] = 0.0 if abs(total) < VANISHING else total
+            total = NOTHING if abs(total) < FAINT else total
+        x[row] = total
 
 
 @compiled
@@ -460,34 +459,40 @@ def split_bicgstab(
     floor: float,
     most: int,
     modulo: bool,
+    rest: np.ndarray,
     work: np.ndarray,
 ) -> tuple[float, int]:
     """The same as `bicgstab`, preconditioned from both sides by factors that change A's diagonal alone.
 
     An iteration reads each entry of A twice instead of four times, and no factor. Residuals M₁⁻¹ (y − A x) are carried
-    along, and turned into y − A x where their size says that the target may have been reached.
+    along in single precision, relative to the first, and turned into y − A x where their size says that the target
+    may have been reached. Whenever they have lost as many digits as single precision holds safely, x is moved, and the
+    iteration begins anew at y − A x in double precision (iterative refinement).
 
     Args:
-      matrix: indptr, indices, diagonal, values, and of `scaled_by_pivots` the pivots and the scaled A.
-      work: eight vectors, [8, S].
+      matrix: indptr, indices and diagonal, uint32, values, and of `scaled_by_pivots` the pivots and the scaled A, the
+        latter in float32.
+      rest: room, [S].
+      work: eight vectors, float32 [8, S].
+
+    Source: beside that of `bicgstab`, Wilkinson, Rounding Errors in Algebraic Processes (1963), for the refinement.
     """
     indptr, indices, diagonal, values, pivots, scaled = matrix
     system = indptr, indices, diagonal, scaled
     states = len(y)
     r, shadow, p, v = work[0], work[1], work[2], work[3]
     moved, t, room, constant = work[4], work[5], work[6], work[7]
-    tiny = NEGLIGIBLE * target
     taken, starts, best, weight = 0, 0, np.inf, 0.0
     while True:
-        residual(indptr, indices, values, transpose, modulo, y, x, r)
-        now = size(r, transpose)
+        residual(indptr, indices, values, transpose, modulo, y, x, rest)
+        first = size(rest, transpose)
         enough = max(target, floor * size(x, transpose) if floor > 0.0 else 0.0)
-        if not now > enough or taken >= most or (starts > 3 and now > 0.5 * best):
-            return now, taken
-        best, starts = min(best, now), starts + 1
-        if not transpose:
-            for i in range(states):
-                r[i] /= pivots[i]
+        if not first > enough or taken >= most or (starts > 3 and first > 0.5 * best):
+            return first, taken
+        best, starts = min(best, first), starts + 1
+        aim = max(target / first, SINGLE_DIGITS)
+        for i in range(states):
+            r[i] = rest[i] / first if transpose else rest[i] / (first * pivots[i])
         first_factor(system, transpose, True, r)
         if modulo:
             if starts == 1:
@@ -498,16 +503,16 @@ def split_bicgstab(
                     weight += constant[i] * constant[i]
             without(constant, weight, r, r)
         carried = size(r, transpose)
-        ratio = now / carried  # of the sizes of the residual and of what is carried along
+        ratio, now = 1.0 / carried, 1.0  # `ratio` is that of y − A x and of what is carried along
         rho = begin(r, starts, shadow, p)
-        moved[:] = 0.0
+        moved[:] = NOTHING
         halved, since = now, taken
         while taken < most:
             taken += 1
             product, _ = split_product(system, transpose, p, shadow, room, v)
             if modulo:
                 product, _ = without(constant, weight, v, shadow)
-            alpha = rho / product
+            alpha = np.float32(rho / product)
             if not np.isfinite(alpha):
                 break
             for i in range(states):
@@ -519,14 +524,13 @@ def split_bicgstab(
                 for i in range(states):
                     moved[i] += alpha * p[i]
                 break
-            omega = above / below
+            omega = np.float32(above / below)
             for i in range(states):
                 moved[i] += alpha * p[i] + omega * r[i]
-            following, length = shortened(t, shadow, omega, tiny, transpose, r)
-            carried = length
+            following, carried = shortened(t, shadow, omega, FAINT, transpose, r)
             now = ratio * carried
-            factor_of_p = following / rho * (alpha / omega)
-            if now <= 0.9 * target:
+            factor_of_p = np.float32(following / rho * (alpha / omega))
+            if now <= 0.9 * aim:
                 for i in range(states):
                     t[i] = r[i]
                 first_factor(system, transpose, False, t)
@@ -536,7 +540,7 @@ def split_bicgstab(
                 if modulo:
                     centre(t)
                 now = size(t, transpose)
-                if now <= 0.95 * target or carried == 0.0:
+                if now <= 0.95 * aim or carried == 0.0:
                     break
                 ratio = now / carried
             if not (np.isfinite(now) and np.isfinite(factor_of_p)):
@@ -544,15 +548,15 @@ def split_bicgstab(
             if now > 0.5 * halved and taken - since >= PATIENCE:
                 break
             halved, since, rho = (now, taken, following) if now <= 0.5 * halved else (halved, since, following)
-            turn(r, v, omega, factor_of_p, tiny, p)
+            turn(r, v, omega, factor_of_p, FAINT, p)
         if not np.isfinite(now):
             return np.inf, taken
         second_factor(system, transpose, moved)
         for i in range(states):
-            onward = x[i] + (moved[i] / pivots[i] if transpose else moved[i])
-            x[i] = 0.0 if abs(onward) < tiny else onward
-        if floor == 0.0 and now <= target:
-            return now, taken
+            onward = x[i] + first * (moved[i] / pivots[i] if transpose else moved[i])
+            x[i] = 0.0 if abs(onward) < NEGLIGIBLE * target else onward
+        if floor == 0.0 and first * now <= target:
+            return first * now, taken
 
 
 @compiled

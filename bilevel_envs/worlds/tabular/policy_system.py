@@ -9,6 +9,7 @@ from scipy.sparse.linalg import SuperLU, splu
 from bilevel_envs.worlds.tabular.kernels import EPSILON, compiled
 from bilevel_envs.worlds.tabular.krylov import (
     BASIS,
+    ONE,
     bicgstab,
     gmres,
     incomplete_factor,
@@ -49,6 +50,7 @@ class PolicySystem:
         self.indptr, self.indices, self.values = pattern.indptr, pattern.indices, np.empty(len(pattern.indices))
         self._factor, self._factorised = np.empty(0, np.float32), False  # a preconditioner needs no more digits
         self._pivots, self._scaled, self._divided = np.empty(0), np.empty(0), False  # of the diagonal's own factors
+        self._moves = np.empty((0, 0))  # γ times the policy's probability of each successor
         self._direct: SuperLU | None = None
         self._rooms: dict[int, np.ndarray] = {} if like is None else like._rooms
 
@@ -92,9 +94,16 @@ class PolicySystem:
                 self.values,
             )
         else:
-            position, slot, diagonal = pattern.position, pattern.slot, pattern.diagonal
-            tables = (policy, action, probability, continues, self.gamma, position, self.indptr, diagonal, slot)
-            if not _merge_rows(*tables, self.values):
+            rows = (*self._unsigned(), pattern.slot, self.values)
+            if pattern.slot.shape[1] == 1 and len(action) == 0:
+                if len(self._moves) == 0:
+                    self._moves = np.empty((len(policy), probability.shape[2]))
+                _sum_actions(policy, probability, continues, self.gamma, self._moves)
+                complete = _merge_moves(self._moves, pattern.order.view(np.uint32), *rows)
+            else:
+                tables = (policy, action, probability, continues, self.gamma, pattern.position.view(np.uint32))
+                complete = _merge_rows(*tables, *rows)
+            if not complete:
                 raise Stale
 
     def solve(
@@ -146,9 +155,9 @@ class PolicySystem:
             rest = self._matrix()
             return x, float(size(y - (rest.T if transpose else rest) @ x, transpose))
         if name == "bicgstab" and self.pattern.sparse:
-            split = (self.indptr, self.indices, self.pattern.diagonal, self.values, *self._by_pivots())
-            room = self.room(8, len(y))
-            left, self.iterations = split_bicgstab(split, transpose, y, x, target, floor, MOST_ITERATIONS, modulo, room)
+            split = (*self._unsigned(), self.values, *self._by_pivots())
+            task = (split, transpose, y, x, target, floor, MOST_ITERATIONS, modulo)
+            left, self.iterations = split_bicgstab(*task, self.room(1, len(y))[0], self.room(8, len(y), np.float32))
             return x, left
         matrix = (self.indptr, self.indices, self.pattern.diagonal, self.values, self._incomplete())
         how = (matrix, transpose, y, x, target, floor, MOST_ITERATIONS)
@@ -167,12 +176,17 @@ class PolicySystem:
             self._factorised = True
         return self._factor
 
+    def _unsigned(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """indptr, indices and diagonal, for loops that need not ask whether an index counts from the end."""
+        return self.indptr.view(np.uint32), self.indices.view(np.uint32), self.pattern.diagonal.view(np.uint32)
+
     def _by_pivots(self) -> tuple[np.ndarray, np.ndarray]:
         """Pivots, and the matrix scaled by them."""
         if not self._divided:
             if len(self._scaled) == 0:
-                self._pivots, self._scaled = np.empty(len(self.pattern.diagonal)), np.empty(len(self.values))
-            scaled_by_pivots(self.indptr, self.indices, self.pattern.diagonal, self.values, self._pivots, self._scaled)
+                self._pivots = np.empty(len(self.pattern.diagonal))
+                self._scaled = np.empty(len(self.values), np.float32)
+            scaled_by_pivots(*self._unsigned(), self.values, self._pivots, self._scaled)
             self._divided = True
         return self._pivots, self._scaled
 
@@ -187,10 +201,10 @@ class PolicySystem:
             direct = self._direct = splu(self._matrix().tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
         return direct.solve(y, trans="T" if transpose else "N")
 
-    def room(self, vectors: int, states: int) -> np.ndarray:
+    def room(self, vectors: int, states: int, dtype: type[np.floating] = np.float64) -> np.ndarray:
         """Vectors to work with, [vectors, S]; whoever asks for as many gets the same."""
         if vectors not in self._rooms:
-            self._rooms[vectors] = np.empty((vectors, states))
+            self._rooms[vectors] = np.empty((vectors, states), dtype)
         return self._rooms[vectors]
 
 
@@ -287,6 +301,46 @@ def runs_first(continues: np.ndarray) -> np.ndarray:
 
 
 @compiled
+def _sum_actions(
+    policy: np.ndarray, probability: np.ndarray, continues: np.ndarray, gamma: float, moves: np.ndarray
+) -> None:
+    """Writes γ Σ_b g(b|s) p(k|s, b) where the episode goes on, [S, K]."""
+    states, actions, branches = probability.shape
+    for s in range(states):
+        for k in range(branches):
+            moves[s, k] = 0.0
+        for b in range(actions):
+            weight = gamma * policy[s, b] if continues[s, b] else 0.0
+            for k in range(branches):
+                moves[s, k] += weight * probability[s, b, k]
+
+
+@compiled
+def _merge_moves(
+    moves: np.ndarray,
+    order: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    diagonal: np.ndarray,
+    slot: np.ndarray,
+    values: np.ndarray,
+) -> bool:
+    """The same as `_merge_rows` from what `_sum_actions` wrote."""
+    for place in range(len(order)):
+        s, begin, end = order[place], indptr[place], indptr[place + 1]
+        for entry in range(begin, end):
+            values[entry] = 0.0
+        values[diagonal[place]] = 1.0
+        for k in range(moves.shape[1]):
+            if moves[s, k] > 0.0:
+                entry = begin + slot[s, 0, k]
+                if entry >= end:
+                    return False
+                values[entry] -= moves[s, k]
+    return True
+
+
+@compiled
 def _merge_rows(
     policy: np.ndarray,
     action: np.ndarray,
@@ -295,6 +349,7 @@ def _merge_rows(
     gamma: float,
     position: np.ndarray,
     indptr: np.ndarray,
+    indices: np.ndarray,
     diagonal: np.ndarray,
     slot: np.ndarray,
     values: np.ndarray,
@@ -304,22 +359,10 @@ def _merge_rows(
     hard = len(action) > 0
     for s in range(len(position)):
         place = position[s]
-        begin, end = indptr[place], indptr[place + 1]
+        begin, end = indptr[place], indptr[place + ONE]
         for entry in range(begin, end):
             values[entry] = 0.0
         values[diagonal[place]] = 1.0
-        if lists == 1 and not hard:  # sums over actions, each written once
-            for k in range(branches):
-                total = 0.0
-                for b in range(policy.shape[1]):
-                    if continues[s, b]:
-                        total += policy[s, b] * probability[s, b, k]
-                if total > 0.0:
-                    entry = begin + slot[s, 0, k]
-                    if entry >= end:
-                        return False
-                    values[entry] -= gamma * total
-            continue
         first, last = (action[s], action[s] + 1) if hard else (0, policy.shape[1])
         for b in range(first, last):
             if not continues[s, b]:
