@@ -108,7 +108,7 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
         """What Gymnasium tells of so many episodes that ended."""
         (where, paid, step), self._ended = self._ended, _nothing_ended(self.num_envs)
         observations, which = np.empty(self.num_envs, object), self._which[:ended]
-        seen = list(self._observe(self._reached[:ended].copy()))
+        seen = self._observe(self._reached[:ended].copy())
         if self.observation == "index":
             observations[which] = seen
         else:  # NumPy would take vectors for a matrix
@@ -127,8 +127,9 @@ class TabularVectorEnv(_TabularFace, ConfigurableVectorEnv[TabularModel]):
     def _load(self, model: TabularModel) -> None:
         moves, starts = model.structure.stepping, model.structure.stepping.starts
         rewards = (model.r_follower.numpy(), model.r_leader.numpy())
-        tables = (moves.successor, moves.cdf, *rewards, moves.ends, starts.states, starts.cdf)
-        self._tables = (*map(np.ascontiguousarray, tables), model.runs)  # else another loop is compiled
+        pairs = (x.reshape(len(x), -1, *x.shape[3:]) for x in (moves.successor, moves.cdf, *rewards, moves.ends))
+        tables = (*pairs, starts.states, starts.cdf)
+        self._tables = (*map(np.ascontiguousarray, tables), model.actions, model.runs)  # else another loop is compiled
         self._starts, self._share = starts, self.num_envs // model.runs
 
     def _first(self, index: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def drawn(cdf: np.ndarray, uniform: float) -> int:
 
 
 @compiled
-def next_uniform(stream: np.ndarray, index: int) -> float:
+def next_uniform(stream: np.ndarray, index: int | np.uint64) -> float:
     """The next number of stream `index`: that of `random()` of NumPy's generator PCG64, to the last bit.
 
     The state x is a whole number below 2^128 that moves by x ← a x + c; the output is the exclusive or of its halves,
@@ -191,8 +191,8 @@ def step_copies(
     Args:
       action: int64 [n].
       time_limit: an episode is truncated after so many steps.
-      tables: successor int [R|1, S, B, K], its CDF, r_F, r_L and ends [R|1, S, B], first states and their CDF
-        [R|1, M], and R.
+      tables: successor int [R|1, S B, K], its CDF, r_F, r_L and ends [R|1, S B], first states and their CDF [R|1, M],
+        B and R.
       stream: each copy's source of uniform numbers, see `next_uniform`.
       now: state and step of each copy, int [n]; changed.
       told: where to write observed state, r_F, terminated, truncated, whether a copy goes on and, where it does (0
@@ -203,32 +203,34 @@ def step_copies(
     Returns:
       How many copies ended; −1, and nothing is changed, where an action is none.
     """
-    successor, cdf, r_follower, r_leader, ends, first, first_cdf, runs = tables
+    successor, cdf, r_follower, r_leader, ends, first, first_cdf, actions, runs = tables
     state, step = now
     observed, reward, terminated, truncated, going, told_paid, told_step = told
     which, reached, gone, last_paid, last_step = last
-    count, (actions, branches) = len(action), cdf.shape[-2:]
-    outside = False
-    for i in range(count):
-        outside |= (action[i] < 0) | (action[i] >= actions)
-    if outside:
+    count, branches = len(action), cdf.shape[-1]
+    largest = np.uint64(0)
+    for place in range(count):
+        largest = max(largest, np.uint64(action[place]))  # those below 0 become large
+    if largest >= np.uint64(actions):
         return -1
     ended, share = 0, count // runs
     for run in range(runs):
         to, p = successor[run % len(successor)], cdf[run % len(cdf)]
         r_f, r_l = r_follower[run % len(r_follower)], r_leader[run % len(r_leader)]
         over, start, start_cdf = ends[run % len(ends)], first[run % len(first)], first_cdf[run % len(first_cdf)]
-        for i in range(run * share, (run + 1) * share):
-            s, b, at, u = state[i], action[i], step[i], next_uniform(stream, i)
+        for copy in range(run * share, (run + 1) * share):
+            i = np.uint64(copy)  # unsigned, as no index counts from the end
+            pair = np.uint64(state[i] * actions + action[i])
+            at, u = step[i], next_uniform(stream, i)
+            branch = 0
             if branches <= LINEAR_SEARCH:
-                branch = 0
                 for k in range(branches - 1):
-                    branch += p[s, b, k] <= u
+                    branch += p[pair, k] <= u
             else:
-                branch = drawn(p[s, b], u)
-            arrived, paid = to[s, b, branch], r_l[s, b]
-            ends_here, cut = over[s, b], at + 1 >= time_limit
-            reward[i], terminated[i], truncated[i] = r_f[s, b], ends_here, cut
+                branch = drawn(p[pair], u)
+            arrived, paid = to[pair, np.uint64(branch)], r_l[pair]
+            ends_here, cut = over[pair], at + 1 >= time_limit
+            reward[i], terminated[i], truncated[i] = r_f[pair], ends_here, cut
             if ends_here or cut:
                 which[ended], reached[ended] = i, arrived
                 gone[i], last_paid[i], last_step[i] = True, paid, at
