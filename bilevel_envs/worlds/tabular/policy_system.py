@@ -50,7 +50,7 @@ class PolicySystem:
         self.indptr, self.indices, self.values = pattern.indptr, pattern.indices, np.empty(len(pattern.indices))
         self._factor, self._factorised = np.empty(0, np.float32), False  # a preconditioner needs no more digits
         self._pivots, self._scaled, self._divided = np.empty(0), np.empty(0), False  # of the diagonal's own factors
-        self._moves = np.empty((0, 0))  # γ times the policy's probability of each successor
+        self._moves = np.empty((0, 0, 0))  # γ times the policy's probability of each successor
         self._direct: SuperLU | None = None
         self._rooms: dict[int, np.ndarray] = {} if like is None else like._rooms
 
@@ -95,14 +95,14 @@ class PolicySystem:
             )
         else:
             rows = (*self._unsigned(), pattern.slot, self.values)
-            if pattern.slot.shape[1] == 1 and len(action) == 0:
+            if len(action) == 0:
                 if len(self._moves) == 0:
-                    self._moves = np.empty((len(policy), probability.shape[2]))
-                _sum_actions(policy, probability, continues, self.gamma, self._moves)
+                    self._moves = np.empty(pattern.slot.shape)
+                _weigh_moves(policy, probability, continues, self.gamma, self._moves)
                 complete = _merge_moves(self._moves, pattern.order.view(np.uint32), *rows)
             else:
-                tables = (policy, action, probability, continues, self.gamma, pattern.position.view(np.uint32))
-                complete = _merge_rows(*tables, *rows)
+                tables = (action, probability, continues, self.gamma, pattern.position.view(np.uint32))
+                complete = _merge_chosen(*tables, *rows)
             if not complete:
                 raise Stale
 
@@ -301,18 +301,21 @@ def runs_first(continues: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _sum_actions(
+def _weigh_moves(
     policy: np.ndarray, probability: np.ndarray, continues: np.ndarray, gamma: float, moves: np.ndarray
 ) -> None:
-    """Writes γ Σ_b g(b|s) p(k|s, b) where the episode goes on, [S, K]."""
+    """Writes γ g(b|s) p(k|s, b) where the episode goes on, [S, B, K], or sums over actions of one list, [S, 1, K]."""
     states, actions, branches = probability.shape
+    shared = moves.shape[1] == 1
     for s in range(states):
-        for k in range(branches):
-            moves[s, k] = 0.0
         for b in range(actions):
             weight = gamma * policy[s, b] if continues[s, b] else 0.0
-            for k in range(branches):
-                moves[s, k] += weight * probability[s, b, k]
+            if b == 0 or not shared:
+                for k in range(branches):
+                    moves[s, b, k] = weight * probability[s, b, k]
+            else:
+                for k in range(branches):
+                    moves[s, 0, k] += weight * probability[s, b, k]
 
 
 @compiled
@@ -325,24 +328,25 @@ def _merge_moves(
     slot: np.ndarray,
     values: np.ndarray,
 ) -> bool:
-    """The same as `_merge_rows` from what `_sum_actions` wrote."""
+    """Writes I − γΠ to its pattern from what `_weigh_moves` wrote; False if the pattern lacks an entry."""
+    _, lists, branches = moves.shape
     for place in range(len(order)):
         s, begin, end = order[place], indptr[place], indptr[place + 1]
         for entry in range(begin, end):
             values[entry] = 0.0
         values[diagonal[place]] = 1.0
-        for k in range(moves.shape[1]):
-            if moves[s, k] > 0.0:
-                entry = begin + slot[s, 0, k]
-                if entry >= end:
-                    return False
-                values[entry] -= moves[s, k]
+        for b in range(lists):
+            for k in range(branches):
+                if moves[s, b, k] > 0.0:
+                    entry = begin + slot[s, b, k]
+                    if entry >= end:
+                        return False
+                    values[entry] -= moves[s, b, k]
     return True
 
 
 @compiled
-def _merge_rows(
-    policy: np.ndarray,
+def _merge_chosen(
     action: np.ndarray,
     probability: np.ndarray,
     continues: np.ndarray,
@@ -354,26 +358,22 @@ def _merge_rows(
     slot: np.ndarray,
     values: np.ndarray,
 ) -> bool:
-    """Writes I − γΠ to its pattern; False if the pattern lacks an entry."""
+    """The same for one action in each state."""
     branches, lists = slot.shape[2], slot.shape[1]
-    hard = len(action) > 0
     for s in range(len(position)):
-        place = position[s]
+        place, b = position[s], action[s]
         begin, end = indptr[place], indptr[place + ONE]
         for entry in range(begin, end):
             values[entry] = 0.0
         values[diagonal[place]] = 1.0
-        first, last = (action[s], action[s] + 1) if hard else (0, policy.shape[1])
-        for b in range(first, last):
-            if not continues[s, b]:
-                continue
-            weight = gamma if hard else gamma * policy[s, b]
-            for k in range(branches):
-                if probability[s, b, k] > 0.0:
-                    entry = begin + slot[s, b if lists > 1 else 0, k]
-                    if entry >= end:
-                        return False
-                    values[entry] -= weight * probability[s, b, k]
+        if not continues[s, b]:
+            continue
+        for k in range(branches):
+            if probability[s, b, k] > 0.0:
+                entry = begin + slot[s, b if lists > 1 else 0, k]
+                if entry >= end:
+                    return False
+                values[entry] -= gamma * probability[s, b, k]
     return True
 
 
