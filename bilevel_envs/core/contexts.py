@@ -86,7 +86,7 @@ class Contexts:
         """
         array = np.asarray(index)
         if array.dtype.kind not in "iu" or array.ndim > 1 or array.size == 0:
-            raise ValueError(f"`{name}` must be whole numbers of contexts, one or [R], got {index!r}")
+            raise ValueError(f"`{name}` must be the number of a context, or a flat list of such numbers, got {index!r}")
         if (array < 0).any() or (array >= self.count).any():
             raise ValueError(f"`{name}` must lie in 0 … {self.count - 1}, got {index!r}")
         return array.astype(np.int64)

@@ -435,7 +435,7 @@ class TrajectoryLeader(Leader):
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where it is not used."""
-        if self.facts.world is not TABULAR or not (
+        if self.facts.world != TABULAR or not (
             self.estimator_config.cross_fit or self.estimator_config.tail == "continue"
         ):
             return None
@@ -447,13 +447,13 @@ class TrajectoryLeader(Leader):
     def _theta_moves(self) -> bool:
         """Whether θ moves the transitions of a table."""
         with self._in_its_contexts():
-            return self.facts.world is TABULAR and self.env.model(self._theta()).theta_moves_transitions
+            return self.facts.world == TABULAR and self.env.model(self._theta()).theta_moves_transitions
 
     @with_gradients
     def _start_moves(self) -> bool:
         """Whether θ moves the first state of a table."""
         with self._in_its_contexts():
-            return self.facts.world is TABULAR and self.env.model(self._theta()).initial.requires_grad
+            return self.facts.world == TABULAR and self.env.model(self._theta()).initial.requires_grad
 
     def _critic_state(self) -> dict[str, object]:
         if self.actor_critic is not None:

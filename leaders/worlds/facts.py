@@ -56,7 +56,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
     model, follower = model_of(env), capabilities_of(env.follower)
     problem = env.problem
     world = world_of(model)
-    linear = world is LINEAR_QUADRATIC
+    linear = world == LINEAR_QUADRATIC
     return Facts(
         world=world,
         problem=problem.title,

@@ -68,7 +68,7 @@ class CriticEntry:
 
 
 class LeaderWorld:
-    """A kind of world, as leaders see it; one object for each kind.
+    """A kind of world, as leaders see it; objects of one class are equal, and so are copies.
 
     Attributes:
       name: that of the kind in `bilevel_envs.worlds`.
@@ -79,6 +79,12 @@ class LeaderWorld:
     name: ClassVar[str]
     vectors: ClassVar[bool] = False
     critics: ClassVar[dict[str, CriticEntry]]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
         """The form of a leader here, before anybody has said anything.

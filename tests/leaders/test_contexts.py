@@ -1,5 +1,8 @@
 """Leaders that are led through contexts: what they draw, what they learn, and that one backward pass is right."""
 
+import copy
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -169,6 +172,13 @@ def test_a_saved_leader_goes_on_bit_for_bit(doors, tmp_path, leader):
     second.learn(4)
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
     np.testing.assert_array_equal(second.theta_in([0, 1, 2]), straight.theta_in([0, 1, 2]))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda leader: pickle.loads(pickle.dumps(leader))])
+def test_a_copy_goes_on_bit_for_bit_as_the_leader_itself(doors, copied):
+    leader = BCHG(doors, runs=2, seed=0, batch_size=20).learn(2)
+    second = copied(leader).learn(2)
+    np.testing.assert_array_equal(second.history.state(), leader.learn(2).history.state())
 
 
 def test_a_leader_is_loaded_whatever_context_is_in_force(doors, tmp_path):
