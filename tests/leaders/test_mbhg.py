@@ -27,14 +27,15 @@ def test_the_toll_goes_to_its_optimum():
 @pytest.mark.slow
 @pytest.mark.parametrize(("variant", "best"), [("R1", 34.992641), ("R2", 39.940211)])
 def test_the_toy_games_go_to_their_optima(variant, best):
-    leader = MBHG(wrapped_env("ToyMarkovGame", variant=variant), runs=3, seed=0).learn(12)
+    """One run; `benchmarks/mbhg_worlds.py` has three."""
+    leader = MBHG(wrapped_env("ToyMarkovGame", variant=variant), seed=0).learn(12)
     assert (exact.objective(leader.env, leader.theta) >= 0.999 * best).all()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beta", BEST)
+@pytest.mark.parametrize("beta", [1e-3, 5e-3])
 def test_four_rooms_are_led_to_the_best_known_value(beta):
-    """One run; `benchmarks/exploration.py` has ten for each β."""
+    """One run; `benchmarks/exploration.py` has ten for each of three β."""
     leader = MBHG(wrapped_env("FourRooms", beta=beta), seed=0).learn(24)
     history = leader.history
     assert exact.objective(leader.env, leader.theta) >= 0.97 * BEST[beta]
