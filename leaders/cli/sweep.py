@@ -78,7 +78,7 @@ class Sweep:
     def run(self) -> None:
         """Runs what is not done, writes results.csv and summary.csv, and prints the latter."""
         from leaders.experiments.sweep.progress import Told
-        from leaders.experiments.sweep.runner import LOGS, SUMMARY, Means, StudyDirectory, run_study
+        from leaders.experiments.sweep.runner import LOGS, Means, StudyDirectory, run_study
 
         check_number(self.checkpoint_every, "checkpoint_every", at_least=0)
         processes = check_count(os.cpu_count() or 1 if self.processes is None else self.processes, "processes")
@@ -95,7 +95,12 @@ class Sweep:
             run_job, out=out, here=Path.cwd(), every=self.checkpoint_every, track=study.track, starter=starter
         )
         means = Means(call, learns, resolved, defaults())
-        table = run_study(directory, means, engine, Told(processes, self.progress), self.fail_fast)
+        run_study(directory, means, engine, Told(processes, self.progress), self._show, self.fail_fast)
+
+    def _show(self, table: Table) -> None:
+        """The summaries, and where the rest is."""
+        from leaders.experiments.sweep.runner import SUMMARY
+
         _print(table.summaries())
         print(f"\nwrote {self.out}/results.csv, {SUMMARY}, and a run directory for each job")
 

@@ -243,7 +243,9 @@ def test_a_study_is_idempotent_and_another_one_in_its_folder_is_refused(tmp_path
     other = STUDY.replace("[bchg, naive-pgd]", "[bchg, naive-pgd, hpgd]")
     with pytest.raises(SystemExit, match="2"):
         sweep(tmp_path, "--processes", 1, study=other)
-    assert "must hold this study" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "must hold this study" in said
+    assert 'where `leader` is ["bchg", "naive-pgd"] in place of ["bchg", "naive-pgd", "hpgd"]' in said
     assert bytes_of(tmp_path / "out") == before
     sweep(tmp_path, "--processes", 1, "--extend", study=other)
     after = bytes_of(tmp_path / "out")
@@ -492,7 +494,8 @@ def test_a_failed_job_is_told_at_once_hides_no_other_and_is_tried_again(tmp_path
     assert done.returncode == 3, done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith("[")]
     assert any("failed  jobs/Failing-v0-bchg" in line and "the bridge is closed" in line for line in told)
-    assert "1 jobs failed" in done.stderr
+    assert "1 job failed" in done.stderr
+    assert "wrote out/results.csv" in done.stdout  # of the jobs that are done
     assert {row["env"] for row in lines(tmp_path / "out" / "results.csv")} == {TOLL}
     (log,) = (tmp_path / "out" / "logs").glob("Failing*.log")
     assert "ZeroDivisionError: the bridge is closed" in log.read_text()

@@ -13,6 +13,11 @@ from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Outcome
 from leaders.experiments.sweep.study import Job
 
 
+def are(jobs: int, what: str) -> str:
+    """Of so many jobs what they are."""
+    return f"1 job is {what}" if jobs == 1 else f"{jobs} jobs are {what}"
+
+
 class Told:
     """Prints every job that ends, failures at once, with the time that is left; on a terminal, a bar as well.
 
@@ -58,7 +63,7 @@ class Told:
         self._total += known + jobs
         self._more = more > 0
         if known:
-            self.say(f"{known} jobs are done already")
+            self.say(f"{are(known, 'done')} already")
         self._show()
 
     def ended(self, job: Job, outcome: Outcome) -> None:

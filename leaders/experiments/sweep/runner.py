@@ -17,7 +17,7 @@ from leaders.experiments.results import Result, Table, read_result, table_of
 from leaders.experiments.run_directory import PACKAGES, on_signals
 from leaders.experiments.sweep.arrange import Place, arranged
 from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Call, Engine, Outcome
-from leaders.experiments.sweep.progress import Told
+from leaders.experiments.sweep.progress import Told, are
 from leaders.experiments.sweep.search import Point, Search, best_of, search_of
 from leaders.experiments.sweep.study import Cell, Job, Study
 from leaders.training.history import replace_file
@@ -76,10 +76,11 @@ class StudyDirectory:
                 f"`out` must be empty or hold a study; {self.path} has "
                 + (f"{strange[0]}, which is no part of one" if strange else f"files but no {STUDY}")
             )
-        if STUDY in names and not extend and read_source(self.path) != self.study.source:
+        if STUDY in names and not extend and (kept := read_source(self.path)) != self.study.source:
             raise ValueError(
-                f"`out` must hold this study; {self.path} holds another one, see {self.path / STUDY}: choose another "
-                "--out, or add --extend to keep its jobs and to run those that it lacks"
+                f"`out` must hold this study; {self.path} holds another one, see {self.path / STUDY}"
+                f"{_difference(kept, self.study.source)}: choose another --out, or add --extend to keep its jobs and "
+                "to run those that it lacks"
             )
 
     def begin(self) -> None:
@@ -117,6 +118,15 @@ def read_source(path: Path) -> object:
         raise ValueError(f"{path / STUDY} is damaged ({error}); {remedy}") from error
 
 
+def _difference(kept: object, wanted: Mapping[str, object]) -> str:
+    """The first setting of which two studies say different things."""
+    old = kept if isinstance(kept, Mapping) else {}
+    for name in [*wanted, *old]:
+        if old.get(name) != wanted.get(name):
+            return f", where `{name}` is {json.dumps(old.get(name))} in place of {json.dumps(wanted.get(name))}"
+    return ""
+
+
 @dataclass
 class Branch:
     """A cell of the study with how far its search is."""
@@ -147,7 +157,14 @@ class Branch:
         self.now = []
 
 
-def run_study(directory: StudyDirectory, means: Means, engine: Engine, told: Told, fail_fast: bool = False) -> Table:
+def run_study(
+    directory: StudyDirectory,
+    means: Means,
+    engine: Engine,
+    told: Told,
+    show: Callable[[Table], None],
+    fail_fast: bool = False,
+) -> None:
     """Runs what is not done yet and writes the tables.
 
     Args:
@@ -155,10 +172,8 @@ def run_study(directory: StudyDirectory, means: Means, engine: Engine, told: Tol
       means: how jobs are run.
       engine: where.
       told: shows how far it is.
+      show: shows the table of all runs that are done, also where others failed.
       fail_fast: stop all jobs at the first that fails; they can be gone on with.
-
-    Returns:
-      The table of all runs.
 
     Raises:
       Stopped: if it was stopped, or if jobs failed; the same command goes on.
@@ -175,8 +190,9 @@ def run_study(directory: StudyDirectory, means: Means, engine: Engine, told: Tol
                 branch.tell([running.score(job) for job in jobs])
     (directory.path / STOP).unlink(missing_ok=True)
     table = running.write_tables()
+    if table.rows:
+        show(table)
     running.check_whole()
-    return table
 
 
 class _Running:
@@ -229,10 +245,11 @@ class _Running:
     def check_whole(self) -> None:
         """Raises Stopped where jobs are left, saying which failed."""
         if self.stopped and not (self._fail_fast and self.failures):
-            raise Stopped(f"{self._told.done} jobs are done; the same command goes on with the others")
+            raise Stopped(f"{are(self._told.done, 'done')}; the same command goes on with the others")
         if self.failures:
             lines = "".join(f"\n  {job.folder}: {why}, see {self._directory.log(job)}" for job, why in self.failures)
-            raise Stopped(f"{len(self.failures)} jobs failed; the same command tries them again:{lines}")
+            count = "1 job" if len(self.failures) == 1 else f"{len(self.failures)} jobs"
+            raise Stopped(f"{count} failed; the same command tries again:{lines}")
 
     def _known(self, job: Job) -> bool:
         """Whether a job is done; keeps its result."""
