@@ -284,7 +284,8 @@ def test_saving_in_the_middle_of_a_restart_goes_on_bit_for_bit(tmp_path, dim, ar
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, pytest.param({"lr_adapt": True}, marks=pytest.mark.slow), {"separable": True}]
+    "settings",
+    [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"lr_adapt": True}, {"separable": True}))],
 )
 def test_a_search_goes_on_alike_from_its_state_through_many_restarts(settings):
     def value(x):

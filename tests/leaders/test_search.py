@@ -50,6 +50,7 @@ def test_a_regulariser_is_refused_where_it_would_not_count(make):
     ZerothOrder(make("RandomMDP"), policy=Ridge(np.zeros((1, 5)))).learn(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("leader", "gain"), [(ZerothOrder, 0.5), (CMAES, 1.0), (RandomSearch, 0.5)])
 def test_search_leaders_raise_the_leaders_value(make, leader, gain):
     arguments = {"scale": 1.0} if leader is RandomSearch else {}

@@ -24,6 +24,7 @@ class StopAfter(BaseCallback):
         return self.n_calls < self.calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leader", [BCHG, ExactGradient])
 def test_the_toll_goes_to_its_optimum(make, leader):
     trained = leader(make("TollBridge"), seed=0, learning_rate=0.1).learn(300)
@@ -80,6 +81,7 @@ def test_the_same_seed_gives_the_same_numbers(make):
     assert not np.array_equal(one.theta, BCHG(make("FourRooms"), seed=4).learn(10).theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("leader", "arguments"),
     [
@@ -122,6 +124,7 @@ def test_a_band_of_earlier_counts_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(straight.history.state(), second.history.state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leader", [BCHG, NaivePGD, HPGD, SoBiRL])
 def test_a_leader_that_has_seen_nothing_is_saved_and_goes_on(make, tmp_path, leader):
     straight = leader(make("FourRooms"), seed=1).learn(2)

@@ -53,6 +53,7 @@ def check(found, truth, wrong):
 
 
 # HPGD's own critic, mean returns, sums a return as far as its row goes: right only where rows are long.
+@pytest.mark.slow
 @pytest.mark.parametrize(("critic", "theta_moves"), GRADIENTS)
 @pytest.mark.parametrize(
     ("leader", "how"),

@@ -15,10 +15,19 @@ from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
-QUICK = [ROOT / "README.md", ROOT / "docs/quickstart.md"]
+QUICK = [ROOT / "README.md"]
 PAGES = QUICK + [
     ROOT / f"docs/{name}.md"
-    for name in ("extending", "followers", "contexts", "own_environment", "checking", "studies", "save_format")
+    for name in (
+        "quickstart",
+        "extending",
+        "followers",
+        "contexts",
+        "own_environment",
+        "checking",
+        "studies",
+        "save_format",
+    )
 ]
 
 
