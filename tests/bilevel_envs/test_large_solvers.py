@@ -30,7 +30,7 @@ def large_hard_policy_iteration(r, successor, probability, continues, gamma, pat
 
 def large_solutions(g, successor, probability, continues, gamma, pattern, y, transpose, start=None, solver="auto"):
     lists = successor, probability, continues
-    return policy_system.large_solutions(g, lists, gamma, pattern, y, transpose, start, solver)
+    return policy_system.PolicySystems(g, lists, gamma, pattern, solver).solutions(y, transpose, start)
 
 
 def grid(rows: int, columns: int, rng: np.random.Generator, *, ends: bool, runs: int = 1, shared: bool = False):

@@ -281,20 +281,6 @@ class PolicySystems:
         return x
 
 
-def large_solutions(
-    policy: np.ndarray,
-    lists: Lists,
-    gamma: float,
-    pattern: Pattern,
-    y: np.ndarray,
-    transpose: bool,
-    start: np.ndarray | None = None,
-    solver: str = "auto",
-) -> np.ndarray:
-    """One solution for each run, [R, S]: see `PolicySystems`, which solves for several right-hand sides."""
-    return PolicySystems(policy, lists, gamma, pattern, solver).solutions(y, transpose, start)
-
-
 def runs_first(continues: np.ndarray) -> np.ndarray:
     """`continues` [R|1, S, B]."""
     return continues.reshape(-1, *continues.shape[-2:])
