@@ -40,8 +40,8 @@ SEEDS = 10
 SOLVES = 3_000
 ENVS: dict[str, tuple[str, dict[str, Any], int]] = {  # id, arguments, environment steps
     "toll-bridge": ("BiLevel/TollBridge-v0", {}, 10_000),
-    "four-rooms": ("BiLevel/FourRooms-v0", {"beta": 5e-3}, 300_000),
-    "four-rooms, β = 1e-3": ("BiLevel/FourRooms-v0", {"beta": 1e-3}, 300_000),
+    "four-rooms": ("BiLevel/FourRooms-v0", {"beta": 5e-3}, 25_000),
+    "four-rooms, β = 1e-3": ("BiLevel/FourRooms-v0", {"beta": 1e-3}, 25_000),
     "random-mdp": ("BiLevel/RandomMDP-v0", {}, 25_000),
     "warehouse": ("BiLevel/Warehouse-v0", {}, 25_000),
     "toy-game, R1": ("BiLevel/ToyMarkovGame-v0", {"variant": "R1"}, 100_000),
