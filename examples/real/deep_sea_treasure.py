@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, ConfigurableRewards, Preferences, TabularEnv, TabularModel
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, CMAES, NaivePGD, ZerothOrder, exact, plots
+from leaders.experiments.video import episode_frames, side_by_side, write_film
 
 try:
     import mo_gymnasium  # noqa: F401  (registers deep-sea-treasure-v0)
@@ -83,7 +84,7 @@ def one_hot(cell):
     return np.eye(11)[cell].ravel()
 
 
-sea = gym.make("deep-sea-treasure-v0", disable_env_checker=True)
+sea = gym.make("deep-sea-treasure-v0", render_mode="rgb_array", disable_env_checker=True)
 seen = gym.wrappers.TransformObservation(sea, one_hot, gym.spaces.Box(0.0, 1.0, (22,), np.float64))
 env = ConfigurableRewards(seen, SPACE, r_follower, r_leader, PREFERENCES, COMPONENTS)
 
@@ -126,20 +127,25 @@ first = exact.objective(table, np.full(SIZE, 0.5))
 print(f"{sea.spec.id}: θ = ½ is worth {first:.2f} to the leader")
 
 # 3. Each leader with a diver of its own, at as many environment steps of both. Values are those with an exact diver.
-paths, results, budget = {}, {}, 4_000 * arguments.iterations
+paths, results, films, budget = {}, {}, {}, 4_000 * arguments.iterations
 for name in arguments.leaders:
     for seed in arguments.seeds:
         began = time.process_time()
         experience = {"buffer": "relabel", "buffer_size": 20_000}  # rewards at the present θ
         diver = SB3Follower("SoftDQN", 2_000, first_steps=5_000, seed=seed, learning_rate=2e-3, **experience)
-        leader = LEADERS[name](BilevelWrapper(env, diver), seed)
+        wrapped = BilevelWrapper(env, diver)
+        leader = LEADERS[name](wrapped, seed)
         path, spent = [leader.theta], 0.0
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
+            if not films:  # the diver has learnt at the first θ alone
+                films["before"] = episode_frames(wrapped, path[0], "before", steps=40)
             if len(path) % 10 == 1:
                 print(f"  after {len(path) - 1}: J_L = {exact.objective(table, leader.theta):.2f}", flush=True)
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
+        if "after" not in films:
+            films["after"] = episode_frames(wrapped, leader.theta, f"after, led by {name}", steps=40)
         value = exact.objective(table, leader.theta)
         paths[name, seed] = np.array(path)
         results[f"{name} {seed}"] = {
@@ -192,4 +198,6 @@ plots.save(figure, arguments.out / f"{arguments.problem}.png")
 look = (
     "where the leaders end on the landscape" if arguments.problem == "contract" else "which treasures pay the diver now"
 )
-print(f"wrote {arguments.problem}.png and {arguments.problem}.json to {arguments.out}; look at {look}")
+write_film(side_by_side(films["before"], films["after"]), arguments.out / f"{arguments.problem}.mp4", fps=4)
+kinds = ", ".join(f"{arguments.problem}.{kind}" for kind in ("png", "mp4", "json"))
+print(f"wrote {kinds} to {arguments.out}; look at {look}")

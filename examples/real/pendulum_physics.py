@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from bilevel_envs import BilevelWrapper, ConfigurableDynamics, Noise, Preferences
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, plots
+from leaders.experiments.video import episode_frames, side_by_side, write_film
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--iterations", type=int, default=20, help="of 2,600 steps by the leader and 1,500 by the agent")
@@ -54,7 +55,7 @@ def r_leader(theta, c):
     return -0.2 * c[..., 1] ** 2 - 0.2 * c[..., 2] ** 2 - 2 * ((theta - 0.5) ** 2).sum(-1)
 
 
-pendulum = gym.make("Pendulum-v1", disable_env_checker=True)
+pendulum = gym.make("Pendulum-v1", render_mode="rgb_array", disable_env_checker=True)
 env = ConfigurableDynamics(
     gym.wrappers.TransformAction(pendulum, torque, gym.spaces.Discrete(5)),
     gym.spaces.Box(0.0, 1.0, (3,), np.float64),
@@ -96,10 +97,12 @@ def said(theta, batch):
 
 began, path = time.perf_counter(), [leader.theta]
 before = episodes(leader.theta, learn=True)
+first_frames = episode_frames(wrapped, leader.theta, "before", steps=100, seed=1)
 print(said(leader.theta, before), flush=True)
 for _ in range(arguments.iterations):
     path.append(leader.learn(1).theta)
 after = episodes(leader.theta, learn=False)
+last_frames = episode_frames(wrapped, leader.theta, "after", steps=100, seed=1)
 history = leader.history
 steps = history["env_steps"][-1, 0] + agent.spent
 print(f"{said(leader.theta, after)} after {steps:,.0f} steps, {time.perf_counter() - began:.0f} s")
@@ -120,4 +123,5 @@ for axes, batch, title in zip(portraits, (before, after), ("Before", "After"), s
     axes.set(xlabel="angle (0 is up)", ylabel="speed", xlim=(-np.pi, np.pi), ylim=(-8.2, 8.2), title=title)
 arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "pendulum.png")
-print(f"wrote pendulum.png to {arguments.out}; look at the speeds before and after")
+write_film(side_by_side(first_frames, last_frames), arguments.out / "pendulum.mp4", fps=20)
+print(f"wrote pendulum.png and pendulum.mp4 to {arguments.out}; look at the speeds before and after")

@@ -24,6 +24,7 @@ from scipy.stats import norm
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, ConfigurableRewards, Preferences, TabularEnv, TabularModel
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, exact, plots
+from leaders.experiments.video import episode_frames, side_by_side, write_film
 
 try:
     import mo_gymnasium  # noqa: F401  (registers water-reservoir-v0)
@@ -60,7 +61,13 @@ def hats(level):
     return np.clip(1 - np.abs(level - KNOTS) / 10, 0, None)
 
 
-made = {"nO": 4, "normalized_action": True, "max_episode_steps": 100, "disable_env_checker": True}
+made = {
+    "nO": 4,
+    "normalized_action": True,
+    "render_mode": "rgb_array",
+    "max_episode_steps": 100,
+    "disable_env_checker": True,
+}
 dam = gym.make("water-reservoir-v0", **made)
 dam = gym.wrappers.TransformAction(dam, lambda choice: SHARES[choice], gym.spaces.Discrete(len(SHARES)))
 dam = gym.wrappers.TransformObservation(dam, hats, gym.spaces.Box(0.0, 1.0, (len(KNOTS),), np.float64))
@@ -102,7 +109,7 @@ grid = BilevelWrapper(TabularEnv(Grid()))
 print(f"{dam.spec.id}: fines {FIRST.round(3)} are worth {exact.objective(grid, FIRST):.1f} to the leader")
 
 # 3. BC-HG with an operator that learns from its last 20,000 steps, paid at the present fines.
-paths = {}
+paths, films = {}, {}
 for seed in arguments.seeds:
     began = time.perf_counter()
     operator = SB3Follower(
@@ -115,19 +122,22 @@ for seed in arguments.seeds:
         reward_scale=20.0,
         gradient_steps=2,
     )
-    leader = BCHG(
-        BilevelWrapper(env, operator), seed=seed, batch_size=1_000, learning_rate=0.1, guiding=arguments.guiding
-    )
+    wrapped = BilevelWrapper(env, operator)
+    leader = BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1, guiding=arguments.guiding)
     path = [leader.theta]
     for iteration in range(arguments.iterations):
         leader.learn(1)
         path.append(leader.theta)
+        if not films:  # the operator has learnt at the first fines alone
+            films["before"] = episode_frames(wrapped, FIRST, "before", steps=60)
         if (iteration + 1) % 5 == 0:
             value, seconds = exact.objective(grid, leader.theta), time.perf_counter() - began
             print(
                 f"  after {iteration + 1}: J_L = {value:.1f} at θ = {leader.theta.round(2)}, {seconds:.0f} s",
                 flush=True,
             )
+    if "after" not in films:
+        films["after"] = episode_frames(wrapped, leader.theta, "after", steps=60)
     spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
     paths[seed] = np.array(path)
     print(f"seed {seed}: J_L = {exact.objective(grid, leader.theta):.1f}, {spent:,.0f} steps of both", flush=True)
@@ -161,4 +171,5 @@ right.set(xlabel="level", ylabel="mean release of an exact operator", xlim=(0, 1
 right.legend(fontsize=8)
 arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "reservoir.png")
-print(f"wrote reservoir.png to {arguments.out}; look at how much is released at which level, before and after")
+write_film(side_by_side(films["before"], films["after"]), arguments.out / "reservoir.mp4", fps=6)
+print(f"wrote reservoir.png and reservoir.mp4 to {arguments.out}; look at how much is released at which level")

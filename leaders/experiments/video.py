@@ -30,10 +30,11 @@ def follower_film(
 ) -> int:
     """Films one episode at each of two configurations, with the same seed, in the context in force.
 
-    A follower that learns does not learn for the film: both pictures show it as it is now.
+    A follower that learns does not learn for the film: both pictures show it as it is now. An environment that was made
+    by ``gym.make`` is made once more; any other one is itself reset and stepped.
 
     Args:
-      env: an environment that can be drawn.
+      env: an environment that can be drawn: one that ``gym.make`` knows, or one whose `render_mode` is "rgb_array".
       before: θ of the left picture, or one per run, ``[R, *θ.shape]``: as many as a follower that learns has met.
       after: θ of the right picture, likewise.
       path: where the film goes; its ending says the format (".mp4").
@@ -47,14 +48,26 @@ def follower_film(
 
     Raises:
       ImportError: without moviepy.
-      ValueError: if the follower answers on a grid of states that the environment does not keep to.
+      ValueError: if the environment cannot be drawn, or the follower answers on a grid of states that it does not keep
+        to.
+    """
+    return write_film(follower_frames(env, before, after, steps=steps, seed=seed, run=run), path, fps=fps)
+
+
+def write_film(frames: list[np.ndarray], path: Path, *, fps: int = 10) -> int:
+    """Writes frames [height, width, 3], and the last one for another second.
+
+    Returns:
+      The number of frames.
+
+    Raises:
+      ImportError: without moviepy.
     """
     try:
         from moviepy import ImageSequenceClip
     except ImportError as error:
         raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
-    frames = follower_frames(env, before, after, steps=steps, seed=seed, run=run)
-    frames += frames[-1:] * fps  # hold the last picture for a second
+    frames = frames + frames[-1:] * fps
     partial = path.with_name(f".part-{path.name}")
     ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)
     partial.replace(path)
@@ -71,18 +84,25 @@ def follower_frames(
             "`bilevel curves` shows its run"
         )
     learnt = ", the agent as it is now" if capabilities_of(env.follower).learns else ""
-    left, right = (
-        _episode(env, theta, caption, steps, seed, run)
-        for theta, caption in ((before, f"before{learnt}"), (after, "after"))
-    )
+    captions = (before, f"before{learnt}"), (after, "after")
+    return side_by_side(*(episode_frames(env, *one, steps=steps, seed=seed, run=run) for one in captions))
+
+
+def side_by_side(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
+    """Frames of two episodes beside each other; the one that ends first waits at its last."""
     length = max(len(left), len(right))
     return [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
 
 
-def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, seed: int, run: int) -> list[np.ndarray]:
-    assert env.spec is not None
-    limit = env.time_limit
-    world = gym.make(env.spec, render_mode="rgb_array", max_episode_steps=steps if limit is None else min(steps, limit))
+def episode_frames(
+    env: BilevelWrapper, theta: np.ndarray, caption: str, *, steps: int = 200, seed: int = 0, run: int = 0
+) -> list[np.ndarray]:
+    """One episode at θ with the follower as it is now, [height, width, 3] each, under a caption.
+
+    An agent that learns is another one later: take the frames of "before" before it is led, and put them beside those
+    of "after" with `side_by_side`. Arguments as in `follower_film`.
+    """
+    world = _drawn(env, steps)
     as_state = env.problem.index  # what policies take, where the follower sees more than that
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     theta = np.reshape(theta, (-1, *env.theta_space.shape))
@@ -100,8 +120,22 @@ def _episode(env: BilevelWrapper, theta: np.ndarray, caption: str, steps: int, s
         k, over = k + 1, terminated or truncated
         ending = "  arrived" if terminated else "  time is up" if truncated else ""
         frames.append(_titled(world.render(), caption, k, collected, ending))
-    world.close()
+    if world.spec is not None:
+        world.close()
     return frames
+
+
+def _drawn(env: BilevelWrapper, steps: int) -> gym.Env:
+    """A copy of an environment that draws itself, or the environment itself where no spec says how it was made."""
+    limit = steps if env.time_limit is None else min(steps, env.time_limit)
+    if env.spec is not None:
+        return gym.make(env.spec, render_mode="rgb_array", max_episode_steps=limit)
+    if env.render_mode != "rgb_array":
+        raise ValueError(
+            f'`env` must draw itself to be filmed: make {env.problem.title} with render_mode="rgb_array" '
+            f"before it is wrapped, got render_mode={env.render_mode!r}"
+        )
+    return gym.wrappers.TimeLimit(env.env, limit)
 
 
 def _titled(picture: Any, caption: str, step: int, collected: float, ending: str) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""Films of worlds that `gym.make` does not know: tables of one's own, and environments that somebody else wrote."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from bilevel_envs import BilevelWrapper, ConfigurableRewards, Preferences, TabularEnv
+from bilevel_envs.followers import SB3Follower
+from leaders.experiments.video import HEADER, episode_frames, follower_frames, side_by_side, write_film
+
+
+def toll_bridge(**arguments):
+    return BilevelWrapper(TabularEnv(gym.make("BiLevel/TollBridge-v0").unwrapped.problem, **arguments))
+
+
+def cart_pole(**arguments):
+    env = ConfigurableRewards(
+        gym.make("CartPole-v1", **arguments),
+        gym.spaces.Box(0.0, 1.0, (1,), np.float64),
+        lambda theta, c: c[..., 0] - theta[..., 0] * c[..., 1],
+        lambda theta, c: -c[..., 1],
+        Preferences(0.97, 0.97, 0.5),
+        lambda observation, action, reward, after, info: [reward, observation[0] ** 2],
+    )
+    return BilevelWrapper(env, SB3Follower("SoftDQN", 20, learning_starts=10, policy_kwargs={"net_arch": [8]}))
+
+
+def test_a_table_that_was_constructed_is_filmed_as_the_registered_one_is():
+    registered = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"))
+    theta = np.array([1.0])
+    ours = follower_frames(toll_bridge(render_mode="rgb_array"), theta, theta, steps=6)
+    np.testing.assert_array_equal(ours, follower_frames(registered, theta, theta, steps=6))
+
+
+def test_an_environment_that_somebody_else_wrote_is_filmed_before_and_after(tmp_path):
+    env = cart_pole(render_mode="rgb_array")
+    env.best_response(np.array([0.5]))
+    before = episode_frames(env, np.array([0.5]), "before", steps=5)
+    env.best_response(np.array([0.7]))
+    frames = side_by_side(before, episode_frames(env, np.array([0.7]), "after", steps=4))
+    assert len(frames) == 6  # the right one waits
+    assert frames[0].shape[0] == 400 + HEADER
+    assert not np.array_equal(frames[0], frames[5])
+    assert write_film(frames, tmp_path / "film.mp4", fps=5) == 11
+    assert (tmp_path / "film.mp4").stat().st_size > 1_000
+
+
+@pytest.mark.parametrize("make", [toll_bridge, cart_pole])
+def test_what_does_not_draw_itself_says_how_to_make_it(make):
+    with pytest.raises(ValueError, match='with render_mode="rgb_array" before it is wrapped, got render_mode=None'):
+        episode_frames(make(), np.array([0.5]), "before")
