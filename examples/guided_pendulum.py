@@ -9,9 +9,9 @@ What decides whether this ends better than it starts:
 - An agent that can swing up before it is led: 6,000 steps. One of 2,000 hangs down, costs the leader little, and every
   lesson that it takes later looks like a loss of the leader's.
 - Batches of 50 episodes. First angles are anywhere, and returns of ten episodes differ by more than θ changes.
-- A leader whose estimate is not noise. Naive-PGD takes the direct term alone. BC-HG adds the agent's reaction, which is
-  divided by β and collected along 200 steps from Q-functions whose errors are larger than β: with this agent its
-  gradient is some fifty times as long, and points elsewhere (--leader bchg shows it).
+- An estimate that is not noise. Naive-PGD takes the direct term alone. BC-HG (--leader bchg) adds the agent's reaction,
+  which is divided by β and collected along 200 steps; its advantage is centred under the agent's policy, or errors of
+  Q-functions that are larger than β would make most of it.
 
 Run: python examples/guided_pendulum.py [--leader bchg] [--iterations 8] [--out runs/pendulum]
 A longer study: --first-steps 20000 --steps 2000 --iterations 60
