@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from bilevel_envs.core.checks import meant
 from leaders.config import EstimatorConfig, LeaderConfig, PerRun
 
 NOT_GIVEN = ("blocks", "estimator", "network", "network_of")  # fields that follow from others
@@ -104,9 +105,8 @@ def accepted(leader: type[TakesKeywords], given: Mapping[str, object]) -> dict[s
     takes = [one.name for one in parameters_of(leader) if one.name not in ("self", "env")]
     unknown = sorted(set(given) - set(takes))
     if unknown:
-        raise TypeError(
-            f"{leader.__name__} has no argument {', '.join(map(repr, unknown))}; it takes {', '.join(takes)}"
-        )
+        named = ", ".join(repr(name) + meant(name, takes) for name in unknown)
+        raise TypeError(f"{leader.__name__} has no argument {named}; it takes {', '.join(takes)}")
     return dict(given)
 
 

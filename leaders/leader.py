@@ -20,7 +20,14 @@ from torch import Tensor
 
 from bilevel_envs.core.autograd import with_gradients
 from bilevel_envs.core.checks import as_array, check_count, check_memory, check_seed
-from bilevel_envs.core.follower import BestResponse, FollowerError, UnsupportedModelError, check_worth, saves
+from bilevel_envs.core.follower import (
+    BestResponse,
+    FollowerError,
+    UnsupportedModelError,
+    check_compatible,
+    check_worth,
+    saves,
+)
 from bilevel_envs.core.mdp import Model, Parameterization
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.responses import response_state
@@ -140,9 +147,16 @@ class Leader:
         self.evaluation = Evaluation(type(self).__name__, config.evaluate_every)
         self._logger: Logger | None = None
         with self._in_its_contexts():
-            check_worth(self.env.follower, lambda: self.env.task(self._theta(differentiable=False)))
+            task = self.env.task(self._theta(differentiable=False))
+        check_compatible(self.env.follower, task.model)
+        self._check_model(task.model)
+        with self._in_its_contexts():
+            check_worth(self.env.follower, task)
 
     # What a subclass provides ---------------------------------------------------------------------------------
+
+    def _check_model(self, model: Model) -> None:
+        """Refuses a world that it cannot lead, before anything is spent on it."""
 
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         """The estimate at θ [R, ...], whose surrogate is differentiable through `model`."""

@@ -114,12 +114,11 @@ def _made(given: object, env: BilevelWrapper, runs: int, noise: Noise) -> object
 def _unparameterised(env: BilevelWrapper, runs: int) -> str:
     """What to do about a problem that names no module for θ."""
     name, space = env.problem.title, env.theta_space
-    start = f"np.zeros({(runs, *space.shape)})"
-    made = f"Box({start}, env.theta_space.low, env.theta_space.high)" if space.is_bounded() else f"Free({start})"
+    bounds = "" if space.is_bounded() else ", and some bounds of `theta_space` are missing"
     return (
-        f"`policy` must be given, since {name} has no `parameterization(runs, noise)` that returns one: pass "
-        f"policy={made} from bilevel_envs.parameterizations, or any torch.nn.Module whose forward() is θ, "
-        f"{[runs, *space.shape]}; or write that method in {name}, for all leaders"
+        f"`policy` must be given, since {name} has no `parameterization(runs, noise)` that returns one{bounds}: pass "
+        f"any torch.nn.Module whose forward() is θ, {[runs, *space.shape]}; or write that method in {name}, for all "
+        "leaders"
     )
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning
     """Refuses `x` unless its trailing axes are `shape`."""
     if tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape) or x.ndim < len(shape):
         raise ValueError(f"`{name}` must have shape {_axes(shape)}{meaning and f' {meaning}'}, got {_axes(x.shape)}")
+
+
+def meant(name: str, among: Iterable[str]) -> str:
+    """A question after the name that is nearest to a misspelt one; nothing where none is near."""
+    near = get_close_matches(name, list(among), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def check_finite(x: Tensor | np.ndarray, name: str) -> None:

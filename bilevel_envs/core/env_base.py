@@ -141,7 +141,7 @@ class Face(Generic[M]):
         """The best leader value known, with its source."""
         return recorded_best(self.problem, self.preferences)
 
-    def parameterization(self, runs: int = 1, seed: int = 0) -> Parameterization:
+    def parameterization(self, runs: int = 1, seed: int = 0) -> Parameterization | None:
         """The default parameterisation of θ, freshly initialised; run i with the stream of seed + i."""
         return self.problem.parameterization(runs, Noise([seed + run for run in range(runs)]))
 

@@ -368,15 +368,15 @@ def check_compatible(follower: object, model: Model) -> None:
         raise UnsupportedModelError(_unsuited([MODELS[kind] for kind in kinds], type(follower).__name__, model))
 
 
-def check_worth(follower: object, task: Callable[[], FollowerTask]) -> None:
+def check_worth(follower: object, task: FollowerTask) -> None:
     """Lets a follower that learns, or the one that is watched, refuse a world before anything is spent on it.
 
     Args:
       follower: who may refuse.
-      task: gives its world at θ, which only followers that check are shown.
+      task: its world at θ.
     """
     if _checks(follower):
-        follower.check(task())
+        follower.check(task)
 
 
 @with_gradients
@@ -437,7 +437,8 @@ def check_model(model: object, kind: type[M], planner: str) -> M:
 def _unsuited(wanted: Sequence[str], follower: str, model: object) -> str:
     """The message for a world of another kind than a follower answers in."""
     suited = {"tabular": "SoftValueIteration()", "linear_quadratic": "Riccati()"}
-    remedy = suited.get(kind_of(model) or "", 'one that learns, such as SB3Follower("SAC")')
+    learns = 'one that learns: SB3Follower("SoftDQN") for discrete actions, SB3Follower("SAC") for vectors'
+    remedy = suited.get(kind_of(model) or "", learns)
     return (
         f"`model` must be a {' or a '.join(wanted)} for {follower} to plan in, got {type(model).__name__}; `follower` "
         f"must be one that suits it: {remedy}"

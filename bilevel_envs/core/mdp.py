@@ -227,8 +227,15 @@ class ConfigurableMDP(Protocol):
 
     # The leader's side ----------------------------------------------------------------------------------------
 
-    def parameterization(self, runs: int, noise: Noise) -> Parameterization:
-        """The task's default parameterisation of θ, freshly initialised for `runs` runs."""
+    def parameterization(self, runs: int, noise: Noise) -> Parameterization | None:
+        """The task's default parameterisation of θ, freshly initialised for `runs` runs.
+
+        By default a sigmoid between the bounds of `theta_space`, or θ itself where it has none, begun at the default θ;
+        None, for none, where only some bounds are finite.
+        """
+        from bilevel_envs.core.parameterizations import around
+
+        return around(self.default_theta, self.theta_space, runs)
 
     def best_known(self, preferences: Preferences) -> BestKnown | None:
         """The best leader value known under `preferences`; None where none is recorded."""

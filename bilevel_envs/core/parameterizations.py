@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise, product
 from typing import ClassVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bilevel_envs.core.noise import Noise
 
 EXTREME = 6.0  # raw value at which sigmoid and softmax are nearly 1
 MOST_VERTICES = 256  # of a parameterisation with more corners, those of one entry at a time are named
+EDGE = 1e-3  # how near to a bound a first θ may lie, as a share of the interval
 SPREAD = 3.0  # standard deviation of scattered raw values
 CLOSEST = 1e-12  # to 0 and 1, in the arguments of logarithms
 
@@ -93,6 +95,23 @@ class Box(Parameterization):
     def inverse(self, theta: Tensor) -> Tensor:
         """The logit of where θ lies in its interval."""
         return ((theta - self.low) / (self.high - self.low)).logit(CLOSEST)
+
+
+def around(first: np.ndarray, space: gym.spaces.Box, runs: int) -> Parameterization | None:
+    """θ = low + (high − low) · sigmoid(raw) in a space with bounds, else θ = raw; None where some bounds are missing.
+
+    Args:
+      first: where every run begins, [*θ.shape]; a thousandth of the interval away from a bound, at which a sigmoid does
+        not move.
+      space: what θ may be.
+      runs: R.
+    """
+    start, low, high = np.broadcast_to(first, (runs, *space.shape)), space.low, space.high
+    if space.is_bounded():
+        width = np.where(high > low, high - low, 1.0)
+        share = np.clip((start - low) / width, EDGE, 1 - EDGE)
+        return Box(np.log(share / (1 - share)), low, high)
+    return None if np.isfinite(low).any() or np.isfinite(high).any() else Free(start.copy())
 
 
 class Budget(Parameterization):

@@ -39,6 +39,13 @@ class ExactGradient(Leader):
         given = accepted(type(self), keywords)
         super().__init__(env, changed(LeaderConfig(), given), given)
 
+    def _check_model(self, model: Model) -> None:
+        if not exact.solves(model):
+            raise ValueError(
+                f"`env` must have tables or matrices for {type(self).__name__}; it has neither, only steps: "
+                "take BCHG, or a search such as CMAES"
+            )
+
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         solves = 0
         if not best.optimal:

@@ -7,9 +7,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from bilevel_envs import BilevelWrapper, ConfigurableRewards, Noise, Preferences, TabularEnv
-from bilevel_envs.followers import SB3Follower
+from bilevel_envs.core.follower import UnsupportedModelError
+from bilevel_envs.followers import SB3Follower, SoftValueIteration
 from bilevel_envs.parameterizations import Box, Free
-from leaders import BCHG, CMAES, HPGD, MBHG, exact
+from leaders import BCHG, CMAES, HPGD, MBHG, ExactGradient, exact
 from tests.lake import PREFERENCES, SPACE, Lake, led_lake, logged, r_follower, r_leader
 
 THETA = np.array([0.5, 0.5, 0.5])
@@ -191,10 +192,30 @@ def test_a_saved_leader_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: ExactGradient(BilevelWrapper(made(), SB3Follower("SoftDQN"))),
+            ValueError,
+            "matrices for ExactGradient",
+        ),
+        (
+            lambda: BCHG(BilevelWrapper(made(), SoftValueIteration())),
+            UnsupportedModelError,
+            r'SoftValueIteration to plan in, got RewardModel; .* SB3Follower\("SoftDQN"\) for discrete actions',
+        ),
+    ],
+)
+def test_what_needs_a_model_is_refused_when_it_is_made(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
 def test_the_parameterisation_is_a_box_or_free_or_ones_own():
     assert isinstance(made().parameterization(2), Box)
     np.testing.assert_allclose(
-        made(default_theta=[0.2, 0.4, 1.0]).parameterization(2)().detach()[1], [0.2, 0.4, 1], atol=1e-5
+        made(default_theta=[0.2, 0.4, 1.0]).parameterization(2)().detach()[1], [0.2, 0.4, 0.999], atol=1e-12
     )
     open_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
     assert isinstance(made(theta_space=open_space).parameterization(1), Free)

@@ -21,7 +21,6 @@ from bilevel_envs.gym_env import make_env
 from bilevel_envs.markov_games.bilevel_lqr_v0 import BilevelLQR
 from bilevel_envs.markov_games.guided_pendulum_v0 import GuidedPendulum
 from bilevel_envs.markov_games.toy_markov_game_v0 import ToyMarkovGame
-from bilevel_envs.parameterizations import Box, Free
 from bilevel_envs.worlds.declared.env import SimulatedEnv
 from bilevel_envs.worlds.linear_quadratic.env import LinearEnv
 from leaders import BCHG
@@ -185,21 +184,27 @@ def test_parts_of_a_foreign_environment_are_checked_too():
 
 
 @pytest.mark.parametrize(
-    ("env", "runs", "policy"),
+    ("space", "default", "first"),
     [
-        (lambda: TabularEnv(Switch()), None, "Box(np.zeros((1, 2)), env.theta_space.low, env.theta_space.high)"),
-        (lambda: TabularEnv(Switch()), 3, "Box(np.zeros((3, 2)), env.theta_space.low, env.theta_space.high)"),
-        (lambda: TabularEnv(changed(theta_space=gym.spaces.Box(-np.inf, np.inf, (2,)))), 3, "Free(np.zeros((3, 2)))"),
+        (gym.spaces.Box(0.0, 5.0, (2,), np.float64), [1.0, 2.5], [1.0, 2.5]),
+        (gym.spaces.Box(0.0, 5.0, (2,), np.float64), [0.0, 5.0], [0.005, 4.995]),  # where a sigmoid moves
+        (gym.spaces.Box(np.array([0.0, 2.0]), np.array([1.0, 2.0]), dtype=np.float64), [0.25, 2.0], [0.25, 2.0]),
+        (gym.spaces.Box(-np.inf, np.inf, (2,), np.float64), [1.0, -7.0], [1.0, -7.0]),
     ],
 )
-def test_the_policy_that_a_problem_without_one_is_told_to_pass_works(env, runs, policy):
-    env = BilevelWrapper(env())
-    message = f"has no `parameterization(runs, noise)` that returns one: pass policy={policy} from bilevel_envs.param"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        BCHG(env, runs=runs)
-    made = eval(policy, {"Box": Box, "Free": Free, "np": np, "env": env})
-    leader = BCHG(env, runs=runs, policy=made, batch_size=20).learn(1)
-    assert leader.theta.shape == ((2,) if runs is None else (runs, 2))
+@pytest.mark.parametrize("runs", [None, 3])
+def test_a_problem_without_a_parameterization_begins_at_its_default(space, default, first, runs):
+    env = BilevelWrapper(TabularEnv(changed(theta_space=space, default_theta=np.array(default))))
+    leader = BCHG(env, runs=runs, batch_size=20)
+    np.testing.assert_allclose(leader.theta, np.broadcast_to(first, leader.theta.shape), rtol=1e-12)
+    assert leader.learn(1).theta.shape == ((2,) if runs is None else (runs, 2))
+
+
+def test_where_some_bounds_are_missing_a_policy_must_be_given():
+    space = gym.spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 1.0]), dtype=np.float64)
+    env = BilevelWrapper(TabularEnv(changed(theta_space=space, default_theta=np.zeros(2))))
+    with pytest.raises(ValueError, match="`policy` must be given, since .* some bounds of `theta_space` are missing"):
+        BCHG(env)
 
 
 @dataclass(frozen=True)

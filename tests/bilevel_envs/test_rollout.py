@@ -172,8 +172,6 @@ def test_a_foreign_environment_is_stepped_copy_by_copy():
             assert torch.equal(batch.r_leader[run], model.r_leader[0][batch.state[run], batch.action[run]])
             assert torch.equal(batch.r_follower[run], model.r_follower[0][batch.state[run], batch.action[run]])
         assert batch.truncated[0, 0].nonzero().flatten().tolist() == [4, 9]
-        with pytest.raises(ValueError, match="`policy` must be given, since Foreign has no `parameterization"):
-            BCHG(env)
         leader = BCHG(env, policy=Free(np.zeros((1, 5))), sampler="steps", batch_size=50).learn(2)
         assert leader.rows == 10
     finally:

@@ -525,7 +525,10 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower("SAC", ent_coef="auto"), "`ent_coef` must not be given: it is β"),
         (lambda: SB3Follower("SAC", reward_scale=0), "`reward_scale` must be above 0"),
         (lambda: SoftDQN("MlpPolicy", None, beta=0), "`beta` must be above 0"),
-        (lambda: SB3Follower("SoftDQN", stepz=3), "neither SB3Follower nor SoftDQN has an argument `stepz`"),
+        (
+            lambda: SB3Follower("SoftDQN", stepz=3),
+            r"neither SB3Follower nor SoftDQN has an argument `stepz` \(did you mean 'steps'\?\)",
+        ),
         (lambda: SB3Follower("PPO", ent_coef=0.1), "`ent_coef` must not be given"),
         (lambda: SB3Follower("PPO", buffer="keep"), "`buffer` must be .clear. for PPO"),
         (lambda: SB3Follower("DQN", action_range=2.0), "`action_range` must be None for DQN"),

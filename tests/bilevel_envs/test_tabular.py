@@ -44,6 +44,10 @@ def test_expected_next_counts_only_what_goes_on():
             r"`r_follower` must be finite; at \(0, 0, 0\)",
         ),
         ({"r_leader": torch.zeros(2, 2).double()}, r"`r_leader` must have a leading runs axis"),
+        (
+            {"transition": torch.full((2, 2, 2), 0.5).double()},
+            r"`transition` must be \[run, state, action, next state\], .* got shape \[2, 2, 2\]",
+        ),
         ({"continues": torch.full((1, 2, 2), 0.5).double()}, "`continues` must be 0 where the episode ends"),
     ],
 )

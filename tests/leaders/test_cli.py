@@ -250,7 +250,7 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
         ),
         (["--env-args", "colour"], "`env_args` must be KEY=VALUE, got 'colour'"),
         (["--leader-args", "depth=3"], "the leader 'bchg' has no argument depth; it takes preset, shared, critic"),
-        (["--leader-args", "runs=3"], "`leader_args` must not repeat what has a flag of its own: runs"),
+        (["--leader-args", "runs=3"], "`leader_args` must not repeat what has a flag of its own: take --runs"),
         (["--leader", "exact"], "the leader 'exact' has no argument preset"),
         (["--env", "CartPole-v1"], "must be configurable by a leader"),
     ],

@@ -132,7 +132,7 @@ class ObservedFollower:
         """Lets the follower inside refuse a world."""
         follower = self.follower
         if follower is not None:
-            check_worth(follower, lambda: task_of_another(task, follower))
+            check_worth(follower, task_of_another(task, follower))
 
     def respond(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import lacking
+from bilevel_envs.core.checks import lacking, meant
 from bilevel_envs.core.follower import (
     BestResponse,
     Capabilities,
@@ -162,7 +162,8 @@ class SB3Follower:
             raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
         takes = arguments_of(self.algorithm)
         for name in sorted(set(self.kwargs) - takes - set(further)):
-            raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`")
+            hint = meant(name, [*takes, *(field.name for field in fields(TrainingSettings))])
+            raise ValueError(f"neither SB3Follower nor {self.algorithm.__name__} has an argument `{name}`{hint}")
 
     def __repr__(self) -> str:
         said = ", ".join(f"{name}={_said(value)}" for name, value in (self.settings.given | self.kwargs).items())

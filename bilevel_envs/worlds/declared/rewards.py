@@ -23,7 +23,7 @@ from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.core.follower import Policy
 from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.parameterizations import Box, Free
+from bilevel_envs.core.parameterizations import around
 from bilevel_envs.core.problems import check_problem, check_theta_space
 from bilevel_envs.core.transparent import shortest_limit
 from bilevel_envs.worlds.declared.spaces import Actions, seen_space
@@ -32,7 +32,6 @@ Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] an
 Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
 SetTheta: TypeAlias = Callable[[Any, np.ndarray], object]  # an environment and θ
 STEP = ("observation", "reward", "terminated", "truncated", "info")
-EDGE = 1e-6  # how near to a bound a first θ may lie, as a share of the interval
 
 
 @dataclass(frozen=True)
@@ -165,17 +164,13 @@ class RewardProblem(ConfigurableMDP):
         """θ = low + (high − low) · sigmoid(raw) where θ is bounded, else raw; begun at the default θ."""
         if self.start is not None:
             return self.start(runs, noise)
-        first = np.broadcast_to(self.default_theta, (runs, *self.default_theta.shape))
-        low, high = self.theta_space.low, self.theta_space.high
-        if not self.theta_space.is_bounded():
-            if np.isfinite(low).any() or np.isfinite(high).any():
-                raise ValueError(
-                    "`parameterization` must be given where some bounds of `theta_space` are finite and others not: "
-                    f"without one θ would leave it; got {self.theta_space}"
-                )
-            return Free(first.copy())
-        share = np.clip((first - low) / (high - low), EDGE, 1 - EDGE)
-        return Box(np.log(share / (1 - share)), low, high)
+        made = around(self.default_theta, self.theta_space, runs)
+        if made is None:
+            raise ValueError(
+                "`parameterization` must be given where some bounds of `theta_space` are finite and others not: "
+                f"without one θ would leave it; got {self.theta_space}"
+            )
+        return made
 
 
 class Inside:

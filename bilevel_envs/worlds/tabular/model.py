@@ -176,6 +176,11 @@ class TabularModel:
         if not isinstance(self.structure, (Structure, NoneType)):
             raise TypeError(f"`structure` must be another model's, got {type(self.structure).__name__}")
         object.__setattr__(self, "moves", _moves_of(self.transition))
+        if self.moves.probability.ndim != 4:
+            raise ValueError(
+                "`transition` must be [run, state, action, next state], with a leading runs axis, of 1 where all runs "
+                f"share it, got shape {list(self.moves.probability.shape)}"
+            )
         check_shape(self.r_leader, self.moves.probability.shape[-3:-1], "r_leader", "[state, action]")
         checked = self.structure is not None and self.structure.belongs_to(self)
         states, actions = self.r_leader.shape[-2:]
