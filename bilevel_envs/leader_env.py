@@ -96,9 +96,7 @@ class LeaderEnv(gym.Env):
           ValueError: if θ has the wrong shape or lies outside the game's `theta_space`; all then stays as it was.
           FollowerError: if what the follower answers is no response to the game; likewise.
         """
-        array = as_theta(self.game, theta)
-        if array.shape != self.game.theta_space.shape:
-            raise ValueError(f"`theta` must have shape {list(self.game.theta_space.shape)}, got {list(array.shape)}")
+        array = as_theta(self.game, theta, with_runs=False)
         if self._chair is not None:
             self._best = self._chair.best_response(array, self._best)
         else:

@@ -59,9 +59,10 @@ NOT_SHOWN = ("runs", "blocks", "verbose", "tensorboard_log")  # settings that `r
 def check_wrapped(env: object) -> BilevelWrapper:
     """Returns `env`; refuses all but a BilevelWrapper."""
     if not isinstance(env, BilevelWrapper):
+        wrapped = "BilevelWrapper(env)" if isinstance(env, gym.Env) else "BilevelWrapper(TabularEnv(problem))"
         raise TypeError(
             f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
-            "wrap it, BilevelWrapper(env), outside of all other wrappers"
+            f"wrap it, {wrapped}, outside of all other wrappers"
         )
     return env
 

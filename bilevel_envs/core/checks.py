@@ -55,7 +55,7 @@ def check_distribution(p: Tensor, name: str, axes: str) -> None:
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), total.shape))
         raise ValueError(
             f"`{name}` {axes} must be non-negative and sum to 1 over its last axis; "
-            f"at {at} it sums to {total[at]:.6g}, and its smallest entry is {p[at].min():.3g}. "
+            f"{f'at {at} ' if at else ''}it sums to {total[at]:.6g}, and its smallest entry is {p[at].min():.3g}. "
             "If these are logits, pass `logits.softmax(-1)`."
         )
 

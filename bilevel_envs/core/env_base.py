@@ -36,8 +36,8 @@ M = TypeVar("M", bound=Model)
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
 
 
-def as_theta(problem: ConfigurableMDP, theta: Numbers) -> np.ndarray:
-    """θ as float64 ``[..., *θ.shape]``, refused with a ValueError unless it lies in the problem's space."""
+def as_theta(problem: ConfigurableMDP, theta: Numbers, with_runs: bool = True) -> np.ndarray:
+    """θ as float64, refused with a ValueError unless it lies in the problem's space; `with_runs`: or of each run."""
     if isinstance(theta, Tensor):
         theta = theta.detach().numpy()
     try:
@@ -48,10 +48,9 @@ def as_theta(problem: ConfigurableMDP, theta: Numbers) -> np.ndarray:
         raise ValueError(f"`theta` must be an array of real numbers, got {type(theta).__name__} of {array.dtype}")
     array = array.astype(np.float64)
     wanted = problem.theta_space.shape
-    if array.ndim not in (len(wanted), len(wanted) + 1) or array.size == 0:
-        raise ValueError(
-            f"`theta` must have shape {list(wanted)}, or a leading runs axis before it, got {list(array.shape)}"
-        )
+    if array.ndim - len(wanted) not in ((0, 1) if with_runs else (0,)) or array.size == 0:
+        runs = ", or a leading runs axis before it" if with_runs else ""
+        raise ValueError(f"`theta` must have shape {list(wanted)}{runs}, got {list(array.shape)}")
     problem.check_theta(array)
     return array
 
@@ -285,9 +284,7 @@ class ConfigurableEnv(Face[M], gym.Env):
         Raises:
           ValueError: if θ has the wrong shape or lies outside `theta_space`; the old θ then stays.
         """
-        array = as_theta(self.problem, theta)
-        if array.shape != self.theta_space.shape:
-            raise ValueError(f"`theta` must have shape {list(self.theta_space.shape)}, got {list(array.shape)}")
+        array = as_theta(self.problem, theta, with_runs=False)
         self._load_next(array, context)
 
     def reset(

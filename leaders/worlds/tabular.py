@@ -22,7 +22,7 @@ from leaders.worlds.world import CriticEntry, Facts, LeaderWorld, rate_of
 def _stage_game(config: EstimatorConfig, facts: Facts, theta_moves: bool) -> Critic:
     if not facts.leader_actions:
         raise ValueError(
-            '`critic` "stage_game" needs a finite game whose follower sees the leader\'s move, such as '
+            '`critic` "stage_game", that of BiAC, needs a finite game whose follower sees the leader\'s move, such as '
             f"BiLevel/ToyMarkovGame-v0; got {facts.problem}"
         )
     return StageGame(facts.gamma, rate_of(config), config.critic_start, facts.leader_actions)

@@ -271,7 +271,7 @@ def test_settings_that_games_do_not_allow_are_refused_by_name():
         HPGD(toy(), preset="paper")
     with pytest.raises(ValueError, match="`preset` must be None where the follower does not see"):
         BCHG(toy(sees_leader=False), preset="paper")
-    with pytest.raises(ValueError, match='`critic` "stage_game" needs a finite game'):
+    with pytest.raises(ValueError, match='`critic` "stage_game", that of BiAC, needs a finite game'):
         BiAC(BilevelWrapper(gym.make("BiLevel/FourRooms-v0")))
     with pytest.raises(ValueError, match="`gradient_samples` needs another `preset`"):
         BCHG(toy(), preset="paper").gradient_samples(2)
