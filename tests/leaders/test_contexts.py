@@ -223,7 +223,7 @@ def test_raw_samples_of_a_policy_that_reads_contexts_are_those_of_the_chain_rule
 def test_a_film_is_of_the_context_in_force(pairs):
     theta = pairs.problem.default_theta
     with pairs.in_context(OTHER):
-        first = video._episode(pairs, theta, "after", 1, 0, 0)[0]
+        first = video.episode_frames(pairs, theta, "after", steps=1)[0]
     start = int(four_rooms.PAIRS[OTHER, 0])
     np.testing.assert_array_equal(first[video.HEADER :], pairs.problem.draw(start, theta, OTHER))
 

@@ -355,7 +355,9 @@ def test_switches_take_true_and_false_alone(make, leader, name, given):
 
 
 def test_misspelt_and_wrong_kinds_are_refused(make):
-    with pytest.raises(TypeError, match="BCHG has no argument 'learning_rat'; it takes preset, shared, critic"):
+    with pytest.raises(
+        TypeError, match=r"no argument 'learning_rat' \(did you mean 'learning_rate'\?\); it takes preset"
+    ):
         BCHG(make("FourRooms"), learning_rat=0.1)
     with pytest.raises(TypeError, match="`policy` must be a torch.nn.Module"):
         BCHG(make("FourRooms"), policy=3)
