@@ -59,10 +59,10 @@ NOT_SHOWN = ("runs", "blocks", "verbose", "tensorboard_log")  # settings that `r
 def check_wrapped(env: object) -> BilevelWrapper:
     """Returns `env`; refuses all but a BilevelWrapper."""
     if not isinstance(env, BilevelWrapper):
-        wrapped = "BilevelWrapper(env)" if isinstance(env, gym.Env) else "BilevelWrapper(TabularEnv(problem))"
         raise TypeError(
             f"`env` must be a BilevelWrapper, which joins an environment and a follower, got {type(env).__name__}: "
-            f"wrap it, {wrapped}, outside of all other wrappers"
+            "wrap it, BilevelWrapper(env), outside of all other wrappers; a problem of your own first becomes an "
+            "environment, such as TabularEnv(problem)"
         )
     return env
 
@@ -149,9 +149,8 @@ class Leader:
         self._logger: Logger | None = None
         with self._in_its_contexts():
             task = self.env.task(self._theta(differentiable=False))
-        check_compatible(self.env.follower, task.model)
-        self._check_model(task.model)
-        with self._in_its_contexts():
+            check_compatible(self.env.follower, task.model)
+            self._check_model(task.model)
             check_worth(self.env.follower, task)
 
     # What a subclass provides ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from bilevel_envs.core.mdp import Model
 from leaders import exact
 from leaders.config import LeaderConfig, changed
 from leaders.estimate import Estimate
+from leaders.exact.solve import check_solved
 from leaders.keywords import LeaderKeywords, accepted
 from leaders.leader import Leader
 
@@ -40,11 +41,7 @@ class ExactGradient(Leader):
         super().__init__(env, changed(LeaderConfig(), given), given)
 
     def _check_model(self, model: Model) -> None:
-        if not exact.solves(model):
-            raise ValueError(
-                f"`env` must have tables or matrices for {type(self).__name__}; it has neither, only steps: "
-                "take BCHG, or a search such as CMAES"
-            )
+        check_solved(model, type(self).__name__)
 
     def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
         solves = 0

@@ -209,7 +209,7 @@ class Train:
         further = key_values(self.leader_args, "leader_args")
         flags = sorted(set(further) & ({*asdict(self)} - {"dynamics"} | {"batch_size"}))
         if flags:
-            own = ", ".join(f"--{name.removesuffix('_size').replace('_', '-')}" for name in flags)
+            own = ", ".join(f"--{'batch' if name == 'batch_size' else name.replace('_', '-')}" for name in flags)
             raise ValueError(f"`leader_args` must not repeat what has a flag of its own: take {own}")
         given |= further
         unknown = sorted(set(given) - set(allowed))

@@ -195,11 +195,14 @@ def evaluates(model: object, policy: object) -> bool:
 
 def _solver(model: Model) -> Solver:
     """What solves such a model; ValueError where nothing does."""
-    if not solves(model):
-        raise ValueError(
-            f"`env` must have tables or matrices for exact values and gradients; it has neither, only steps: {INSTEAD}"
-        )
+    check_solved(model, "exact values and gradients")
     return SOLVERS[model.kind]
+
+
+def check_solved(model: object, purpose: str) -> None:
+    """Refuses, with a ValueError, a model of which exact values are not to be had; `purpose` is what needs them."""
+    if not solves(model):
+        raise ValueError(f"`env` must have tables or matrices for {purpose}; it has neither, only steps: {INSTEAD}")
 
 
 def value(model: Model, policy: Policy, gamma: float, horizon: int | None = None) -> Tensor:

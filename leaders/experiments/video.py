@@ -31,7 +31,7 @@ def follower_film(
     """Films one episode at each of two configurations, with the same seed, in the context in force.
 
     A follower that learns does not learn for the film: both pictures show it as it is now. An environment that was made
-    by ``gym.make`` is made once more; any other one is itself reset and stepped.
+    by ``gym.make`` is made once more; any other one is itself reset and stepped, and then has its θ again.
 
     Args:
       env: an environment that can be drawn: one that ``gym.make`` knows, or one whose `render_mode` is "rgb_array".
@@ -102,7 +102,7 @@ def episode_frames(
     An agent that learns is another one later: take the frames of "before" before it is led, and put them beside those
     of "after" with `side_by_side`. Arguments as in `follower_film`.
     """
-    world = _drawn(env, steps)
+    world, kept = _drawn(env, steps), env.theta
     as_state = env.problem.index  # what policies take, where the follower sees more than that
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     theta = np.reshape(theta, (-1, *env.theta_space.shape))
@@ -120,8 +120,10 @@ def episode_frames(
         k, over = k + 1, terminated or truncated
         ending = "  arrived" if terminated else "  time is up" if truncated else ""
         frames.append(_titled(world.render(), caption, k, collected, ending))
-    if world.spec is not None:
+    if env.spec is not None:
         world.close()
+    else:
+        env.configure(kept)
     return frames
 
 

@@ -232,12 +232,12 @@ def averaged(leader):
 @pytest.mark.slow
 def test_the_mean_estimate_is_the_exact_hypergradient_of_the_linear_world(tmp_path):
     truth = exact.hypergradient(BilevelWrapper(LinearEnv(Known())), THETA)
-    leader = leader_of(batch_size=2_000, learning_rate=1e-9, runs=12).learn(2)
+    leader = leader_of(batch_size=2_000, learning_rate=1e-9, runs=16).learn(2)
     leader.save(tmp_path / "leader.zip")
     for gradient in ("pathwise", "score"):  # of the same dynamics, which take most of the time
         mean, error = averaged(BCHG.load(tmp_path / "leader.zip", hidden(), gradient=gradient))
         assert (np.abs(mean - truth) < 4 * error).all(), (gradient, truth, mean, error)
-        assert np.linalg.norm(error) < 0.14 * np.linalg.norm(truth), error
+        assert np.linalg.norm(error) < 0.12 * np.linalg.norm(truth), error
         assert truth @ mean / np.linalg.norm(truth) / np.linalg.norm(mean) > 0.99
 
 

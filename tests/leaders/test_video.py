@@ -34,8 +34,11 @@ def test_a_table_that_was_constructed_is_filmed_as_the_registered_one_is():
 
 def test_an_environment_that_somebody_else_wrote_is_filmed_before_and_after(tmp_path):
     env = cart_pole(render_mode="rgb_array")
+    first = np.array([0.25])
+    env.configure(first)
     env.best_response(np.array([0.5]))
     before = episode_frames(env, np.array([0.5]), "before", steps=5)
+    np.testing.assert_array_equal(env.theta, first)  # which the film leaves as it was
     env.best_response(np.array([0.7]))
     frames = side_by_side(before, episode_frames(env, np.array([0.7]), "after", steps=4))
     assert len(frames) == 6  # the right one waits

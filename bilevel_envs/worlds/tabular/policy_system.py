@@ -50,9 +50,8 @@ class PolicySystem:
         self.indptr, self.indices, self.values = pattern.indptr, pattern.indices, np.empty(len(pattern.indices))
         self._factor, self._factorised = np.empty(0, np.float32), False  # a preconditioner needs no more digits
         self._pivots, self._scaled, self._divided = np.empty(0), np.empty(0), False  # of the diagonal's own factors
-        self._moves = np.empty((0, 0, 0))  # γ times the policy's probability of each successor
         self._direct: SuperLU | None = None
-        self._rooms: dict[int, np.ndarray] = {} if like is None else like._rooms
+        self._rooms: dict[tuple[int, type], np.ndarray] = {} if like is None else like._rooms
 
     def fill(
         self,
@@ -96,10 +95,10 @@ class PolicySystem:
         else:
             rows = (*self._unsigned(), pattern.slot, self.values)
             if len(action) == 0:
-                if len(self._moves) == 0:
-                    self._moves = np.empty(pattern.slot.shape)
-                _weigh_moves(policy, probability, continues, self.gamma, self._moves)
-                complete = _merge_moves(self._moves, pattern.order.view(np.uint32), *rows)
+                states, lists, branches = pattern.slot.shape
+                moves = self.room(lists * branches, states).reshape(pattern.slot.shape)
+                _weigh_moves(policy, probability, continues, self.gamma, moves)
+                complete = _merge_moves(moves, pattern.order.view(np.uint32), *rows)
             else:
                 tables = (action, probability, continues, self.gamma, pattern.position.view(np.uint32))
                 complete = _merge_chosen(*tables, *rows)
@@ -202,10 +201,10 @@ class PolicySystem:
         return direct.solve(y, trans="T" if transpose else "N")
 
     def room(self, vectors: int, states: int, dtype: type[np.floating] = np.float64) -> np.ndarray:
-        """Vectors to work with, [vectors, S]; whoever asks for as many gets the same."""
-        if vectors not in self._rooms:
-            self._rooms[vectors] = np.empty((vectors, states), dtype)
-        return self._rooms[vectors]
+        """Vectors to work with, [vectors, S]; whoever asks for as many of a type gets the same."""
+        if (vectors, dtype) not in self._rooms:
+            self._rooms[vectors, dtype] = np.empty((vectors, states), dtype)
+        return self._rooms[vectors, dtype]
 
 
 class PolicySystems:

@@ -13,7 +13,7 @@ from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Outcome
 from leaders.experiments.sweep.study import Job
 
 
-def are(jobs: int, what: str) -> str:
+def jobs_are(jobs: int, what: str) -> str:
     """Of so many jobs what they are."""
     return f"1 job is {what}" if jobs == 1 else f"{jobs} jobs are {what}"
 
@@ -63,7 +63,7 @@ class Told:
         self._total += known + jobs
         self._more = more > 0
         if known:
-            self.say(f"{are(known, 'done')} already")
+            self.say(f"{jobs_are(known, 'done')} already")
         self._show()
 
     def ended(self, job: Job, outcome: Outcome) -> None:

@@ -17,7 +17,7 @@ from leaders.experiments.results import Result, Table, read_result, table_of
 from leaders.experiments.run_directory import PACKAGES, on_signals
 from leaders.experiments.sweep.arrange import Place, arranged
 from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Call, Engine, Outcome
-from leaders.experiments.sweep.progress import Told, are
+from leaders.experiments.sweep.progress import Told, jobs_are
 from leaders.experiments.sweep.search import Point, Search, best_of, search_of
 from leaders.experiments.sweep.study import Cell, Job, Study
 from leaders.training.history import replace_file
@@ -245,7 +245,7 @@ class _Running:
     def check_whole(self) -> None:
         """Raises Stopped where jobs are left, saying which failed."""
         if self.stopped and not (self._fail_fast and self.failures):
-            raise Stopped(f"{are(self._told.done, 'done')}; the same command goes on with the others")
+            raise Stopped(f"{jobs_are(self._told.done, 'done')}; the same command goes on with the others")
         if self.failures:
             lines = "".join(f"\n  {job.folder}: {why}, see {self._directory.log(job)}" for job, why in self.failures)
             count = "1 job" if len(self.failures) == 1 else f"{len(self.failures)} jobs"
