@@ -117,6 +117,7 @@ def test_a_follower_of_another_kind_of_world_is_refused_before_it_answers():
         env.best_response(np.array([0.5]))
 
 
+@pytest.mark.slow
 def test_a_follower_that_learns_is_given_its_world_and_no_more():
     follower = Learner()
     env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), follower)

@@ -1018,6 +1018,7 @@ def test_all_findings_are_raised_in_one_error_that_says_what_to_change():
     assert told.count("looked at: ") == told.count("found: ") == told.count("change: ") == 2
 
 
+@pytest.mark.slow
 def test_a_report_says_what_was_skipped_and_why_and_what_was_noted():
     def half_misspelt(env, theta):
         env.unwrapped.m, env.unwrapped.lenght = theta[0], theta[1]

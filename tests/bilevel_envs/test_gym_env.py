@@ -221,6 +221,7 @@ def test_pictures_can_be_collected(name):
         assert LeaderEnv(env, Idle(name)).render_mode == "rgb_array"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IDS)
 def test_minus_one_is_no_time_limit(name):
     limited, free = gym.make_vec(name, num_envs=1), gym.make_vec(name, num_envs=1, max_episode_steps=-1)

@@ -137,6 +137,7 @@ def test_soft_values_are_those_of_dense_value_iteration(shape, solver):
     np.testing.assert_allclose(other[1], v, rtol=0, atol=1e-10)  # 2 tol β / (1 − γ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_hard_values_are_within_eps_of_value_iteration(shape):
     successor, probability, continues, reward, _ = model(shape, seed=4, runs=2)

@@ -367,6 +367,7 @@ def test_relabelling_needs_known_rewards():
         env.best_response(env.unwrapped.theta)
 
 
+@pytest.mark.slow
 def test_runs_learn_apart_and_reproducibly():
     theta = np.array([[0.2], [1.4]])
     best = toll_bridge(soft_dqn()).best_response(theta)

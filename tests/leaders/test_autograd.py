@@ -42,6 +42,7 @@ def test_the_exact_hypergradient_is_right_with_autograd_off(name, off):
     assert np.abs(pulled).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", OFF)
 @pytest.mark.parametrize("name", ["FourRooms", "RandomMDP", "BuildingThermalControl"])
 def test_leaders_learn_the_same_with_autograd_off(name, off):

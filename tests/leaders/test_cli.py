@@ -121,6 +121,7 @@ def test_a_run_leaves_its_files(finished):
         assert (finished / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_curves_of_several_runs_go_into_one_picture(finished, tmp_path, capsys):
     other = tmp_path / "mbhg"
     command = ["train", "--env", "BiLevel/FourRooms-v0", "--leader", "mbhg", "--runs", "1", "--iterations", "1"]
@@ -154,6 +155,7 @@ def test_curves_of_no_runs_are_refused(directories, message, tmp_path, capsys):
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.slow
 def test_the_film_shows_both_episodes(finished):
     main(["video", str(finished), "--steps", "20"])
     from moviepy import VideoFileClip
@@ -184,6 +186,7 @@ def test_an_agent_that_learnt_is_filmed_in_the_run_it_belongs_to(tmp_path, monke
     assert (out / "follower.mp4").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_continuous_world_is_trained_and_filmed(tmp_path):
     out = tmp_path / "building"
     env = ["--env", "BiLevel/BuildingThermalControl-v0", "--batch", "200"]

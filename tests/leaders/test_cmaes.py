@@ -251,6 +251,7 @@ def saved_and_straight(tmp_path, make_env, before, after, **arguments):
     return first, second.learn(after), straight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separable", [None, True])
 def test_saving_in_the_middle_of_the_probes_goes_on_bit_for_bit(make, tmp_path, separable):
     arguments = {"probes": 40, "episodes": 1, "separable": separable, "lr_adapt": False}

@@ -132,6 +132,7 @@ def test_a_network_that_reads_the_context_beats_any_single_theta(doors, leader):
     assert led <= best + 1e-9
 
 
+@pytest.mark.slow
 def test_taxes_by_type_rise(make):
     env = make("TaxDesign-small")
     theta = ExactGradient(env, policy="mlp", seed=0, learning_rate=0.003).learn(50).theta_in([0, 1])

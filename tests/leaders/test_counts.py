@@ -65,6 +65,7 @@ def test_samples_rollouts_and_statistics_count_in_ints(make):
     assert result.env_steps[:, 0].tolist() == [100, 200, 300]
 
 
+@pytest.mark.slow
 def test_vector_environments_count_in_ints():
     envs = gym.make_vec("BiLevel/RandomMDP-v0", num_envs=SMALL, max_episode_steps=np.int8(5))
     assert type(envs.unwrapped.num_envs) is int
@@ -92,6 +93,7 @@ def test_counts_that_a_leader_keeps_are_ints(made):
     assert not narrow_numbers(made)
 
 
+@pytest.mark.slow
 def test_the_steps_that_a_follower_took_do_not_overflow():
     narrow = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), SoftQLearning(rounds=SMALL, rows=SMALL, horizon=SMALL))
     assert narrow.best_response([0.5]).steps == 1_000_000

@@ -95,6 +95,7 @@ def test_raw_gradients_are_those_of_the_specification(env):
     assert direct == pytest.approx([5.1, 1.5, 2.0, 4.5, 20.1, 1.6, 10.0, 5.3], abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_objective_is_what_trajectories_bring(env):
     theta = np.full(8, 0.7)
     batch = env.rollout(theta, env.best_response(theta), Noise([0]), rows=20_000, horizon=100)

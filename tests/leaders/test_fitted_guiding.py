@@ -213,6 +213,7 @@ def test_the_estimate_averages_to_the_exact_hypergradient(critic):
         assert (np.abs(samples.mean(0) - wrong) > 8 * error).any()
 
 
+@pytest.mark.slow
 def test_fitted_guiding_has_less_noise_than_trajectories():
     deviations = []
     for guiding in ("sampled", "fitted"):

@@ -185,6 +185,7 @@ def test_an_oracle_may_start_in_states_where_no_episode_starts(make):
     assert np.abs(scores).max() < 4
 
 
+@pytest.mark.slow
 def test_the_published_oracle_agrees_where_it_sees_everything(make):
     # Its four tables come from one batch, so their products are biased by the order of 1 / visits: with 40,000
     # transitions for 30 pairs the bias is below the noise of 100 estimates.

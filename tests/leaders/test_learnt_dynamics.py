@@ -292,6 +292,7 @@ def kept_gradient(known, policy, width=1e-4):
     return np.array([(above - below) / (2 * width) for above, below in ends])
 
 
+@pytest.mark.slow
 def test_both_parts_of_the_estimate_are_exact_where_all_that_is_learnt_is():
     known, env = BilevelWrapper(LinearEnv(Known())), hidden()
     best = env.best_response(THETA)
@@ -339,6 +340,7 @@ def test_a_saved_leader_goes_on_bit_for_bit(quick, tmp_path):
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
 
 
+@pytest.mark.slow
 def test_runs_are_led_as_if_each_were_alone(quick):
     beside = leader_of(runs=2, seed=3).learn(2)
     alone = leader_of(runs=1, seed=4).learn(2)

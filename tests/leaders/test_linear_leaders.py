@@ -70,6 +70,7 @@ def test_naive_estimates_agree_with_the_direct_term():
         assert np.abs(z).max() < 4
 
 
+@pytest.mark.slow
 def test_the_state_control_variate_tames_the_score():
     deviations = [
         leader_at_half(

@@ -73,6 +73,7 @@ def test_a_run_is_the_same_alone_or_beside_others():
     np.testing.assert_array_equal(both.history["follower_solves"][:, 1], alone.history["follower_solves"][:, 0])
 
 
+@pytest.mark.slow
 def test_an_iteration_costs_two_batches_and_every_question_to_the_follower():
     asked = []
 
@@ -150,6 +151,7 @@ def test_what_an_interrupted_iteration_took_is_counted_with_the_next_one(left, t
     assert np.diff(again.history["env_steps"][:, 0])[-1] == 200
 
 
+@pytest.mark.slow
 def test_an_interrupted_iteration_does_not_take_a_proposal_back():
     """The best decision is not in force yet: its measured return must not be mixed with that of the one that is."""
     follower = Interrupted()
@@ -174,6 +176,7 @@ def test_an_interrupted_iteration_does_not_take_a_proposal_back():
     assert (leader._records[0].mean, leader._records[0].source) == (1e6, "record")
 
 
+@pytest.mark.slow
 def test_an_iteration_that_fails_at_its_end_is_counted_too(monkeypatch):
     follower = Interrupted()
     leader = MBHG(toll_bridge(follower), seed=0, **QUICK)
@@ -216,6 +219,7 @@ def test_worlds_without_countable_states_are_refused_with_the_leader_to_take():
         MBHG(building())
 
 
+@pytest.mark.slow
 def test_a_search_alone_finds_what_needs_no_exploration():
     """Without candidates, optimism, equations or questions it still ascends from where it is."""
     settings = {"draws": 0, "vertices": False, "optimism": False, "equations": False, "ask_every": 0}
@@ -410,6 +414,7 @@ def test_bc_hg_goes_on_from_a_proposal_that_was_taken_back():
     assert np.isnan(leader.history["promised_value"][-1, 0])
 
 
+@pytest.mark.slow
 def test_a_policy_of_one_run_needs_no_runs_axis():
     class Network(torch.nn.Module):
         def __init__(self):

@@ -214,6 +214,7 @@ def test_runs_do_not_mix(runs):
     assert (together.theta[0] != together.theta[1]).all()
 
 
+@pytest.mark.slow
 def test_a_fitted_leader_goes_on_bit_for_bit(tmp_path):
     def new():
         return {"critic": NetworkCritic(0.9, SHORT, actions=4), "seed": 0, "batch_size": 100}

@@ -35,6 +35,7 @@ def half_open():
     return env, best, model, env.rollout(theta, best, Noise([0, 1]), rows=10, horizon=100)
 
 
+@pytest.mark.slow
 def test_a_linear_network_comes_to_the_least_squares_solution():
     rng = torch.Generator().manual_seed(0)
     x, later = (torch.randn(2, 60, 3, generator=rng, dtype=torch.float64) for _ in range(2))
@@ -530,6 +531,7 @@ def test_networks_save_and_load_bit_for_bit(kind, tmp_path):
     np.testing.assert_array_equal(one.history.state(), other.history.state())
 
 
+@pytest.mark.slow
 def test_leaders_with_the_published_networks_run():
     for cls, arguments in (
         (BCHG, {"critic": NetworkCritic(0.9, SHORT)}),

@@ -10,6 +10,7 @@ from tests.helpers import z_scores
 ALL = [ZerothOrder, CMAES, RandomSearch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_sided", [False, True])
 def test_the_zeroth_order_estimate_averages_to_the_gradient(make, one_sided):
     # its mean is the gradient of J smoothed by σ; at σ = 0.01 the smoothing is far below the noise
@@ -68,6 +69,7 @@ def test_histories_count_the_steps_and_solves_of_every_trial(make, leader):
     assert trained.history["env_steps"][:, 1].tolist() == [trials * 3 * 110, 2 * trials * 3 * 110]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leader", ALL)
 def test_saving_and_loading_goes_on_bit_for_bit(make, tmp_path, leader):
     straight = leader(make("FourRooms"), runs=2, seed=1, episodes=1).learn(5)

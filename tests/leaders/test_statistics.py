@@ -12,6 +12,7 @@ def test_means_and_intervals_are_those_made_by_hand():
     assert got.iqm_interval[1] < 18 < got.mean_interval[1]  # one outlier moves the mean, not the IQM
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = 0

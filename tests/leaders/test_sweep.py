@@ -193,6 +193,7 @@ def test_points_that_failed_are_never_the_best():
 # What came of it
 
 
+@pytest.mark.slow
 def test_the_table_of_a_study_is_what_the_histories_say(tmp_path):
     sweep(tmp_path, "--processes", 1)
     rows = lines(tmp_path / "out" / "results.csv")

@@ -88,6 +88,7 @@ def test_train_writes_and_prints_theta_also_after_resume(make, tmp_path, capsys)
         ]
 
 
+@pytest.mark.slow
 def test_train_prints_long_thetas_and_many_runs_in_short(tmp_path, capsys):
     command = ["train", "--env", "BiLevel/FourRooms-v0", "--leader", "naive-pgd", "--runs", "12", "--iterations", "1"]
     main([*command, "--out", str(tmp_path / "run")])
@@ -228,6 +229,7 @@ def deployed(env, theta, way):
     return env
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["configure", "reset", "make"])
 def test_a_found_theta_is_deployed(make, way):
     env = make("TollBridge")

@@ -67,6 +67,7 @@ def test_leader_value_is_the_optimal_followers_also_with_the_fixed_schedule():
     assert leader.history["residual"][0, 0] > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", [None, "paper"])
 def test_a_run_is_the_same_alone_or_beside_others(make, preset):
     together = BCHG(make("FourRooms"), runs=3, seed=7, preset=preset).learn(12)
@@ -75,6 +76,7 @@ def test_a_run_is_the_same_alone_or_beside_others(make, preset):
     np.testing.assert_allclose(together.history["leader_value"][:, 1], alone.history["leader_value"][:, 0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(make):
     one, other = (BCHG(make("FourRooms"), seed=3).learn(10) for _ in range(2))
     np.testing.assert_array_equal(one.theta, other.theta)
@@ -158,6 +160,7 @@ def test_a_leader_is_not_loaded_from_or_into_what_does_not_fit(make, tmp_path):
             BCHG.load(tmp_path / "torn.zip", env=make("FourRooms"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0.05, [0.01, 0.02]])
 @pytest.mark.parametrize("then", [1e-4, [1e-4, 1e-4]])
 def test_a_new_learning_rate_on_loading_is_the_one_in_force(make, tmp_path, first, then):
@@ -196,6 +199,7 @@ def test_a_module_of_your_own_is_the_policy(make, tmp_path):
     assert exact.hypergradient(env, parameters=leader.policy).shape == samples.shape[1:]
 
 
+@pytest.mark.slow
 def test_learning_rates_may_differ_by_run(make):
     def final(rates, **arguments):
         leader = BCHG(make("FourRooms"), runs=2, learning_rate=rates, critic_learning_rate=[0.5, 0.5], **arguments)

@@ -79,6 +79,7 @@ def test_estimates_with_a_table_that_learns_average_to_the_hypergradient(leader,
     check(estimates(leader, env, **how), direct + guiding, [direct, direct - guiding])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("critic", "theta_moves"), GRADIENTS)
 def test_estimates_of_an_oracle_average_to_the_hypergradient(critic, theta_moves):
     env = world(theta_moves, gamma=0.6)
@@ -93,6 +94,7 @@ def test_estimates_of_naive_pgd_average_to_the_direct_term(critic, theta_moves):
     check(estimates(NaivePGD, env, critic=critic), direct, [direct + guiding, np.zeros(3)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theta_moves", [True, False])
 @pytest.mark.parametrize("modified", [True, False])
 def test_estimates_of_sobirl_average_to_their_own_expectation(modified, theta_moves):
