@@ -21,17 +21,55 @@ import numpy as np
 import tyro
 
 ROOT = Path(__file__).parents[1]
-ITERATIONS = {"contract": 50, "prices": 50}  # of 4,000 steps
-OPTIMA = {"contract": 4.81, "prices": 5.966}
-NAMES = {"contract": "deep-sea treasure, contract, θ ∈ R²", "prices": "deep-sea treasure, price list, θ ∈ R^10"}
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.seeds import told  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An example with its flags, the file that it writes, the number of steps of both, and how its values are told."""
+
+    name: str
+    script: str
+    flags: tuple[str, ...]
+    result: str
+    steps: int
+    optimum: float
+    digits: int
+
+
+PROBLEMS = {
+    "contract": Problem(
+        "deep-sea treasure, contract, θ ∈ R²",
+        "deep_sea_treasure.py",
+        ("--problem", "contract", "--iterations", "50"),
+        "contract.json",
+        200_000,
+        4.81,
+        2,
+    ),
+    "prices": Problem(
+        "deep-sea treasure, price list, θ ∈ R^10",
+        "deep_sea_treasure.py",
+        ("--problem", "prices", "--iterations", "50"),
+        "prices.json",
+        200_000,
+        5.966,
+        2,
+    ),
+    "reservoir": Problem(
+        "water reservoir, two fines", "water_reservoir.py", ("--iterations", "46"), "reservoir.json", 101_000, -393.6, 1
+    ),
+}
 
 
 @dataclass
 class Real:
     """Runs what is missing and writes data and table."""
 
-    problems: tuple[str, ...] = tuple(ITERATIONS)
-    leaders: tuple[str, ...] = ("bchg", "cmaes", "naive-pgd", "zeroth-order")
+    problems: tuple[str, ...] = tuple(PROBLEMS)
+    leaders: tuple[str, ...] = ("bchg", "cmaes", "zeroth-order", "naive-pgd")
     seeds: tuple[int, ...] = (0, 1, 2)
     out: Path = ROOT / "docs" / "data" / "real.json"
 
@@ -46,38 +84,31 @@ class Real:
     def _kept(self) -> dict[str, dict[str, float]]:
         return json.loads(self.out.read_text()) if self.out.exists() else {}
 
-    def _run_one(self, problem: str, leader: str, seed: int) -> None:
-        key = f"{problem}; {leader}; {seed}"
+    def _run_one(self, name: str, leader: str, seed: int) -> None:
+        key, problem = f"{name}; {leader}; {seed}", PROBLEMS[name]
         if key in self._kept():
             return
         with tempfile.TemporaryDirectory() as folder:
-            flags = ["--problem", problem, "--leaders", leader, "--seeds", str(seed), "--out", folder]
-            command = [sys.executable, str(ROOT / "examples" / "real" / "deep_sea_treasure.py"), *flags]
-            command += ["--iterations", str(ITERATIONS[problem])]
+            flags = [*problem.flags, "--leaders", leader, "--seeds", str(seed), "--out", folder]
+            command = [sys.executable, str(ROOT / "examples" / "real" / problem.script), *flags]
             subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-            (found,) = json.loads((Path(folder) / f"{problem}.json").read_text()).values()
+            (found,) = json.loads((Path(folder) / problem.result).read_text()).values()
         self.out.write_text(json.dumps(self._kept() | {key: found}, indent=1) + "\n")  # others may have written
         print(key, found, flush=True)
 
 
 def table(runs: dict[str, dict[str, float]]) -> str:
     """By problem and leader: J_L of each seed, and from three on their mean with a 95 % interval of Student's t."""
-    from scipy.stats import t
-
-    lines = ["| world | optimum | start | leader | J_L after 200,000 steps | seeds | CPU s |", "|---" * 7 + "|"]
-    for problem, name in NAMES.items():
-        for leader in dict.fromkeys(key.split("; ")[1] for key in runs):
-            mine = [run for key, run in runs.items() if key.split("; ")[:2] == [problem, leader]]
-            if not mine:
-                continue
-            values = np.array([run["value"] for run in mine])
-            told = ", ".join(f"{value:.2f}" for value in values)
-            if len(values) > 2:
-                half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-                told = f"{values.mean():.2f} ± {half:.2f} ({told})"
-            seconds = np.median([run["seconds"] for run in mine])
-            row = (name, OPTIMA[problem], f"{mine[0]['start']:.2f}", leader, told, len(mine), f"{seconds:.0f}")
-            lines.append("| " + " | ".join(map(str, row)) + " |")
+    lines = ["| world | optimum | start | steps of both | leader | J_L at the end | CPU s |", "|---" * 7 + "|"]
+    for key, problem in PROBLEMS.items():
+        for leader in Real.leaders:
+            mine = [run for name, run in runs.items() if name.split("; ")[:2] == [key, leader]]
+            if mine:
+                start = f"{mine[0]['start']:.{problem.digits}f}"
+                values = told([run["value"] for run in mine], problem.digits)
+                seconds = f"{np.median([run['seconds'] for run in mine]):.0f}"
+                row = (problem.name, problem.optimum, start, f"{problem.steps:,}", leader, values, seconds)
+                lines.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines) + "\n"
 
 

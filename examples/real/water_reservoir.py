@@ -5,11 +5,13 @@ river that overflows below. High fines are unpopular: each costs the leader as m
 
 Needs: pip install --no-deps "mo-gymnasium==1.3.2"   (its other requirements would replace pygame-ce)
 Run: python examples/real/water_reservoir.py [--iterations 30] [--seeds 0 1 2] [--guiding sampled]
+       [--leaders bchg cmaes zeroth-order naive-pgd] [--out runs/reservoir]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -23,7 +25,7 @@ from scipy.stats import norm
 
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, ConfigurableRewards, Preferences, TabularEnv, TabularModel
 from bilevel_envs.followers import SB3Follower
-from leaders import BCHG, exact, plots
+from leaders import BCHG, CMAES, NaivePGD, ZerothOrder, exact, plots
 from leaders.experiments.video import episode_frames, side_by_side, write_film
 
 try:
@@ -31,9 +33,18 @@ try:
 except ImportError:
     sys.exit('this example needs MO-Gymnasium: pip install --no-deps "mo-gymnasium==1.3.2"')
 
+LEADERS = {
+    "bchg": lambda wrapped, seed, guiding: BCHG(
+        wrapped, seed=seed, batch_size=1_000, learning_rate=0.1, guiding=guiding
+    ),
+    "cmaes": lambda wrapped, seed, _: CMAES(wrapped, seed=seed, episodes=10, population=6),
+    "zeroth-order": lambda wrapped, seed, _: ZerothOrder(wrapped, seed=seed, episodes=10, learning_rate=0.1),
+    "naive-pgd": lambda wrapped, seed, _: NaivePGD(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
+}
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--iterations", type=int, default=30, help="of 1,000 steps by the leader, 1,000 by the operator")
-parser.add_argument("--guiding", default=None, help='"sampled" or "fitted" (the default here)')
+parser.add_argument("--guiding", default=None, help='of BC-HG: "sampled" or "fitted" (the default here)')
+parser.add_argument("--leaders", nargs="+", choices=tuple(LEADERS), default=["bchg"])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--out", type=Path, default=Path("runs/reservoir"))
 arguments = parser.parse_args()
@@ -108,59 +119,70 @@ def hats_of(level, grid):
 grid = BilevelWrapper(TabularEnv(Grid()))
 print(f"{dam.spec.id}: fines {FIRST.round(3)} are worth {exact.objective(grid, FIRST):.1f} to the leader")
 
-# 3. BC-HG with an operator that learns from its last 20,000 steps, paid at the present fines.
-paths, films = {}, {}
-for seed in arguments.seeds:
-    began = time.perf_counter()
-    operator = SB3Follower(
-        "SoftDQN",
-        1_000,
-        first_steps=10_000,
-        seed=seed,
-        buffer="relabel",
-        buffer_size=20_000,
-        reward_scale=20.0,
-        gradient_steps=2,
-    )
-    wrapped = BilevelWrapper(env, operator)
-    leader = BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1, guiding=arguments.guiding)
-    path = [leader.theta]
-    for iteration in range(arguments.iterations):
-        leader.learn(1)
-        path.append(leader.theta)
-        if not films:  # the operator has learnt at the first fines alone
-            films["before"] = episode_frames(wrapped, FIRST, "before", steps=60)
-        if (iteration + 1) % 5 == 0:
-            value, seconds = exact.objective(grid, leader.theta), time.perf_counter() - began
-            print(
-                f"  after {iteration + 1}: J_L = {value:.1f} at θ = {leader.theta.round(2)}, {seconds:.0f} s",
-                flush=True,
-            )
-    if "after" not in films:
-        films["after"] = episode_frames(wrapped, leader.theta, "after", steps=60)
-    spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
-    paths[seed] = np.array(path)
-    print(f"seed {seed}: J_L = {exact.objective(grid, leader.theta):.1f}, {spent:,.0f} steps of both", flush=True)
+# 3. Each leader with an operator of its own, which learns from its last 20,000 steps, paid at the present fines, at as
+# many environment steps of both. Values are those with an exact operator.
+first, paths, results, films = exact.objective(grid, FIRST), {}, {}, {}
+budget = 2_000 * arguments.iterations + 9_000
+for name in arguments.leaders:
+    for seed in arguments.seeds:
+        began = time.process_time()
+        operator = SB3Follower(
+            "SoftDQN",
+            1_000,
+            first_steps=10_000,
+            seed=seed,
+            buffer="relabel",
+            buffer_size=20_000,
+            reward_scale=20.0,
+            gradient_steps=2,
+        )
+        wrapped = BilevelWrapper(env, operator)
+        leader = LEADERS[name](wrapped, seed, arguments.guiding)
+        path, spent = [leader.theta], 0.0
+        while spent < budget:
+            leader.learn(1)
+            path.append(leader.theta)
+            if not films:  # the operator has learnt at the first fines alone
+                films["before"] = episode_frames(wrapped, FIRST, "before", steps=60)
+            spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
+            if len(path) % 5 == 1:
+                value = exact.objective(grid, leader.theta)
+                print(f"  after {spent:,.0f} steps: J_L = {value:.1f} at θ = {leader.theta.round(2)}", flush=True)
+        if "after" not in films:
+            films["after"] = episode_frames(wrapped, leader.theta, f"after, led by {name}", steps=60)
+        value, seconds = exact.objective(grid, leader.theta), round(time.process_time() - began)
+        paths[name, seed] = np.array(path)
+        results[f"{name} {seed}"] = {
+            "start": float(first),
+            "value": float(value),
+            "steps": int(spent),
+            "seconds": seconds,
+        }
+        print(f"{name}, seed {seed}: J_L = {value:.1f}, {spent:,.0f} steps of both, {seconds} CPU s", flush=True)
+arguments.out.mkdir(parents=True, exist_ok=True)
+(arguments.out / "reservoir.json").write_text(json.dumps(results, indent=1) + "\n")
 
 # 4. A look at it: J_L with an exact operator over all fines, and what the operator releases before and after.
 fines = np.linspace(0.02, 2.98, 38)
 height = exact.objective(grid, np.stack(np.meshgrid(fines, fines), -1).reshape(-1, 2)).reshape(38, 38)
 at = np.unravel_index(height.argmax(), height.shape)
 print(f"best of a grid of fines: J_L = {height.max():.1f} at θ = ({fines[at[1]]:.2f}, {fines[at[0]]:.2f})")
+COLOURS = {"bchg": "#ffffff", "cmaes": "#f0a030", "naive-pgd": "#e377c2", "zeroth-order": "#7fd4ff"}
 figure = Figure(figsize=(10.4, 4.4), layout="constrained")
 FigureCanvasAgg(figure)
 left, right = figure.subplots(1, 2)
 filled = left.contourf(fines, fines, height, np.arange(-470, -389, 5), cmap="cividis", extend="both")
 figure.colorbar(filled, label="J_L with an exact operator")
-for seed, path in paths.items():
-    left.plot(*path.T, color="#ffffff", linewidth=1.2, label="BC-HG" if seed == arguments.seeds[0] else None)
-    left.plot(*path[-1], "o", color="#ffffff", markersize=5)
+for (name, seed), path in paths.items():
+    label = name if seed == arguments.seeds[0] else None
+    left.plot(*path.T, color=COLOURS[name], linewidth=1.2, label=label)
+    left.plot(*path[-1], "o", color=COLOURS[name], markersize=5)
 left.plot(
     fines[at[1]], fines[at[0]], "*", color="#d62728", markersize=12, label=f"best of the grid, {height.max():.1f}"
 )
 left.set(xlabel="θ₁, fine above the dam", ylabel="θ₂, fine below the dam")
 left.legend(loc="upper right", fontsize=8, labelcolor="black", facecolor="#cccccc")
-last = paths[arguments.seeds[0]][-1]
+last = paths[arguments.leaders[0], arguments.seeds[0]][-1]
 for theta, colour, label in ((FIRST, "#808080", "before"), (last, "#1f77b4", "after")):
     g = grid.best_response(theta).policy.probs[0].numpy()
     release = (g * grid.problem.release).sum(-1)
@@ -169,7 +191,6 @@ right.axhline(30, color="#d62728", linewidth=0.8, linestyle=":", label="floods b
 right.axvline(50, color="#d62728", linewidth=0.8, linestyle="--", label="floods above from here on")
 right.set(xlabel="level", ylabel="mean release of an exact operator", xlim=(0, 160), ylim=(0, 150))
 right.legend(fontsize=8)
-arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "reservoir.png")
 write_film(side_by_side(films["before"], films["after"]), arguments.out / "reservoir.mp4", fps=6)
-print(f"wrote reservoir.png and reservoir.mp4 to {arguments.out}; look at how much is released at which level")
+print(f"wrote reservoir.png, .mp4 and .json to {arguments.out}; look at how much is released at which level")
