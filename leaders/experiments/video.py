@@ -14,6 +14,7 @@ from bilevel_envs.rendering.drawing import INK, PAPER
 from bilevel_envs.wrapper import BilevelWrapper
 
 HEADER = 56  # pixels above each picture; even, as video codecs want
+WIDE_ENOUGH = 380  # pixels; in narrower frames letters are smaller
 GAP = 16
 
 
@@ -144,9 +145,10 @@ def _titled(picture: Any, caption: str, step: int, collected: float, ending: str
     height, width = picture.shape[:2]
     image = Image.new("RGB", (width, height + HEADER), PAPER)
     image.paste(Image.fromarray(picture), (0, HEADER))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
-    draw.text((8, 6), caption, fill=INK, font=ImageFont.load_default(19))
-    draw.text((8, 32), f"step {step}   leader has collected {collected:.2f}{ending}", fill=INK, font=font)
+    draw, scale = ImageDraw.Draw(image), min(1.0, width / WIDE_ENOUGH)
+    draw.text((8, 6), caption, fill=INK, font=ImageFont.load_default(19 * scale))
+    told = f"step {step}   leader has collected {collected:.2f}{ending}"
+    draw.text((8, 32), told, fill=INK, font=ImageFont.load_default(15 * scale))
     return np.asarray(image)
 
 

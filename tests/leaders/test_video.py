@@ -52,3 +52,27 @@ def test_an_environment_that_somebody_else_wrote_is_filmed_before_and_after(tmp_
 def test_what_does_not_draw_itself_says_how_to_make_it(make):
     with pytest.raises(ValueError, match='with render_mode="rgb_array" before it is wrapped, got render_mode=None'):
         episode_frames(make(), np.array([0.5]), "before")
+
+
+class Narrow(gym.Wrapper):
+    """An environment whose pictures are a strip of the real ones."""
+
+    def render(self):
+        return self.env.render()[:, :200]
+
+
+def test_what_is_written_over_a_narrow_picture_fits():
+    env = ConfigurableRewards(
+        Narrow(gym.make("CartPole-v1", render_mode="rgb_array")),
+        gym.spaces.Box(0.0, 1.0, (1,), np.float64),
+        lambda theta, c: theta[..., 0] * c[..., 0],
+        lambda theta, c: -1_234.5 * c[..., 0],
+        Preferences(0.97, 0.97, 0.5),
+        lambda observation, action, reward, after, info: [reward],
+    )
+    wrapped = BilevelWrapper(env, SB3Follower("SoftDQN", 20, learning_starts=10, policy_kwargs={"net_arch": [8]}))
+    wrapped.best_response(np.array([0.5]))
+    last = episode_frames(wrapped, np.array([0.5]), "after, led by another leader", steps=15)[-1]
+    assert last.shape[1] == 200
+    assert (last[:HEADER, -3:] == last[0, 0]).all()
+    assert (last[:HEADER, 100:] != last[0, 0]).any()
