@@ -23,6 +23,7 @@ OPTIONAL = {
     "submitit": ("studies on Slurm: bilevel sweep --slurm", "slurm"),
     "mlflow": ("a tracker: --track mlflow", "mlflow"),
     "wandb": ("a tracker: --track wandb", "wandb"),
+    "mujoco": ("examples/real/reacher.py", "real"),
     "mo_gymnasium": ("examples/real: pip install --no-deps mo-gymnasium", ""),
 }  # module: what it is for, and the extra that brings it
 

@@ -1,5 +1,7 @@
 """Each tutorial script runs at toy size."""
 
+import ctypes.util
+import json
 import os
 import re
 import subprocess
@@ -117,13 +119,35 @@ def test_the_pendulum_script_runs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deep_sea_treasure", "water_reservoir"])
-def test_a_real_environment_that_is_not_there_is_asked_for(name):
+@pytest.mark.parametrize(
+    ("name", "module", "line"),
+    [
+        ("deep_sea_treasure", "mo_gymnasium", 'pip install --no-deps "mo-gymnasium==1.3.2"'),
+        ("water_reservoir", "mo_gymnasium", 'pip install --no-deps "mo-gymnasium==1.3.2"'),
+        ("reacher", "mujoco", 'pip install "bilevel-envs[real]"'),
+    ],
+)
+def test_a_real_environment_that_is_not_there_is_asked_for(name, module, line):
     script = str(EXAMPLES / "real" / f"{name}.py")
-    code = f"import sys, runpy; sys.modules['mo_gymnasium'] = None; runpy.run_path({script!r})"
+    code = f"import sys, runpy; sys.modules[{module!r}] = None; runpy.run_path({script!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
-    assert 'pip install --no-deps "mo-gymnasium==1.3.2"' in done.stderr
+    assert line in done.stderr
+
+
+@pytest.mark.slow
+def test_the_robot_arm_runs(tmp_path):
+    size = ["--iterations", "1", "--first", "300", "--judge", "300", "--seeds", "0", "1"]
+    draws = ctypes.util.find_library("EGL") is not None
+    command = [sys.executable, str(EXAMPLES / "real" / "reacher.py"), *size, "--out", str(tmp_path)]
+    gl = os.environ | {"MUJOCO_GL": "egl" if draws else "disabled"}
+    done = subprocess.run(command + ["--no-film"] * (not draws), capture_output=True, text=True, cwd=tmp_path, env=gl)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "reacher.json").read_text())
+    assert [one["steps"] for one in found.values()] == [1_300, 1_300]
+    assert found["bchg 0"]["start"] == found["bchg 1"]["start"] < -20  # an arm that has learnt nothing
+    assert {path.name for path in tmp_path.glob("reacher.*")} >= {"reacher.png", "reacher.json"}
+    assert (tmp_path / "reacher.mp4").exists() == draws
 
 
 def test_every_real_environment_has_its_page_and_no_extra_pulls_pygame():

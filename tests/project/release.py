@@ -24,7 +24,7 @@ from pathlib import Path
 import tyro
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = "render,video,tables,optuna,ray,mlflow,wandb,slurm"
+EXTRAS = "render,video,tables,optuna,ray,mlflow,wandb,slurm,real"
 TOLD = ("gymnasium", "pettingzoo", "stable-baselines3", "numpy", "scipy", "torch", "numba", "matplotlib")
 NOT_OLDEST = {"torch"}  # builds without CUDA are not to be had from PyPI; the version of constraints.txt is taken
 SMOKE = """
