@@ -21,7 +21,8 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.worlds.tabular.banded import Band, band_of
-from bilevel_envs.worlds.tabular.kernels import count_transitions, known_moves, solutions
+from bilevel_envs.worlds.tabular.kernels.counts import count_transitions, known_moves
+from bilevel_envs.worlds.tabular.kernels.systems import solutions
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.pattern import pattern_of
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy

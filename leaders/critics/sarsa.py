@@ -12,7 +12,7 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice, check_per_run
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
+from bilevel_envs.worlds.tabular.kernels.critics import expected_sarsa, sarsa
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse
 from leaders.critics.exact import table_values
 

@@ -8,7 +8,7 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_count
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.kernels import stage_game
+from bilevel_envs.worlds.tabular.kernels.critics import stage_game
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.sarsa import LearnedTable
 

@@ -14,7 +14,7 @@ from bilevel_envs.core.follower import BestResponse, Policy, PolicyWithMoments
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.linear_quadratic.polynomials import Polynomial, lstd, symmetric
-from bilevel_envs.worlds.tabular.kernels import expected_sarsa, sarsa
+from bilevel_envs.worlds.tabular.kernels.critics import expected_sarsa, sarsa
 from bilevel_envs.worlds.tabular.model import Table
 from bilevel_envs.worlds.tabular.policy import TabularResponse
 from leaders.critics.sarsa import LearnedTable

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout
-from bilevel_envs.worlds.tabular.kernels import decaying_sum
+from bilevel_envs.worlds.tabular.kernels.critics import decaying_sum
 
 
 def returns_to_go(batch: Rollout, gamma: float) -> Tensor:

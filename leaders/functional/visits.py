@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bilevel_envs.worlds.tabular.kernels import mean_by_key
+from bilevel_envs.worlds.tabular.kernels.critics import mean_by_key
 
 
 def visit_mean(x: Tensor, key: Tensor, valid: Tensor) -> Tensor:

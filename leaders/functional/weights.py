@@ -23,7 +23,7 @@ from torch import Tensor
 from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.mdp import Preferences
-from bilevel_envs.worlds.tabular.kernels import decaying_sum, moments_by_group
+from bilevel_envs.worlds.tabular.kernels.critics import decaying_sum, moments_by_group
 from leaders.functional.values import Values
 from leaders.functional.visits import number, start_share, visit_mean
 

@@ -4,7 +4,7 @@ import torch
 
 from bilevel_envs import Preferences
 from bilevel_envs.followers import SoftValueIteration
-from bilevel_envs.worlds.tabular import kernels
+from bilevel_envs.worlds.tabular.kernels import systems
 from bilevel_envs.worlds.tabular.model import TabularModel
 
 
@@ -86,7 +86,7 @@ def test_the_compiled_solution_with_a_border_is_that_of_the_same_loop_in_python(
     moves = world(with_hubs(chain(70, rng), [5, 50], rng), rng).structure.stepping
     policy, y, band = rng.dirichlet(np.ones(2), 70), rng.normal(size=70), moves.band
     arguments = (policy, moves.successor[0], moves.going_on[0], 0.9, band.position, band.width, y, transpose)
-    one, other = (solve(*arguments, band.border) for solve in (kernels.solution, kernels.solution.py_func))
+    one, other = (solve(*arguments, band.border) for solve in (systems.solution, systems.solution.py_func))
     assert band.border >= 2
     np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 

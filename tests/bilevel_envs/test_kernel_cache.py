@@ -8,7 +8,7 @@ import pytest
 
 CALL = """
 import numpy as np
-from bilevel_envs.worlds.tabular.kernels import outcome
+from bilevel_envs.worlds.tabular.kernels.drawing import outcome
 print(outcome(np.array([0.25, 0.5, 0.25]), 0.3))
 """
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from bilevel_envs.envs.four_rooms import FourRooms
-from bilevel_envs.worlds.tabular import kernels
+from bilevel_envs.worlds.tabular.kernels import critics, drawing, systems
 from bilevel_envs.worlds.tabular.starts import Starts
 
 
 def test_outcomes_follow_the_cumulative_sums():
     thirds = np.array([0.0, 1 / 3, 1 / 3, 1 / 3, 0.0])
     # the thirds do not add up to 1 in floating point; outcomes of probability 0 must never be drawn
-    drawn = [kernels.outcome(thirds, u) for u in (0.0, 0.3, 0.34, 0.67, np.nextafter(1.0, 0.0))]
+    drawn = [drawing.outcome(thirds, u) for u in (0.0, 0.3, 0.34, 0.67, np.nextafter(1.0, 0.0))]
     assert drawn == [1, 1, 2, 3, 3]
 
 
@@ -22,7 +22,7 @@ def test_streams_give_the_numbers_of_numpys_pcg64_to_the_last_bit():
     halves = [[*divmod(state["state"], 2**64), *divmod(state["inc"], 2**64)] for state in states]
     stream = np.array(halves, np.uint64)
     for index, generator in enumerate(generators):
-        found = [kernels.next_uniform(stream, index) for _ in range(2_000)]
+        found = [drawing.next_uniform(stream, index) for _ in range(2_000)]
         np.testing.assert_array_equal(found, generator.random(2_000))
 
 
@@ -34,14 +34,14 @@ def test_possible_starts_are_drawn_like_starts_of_the_whole_distribution():
     initial /= initial.sum(-1, keepdims=True)
     starts, uniform = Starts.of(initial), np.append(rng.random(999), np.nextafter(1.0, 0.0))
     for run in range(3):
-        found = starts.states[run, [kernels.drawn(starts.cdf[run], u) for u in uniform]]
-        np.testing.assert_array_equal(found, [kernels.outcome(initial[run], u) for u in uniform])
+        found = starts.states[run, [drawing.drawn(starts.cdf[run], u) for u in uniform]]
+        np.testing.assert_array_equal(found, [drawing.outcome(initial[run], u) for u in uniform])
 
 
 def test_a_start_is_possible_even_where_probabilities_are_rounded():
     starts = Starts.of(np.array([[0.0, 1 / 3, 0.0, 1 / 3, 1 / 3 - 1e-9, 0.0]]))
     last = np.nextafter(1.0, 0.0)
-    drawn = [int(starts.states[0, kernels.drawn(starts.cdf[0], u)]) for u in (0.0, 1 / 3, 0.7, last)]
+    drawn = [int(starts.states[0, drawing.drawn(starts.cdf[0], u)]) for u in (0.0, 1 / 3, 0.7, last)]
     assert drawn == [1, 3, 4, 4]  # a number on the edge belongs to the next state
     with pytest.raises(ValueError, match="positive probability"):
         Starts.of(np.zeros((1, 3)))
@@ -50,12 +50,12 @@ def test_a_start_is_possible_even_where_probabilities_are_rounded():
 def test_means_by_key_are_those_made_by_hand():
     x, key = np.array([[1.0, 2.0, 4.0, 8.0]]), np.array([[0, 2, 2, 0]])
     valid = np.array([[True, True, True, False]])
-    assert kernels.mean_by_key(x, key, valid, 4).tolist() == [[1.0, 0.0, 3.0, 0.0]]
+    assert critics.mean_by_key(x, key, valid, 4).tolist() == [[1.0, 0.0, 3.0, 0.0]]
 
 
 def test_decaying_sum_is_a_geometric_one():
     x = np.random.default_rng(0).normal(size=(3, 20))
-    w = kernels.decaying_sum(x, 0.9, np.zeros(x.shape, bool))
+    w = critics.decaying_sum(x, 0.9, np.zeros(x.shape, bool))
     assert w[:, -1] == pytest.approx(x @ 0.9 ** np.arange(19, -1, -1), abs=1e-13)
 
 
@@ -72,7 +72,7 @@ def test_a_walk_moves_along_the_rows_of_its_tables(whole_episodes):
         return tuple(np.zeros((2, 4, 30), kind) for kind in [np.int64] * 4 + [bool] * 3)
 
     fast, plain = columns(), columns()
-    for walk, out in ((kernels.walk, fast), (kernels.walk.py_func, plain)):
+    for walk, out in ((drawing.walk, fast), (drawing.walk.py_func, plain)):
         walk(uniform, policy, successor, move, starts, ends, anywhere, anywhere, 7, whole_episodes, out)
     for one, other in zip(fast, plain, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -97,7 +97,7 @@ def test_padding_of_the_successors_is_kept_out_of_the_band():
     # four rooms: most moves have fewer successors than the widest one, padded with states that lie far away
     moves = FourRooms()._planned.structure.stepping
     policy, where = np.full((104, 4), 0.25), (moves.band.position, moves.band.width)
-    one, other = (f(policy, moves.successor[0], moves.going_on[0], 0.9, *where) for f in _both(kernels.factorised))
+    one, other = (f(policy, moves.successor[0], moves.going_on[0], 0.9, *where) for f in _both(systems.factorised))
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-15)
 
 
@@ -106,7 +106,7 @@ def test_soft_policy_iteration_is_the_same_loop_in_python():
     rng = np.random.default_rng(0)
     move, successor = rng.dirichlet(np.ones(2), (1, 4, 2)), rng.integers(4, size=(1, 4, 2, 2))
     arguments = (rng.normal(size=(2, 4, 2)), successor, move, 0.9, 0.3, np.arange(4), 3, np.zeros((2, 4)), 1e-10)
-    for one, other in zip(*(f(*arguments, 50) for f in _both(kernels.soft_policy_iteration)), strict=True):
+    for one, other in zip(*(f(*arguments, 50) for f in _both(systems.soft_policy_iteration)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 

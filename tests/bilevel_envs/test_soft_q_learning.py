@@ -7,7 +7,7 @@ import torch
 
 from bilevel_envs import BilevelWrapper
 from bilevel_envs.followers import SoftQLearning
-from bilevel_envs.worlds.tabular.kernels import soft_q_pass
+from bilevel_envs.worlds.tabular.kernels.critics import soft_q_pass
 from leaders import BCHG, exact
 
 

@@ -12,7 +12,7 @@ from bilevel_envs.core.checks import check_seed, keep_counts, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.tabular.kernels import soft_q_pass
+from bilevel_envs.worlds.tabular.kernels.critics import soft_q_pass
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.tabular.rollout import table_rollout

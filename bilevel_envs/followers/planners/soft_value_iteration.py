@@ -11,7 +11,7 @@ from torch import Tensor
 from bilevel_envs.core.checks import check_choice, check_count, keep_numbers
 from bilevel_envs.core.follower import BestResponse, Capabilities, CutShort, check_model
 from bilevel_envs.core.mdp import Model, Preferences
-from bilevel_envs.worlds.tabular.kernels import soft_policy_iteration
+from bilevel_envs.worlds.tabular.kernels.systems import soft_policy_iteration
 from bilevel_envs.worlds.tabular.large_planning import Stop, large_soft_policy_iteration
 from bilevel_envs.worlds.tabular.model import Table, TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy, TabularResponse

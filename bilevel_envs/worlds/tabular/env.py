@@ -14,7 +14,7 @@ from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.env_base import BLOCK, ConfigurableEnv, ConfigurableVectorEnv, Face
 from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_model, check_problem, completed, simulated_at_first
-from bilevel_envs.worlds.tabular.kernels import first_states, step_copies
+from bilevel_envs.worlds.tabular.kernels.drawing import first_states, step_copies
 from bilevel_envs.worlds.tabular.model import Stepping, TabularModel
 
 OBSERVATIONS = ("index", "vector")

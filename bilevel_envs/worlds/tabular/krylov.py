@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from bilevel_envs.worlds.tabular.kernels import compiled
+from bilevel_envs.worlds.tabular.kernels.compiled import compiled
 
 PATIENCE = 40  # iterations without halving after which BiCGSTAB begins anew
 BASIS = 30  # vectors of GMRES

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel_envs.worlds.tabular.kernels import EPSILON, MOST_ROUNDING, compiled, middle
+from bilevel_envs.worlds.tabular.kernels.compiled import compiled
+from bilevel_envs.worlds.tabular.kernels.systems import EPSILON, MOST_ROUNDING, middle
 from bilevel_envs.worlds.tabular.krylov import swept
 from bilevel_envs.worlds.tabular.pattern import LONG_LIST, Lists, Pattern, pattern_of
 from bilevel_envs.worlds.tabular.policy_system import PolicySystem, Stale, runs_first

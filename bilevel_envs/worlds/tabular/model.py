@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.checks import check_distribution, check_finite, check_shape
 from bilevel_envs.worlds.tabular.banded import Band, band_of
-from bilevel_envs.worlds.tabular.kernels import solutions
+from bilevel_envs.worlds.tabular.kernels.systems import solutions
 from bilevel_envs.worlds.tabular.pattern import Pattern
 from bilevel_envs.worlds.tabular.policy_system import ACCURACY, PolicySystems
 from bilevel_envs.worlds.tabular.starts import Starts

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from bilevel_envs.worlds.tabular.kernels import compiled
+from bilevel_envs.worlds.tabular.kernels.compiled import compiled
 
 FEW_TRIANGLES = 0.05  # of the states; with more, factors that change the diagonal alone lose to ILU(0)
 MOST_PER_ROW = 12  # entries of a merged row on average; with more, an incomplete factor costs more than it saves

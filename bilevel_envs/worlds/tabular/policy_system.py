@@ -6,7 +6,8 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import SuperLU, splu
 
-from bilevel_envs.worlds.tabular.kernels import EPSILON, compiled
+from bilevel_envs.worlds.tabular.kernels.compiled import compiled
+from bilevel_envs.worlds.tabular.kernels.systems import EPSILON
 from bilevel_envs.worlds.tabular.krylov import (
     BASIS,
     ONE,

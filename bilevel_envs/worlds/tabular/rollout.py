@@ -11,7 +11,7 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.checks import check_room
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.worlds.tabular.checks import check_table_policy
-from bilevel_envs.worlds.tabular.kernels import walk
+from bilevel_envs.worlds.tabular.kernels.drawing import walk
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.tabular.policy import BoltzmannPolicy
 from bilevel_envs.worlds.tabular.starts import Starts
