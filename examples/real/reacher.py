@@ -33,10 +33,10 @@ except ImportError:
     sys.exit('this example needs MuJoCo: pip install "bilevel-envs[real]"')
 
 LEADERS = {
-    "bchg": lambda wrapped, seed: BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.2),
+    "bchg": lambda wrapped, seed: BCHG(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
     "cmaes": lambda wrapped, seed: CMAES(wrapped, seed=seed, episodes=20, population=6),
-    "zeroth-order": lambda wrapped, seed: ZerothOrder(wrapped, seed=seed, episodes=20, learning_rate=0.2),
-    "naive-pgd": lambda wrapped, seed: NaivePGD(wrapped, seed=seed, batch_size=1_000, learning_rate=0.2),
+    "zeroth-order": lambda wrapped, seed: ZerothOrder(wrapped, seed=seed, episodes=20, learning_rate=0.1),
+    "naive-pgd": lambda wrapped, seed: NaivePGD(wrapped, seed=seed, batch_size=1_000, learning_rate=0.1),
 }
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--iterations", type=int, default=25, help="of 1,000 steps by the leader, 1,000 by the operator")
@@ -67,7 +67,7 @@ def r_follower(theta, c):
 
 def r_leader(theta, c):
     """Nearness and wear, the shoulder's twice, less what prices cost."""
-    return c[..., 0] + 4 * c[..., 2] + 2 * c[..., 3] - 0.05 * theta.square().sum(-1)
+    return c[..., 0] + 4 * c[..., 2] + 2 * c[..., 3] - 0.02 * theta.square().sum(-1)
 
 
 reacher = gym.make("Reacher-v5", render_mode="rgb_array", width=320, height=320)
