@@ -50,7 +50,7 @@ PROBLEMS = {
         2,
     ),
     "prices": Problem(
-        "deep-sea treasure, price list, θ ∈ R^10",
+        "deep-sea treasure, price list, θ ∈ R¹⁰",
         "deep_sea_treasure.py",
         ("--problem", "prices", "--iterations", "50"),
         "prices.json",

@@ -40,14 +40,14 @@ SEEDS = 10
 SOLVES = 3_000
 ENVS: dict[str, tuple[str, dict[str, Any], int]] = {  # id, arguments, environment steps
     "toll-bridge": ("BiLevel/TollBridge-v0", {}, 10_000),
-    "four-rooms": ("BiLevel/FourRooms-v0", {"beta": 5e-3}, 25_000),
-    "four-rooms, β = 1e-3": ("BiLevel/FourRooms-v0", {"beta": 1e-3}, 25_000),
+    "four-rooms": ("BiLevel/FourRooms-v0", {"beta": 5e-3}, 300_000),
+    "four-rooms, β = 1e-3": ("BiLevel/FourRooms-v0", {"beta": 1e-3}, 300_000),
     "random-mdp": ("BiLevel/RandomMDP-v0", {}, 25_000),
     "warehouse": ("BiLevel/Warehouse-v0", {}, 25_000),
     "toy-game, R1": ("BiLevel/ToyMarkovGame-v0", {"variant": "R1"}, 100_000),
     "toy-game, R2": ("BiLevel/ToyMarkovGame-v0", {"variant": "R2"}, 100_000),
     "lqr": ("BiLevel/BilevelLQR-v0", {}, 100_000),
-    "building": ("BiLevel/BuildingThermalControl-v0", {}, 100_000),
+    "building": ("BiLevel/BuildingThermalControl-v0", {}, 300_000),
 }
 ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in LEADERS if name != "hpgd"} | {
     f"hpgd, {variant}": ("hpgd", {"variant": variant}) for variant in ("oracle", "mc", "sa", "td")
