@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
@@ -42,17 +43,23 @@ class Measure:
         return self.value <= self.limit
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def trees() -> tuple[tuple[str, ast.Module], ...]:
     """Every file of both packages with its syntax tree."""
-    for path in FILES:
-        yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+    return tuple((str(path.relative_to(ROOT)), ast.parse(path.read_text())) for path in FILES)
+
+
+@functools.cache
+def nodes(tree: ast.Module) -> tuple[ast.AST, ...]:
+    """All nodes of a file's syntax tree."""
+    return tuple(ast.walk(tree))
 
 
 def kind_tests() -> Measure:
     """isinstance of models, policies, values, followers and critics; hasattr; getattr with a default; rank as type."""
     found = []
     for name, tree in trees():
-        found += [f"{name}:{node.lineno}" for node in ast.walk(tree) if _tests_kind(node)]
+        found += [f"{name}:{node.lineno}" for node in nodes(tree) if _tests_kind(node)]
     return Measure("tests on kind", len(found), 25, tuple(found))
 
 
@@ -89,7 +96,7 @@ def uses_of_any(tree: ast.Module, aliases: Collection[str] = ()) -> int:
     """How often a module says `Any`, `typing.Any` or an alias, also in annotations that are strings."""
     names = {"Any", *aliases, *_aliases_of_any(tree)}
     found = 0
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Name):
             found += node.id in names
         elif isinstance(node, ast.Attribute):
@@ -111,7 +118,7 @@ def _is_annotation(text: str) -> bool:
 def _aliases_of_any(tree: ast.Module) -> set[str]:
     """Other names that a module gives to `Any`: by import, or by an assignment of `Any` alone."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.ImportFrom):
             found |= {one.asname for one in node.names if one.name == "Any" and one.asname}
         elif isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
@@ -124,7 +131,7 @@ def _aliases_of_any(tree: ast.Module) -> set[str]:
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every function with its place."""
     for name, tree in trees():
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield f"{name}:{node.lineno} {node.name}", node
 
@@ -173,13 +180,13 @@ def private_accesses() -> Measure:
     """Private attributes of objects of other modules."""
     found = []
     for name, tree in trees():
-        own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        own = {node.name for node in nodes(tree) if isinstance(node, ast.FunctionDef)}
         own |= {
             node.attr
-            for node in ast.walk(tree)
+            for node in nodes(tree)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
         }
-        for node in ast.walk(tree):
+        for node in nodes(tree):
             if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr) or node.attr in own:
                 continue
             if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")) and not _of_super(node):
@@ -225,7 +232,7 @@ def duplicates() -> Measure:
 
 def _code_lines(name: str, tree: ast.Module) -> list[tuple[int, str]]:
     skipped = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         documented = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         if documented or isinstance(node, (ast.Import, ast.ImportFrom)):
             skipped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
