@@ -30,6 +30,7 @@ class LeaderKeywords(TypedDict, total=False):
     """The keywords that every leader takes; see `LeaderConfig`."""
 
     learning_rate: PerRun | None
+    learning_rate_decay: float | None
     optimizer: str | None
     max_grad_norm: float | None
     policy: torch.nn.Module | str | None

@@ -141,7 +141,13 @@ class Leader:
                 "BCHG, HPGD, NaivePGD, SoBiRL or ExactGradient for a draw in every outer iteration"
             )
         self._ascent = Ascent(
-            self.policy, self.runs, config.optimizer, config.learning_rate, config.max_grad_norm, config.blocks
+            self.policy,
+            self.runs,
+            config.optimizer,
+            config.learning_rate,
+            config.max_grad_norm,
+            config.learning_rate_decay,
+            config.blocks,
         )
         self.history = History(self.runs)
         self.progress = Progress()
@@ -481,7 +487,7 @@ class Leader:
         if loss.requires_grad:
             loss.sum().backward()
         try:
-            return self._ascent.step()
+            return self._ascent.step(self.progress.iterations)
         except FloatingPointError as error:
             raise FloatingPointError(f"outer iteration {self.progress.iterations}: {error}") from error
 

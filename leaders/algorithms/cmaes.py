@@ -61,7 +61,9 @@ class CMAES(SearchLeader):
     """
 
     name: ClassVar[str] = "cmaes"
-    without: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm", "optimizer"})
+    without: ClassVar[frozenset[str]] = frozenset(
+        {"learning_rate", "learning_rate_decay", "max_grad_norm", "optimizer"}
+    )
 
     def __init__(
         self,

@@ -29,7 +29,9 @@ class RandomSearch(SearchLeader):
     """
 
     name: ClassVar[str] = "random-search"
-    without: ClassVar[frozenset[str]] = frozenset({"learning_rate", "max_grad_norm", "optimizer"})
+    without: ClassVar[frozenset[str]] = frozenset(
+        {"learning_rate", "learning_rate_decay", "max_grad_norm", "optimizer"}
+    )
 
     def __init__(
         self, env: gym.Env, *, scale: float = 3.0, episodes: int = 4, **keywords: Unpack[LeaderKeywords]

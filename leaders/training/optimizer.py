@@ -23,6 +23,7 @@ class Ascent:
       optimizer: "sgd" or "adam".
       learning_rate: one number, or one per run.
       max_grad_norm: a run's gradient is scaled down to this ℓ2 norm; inf for never.
+      decay: factor in (0, 1] on the step size after every step.
       blocks: parts of a run's flattened parameter, of which there is one then, that are scaled apart.
     """
 
@@ -33,12 +34,14 @@ class Ascent:
         optimizer: str,
         learning_rate: PerRun,
         max_grad_norm: float,
+        decay: float = 1.0,
         blocks: Mapping[str, slice] | None = None,
     ) -> None:
         check_choice(optimizer, OPTIMIZERS, "optimizer")
         check_per_run(learning_rate, "learning_rate", runs=runs, above=0)
         if not (isinstance(max_grad_norm, (float, np.floating)) and max_grad_norm == float("inf")):
             check_number(max_grad_norm, "max_grad_norm", above=0)
+        self._decay = check_number(decay, "learning_rate_decay", above=0, at_most=1)
         self._leaves = [leaf for leaf in module.parameters() if leaf.requires_grad]
         if not self._leaves:
             raise ValueError("`policy` must have parameters that require gradients; it has none")
@@ -49,16 +52,15 @@ class Ascent:
             raise ValueError(f"`policy` must have one parameter to be clipped block by block, got {len(self._leaves)}")
         self.runs, self.max_grad_norm, self.blocks = runs, float(max_grad_norm), blocks
         self._rates = torch.from_numpy(np.array(learning_rate, np.float64)) if np.ndim(learning_rate) else None
-        self._optimizer = OPTIMIZERS[optimizer](
-            self._leaves, lr=1.0 if self._rates is not None else float(np.asarray(learning_rate))
-        )
+        self._first = 1.0 if self._rates is not None else float(np.asarray(learning_rate))
+        self._optimizer = OPTIMIZERS[optimizer](self._leaves, lr=self._first)
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
         self._optimizer.zero_grad()
 
-    def step(self) -> Tensor:
-        """One step; returns each run's gradient norm before clipping, [R].
+    def step(self, taken: int = 0) -> Tensor:
+        """One step, after so many others; returns each run's gradient norm before clipping, [R].
 
         Raises:
           FloatingPointError: if a gradient is not finite; the parameters then stay as they were.
@@ -76,10 +78,12 @@ class Ascent:
             if (scale < 1).any():
                 for gradient in group:
                     gradient.mul_(scale[:, None])
+        for options in self._optimizer.param_groups:
+            options["lr"] = self._first * self._decay**taken
         if self._rates is None:
             self._optimizer.step()
         else:
-            # Every optimiser's step is proportional to its learning rate: take it with rate 1, then scale per run.
+            # Every optimiser's step is proportional to its learning rate: take it with one of 1, then scale per run.
             before = [leaf.detach().clone() for leaf in self._leaves]
             self._optimizer.step()
             with torch.no_grad():
@@ -93,11 +97,8 @@ class Ascent:
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Puts the memory back; the step size stays this optimiser's own."""
-        own = [group["lr"] for group in self._optimizer.param_groups]
+        """Puts the memory back; the step size, which every step sets anew, stays this optimiser's own."""
         self._optimizer.load_state_dict(state)
-        for group, rate in zip(self._optimizer.param_groups, own, strict=True):
-            group["lr"] = rate
 
     def _by_run(self, x: Tensor) -> Tensor:
         return x.view(self.runs, -1)

@@ -221,6 +221,22 @@ def test_gradients_are_clipped_in_each_run(make):
     assert (leader.history["grad_norm"][0] > 1e-2).all()
 
 
+@pytest.mark.parametrize("rates", [1.0, [1.0, 0.1]])
+def test_the_step_size_shrinks_after_every_iteration(make, tmp_path, rates):
+    # gradients are clipped to 1e-3, so that SGD's n-th step has the length 1e-3 times the step size; also after loading
+    env, how = make("FourRooms"), {"preset": "paper", "max_grad_norm": 1e-3, "learning_rate_decay": 0.5}
+    leader, lengths = BCHG(env, runs=2, learning_rate=rates, **how), []
+    for iteration in range(4):
+        if iteration == 2:
+            leader.save(tmp_path / "leader.zip")
+            leader = BCHG.load(tmp_path / "leader.zip", env)
+        before = leader.policy.raw.detach().clone()
+        leader.learn(1)
+        lengths.append((leader.policy.raw.detach() - before).norm(dim=1).numpy())
+    expected = 1e-3 * 0.5 ** np.arange(4)[:, None] * np.broadcast_to(rates, 2)
+    np.testing.assert_allclose(lengths, expected, rtol=1e-4)
+
+
 def test_callbacks_can_stop_a_run(make):
     leader = BCHG(make("TollBridge"), batch_size=100).learn(50, callback=StopAfter(7))
     assert leader.progress.iterations == 7
@@ -310,6 +326,7 @@ def test_a_bare_environment_is_refused(leader):
         ({"control_variate": "linear"}, "`control_variate` must be one of"),
         ({"optimizer": "rmsprop"}, "`optimizer` must be one of 'sgd', 'adam'"),
         ({"learning_rate": -0.1}, "`learning_rate` must be above 0, got -0.1"),
+        ({"learning_rate_decay": 1.1}, "`learning_rate_decay` must be above 0 and at most 1, got 1.1"),
         ({"learning_rate": [0.1, 0.2]}, r"`learning_rate` must be a number or one per run \(1\)"),
         ({"max_grad_norm": 0.0}, "`max_grad_norm` must be above 0"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
