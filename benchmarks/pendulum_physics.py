@@ -33,11 +33,12 @@ sys.path.insert(0, str(ROOT))  # the world is that of the tests
 from benchmarks.seeds import told  # noqa: E402
 from tests.pendulum import led_pendulum, solved  # noqa: E402
 
+STEPS = {"learning_rate": 0.15, "learning_rate_decay": 0.95}
 LEADERS = {
-    "bchg": lambda env, seed: BCHG(env, seed=seed, batch_size=2_000, learning_rate=0.1, dynamics="learnt"),
+    "bchg": lambda env, seed: BCHG(env, seed=seed, batch_size=2_000, dynamics="learnt", **STEPS),
     "cmaes": lambda env, seed: CMAES(env, seed=seed, episodes=10, population=6),
-    "zeroth-order": lambda env, seed: ZerothOrder(env, seed=seed, episodes=10, learning_rate=0.1),
-    "naive-pgd": lambda env, seed: NaivePGD(env, seed=seed, batch_size=2_000, learning_rate=0.1, dynamics="learnt"),
+    "zeroth-order": lambda env, seed: ZerothOrder(env, seed=seed, episodes=10, **STEPS),
+    "naive-pgd": lambda env, seed: NaivePGD(env, seed=seed, batch_size=2_000, dynamics="learnt", **STEPS),
 }
 COMPARED = (114_000, 200_000)  # steps of both at which the table reads J_L; only BC-HG goes on beyond the first
 MARKS = (*range(32_000, 200_000, 20_500), 200_000)  # steps of both at which designs are kept
