@@ -119,7 +119,7 @@ def tried(case: str, python: str, folder: Path) -> dict[str, object]:
         if done.returncode:
             return {"failed": what, "said": (done.stderr or done.stdout).strip().splitlines()[-1:]}
     listed = subprocess.run([binaries / "pip", "list", "--format", "json"], capture_output=True, text=True, check=True)
-    versions = {one["name"].lower(): one["version"] for one in json.loads(listed.stdout)}
+    versions = {re.sub("[-_.]+", "-", one["name"]).lower(): one["version"] for one in json.loads(listed.stdout)}
     return {"passed": len(steps), "versions": {name: versions[name] for name in TOLD}}
 
 
