@@ -579,6 +579,7 @@ def test_an_agent_that_is_not_named_goes_with_the_actions(world, theta, state, a
         values.append(world(follower).best_response(theta).v(state))
         assert follower.kind == algorithm
         assert repr(follower) == said  # by which saved leaders know their follower
+        assert NaivePGD(world(SB3Follower(named, 60))).progress.iterations == 0  # which asks it whether it can learn
     torch.testing.assert_close(*values, rtol=0, atol=0)
 
 

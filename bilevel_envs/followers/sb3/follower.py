@@ -212,7 +212,7 @@ class SB3Follower:
           FollowerError: if a network is not finite after training.
           FileNotFoundError: if `model_file` is not there.
         """
-        self._choose(task)
+        self._choose(task)  # also to answer without training, where nothing is checked
         runs, before, known = len(theta), self.spent, len(self.agents or self._kept)
         if not learn and not known:
             raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
@@ -375,6 +375,7 @@ class SB3Follower:
 
     def check(self, task: FollowerTask) -> None:
         """Refuses with a ValueError what cannot be trained or answered in an environment, before anything is."""
+        self._choose(task)
         space, countable = task.action_space, world_of(task.model).countable
         if not countable and not isinstance(space, gym.spaces.Discrete | gym.spaces.Box):
             raise ValueError(f"`env` must have actions in a Discrete or a Box to learn in, got {space}")
