@@ -24,6 +24,8 @@ runs: 2
 batch: 40
 leader: [bchg, naive-pgd]
 learning_rate: [0.05, 0.2]
+follower: soft_value_iteration
+follower_args: {tol: 1.0e-12, solver: auto}
 """
 
 

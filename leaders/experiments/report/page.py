@@ -383,7 +383,7 @@ def _command(config: Mapping[str, object], rows: Sequence[Row]) -> str:
     own = {"runs": len(rows), "seed": min(int(_number(row["seed"])) for row in rows)}
     words = ["bilevel", "train"]
     for name, value in config.items():
-        value = own.get(name, rows[0].get(name, value) if isinstance(value, list) else value)
+        value = own.get(name, _own(rows[0], name, value))
         if value is None or value == [] or isinstance(value, dict):
             continue
         flag = "--" + name.replace("_", "-")
@@ -392,6 +392,12 @@ def _command(config: Mapping[str, object], rows: Sequence[Row]) -> str:
         else:
             words += [flag, *map(str, value if isinstance(value, list) else [value])]
     return shlex.join([*words, "--out", "repeated"])
+
+
+def _own(row: Row, name: str, value: object) -> object:
+    """A run's own number where a folder's setting is one per run; a list that all runs share is a word in the table."""
+    mine = row.get(name)
+    return mine if isinstance(value, list) and isinstance(mine, (int, float)) else value
 
 
 def _versions(runs: Runs) -> list[tuple[str, str]]:
