@@ -7,6 +7,7 @@ import re
 import shutil
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 from PIL import Image
@@ -118,6 +119,23 @@ def relinked(text: str) -> str:
     """A notebook whose links, which lead through the repository, lead through the site."""
     text = re.sub(r"\]\((?:\.\./)+docs/", "](../", text)
     return re.sub(r"\]\((?:\.\./)*(?:tutorials/)?(\w+\.ipynb)", r"](\1", text)
+
+
+def sited(app: object, page: str, source: list[str]) -> None:
+    """Lets links to classes and notebooks, which lead through the repository, lead to their pages."""
+    up = "../" * page.count("/") + "generated/"
+    pages = {cls.__name__: f"follower-{cls.__name__}" for cls in FOLLOWERS.values()}
+    pages |= {
+        path.split(":")[1]: f"env-{name.split('/')[1].removesuffix('-v0')}" for name, (path, _) in PROBLEMS.items()
+    }
+    classes = r'\]\((?:\.\./)+bilevel_envs/[\w/]+\.py "(\w+)"\)'
+    source[0] = re.sub(classes, lambda link: f"]({up}{pages[link[1]]}.md)", source[0])
+    source[0] = re.sub(r"\]\((?:\.\./)+examples/(?:\w+/)*(\w+\.ipynb)\)", rf"]({up}\1)", source[0])
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", sited)
 
 
 def generate(app: object = None) -> None:
