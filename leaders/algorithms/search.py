@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel_envs.core.checks import check_count, check_memory
-from bilevel_envs.core.follower import BestResponse
+from bilevel_envs.core.follower import BestResponse, capabilities_of
 from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
 from leaders.estimate import Estimate
@@ -25,7 +25,7 @@ class SearchLeader(Leader):
     """A leader that tries decisions and compares what they bring.
 
     Every trial asks the follower for a response and samples whole episodes; both are counted. The response at the
-    present θ, which the history's exact value needs, is not the leader's and is not counted.
+    present θ, which the history's exact value needs, counts where the follower learns by it.
 
     Args:
       env: the environment with its follower.
@@ -76,7 +76,7 @@ class SearchLeader(Leader):
             leader_return=torch.stack(returns).mean(0),
             env_steps=torch.stack(steps).sum(0),
             episodes=len(returns) * self.episodes,
-            follower_solves=len(returns) - 1,  # the one at the present θ is not the leader's
+            follower_solves=len(returns) - (not capabilities_of(self.env.follower).learns),  # the one at the present θ
             follower_steps=spent,
             proposal=None if proposal is None else self._raw.named(proposal),
         )

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from bilevel_envs.followers import SB3Follower
 from bilevel_envs.parameterizations import Free
 from leaders import CMAES, RandomSearch, ZerothOrder, exact
-from tests.helpers import z_scores
+from tests.helpers import toll_bridge, z_scores
 
 ALL = [ZerothOrder, CMAES, RandomSearch]
 
@@ -67,6 +68,21 @@ def test_histories_count_the_steps_and_solves_of_every_trial(make, leader):
     assert trained.history["follower_solves"][:, 0].tolist() == [trials, 2 * trials]
     # nothing ends in a random MDP: every trial is three rows of H steps, 0.9^H ≤ 1e-5
     assert trained.history["env_steps"][:, 1].tolist() == [trials * 3 * 110, 2 * trials * 3 * 110]
+
+
+@pytest.mark.parametrize("leader", ALL)
+def test_every_response_of_a_follower_that_learns_is_counted(leader):
+    class Counted(SB3Follower):
+        asked = 0
+
+        def respond(self, *arguments, **keywords):
+            self.asked += 1
+            return super().respond(*arguments, **keywords)
+
+    follower = Counted("SoftDQN", 5, learning_starts=5, policy_kwargs={"net_arch": [4]})
+    trained = leader(toll_bridge(follower), episodes=1).learn(2)
+    assert trained.history["follower_solves"][-1, 0] == follower.asked
+    assert trained.history["follower_steps"][-1, 0] == follower.spent
 
 
 @pytest.mark.slow
