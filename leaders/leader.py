@@ -177,7 +177,7 @@ class Leader:
             for name, value in self._arguments.items()
             if name not in shared and value is not None and differs(value, defaults[name])
         }
-        return selected(self.config, ("learning_rate", "optimizer"), without=NOT_SHOWN) | own
+        return selected(self.config, ("learning_rate", "optimizer"), without=(*NOT_SHOWN, *self.without)) | own
 
     def _critic_state(self) -> dict[str, object]:
         """What the subclass learns beside θ."""
