@@ -10,7 +10,7 @@ from bilevel_envs import BilevelWrapper, ConfigurableRewards, Noise, Preferences
 from bilevel_envs.core.follower import UnsupportedModelError
 from bilevel_envs.followers import SB3Follower, SoftValueIteration
 from bilevel_envs.parameterizations import Box, Free
-from leaders import BCHG, CMAES, HPGD, MBHG, ExactGradient, exact
+from leaders import BCHG, CMAES, HPGD, MBHG, ExactGradient, NaivePGD, exact
 from tests.lake import PREFERENCES, SPACE, Lake, led_lake, logged, r_follower, r_leader
 
 THETA = np.array([0.5, 0.5, 0.5])
@@ -231,6 +231,25 @@ def test_a_space_with_some_bounds_asks_for_a_parameterisation():
     assert (own.parameterization(1)() < 0.5).all()
 
 
+@pytest.mark.parametrize(("ends", "kind"), [(3e38, np.float32), (1e300, np.float64)])
+def test_a_space_with_distant_bounds_begins_in_its_middle(ends, kind):
+    env = made(theta_space=gym.spaces.Box(-ends, ends, (3,), kind))
+    np.testing.assert_allclose(env.parameterization(1)().detach() / ends, np.zeros((1, 3)), atol=1e-7)
+
+
+def test_a_space_with_bounds_too_far_apart_is_refused():
+    with pytest.raises(ValueError, match="`theta_space` must have bounds whose difference is a finite number"):
+        made(theta_space=gym.spaces.Box(-1e308, 1e308, (3,), np.float64)).parameterization(1)
+
+
+def test_actions_without_bounds_need_a_range_for_sac():
+    wide = gym.wrappers.TransformAction(gym.make("Pendulum-v1"), np.tanh, gym.spaces.Box(-np.inf, np.inf, (1,)))
+    with pytest.raises(
+        ValueError, match="`action_range` must be given for SAC where the environment's actions have no"
+    ):
+        NaivePGD(BilevelWrapper(ConfigurableRewards(wide, *POOR), SB3Follower("SAC", 100)))
+
+
 def test_a_search_leads_the_lake():
     leader = CMAES(led_lake(), seed=0, episodes=2, population=4).learn(1)
     assert leader.history["env_steps"][-1] > 0
@@ -305,7 +324,24 @@ def test_components_of_another_number_are_refused_at_their_step():
         ({"env": 5}, "`env` must be a gymnasium.Env"),
         ({"r_follower": lambda theta, c: 1.0}, "`r_follower.*must return a tensor"),
         ({"r_leader": lambda theta, c: theta}, "`r_leader.*must keep the leading axes"),
-        ({"r_leader": lambda theta, c: c[..., 0] / 0}, "r_leader"),
+        (
+            {"r_leader": lambda theta, c: c[..., 0] / 0},
+            r"`r_leader.*must be finite; it is nan at θ = \[0.5, 0.5, 0.5\] and components \[0.0",
+        ),
+        ({"r_leader": lambda theta, c: c[..., 0].long()}, "floating-point numbers, got torch.int64"),
+        (
+            {"r_leader": lambda theta, c: c[..., 0] + theta.detach().numpy().sum()},
+            "must be a reward of each θ by itself",
+        ),
+        (
+            {"r_follower": lambda theta, c: c[..., 0] + theta[0].sum()},
+            r"must be a reward of each θ by itself, .* \[2, 1, 3\]",
+        ),
+        ({"r_follower": lambda theta, c: np.square(theta)}, "Take torch's functions, not NumPy's"),
+        ({"r_follower": None}, "`r_follower` must be a function of θ and components, got None"),
+        ({"parameterization": 5}, "`parameterization` must be None or a function .* got 5"),
+        ({"default_theta": "a"}, "`default_theta` must be finite numbers of shape"),
+        ({"default_theta": torch.ones(3, requires_grad=True)}, "`default_theta` must be an array, got Tensor"),
         (
             {"r_leader": lambda theta, c: c[..., 0], "r_follower": lambda theta, c: c[..., 0]},
             "must depend on θ through torch",
@@ -335,6 +371,60 @@ def test_components_of_another_number_are_refused_at_their_step():
 def test_what_does_not_fit_is_refused_by_name(changed, message):
     with pytest.raises((TypeError, ValueError), match=message):
         made(**changed)
+
+
+@pytest.mark.parametrize("action", [0.5, 4, -1, np.nan, np.array([0]), None])
+def test_an_action_that_is_none_of_its_space_is_refused(action):
+    env = made()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="`action` must be (whole numbers from 0 to 3|an array)"):
+        env.step(action)
+    vector = ConfigurableRewards("Pendulum-v1", *POOR)
+    vector.reset(seed=0)
+    with pytest.raises(ValueError, match=r"`action` must be finite numbers of shape \[1\]"):
+        vector.step([np.nan])
+
+
+POOR = (
+    gym.spaces.Box(0.0, 1.0, (1,), np.float64),
+    lambda theta, c: theta[..., 0] * c[..., 0],
+    lambda theta, c: c[..., 0],
+    PREFERENCES,
+)
+
+
+def test_a_reward_that_writes_into_components_changes_nothing_else():
+    def doubling(theta, c):
+        return theta[..., 0] * c.mul_(2)[..., 0]
+
+    env = ConfigurableRewards("CartPole-v1", POOR[0], doubling, *POOR[2:])
+    env.reset(seed=0)
+    info = env.step(0)[-1]
+    assert info["components"].tolist() == [1.0]
+    assert info["leader_reward"] == 1.0
+
+
+class Odd(gym.Wrapper):
+    """Ends an episode by no bool, or shows one number too many."""
+
+    def __init__(self, env, what):
+        super().__init__(env)
+        self.what = what
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.what == "long":
+            observation = np.append(observation, 0.0)
+        return observation, reward, None if self.what == "end" else terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("end", "must return a bool as `terminated` .* returned None"), ("long", "of 5 numbers instead of 4")],
+)
+def test_steps_that_gymnasium_does_not_know_are_refused(what, message):
+    with pytest.raises(ValueError, match=message):
+        ConfigurableRewards(Odd(gym.make("CartPole-v1"), what), *POOR)
 
 
 def test_theta_outside_its_space_and_steps_before_reset_are_refused():

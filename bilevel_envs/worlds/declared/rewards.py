@@ -26,7 +26,7 @@ from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.parameterizations import around
 from bilevel_envs.core.problems import check_problem, check_theta_space
 from bilevel_envs.core.transparent import shortest_limit
-from bilevel_envs.worlds.declared.spaces import Actions, seen_space
+from bilevel_envs.worlds.declared.spaces import Actions, check_actions, seen_space
 
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
 Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
@@ -65,27 +65,39 @@ class RewardModel:
         """r_F and r_L at components [R, ..., C], [R, ...].
 
         Raises:
-          TypeError: if a reward is no tensor.
-          ValueError: if it has another shape.
+          TypeError: if a reward is no tensor of real numbers.
+          ValueError: if it has another shape, or is not finite.
         """
         between = (1,) * (components.ndim - 2)
         theta = self.theta.view(self.runs, *between, *self.theta.shape[1:])
         found = []
         for name, reward in (("r_follower", self.reward_follower), ("r_leader", self.reward_leader)):
             try:
-                value = reward(theta, components)
+                value = reward(theta, components.clone())  # which it may write into
             except Exception as error:
                 raise ValueError(
                     f"`{name}(theta, components)` raised {type(error).__name__} ({error}) at θ {list(theta.shape)} and "
-                    f"components {list(components.shape)}. Index last axes: theta[..., 0], components[..., 1]"
+                    f"components {list(components.shape)}. Take torch's functions, not NumPy's, and index last axes: "
+                    "theta[..., 0], components[..., 1]"
                 ) from error
-            if not isinstance(value, Tensor):
-                raise TypeError(f"`{name}(theta, components)` must return a tensor, got {type(value).__name__}")
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(
+                    f"`{name}(theta, components)` must return a tensor of floating-point numbers, got {got}: make it "
+                    "of θ and components by torch operations"
+                )
             if value.shape != components.shape[:-1]:
                 raise ValueError(
                     f"`{name}(theta, components)` must keep the leading axes of components and sum out the last: "
                     f"{list(components.shape[:-1])} from components {list(components.shape)} and θ "
                     f"{list(theta.shape)}, got {list(value.shape)}. Index last axes: theta[..., 0], components[..., 1]"
+                )
+            if not value.isfinite().all():
+                first = (~value.isfinite()).nonzero()[0].tolist()
+                raise ValueError(
+                    f"`{name}(theta, components)` must be finite; it is {value[tuple(first)].item()} at θ = "
+                    f"{self.theta[first[0]].tolist()} and components {components[tuple(first)].tolist()}: keep "
+                    "logarithms, roots and quotients away from where they have no value, or narrow `theta_space`"
                 )
             found.append(value)
         return found[0], found[1]
@@ -214,7 +226,14 @@ class Inside:
         told = self._told("step", self.env.step(self._actions.of(action)), STEP)
         self._observation, reward, terminated, truncated, info = told
         logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
-        return self._flat(self._observation, "step"), logged, bool(terminated), bool(truncated), dict(info)
+        flat = self._flat(self._observation, "step")
+        return flat, logged, self._flag(terminated, "terminated"), self._flag(truncated, "truncated"), dict(info)
+
+    def _flag(self, value: Any, name: str) -> bool:
+        """Whether an episode ends or is cut."""
+        if not isinstance(value, (bool, np.bool_, int)):
+            raise ValueError(f"`env` must return a bool as `{name}` from `step`; {self._name} returned {value!r}")
+        return bool(value)
 
     def _told(self, call: str, told: Any, wanted: tuple[str, ...]) -> Any:
         """What `reset` or `step` returned, if it is what Gymnasium's do."""
@@ -260,6 +279,12 @@ class Inside:
 
     def _flat(self, observation: Any, call: str) -> np.ndarray:
         flat = np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
+        wanted = gym.spaces.flatdim(self.env.observation_space)
+        if flat.shape != (wanted,):
+            raise ValueError(
+                f"`env` must show what its observation space says; `{call}` of {self._name} returned {observation!r}, "
+                f"of {flat.size} numbers instead of {wanted}: mend the environment, or its `observation_space`"
+            )
         if not np.isfinite(flat).all():
             raise ValueError(
                 f"`env` must show finite numbers, but `{call}` of {self._name} returned {observation}: end the episode "
@@ -307,11 +332,7 @@ class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
         return np.stack(first)
 
     def _checked(self, actions: ArrayLike) -> np.ndarray:
-        array = np.asarray(actions)
-        wanted = (self.num_envs, *(self.single_action_space.shape or ()))
-        if array.shape != wanted:
-            raise ValueError(f"`actions` must have shape {list(wanted)}, got {list(array.shape)}")
-        return array
+        return check_actions(actions, self.single_action_space, (self.num_envs,), "actions")
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         taken = [inside.step(one) for inside, one in zip(self._inside, action, strict=True)]
@@ -371,11 +392,23 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
                 f"`theta_space` of {type(self).__name__} must have an axis, as shape (1,) has, got shape ()"
             )
         self.env = _made(env)
-        default = _middle(theta_space) if default_theta is None else np.asarray(default_theta, dtype=np.float64)
+        default = (
+            _middle(theta_space)
+            if default_theta is None
+            else finite_numbers(default_theta, theta_space.shape, "default_theta")
+        )
         self.metadata = self.env.metadata
         name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
         self.observation_space = seen_space(self.env.observation_space, name)
         actions = self.action_space = Actions(self.env.action_space, name).space
+        for role, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
+            if not callable(reward):
+                raise TypeError(f"`{role}` must be a function of θ and components, got {reward!r}")
+        if not callable(options.get("parameterization") or (lambda: None)):
+            raise TypeError(
+                "`parameterization` must be None or a function (runs, noise) that returns a module, got "
+                f"{options['parameterization']!r}"
+            )
         problem = problem_kind(
             env=name,
             space=theta_space,
@@ -396,14 +429,27 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         self._try_a_step()
 
     def _try_a_step(self) -> None:
-        """Refuses components and rewards that do not fit a step."""
+        """Refuses components and rewards that do not fit a step, at one θ and at two side by side."""
         self._inside.reset(self._theta, 0)
         self.action_space.seed(0)
         _, components, *_ = self._inside.step(self.action_space.sample())
+        each = torch.from_numpy(components)[None, None]
         model = self.problem.model(torch.from_numpy(self._theta)[None].requires_grad_())
-        rewards = model.rewards(torch.from_numpy(components)[None, None])
-        for name, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
-            finite_numbers(reward.detach().numpy(), (1, 1), f"{name}(theta, components)")
+        rewards = model.rewards(each)
+        other = self._theta + 0.01 * (_middle(self.theta_space) - self._theta)
+        if (other == self._theta).all():  # the middle of a box, or 0 where there are no bounds
+            ends = np.isfinite(self.theta_space.high)
+            other = self._theta + 0.01 * (np.where(ends, self.theta_space.high, self._theta + 1) - self._theta)
+        both = self.problem.model(torch.from_numpy(np.stack([self._theta, other]))).rewards(each.expand(2, 3, -1))
+        alone = self.problem.model(torch.from_numpy(other)[None]).rewards(each)
+        for name, first, second, stacked in zip(("r_follower", "r_leader"), rewards, alone, both, strict=True):
+            wanted = torch.cat([first, second]).detach().expand(2, 3)
+            if not torch.allclose(stacked.detach(), wanted, rtol=1e-6, atol=1e-12):
+                raise ValueError(
+                    f"`{name}(theta, components)` must be a reward of each θ by itself, where θ is stacked as [2, 1, "
+                    f"{', '.join(map(str, self._theta.shape))}]: it gave {stacked.detach().tolist()} there and "
+                    f"{wanted.tolist()} one by one. Index last axes: theta[..., 0], components[..., 1]"
+                )
         if self.problem.sets is None and not any(reward.requires_grad for reward in rewards):
             raise ValueError("`r_follower` or `r_leader` must depend on θ through torch operations; neither does")
 
@@ -468,6 +514,7 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         """One step: r_F, and r_L as ``info["leader_reward"]``, beside ``info["components"]``."""
         if self._state is None or self._over:
             raise gym.error.ResetNeeded("call `reset` before `step`; the last episode is over or none has begun")
+        check_actions(action, self.action_space, (), "action")
         self._state, components, terminated, truncated, info = self._inside.step(action)
         self._over = terminated or truncated
         each = torch.from_numpy(components)[None, None]

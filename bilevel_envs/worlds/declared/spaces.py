@@ -8,6 +8,9 @@ from typing import Any, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import ArrayLike
+
+from bilevel_envs.core.checks import as_array, finite_numbers
 
 MOST_ACTIONS = 1_000  # joint actions that are numbered
 Value: TypeAlias = Any  # of a space, as Gymnasium's own annotations have it
@@ -60,6 +63,26 @@ class Actions:
         ends = np.cumsum([np.prod(shape, dtype=int) for shape in self._shapes])[:-1]
         vectors = np.split(np.asarray(action, self.space.dtype).copy(), ends)
         return self._take(part.reshape(shape) for part, shape in zip(vectors, self._shapes, strict=True))
+
+
+def check_actions(actions: ArrayLike, space: gym.Space, copies: tuple[int, ...], name: str) -> np.ndarray:
+    """The follower's actions in so many copies as an array; refuses what its space does not hold, but for bounds.
+
+    Raises:
+      ValueError: if a number is no index, or a vector of another size or not finite.
+    """
+    if not isinstance(space, spaces.Discrete):
+        return finite_numbers(actions, (*copies, *(space.shape or ())), name)
+    array = as_array(actions, name)
+    if (
+        array.shape != copies
+        or array.dtype.kind not in "iu"
+        or (array.size and not 0 <= array.min() <= array.max() < space.n)
+    ):
+        raise ValueError(
+            f"`{name}` must be whole numbers from 0 to {space.n - 1} of shape {list(copies)}, got {actions!r}"
+        )
+    return array
 
 
 def _bounds(boxes: list[spaces.Box]) -> list[tuple[np.ndarray, np.ndarray]]:
