@@ -42,7 +42,11 @@ class Video:
         command, leader, fresh = loaded(self.directory, self.trust)
         wrapped = leader.env
         if wrapped.problem.draw is None:
-            raise ValueError(f"{command.env} cannot be drawn")
+            raise ValueError(
+                f"`directory` must hold a run in a world that the library can draw; the problem of {command.env} has "
+                "no `draw(state, theta)`. Write one, or, where the environment draws itself, film it in Python with "
+                "`leaders.experiments.video.episode_frames`, as on the page about environments of your own"
+            )
         run = plots.best_run(leader)
         path = self.directory / "follower.mp4"
         how = {"steps": self.steps, "fps": self.fps, "seed": self.seed, "run": run}

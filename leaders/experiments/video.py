@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from bilevel_envs.core.checks import check_count, check_writable
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.rendering.drawing import INK, PAPER
 from bilevel_envs.wrapper import BilevelWrapper
@@ -63,12 +64,16 @@ def write_film(frames: list[np.ndarray], path: Path, *, fps: int = 10) -> int:
 
     Raises:
       ImportError: without moviepy.
+      ValueError: if there are no frames, or the path cannot be written to.
     """
+    path, fps = check_writable(path), check_count(fps, "fps")
+    if not len(frames):
+        raise ValueError("`frames` must hold at least one frame, got none")
     try:
         from moviepy import ImageSequenceClip
     except ImportError as error:
         raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
-    frames = frames + frames[-1:] * fps
+    frames = [*frames, *frames[-1:] * fps]
     partial = path.with_name(f".part-{path.name}")
     ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)
     partial.replace(path)
@@ -91,6 +96,8 @@ def follower_frames(
 
 def side_by_side(left: list[np.ndarray], right: list[np.ndarray]) -> list[np.ndarray]:
     """Frames of two episodes beside each other; the one that ends first waits at its last."""
+    if not left or not right:
+        raise ValueError(f"`left` and `right` must hold at least one frame, got {len(left)} and {len(right)}")
     length = max(len(left), len(right))
     return [_beside(left[min(k, len(left) - 1)], right[min(k, len(right) - 1)]) for k in range(length)]
 
@@ -104,12 +111,28 @@ def episode_frames(
     of "after" with `side_by_side`. Arguments as in `follower_film`.
     """
     world, kept = _drawn(env, steps), env.theta
+    try:
+        return _filmed(world, env, theta, caption, seed, run)
+    finally:
+        if env.spec is not None:
+            world.close()
+        else:
+            env.configure(kept)
+
+
+def _filmed(
+    world: gym.Env, env: BilevelWrapper, theta: np.ndarray, caption: str, seed: int, run: int
+) -> list[np.ndarray]:
+    """One episode of a world at θ."""
     as_state = env.problem.index  # what policies take, where the follower sees more than that
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     theta = np.reshape(theta, (-1, *env.theta_space.shape))
     runs = len(theta)
+    if not 0 <= run < runs:
+        raise ValueError(f"`run` must be one of the runs of θ, 0 to {runs - 1}, got {run!r}")
     context = {} if env.context is None else {"context": int(env.context.flat[run % env.context.size])}
     state, _ = world.reset(seed=seed, options={"theta": theta[run], **context})
+    arrived = "  over" if env.problem.draw is None else "  arrived"  # somebody else's episode may end in any way
     frames, collected, over, k = [_titled(world.render(), caption, 0, 0.0, "")], 0.0, False, 0
     while not over:
         uniform = np.tile(
@@ -119,12 +142,8 @@ def episode_frames(
         state, _, terminated, truncated, info = world.step(action)
         collected += info["leader_reward"]
         k, over = k + 1, terminated or truncated
-        ending = "  arrived" if terminated else "  time is up" if truncated else ""
+        ending = arrived if terminated else "  time is up" if truncated else ""
         frames.append(_titled(world.render(), caption, k, collected, ending))
-    if env.spec is not None:
-        world.close()
-    else:
-        env.configure(kept)
     return frames
 
 

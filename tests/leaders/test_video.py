@@ -54,6 +54,33 @@ def test_what_does_not_draw_itself_says_how_to_make_it(make):
         episode_frames(make(), np.array([0.5]), "before")
 
 
+class Unseen(gym.Wrapper):
+    """An environment whose picture cannot be taken."""
+
+    def render(self):
+        raise RuntimeError("no screen")
+
+
+def test_a_film_that_fails_leaves_theta_as_it_was(tmp_path):
+    env = cart_pole(render_mode="rgb_array")
+    env.best_response(np.array([0.5]))
+    env.unwrapped.env, first = Unseen(env.unwrapped.env), env.theta
+    with pytest.raises(RuntimeError, match="no screen"):
+        episode_frames(env, np.array([0.9]), "before", steps=5)
+    np.testing.assert_array_equal(env.theta, first)
+
+
+def test_a_film_without_frames_or_speed_is_refused(tmp_path):
+    frame = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="`frames` must hold at least one frame, got none"):
+        write_film([], tmp_path / "film.mp4")
+    with pytest.raises(ValueError, match="`fps` must be at least 1, got 0"):
+        write_film([frame], tmp_path / "film.mp4", fps=0)
+    with pytest.raises(ValueError, match="must hold at least one frame, got 0 and 1"):
+        side_by_side([], [frame])
+    assert write_film([frame], str(tmp_path / "film.mp4"), fps=2) == 3
+
+
 class Narrow(gym.Wrapper):
     """An environment whose pictures are a strip of the real ones."""
 
