@@ -74,7 +74,7 @@ def _known(number: Tensor | None) -> Tensor | float:
 
 def _short(value: object) -> str:
     """A setting on a line: numbers and words as they are, of objects the class."""
-    if isinstance(value, (str, int, float, NoneType)):
+    if isinstance(value, (str, int, float, NoneType, np.number)):
         return str(value)
     if isinstance(value, (Sequence, np.ndarray)):
         return one_line(np.asarray(value))

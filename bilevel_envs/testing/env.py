@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import TypeAlias, cast
 
 import gymnasium as gym
 from pettingzoo import AECEnv, ParallelEnv
 
-from bilevel_envs.core.checks import check_count, check_instance, lacking
+from bilevel_envs.core.checks import check_count, check_instance, check_seed, lacking
 from bilevel_envs.core.mdp import ConfigurableMDP
 from bilevel_envs.core.problems import completed
 from bilevel_envs.gym_env import environment_of
@@ -86,6 +87,11 @@ def env_of(given: Given) -> gym.Env:
     check_instance(given, "env")
     if isinstance(given, str):
         return gym.make(given, disable_env_checker=True)
+    if given is None or isinstance(given, (int, float, list, tuple, dict, FunctionType)):
+        raise TypeError(
+            "`env` must be the id of an environment, a configurable environment, a problem, a game or a "
+            f"BilevelWrapper, got {given!r}"
+        )
     inner = given if lacking(given, ["unwrapped"]) else cast(gym.Env, given).unwrapped
     if lacking(inner, ["theta_space", "game"]) == ["theta_space"]:  # of two players, or of the leader's side
         given = game_of(given)
@@ -117,7 +123,7 @@ def check_bilevel_env(env: Given, *, steps: int = 4_000, seed: int = 0, raises: 
       ConformanceError: an `AssertionError` that lists all findings, unless `raises` is False.
       TypeError: if `env` is not configurable, or has a wrapper that may change rewards, actions or observations.
     """
-    subject = Subject(env_of(env), seed, check_count(steps, "steps", at_least=100))
+    subject = Subject(env_of(env), check_seed(seed), check_count(steps, "steps", at_least=100))
     with subject.borrowed():
         report = Report(subject.name, results_of(CHECKS, subject))
         if not isinstance(subject.held.follower, Nobody):

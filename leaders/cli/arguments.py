@@ -142,8 +142,10 @@ def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
         env = gym.make(own, **kwargs)
     except gym.error.Error as error:
-        known = f"Known here: {', '.join(PROBLEMS)}"
-        raise ValueError(f"`env` must be a registered id; {error}.{imported} {known}") from error
+        known = f"Known here: {', '.join(PROBLEMS)}; one of your own is MODULE:ID, of the module that registers it"
+        said = str(error).rstrip(".")
+        said += "" if said.endswith("?") else "."
+        raise ValueError(f"`env` must be a registered id; {said}{imported} {known}") from error
     except TypeError as error:
         taken = _taken(own)
         unknown = [] if taken is None else sorted(set(kwargs) - set(taken))

@@ -201,7 +201,9 @@ def _rehearse(study: Study, trust: tuple[str, ...]) -> None:
                 kind(BilevelWrapper(env, follower_of(command.follower, command.follower_args)), **arguments)
             except (ValueError, TypeError, RuntimeError) as error:
                 given = ", ".join(f"{name}={value}" for name, value in job.config.items())
-                raise ValueError(f"the job {given} cannot be run: {error}") from error
+                raise ValueError(
+                    f"the job {given} cannot be run: {error}. What some jobs alone take goes into the study's `blocks`"
+                ) from error
 
 
 def run_job(

@@ -44,6 +44,18 @@ def hold(folder: Path) -> None:
     replace_file(folder / OWNER, json.dumps(owner).encode())
 
 
+def make_folder(folder: Path) -> None:
+    """Makes the folder of a run or of a study, with those above it.
+
+    Raises:
+      OSError: if it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise type(error)(f"`out` must be a folder that can be made, got {folder} ({error.strerror})") from error
+
+
 def release_all() -> None:
     """Gives up the folders that this process writes to."""
     _release_to(0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from leaders.experiments.lock import hold, is_ours
+from leaders.experiments.lock import hold, is_ours, make_folder
 from leaders.leader import Leader
 from leaders.training.checkpoint import Rows, rows_beside
 from leaders.training.history import replace_file
@@ -96,7 +96,7 @@ class RunDirectory:
         """
         if self._claimed:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         hold(self.path)
         if self._checked is not None and self._files() != self._checked:
             raise BlockingIOError(f"`out` was written to by another command a moment ago: {self.path}; start again")

@@ -941,7 +941,7 @@ BAD_FOLLOWERS = [
     (ActsOtherwise, StreetProblem, "samples match log-probabilities", "its actual_policy samples"),
     (TooWide, Pendulums, "samples match log-probabilities", "the variance of entry 0 is"),
     (Stubborn, StreetProblem, "responds to θ", "they are the same"),
-    (Erratic, StreetProblem, "answers alike with the same seed", "they differ by up to 0.0"),
+    (Erratic, StreetProblem, "answers alike with the same seed", "they differ by up to 0\\."),
     (Forgetful, StreetProblem, "resumes from its state", "they differ by up to 0."),
 ]
 
@@ -1068,6 +1068,11 @@ def test_what_is_no_environment_is_refused():
         check_bilevel_env("CartPole-v1")
     with pytest.raises(TypeError, match="`env` must be an object, got the class Street: make one"):
         check_bilevel_env(Street)
+    for other in (None, 5, [], {}, lambda: 1):
+        with pytest.raises(TypeError, match="`env` must be the id of an environment, a configurable environment"):
+            check_bilevel_env(other)
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
+        check_bilevel_env("BiLevel/TollBridge-v0", seed=-1)
 
 
 def test_forms_of_a_game_lead_to_the_same_environment():

@@ -537,6 +537,12 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower(action_range=-1), "`action_range` must be finite and above 0, .* got -1"),
         (lambda: SB3Follower(action_range=(3, -3)), r"`action_range` must be .* got \(3, -3\)"),
         (lambda: SB3Follower(action_range=(1,)), r"`action_range` must be a number, one per action, or a tuple"),
+        (lambda: SB3Follower("SoftDQN", batch_size=0), "`batch_size` must be at least 1, got 0"),
+        (lambda: SB3Follower(buffer_size=-5), "`buffer_size` must be at least 1, got -5"),
+        (
+            lambda: toll_bridge(SB3Follower("SoftDQN", 20, buffer_size=10**13)).best_response(np.zeros(1)),
+            "SoftDQN refuses its arguments `policy`, `buffer_size`: Unable to allocate",
+        ),
         (lambda: SB3Follower(model_file=3), "`model_file` must be a path or None, got 3"),
         (
             lambda: toll_bridge(SB3Follower("SAC")).best_response(np.zeros(1)),

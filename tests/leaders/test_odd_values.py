@@ -19,6 +19,7 @@ from bilevel_envs.envs.tax_design import TaxDesignSmall
 from bilevel_envs.followers import ObservedFollower, SB3Follower, SoftQLearning, SoftValueIteration, Truncated
 from bilevel_envs.worlds.tabular.transitions import Transitions
 from leaders import BCHG, CMAES, HPGD, MBHG, BiAC, NaivePGD, SoBiRL
+from leaders.experiments.lock import make_folder
 from leaders.training.checkpoint import Checkpoint
 from tests.helpers import toll_bridge
 
@@ -202,6 +203,8 @@ def test_a_path_at_which_nothing_can_be_written_is_refused_by_name(path, error, 
 
 def test_a_path_in_a_file_and_a_folder_to_load_are_refused_by_name(tmp_path):
     (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="`out` must be a folder that can be made, got .*file/run"):
+        make_folder(tmp_path / "file" / "run")
     with pytest.raises(NotADirectoryError, match="`path` must be in a folder, got .*: .*file is a file"):
         BCHG(toll_bridge()).save(tmp_path / "file" / "leader.zip")
     with pytest.raises(IsADirectoryError, match="`path` must be a file that `save` wrote, got the folder"):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import lacking, meant
+from bilevel_envs.core.checks import check_count, lacking, meant
 from bilevel_envs.core.follower import (
     BestResponse,
     Capabilities,
@@ -160,6 +160,9 @@ class SB3Follower:
             raise ValueError(f"`{name}` must not be given to the algorithm: it is {GIVEN[name]}")
         if self.kind != "other" and "ent_coef" in self.kwargs:
             raise ValueError("`ent_coef` must not be given: it is β, in the units of the agent's rewards")
+        for name in ("batch_size", "buffer_size", "n_steps", "n_epochs"):
+            if name in self.kwargs:
+                check_count(self.kwargs[name], name)
         takes = arguments_of(self.algorithm)
         for name in sorted(set(self.kwargs) - takes - set(further)):
             hint = meant(name, [*takes, *(field.name for field in fields(TrainingSettings))])
@@ -384,6 +387,11 @@ class SB3Follower:
         if self.kind not in (*fits, "other"):
             what = "discrete actions" if discrete else "actions that are vectors"
             raise ValueError(f"`algorithm` must be one of {', '.join(fits)} for {what}, got {self.algorithm.__name__}")
+        if self.kind == "SAC" and self.settings.action_range is None and not cast(gym.spaces.Box, space).is_bounded():
+            raise ValueError(
+                f"`action_range` must be given for SAC where the environment's actions have no bounds, {space}: the "
+                "largest of each entry, or (lowest, largest)"
+            )
         if self.settings.normalize and not isinstance(task.observation_space, gym.spaces.Box):
             raise ValueError(f"`normalize` must be False where observations are no Box, got {task.observation_space}")
         if self.settings.buffer == "relabel" and not world_of(task.model).knows_rewards(task.observations, task.model):
@@ -415,7 +423,7 @@ class SB3Follower:
             raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {file}")
         try:
             agent = self.algorithm(self.settings.policy, world, device="cpu", **own)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (TypeError, ValueError, AssertionError, MemoryError) as error:
             names = ", ".join(f"`{name}`" for name in ("policy", *self.kwargs))
             raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments {names}: {error}") from error
         if self.kind == "other" and lacking(agent.policy, ["get_distribution"]):

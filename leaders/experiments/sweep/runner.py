@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leaders.experiments.lock import Stopped, hold, is_ours
+from leaders.experiments.lock import Stopped, hold, is_ours, make_folder
 from leaders.experiments.results import Result, Table, read_result, table_of
 from leaders.experiments.run_directory import PACKAGES, on_signals
 from leaders.experiments.sweep.arrange import Place, arranged
@@ -85,7 +85,7 @@ class StudyDirectory:
 
     def begin(self) -> None:
         """Creates the folder, keeps other processes out of it, and writes what the study is."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         hold(self.path)
         for leftover in [self.path / STOP, *self.path.glob(".*.part"), *self.path.glob(f"{LOGS}/*.running")]:
             leftover.unlink(missing_ok=True)
