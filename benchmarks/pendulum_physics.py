@@ -30,17 +30,19 @@ from leaders.leader import Leader
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the world is that of the tests
 
-from benchmarks.seeds import told  # noqa: E402
+from benchmarks.seeds import with_interval  # noqa: E402
+from bilevel_envs.core.checks import check_choice, check_writable  # noqa: E402
+from leaders.training.history import replace_file  # noqa: E402
 from tests.pendulum import led_pendulum, solved  # noqa: E402
 
 STEPS = {"learning_rate": 0.15, "learning_rate_decay": 0.95}
 LEADERS = {
-    "bchg": lambda env, seed: BCHG(env, seed=seed, batch_size=2_000, dynamics="learnt", **STEPS),
-    "cmaes": lambda env, seed: CMAES(env, seed=seed, episodes=10, population=6),
-    "zeroth-order": lambda env, seed: ZerothOrder(env, seed=seed, episodes=10, **STEPS),
-    "naive-pgd": lambda env, seed: NaivePGD(env, seed=seed, batch_size=2_000, dynamics="learnt", **STEPS),
+    "bchg": (BCHG, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
+    "cmaes": (CMAES, {"episodes": 10, "population": 6}),
+    "zeroth-order": (ZerothOrder, {"episodes": 10} | STEPS),
+    "naive-pgd": (NaivePGD, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
 }
-COMPARED = (114_000, 200_000)  # steps of both at which the table reads J_L; only BC-HG goes on beyond the first
+COMPARED = (114_000, 200_000)  # steps of both at which the table reads J_L
 MARKS = (*range(32_000, 200_000, 20_500), 200_000)  # steps of both at which designs are kept
 
 
@@ -56,11 +58,14 @@ class Pendulum:
         """Run by run."""
         torch.set_num_threads(1)
         for leader in self.leaders:
+            check_choice(leader, LEADERS, "leaders")
+        check_writable(self.out, "out")
+        for leader in self.leaders:
             for seed in self.seeds:
                 key = f"{leader}; {seed}"
-                if key not in self._kept():
-                    found = led(leader, seed)
-                    self.out.write_text(json.dumps(self._kept() | {key: found}, indent=1) + "\n")  # others may write
+                if self._kept().get(key, {}).get("settings") != LEADERS[leader][1]:
+                    found = run_of(leader, seed)
+                    replace_file(self.out, (json.dumps(self._kept() | {key: found}, indent=1) + "\n").encode())
                     print(key, found, flush=True)
         self.out.with_suffix(".md").write_text(table(self._kept()))
 
@@ -68,8 +73,8 @@ class Pendulum:
         return json.loads(self.out.read_text()) if self.out.exists() else {}
 
 
-def led(name: str, seed: int) -> dict[str, object]:
-    """One run: designs and steps of both on the way, exact objectives, and CPU seconds without those of the truth."""
+def run_of(name: str, seed: int) -> dict[str, object]:
+    """One run: designs and steps of both on the way, exact objectives, CPU seconds without those of the truth."""
     agent = SB3Follower(
         "SoftDQN",
         1_500,
@@ -83,15 +88,17 @@ def led(name: str, seed: int) -> dict[str, object]:
         buffer_size=8_000,
         target_update_interval=200,
     )
-    leader = LEADERS[name](led_pendulum(agent), seed)
+    kind, settings = LEADERS[name]
+    leader: Leader = kind(led_pendulum(agent), seed=seed, **settings)
     designs, steps, began = [leader.theta], [0], time.process_time()
-    for mark in MARKS[: None if name == "bchg" else MARKS.index(COMPARED[0]) + 1]:
+    for mark in MARKS:
         while (spent := _spent(leader, agent)) < mark:
             leader.learn(1)
         designs.append(leader.theta)
         steps.append(spent)
     seconds = time.process_time() - began
     return {
+        "settings": settings,
         "steps": steps,
         "theta": [theta.round(4).tolist() for theta in designs],
         "objective": [round(solved(*theta).objective, 3) for theta in designs],
@@ -121,7 +128,7 @@ def _after(runs: list[dict], at: int) -> str:
     """J_L of the first design that took so many steps; nothing for runs that ended before."""
     if any(run["steps"][-1] < at for run in runs):
         return ""
-    return told([run["objective"][int(np.argmax(np.array(run["steps"]) >= at))] for run in runs], 1)
+    return with_interval([run["objective"][int(np.argmax(np.array(run["steps"]) >= at))] for run in runs], 1)
 
 
 if __name__ == "__main__":

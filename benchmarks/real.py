@@ -23,18 +23,28 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.seeds import told  # noqa: E402
+from benchmarks.seeds import with_interval  # noqa: E402
+from bilevel_envs.core.checks import check_choice, check_writable  # noqa: E402
+from leaders.training.history import replace_file  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Problem:
-    """An example with its flags, the file that it writes, the number of steps of both, and how its values are told."""
+    """An example, as the benchmark runs it.
+
+    Attributes:
+      name: of the problem, in the table.
+      script: its file.
+      flags: that it is run with, beside leader, seed and folder.
+      result: the file that it writes.
+      optimum: best J_L known; None for none.
+      digits: decimals of J_L in the table.
+    """
 
     name: str
     script: str
     flags: tuple[str, ...]
     result: str
-    steps: int
     optimum: float | None
     digits: int
 
@@ -45,7 +55,6 @@ PROBLEMS = {
         "deep_sea_treasure.py",
         ("--problem", "contract", "--iterations", "50"),
         "contract.json",
-        200_000,
         4.81,
         2,
     ),
@@ -54,14 +63,13 @@ PROBLEMS = {
         "deep_sea_treasure.py",
         ("--problem", "prices", "--iterations", "50"),
         "prices.json",
-        200_000,
         5.966,
         2,
     ),
     "reservoir": Problem(
-        "water reservoir, two fines", "water_reservoir.py", ("--iterations", "46"), "reservoir.json", 101_000, -393.6, 1
+        "water reservoir, two fines", "water_reservoir.py", ("--iterations", "46"), "reservoir.json", -393.6, 1
     ),
-    "reacher": Problem("robot arm, two prices", "reacher.py", ("--iterations", "25"), "reacher.json", 59_000, None, 1),
+    "reacher": Problem("robot arm, two prices", "reacher.py", ("--iterations", "25"), "reacher.json", None, 1),
 }
 
 
@@ -76,6 +84,11 @@ class Real:
 
     def run(self) -> None:
         """Run by run."""
+        for problem in self.problems:
+            check_choice(problem, PROBLEMS, "problems")
+        for leader in self.leaders:
+            check_choice(leader, Real.leaders, "leaders")
+        check_writable(self.out, "out")
         for leader in self.leaders:
             for problem in self.problems:
                 for seed in self.seeds:
@@ -92,9 +105,11 @@ class Real:
         with tempfile.TemporaryDirectory() as folder:
             flags = [*problem.flags, "--leaders", leader, "--seeds", str(seed), "--out", folder]
             command = [sys.executable, str(ROOT / "examples" / "real" / problem.script), *flags]
-            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+            done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"{key} failed:\n{done.stderr or done.stdout}")
             (found,) = json.loads((Path(folder) / problem.result).read_text()).values()
-        self.out.write_text(json.dumps(self._kept() | {key: found}, indent=1) + "\n")  # others may have written
+        replace_file(self.out, (json.dumps(self._kept() | {key: found}, indent=1) + "\n").encode())
         print(key, found, flush=True)
 
 
@@ -106,9 +121,12 @@ def table(runs: dict[str, dict[str, float]]) -> str:
             mine = [run for name, run in runs.items() if name.split("; ")[:2] == [key, leader]]
             if mine:
                 start = f"{mine[0]['start']:.{problem.digits}f}"
-                values = told([run["value"] for run in mine], problem.digits)
+                values = with_interval([run["value"] for run in mine], problem.digits)
                 seconds = f"{np.median([run['seconds'] for run in mine]):.0f}"
-                row = (problem.name, problem.optimum or "", start, f"{problem.steps:,}", leader, values, seconds)
+                spent = [run["steps"] for run in mine]
+                steps = " to ".join(f"{count:,}" for count in sorted({min(spent), max(spent)}))
+                optimum = "" if problem.optimum is None else problem.optimum
+                row = (problem.name, optimum, start, steps, leader, values, seconds)
                 lines.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines) + "\n"
 

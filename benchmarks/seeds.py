@@ -1,4 +1,4 @@
-"""How a table tells the values of a few seeds."""
+"""Values of a few seeds as a table shows them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t
 
 
-def told(values: Sequence[float], digits: int = 2) -> str:
+def with_interval(values: Sequence[float], digits: int = 2) -> str:
     """Each value, and from three on before them their mean with a 95 % interval of Student's t."""
     each = ", ".join(f"{value:.{digits}f}" for value in values)
     if len(values) < 3:

@@ -46,6 +46,9 @@ parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--iterations", type=int, default=50, help="of 2,000 steps by the leader and 2,000 by the diver")
 parser.add_argument("--out", type=Path, default=Path("runs/deep_sea"))
 arguments = parser.parse_args()
+if arguments.iterations < 1:
+    parser.error("--iterations must be at least 1")
+arguments.out.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
 
 PREFERENCES = Preferences(gamma_leader=0.97, gamma_follower=0.97, beta=0.5)
@@ -129,7 +132,7 @@ print(f"{sea.spec.id}: θ = ½ is worth {first:.2f} to the leader")
 # 3. Each leader with a diver of its own, at as many environment steps of both. Values are those with an exact diver.
 paths, results, films, budget = {}, {}, {}, 4_000 * arguments.iterations
 for name in arguments.leaders:
-    for seed in arguments.seeds:
+    for seed in dict.fromkeys(arguments.seeds):
         began = time.process_time()
         experience = {"buffer": "relabel", "buffer_size": 20_000}  # rewards at the present θ
         diver = SB3Follower("SoftDQN", 2_000, first_steps=5_000, seed=seed, learning_rate=2e-3, **experience)
@@ -139,7 +142,7 @@ for name in arguments.leaders:
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
-            if not films:  # the diver has learnt at the first θ alone
+            if not films:  # BC-HG's diver has learnt at the first θ alone
                 films["before"] = episode_frames(wrapped, path[0], "before", steps=40)
             if len(path) % 10 == 1:
                 print(f"  after {len(path) - 1}: J_L = {exact.objective(table, leader.theta):.2f}", flush=True)
@@ -159,7 +162,6 @@ for name in arguments.leaders:
             f"{results[f'{name} {seed}']['seconds']} CPU s",
             flush=True,
         )
-arguments.out.mkdir(parents=True, exist_ok=True)
 (arguments.out / f"{arguments.problem}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 # 4. A look at it: J_L by the exact diver, over all contracts or along the way, and where each leader went.

@@ -28,6 +28,9 @@ parser.add_argument("--iterations", type=int, default=20, help="of 2,600 steps b
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--out", type=Path, default=Path("runs/pendulum"))
 arguments = parser.parse_args()
+if arguments.iterations < 1:
+    parser.error("--iterations must be at least 1")
+arguments.out.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
 
 TORQUES = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
@@ -121,7 +124,6 @@ for axes, batch, title in zip(portraits, (before, after), ("Before", "After"), s
     for angle, turning in zip(np.arctan2(sine, cosine), speed, strict=True):
         axes.plot(angle, turning, ".", markersize=2)
     axes.set(xlabel="angle (0 is up)", ylabel="speed", xlim=(-np.pi, np.pi), ylim=(-8.2, 8.2), title=title)
-arguments.out.mkdir(parents=True, exist_ok=True)
 plots.save(figure, arguments.out / "pendulum.png")
 write_film(side_by_side(first_frames, last_frames), arguments.out / "pendulum.mp4", fps=20)
 print(f"wrote pendulum.png and pendulum.mp4 to {arguments.out}; look at the speeds before and after")

@@ -1,4 +1,4 @@
-"""A robot arm by the hour: MuJoCo's Reacher-v5, an agent of SAC, BC-HG. Four minutes.
+"""Prices for the wear of a robot arm's joints: MuJoCo's Reacher-v5, an agent of SAC, BC-HG.
 
 An operator is paid for moving the tip near a target. The owner, who wants the target met and the joints spared, charges
 θ₁ for the shoulder's wear and θ₂ for the elbow's, the squares of their speeds. High prices are unpopular.
@@ -47,6 +47,9 @@ parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--no-film", action="store_true", help="where there is no OpenGL to draw with")
 parser.add_argument("--out", type=Path, default=Path("runs/reacher"))
 arguments = parser.parse_args()
+if min(arguments.iterations, arguments.first, arguments.judge) < 1:
+    parser.error("--iterations, --first and --judge must be at least 1")
+arguments.out.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
 
 SPACE = gym.spaces.Box(0.0, 4.0, (2,), np.float64)
@@ -83,7 +86,7 @@ def worth(theta, seed):
     return returns[0].numpy(), batch.components[0].numpy()
 
 
-def told(values):
+def with_error(values):
     """Their mean and its standard error."""
     return f"{values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
 
@@ -108,9 +111,9 @@ def operator(seed, first_steps):
 # 3. Each leader with an operator of its own, at as many environment steps of both.
 paths, results, films, budget = {}, {}, {}, 2_000 * arguments.iterations + arguments.first - 1_000
 start, before = worth(FIRST, seed=99)
-print(f"Reacher-v5: prices {FIRST} are worth {told(start)} to the owner", flush=True)
+print(f"Reacher-v5: prices {FIRST} are worth {with_error(start)} to the owner", flush=True)
 for name in arguments.leaders:
-    for seed in arguments.seeds:
+    for seed in dict.fromkeys(arguments.seeds):
         began = time.process_time()
         wrapped = BilevelWrapper(env, operator(seed, arguments.first))
         leader = LEADERS[name](wrapped, seed)
@@ -118,7 +121,7 @@ for name in arguments.leaders:
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
-            if not films and not arguments.no_film:  # the operator has learnt at the first prices alone
+            if not films and not arguments.no_film:  # BC-HG's operator has learnt at the first prices alone
                 films["before"] = episode_frames(wrapped, FIRST, "before", steps=50, seed=1)
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
             if len(path) % 5 == 1:
@@ -134,8 +137,9 @@ for name in arguments.leaders:
             "steps": int(spent),
             "seconds": seconds,
         }
-        print(f"{name}, seed {seed}: J_L = {told(value)} at θ = {leader.theta.round(2)}, {spent:,.0f} steps of both")
-arguments.out.mkdir(parents=True, exist_ok=True)
+        print(
+            f"{name}, seed {seed}: J_L = {with_error(value)} at θ = {leader.theta.round(2)}, {spent:,.0f} steps of both"
+        )
 (arguments.out / "reacher.json").write_text(json.dumps(results, indent=1) + "\n")
 
 # 4. A look at it: the way of the prices, and what an operator does by them.

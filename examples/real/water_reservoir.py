@@ -43,11 +43,16 @@ LEADERS = {
 }
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--iterations", type=int, default=30, help="of 1,000 steps by the leader, 1,000 by the operator")
-parser.add_argument("--guiding", default=None, help='of BC-HG: "sampled" or "fitted" (the default here)')
+parser.add_argument(
+    "--guiding", choices=("sampled", "fitted"), help='of BC-HG: "sampled" or "fitted" (the default here)'
+)
 parser.add_argument("--leaders", nargs="+", choices=tuple(LEADERS), default=["bchg"])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--out", type=Path, default=Path("runs/reservoir"))
 arguments = parser.parse_args()
+if arguments.iterations < 1:
+    parser.error("--iterations must be at least 1")
+arguments.out.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)
 
 SPACE = gym.spaces.Box(0.0, 4.0, (2,), np.float64)
@@ -124,7 +129,7 @@ print(f"{dam.spec.id}: fines {FIRST.round(3)} are worth {exact.objective(grid, F
 first, paths, results, films = exact.objective(grid, FIRST), {}, {}, {}
 budget = 2_000 * arguments.iterations + 9_000
 for name in arguments.leaders:
-    for seed in arguments.seeds:
+    for seed in dict.fromkeys(arguments.seeds):
         began = time.process_time()
         operator = SB3Follower(
             "SoftDQN",
@@ -142,7 +147,7 @@ for name in arguments.leaders:
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
-            if not films:  # the operator has learnt at the first fines alone
+            if not films:  # BC-HG's operator has learnt at the first fines alone
                 films["before"] = episode_frames(wrapped, FIRST, "before", steps=60)
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
             if len(path) % 5 == 1:
@@ -159,7 +164,6 @@ for name in arguments.leaders:
             "seconds": seconds,
         }
         print(f"{name}, seed {seed}: J_L = {value:.1f}, {spent:,.0f} steps of both, {seconds} CPU s", flush=True)
-arguments.out.mkdir(parents=True, exist_ok=True)
 (arguments.out / "reservoir.json").write_text(json.dumps(results, indent=1) + "\n")
 
 # 4. A look at it: J_L with an exact operator over all fines, and what the operator releases before and after.
