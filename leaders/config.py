@@ -33,9 +33,8 @@ class LeaderConfig:
     Attributes:
       learning_rate: step size, a number or one per run.
       learning_rate_decay: the step size is multiplied by it, a number in (0, 1], after every outer iteration; 0.97
-        halves it in 23. Steps of one size go back and forth in the end, over a ridge or through the noise of the
-        estimates; steps that shrink settle, far from the optimum if they shrink too soon: Adam's add up to some
-        learning_rate / (1 − learning_rate_decay).
+        halves it in 23. Constant steps end by going back and forth around the optimum; shrinking ones converge,
+        far from it if they shrink too soon: Adam's add up to some learning_rate / (1 − learning_rate_decay).
       optimizer: "sgd" or "adam"; Adam by default, because hypergradients range over many orders of magnitude.
       max_grad_norm: ℓ2 clip of a run's raw gradient; inf for none. Estimates have heavy tails at small β, and one
         outlier would otherwise slow Adam down for thousands of iterations.

@@ -44,7 +44,11 @@ COMMANDS: list[tuple[object, ...]] = [
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a full disk, a read-only folder
-MISTAKE, STOPPED, FAULT = 2, 3, 1  # statuses: the user's mistake, stopped (by nobody who reads, too), a fault of ours
+MISTAKE, STOPPED, FAULT = (
+    2,
+    3,
+    1,
+)  # statuses: the user's mistake, stopped, or nobody reads the output any more, a fault of ours
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,8 +17,8 @@ BASIS = 30  # vectors of GMRES
 NEGLIGIBLE = 1e-30  # of the accuracy asked for; smaller entries are 0, lest products become subnormal, which is slow
 VANISHING = 1e-200
 Scalar: TypeAlias = float | np.float32
-FAINT = np.float32(1e-30)  # the same in single precision, of vectors whose size is about 1
-NOTHING, ONE = np.float32(0.0), np.uint32(1)  # of a type that keeps single precision single, and indices unsigned
+NEGLIGIBLE_SINGLE = np.float32(1e-30)  # the same in single precision, of vectors whose size is about 1
+ZERO, ONE = np.float32(0.0), np.uint32(1)  # of a type that keeps single precision single, and indices unsigned
 SINGLE_DIGITS = 1e-4  # of a residual, after which one that is carried along in single precision is computed anew
 
 
@@ -368,13 +368,13 @@ def split_product(
         total = x[row]
         for entry in range(diagonal[row] + ONE, indptr[row + 1]):
             total -= scaled[entry] * out[indices[entry]]
-        out[row] = NOTHING if abs(total) < FAINT else total
+        out[row] = ZERO if abs(total) < NEGLIGIBLE_SINGLE else total
     for row in range(states):
         middle = diagonal[row]
         total = x[row] + scaled[middle] * out[row]
         for entry in range(indptr[row], middle):
             total -= scaled[entry] * work[indices[entry]]
-        total = NOTHING if abs(total) < FAINT else total
+        total = ZERO if abs(total) < NEGLIGIBLE_SINGLE else total
         work[row] = total
         total += out[row]
         out[row] = total
@@ -391,15 +391,15 @@ def first_factor(system: tuple, transpose: bool, solve: bool, x: np.ndarray) -> 
     states = len(x)
     if transpose and solve:
         for row in range(states):
-            here = NOTHING if abs(x[row]) < FAINT else x[row]
+            here = ZERO if abs(x[row]) < NEGLIGIBLE_SINGLE else x[row]
             x[row] = here
-            if here != NOTHING:
+            if here != ZERO:
                 for entry in range(diagonal[row] + ONE, indptr[row + 1]):
                     x[indices[entry]] -= scaled[entry] * here
     elif transpose:
         for row in range(states - 1, -1, -1):
             here = x[row]
-            if here != NOTHING:
+            if here != ZERO:
                 for entry in range(diagonal[row] + ONE, indptr[row + 1]):
                     x[indices[entry]] += scaled[entry] * here
     elif solve:
@@ -407,7 +407,7 @@ def first_factor(system: tuple, transpose: bool, solve: bool, x: np.ndarray) -> 
             total = x[row]
             for entry in range(indptr[row], diagonal[row]):
                 total -= scaled[entry] * x[indices[entry]]
-            x[row] = NOTHING if abs(total) < FAINT else total
+            x[row] = ZERO if abs(total) < NEGLIGIBLE_SINGLE else total
     else:
         for row in range(states - 1, -1, -1):
             total = x[row]
@@ -423,14 +423,14 @@ def second_factor(system: tuple, transpose: bool, x: np.ndarray) -> None:
     for row in range(len(x) - 1, -1, -1):
         total = x[row]
         if transpose:
-            total = NOTHING if abs(total) < FAINT else total
-            if total != NOTHING:
+            total = ZERO if abs(total) < NEGLIGIBLE_SINGLE else total
+            if total != ZERO:
                 for entry in range(indptr[row], diagonal[row]):
                     x[indices[entry]] -= scaled[entry] * total
         else:
             for entry in range(diagonal[row] + ONE, indptr[row + 1]):
                 total -= scaled[entry] * x[indices[entry]]
-            total = NOTHING if abs(total) < FAINT else total
+            total = ZERO if abs(total) < NEGLIGIBLE_SINGLE else total
         x[row] = total
 
 
@@ -505,7 +505,7 @@ def split_bicgstab(
         carried = size(r, transpose)
         ratio, now = 1.0 / carried, 1.0  # `ratio` is that of y − A x and of what is carried along
         rho = begin(r, starts, shadow, p)
-        moved[:] = NOTHING
+        moved[:] = ZERO
         halved, since = now, taken
         while taken < most:
             taken += 1
@@ -527,7 +527,7 @@ def split_bicgstab(
             omega = np.float32(above / below)
             for i in range(states):
                 moved[i] += alpha * p[i] + omega * r[i]
-            following, carried = shortened(t, shadow, omega, FAINT, transpose, r)
+            following, carried = shortened(t, shadow, omega, NEGLIGIBLE_SINGLE, transpose, r)
             now = ratio * carried
             factor_of_p = np.float32(following / rho * (alpha / omega))
             if now <= 0.9 * aim:
@@ -548,7 +548,7 @@ def split_bicgstab(
             if now > 0.5 * halved and taken - since >= PATIENCE:
                 break
             halved, since, rho = (now, taken, following) if now <= 0.5 * halved else (halved, since, following)
-            turn(r, v, omega, factor_of_p, FAINT, p)
+            turn(r, v, omega, factor_of_p, NEGLIGIBLE_SINGLE, p)
         if not np.isfinite(now):
             return np.inf, taken
         second_factor(system, transpose, moved)

@@ -94,7 +94,8 @@ class PolicySystem:
                 self.values,
             )
         else:
-            rows = (*self._unsigned(), pattern.slot, self.values)
+            begins, _, diagonal = self._unsigned()
+            rows = (begins, diagonal, pattern.slot, self.values)
             if len(action) == 0:
                 states, lists, branches = pattern.slot.shape
                 moves = self.room(lists * branches, states).reshape(pattern.slot.shape)
@@ -309,7 +310,6 @@ def _merge_moves(
     moves: np.ndarray,
     order: np.ndarray,
     indptr: np.ndarray,
-    indices: np.ndarray,
     diagonal: np.ndarray,
     slot: np.ndarray,
     values: np.ndarray,
@@ -339,7 +339,6 @@ def _merge_chosen(
     gamma: float,
     position: np.ndarray,
     indptr: np.ndarray,
-    indices: np.ndarray,
     diagonal: np.ndarray,
     slot: np.ndarray,
     values: np.ndarray,
