@@ -34,6 +34,7 @@ ACTIONS = "shared objects: actions are not written into"
 ALONE = "components: of the step alone"
 COPIES = "shared objects: copies are independent"
 ENDS = "ends: limits truncate, ends terminate"
+GRADIENTS = "model: gradients are those of differences"
 REWARDS = "steps: rewards are the model's"
 STARTS = "steps: first states are the model's"
 MOVES = "steps: transitions are the model's"
@@ -64,7 +65,8 @@ CHECKS: tuple[Check[Subject], ...] = (
     Check("θ: changes rewards or dynamics", theta.matters, STEPPED),
     Check("configure: θ moves the steps", dynamics.effective, STEPPED),
     Check("model: several θ at once", model.runs, BASE),
-    Check("model: gradients are those of differences", model.gradients, BASE),
+    Check(GRADIENTS, model.gradients, BASE),
+    Check("model: no jumps in θ", model.jumps, (*BASE, GRADIENTS)),
     Check(REWARDS, model.rewards, (*STEPPED, FINITE, SPACES)),
     Check(VARIED, episodes.varied, (*STEPPED, SPACES)),
     Check(MOVES, model.moves, (*STEPPED, SPACES, VARIED)),

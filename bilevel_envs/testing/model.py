@@ -17,6 +17,9 @@ STEP = 2.5e-4  # of central differences, as a share of the way between two θ
 AGREEMENT = 1e-4  # of gradients and differences, relative to the largest
 ALONG = 0.4  # where on that way
 POINTS = 200  # at which functions of vectors are compared
+PLACES = 129  # on the way from one θ to another at which jumps are looked for
+SIDE_BY_SIDE = 16  # of them at once
+STEEP = 8.0  # how many times as much as elsewhere a part has to change for a jump
 
 
 def states_of(subject: Subject, observations: list[object]) -> np.ndarray:
@@ -92,6 +95,53 @@ def gradients(subject: Subject) -> Iterator[Finding]:
             if name not in reported:
                 reported.add(name)
                 yield finding
+
+
+def jumps(subject: Subject) -> Iterator[Finding]:
+    """No part of the model jumps on the way from one θ to another."""
+    start, end = subject.thetas.default, subject.thetas.inner[0]
+    if np.array_equal(start, end):
+        raise Skipped("only one θ is known")
+    values, slopes = _on_the_way(subject, torch.from_numpy(start), torch.from_numpy(end))
+    for name, value in values.items():
+        change, width = value.diff(), 1 / (PLACES - 1)
+        off = (change - width * (slopes[name][1:] + slopes[name][:-1]) / 2).abs()
+        most = torch.maximum(2 * width * slopes[name].abs().max(), STEEP * change.abs().median())
+        if value.isfinite().all() and (off > most + 1e-9 * (1 + value.abs().max())).any():
+            at = int(off.argmax())
+            place = torch.from_numpy(start + (at + 0.5) * width * (end - start))
+            yield Finding(
+                f"a sum of {name} of model(θ) at {PLACES} places on the way from one θ to another",
+                f"near θ = {short(place.numpy())} it changes by {float(change[at]):.6g}, where its slope is at most "
+                f"{float(slopes[name].abs().max()):.3g} per unit of the way and a step {width:.3g} long",
+                f"take out what makes {name} jump, a comparison with θ or a rounding of it: a gradient says nothing of "
+                "a jump. A sigmoid rises instead",
+            )
+
+
+def _on_the_way(subject: Subject, start: Tensor, end: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random sums of each part of the model on the way from one θ to another, and their slopes, [PLACES] each."""
+    points = few_points_of(subject)
+    parts: dict[str, Tensor] = {}
+    slopes: dict[str, Tensor] = {}
+    for shares in torch.linspace(0, 1, PLACES, dtype=torch.float64).split(SIDE_BY_SIDE):
+        share = shares.clone().requires_grad_()
+        theta = start + share.view(-1, *[1] * start.dim()) * (end - start)
+        for name, table in law_of(subject.model(theta)).quantities(points).items():
+            weights = torch.from_numpy(np.random.default_rng(subject.seed).uniform(0.5, 1.5, table.shape[1:]))
+            value = (table * weights).reshape(len(table), -1).sum(1).expand(len(share))
+            slope = _derivative_of(value, share)
+            parts[name] = torch.cat([parts.get(name, value.new_empty(0)), value.detach()])
+            slopes[name] = torch.cat([slopes.get(name, value.new_empty(0)), slope])
+    return parts, slopes
+
+
+def _derivative_of(value: Tensor, share: Tensor) -> Tensor:
+    """dvalue_i / dshare_i; 0 where there is none."""
+    if not value.requires_grad:
+        return torch.zeros_like(share)
+    (slope,) = torch.autograd.grad(value.sum(), share, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(share) if slope is None else slope
 
 
 def _along_the_way(subject: Subject, points: Points, start: Tensor, end: Tensor) -> Iterator[tuple[str, Finding]]:

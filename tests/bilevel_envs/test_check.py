@@ -525,8 +525,13 @@ def elsewhere():
 
 
 def moody():
-    counter = Counter()
-    return lake(r_leader=lambda theta, c: r_leader(theta, c) + counter())
+    counter, made = Counter(), []
+    made.append(lake(r_leader=lambda theta, c: r_leader(theta, c) + (counter() if made else 0)))
+    return made[0]
+
+
+def thresholded():
+    return lake(r_leader=lambda theta, c: r_leader(theta, c) - 0.3 * (theta[..., 0] > 0.55))
 
 
 def pendulum(configure, env="Pendulum-v1", entries=1):
@@ -650,6 +655,7 @@ FAULTS = [
     (CutLeaderTerm, "model: gradients are those of differences", "differences give .* for r_leader at"),
     (CutMoves, "model: gradients are those of differences", "autograd gives none, while p at"),
     (CutStart, "model: gradients are those of differences", "autograd gives none, while ρ0 at"),
+    (thresholded, "model: no jumps in θ", r"near θ = \[.*\] it changes by"),
     (PaysArrival, "steps: rewards are the model's", "the reward of .* against model.θ..r_follower"),
     (PaysMoreByChance, "steps: rewards are the model's", "steps paid .* on average, the model has"),
     (PaysLeaderTwice, "steps: rewards are the model's", 'leader_reward"] of .* against model.θ..r_leader'),
