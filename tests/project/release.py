@@ -2,7 +2,7 @@
 
 Each case is a virtual environment of its own: the wheel or the sdist; core dependencies alone, with every extra, or in
 the oldest versions that `pyproject.toml` allows. Cases whose Python is not on this machine are left out and said to be.
-What each case installed and whether it passed is kept in docs/data/release.json.
+What each case installed and whether it passed is kept in docs/data/release.json, also from other machines.
 
 Run: make release, or: python -m tests.project.release [--cases wheel sdist extras oldest] [--pythons python3.11 ...]
 """
@@ -76,12 +76,17 @@ class Release:
                 f"built twice, {'the same' if same else 'NOT the same'} bit for bit: {', '.join(sums[0])}", flush=True
             )
             cases: dict[str, dict[str, object]] = {}
+            kept = json.loads(self.out.read_text())["cases"] if self.out.exists() else {}
             for python in self.pythons:
                 for case in self.cases:
                     name = f"{case}, {python}"
-                    cases[name] = tried(case, python, folder) if shutil.which(python) else {"left out": "not here"}
+                    cases[name] = (
+                        tried(case, python, folder)
+                        if shutil.which(python)
+                        else kept.get(name, {"left out": "not here"})
+                    )
                     print(f"{name}: {cases[name]}", flush=True)
-            self.out.write_text(json.dumps({"reproducible": same, "cases": cases}, indent=1) + "\n")
+            self.out.write_text(json.dumps({"reproducible": same, "cases": kept | cases}, indent=1) + "\n")
             sys.exit(1 if not same or any("failed" in outcome for outcome in cases.values()) else 0)
 
 

@@ -394,12 +394,17 @@ class SB3Follower:
             )
         if self.settings.normalize and not isinstance(task.observation_space, gym.spaces.Box):
             raise ValueError(f"`normalize` must be False where observations are no Box, got {task.observation_space}")
-        if self.settings.buffer == "relabel" and not world_of(task.model).knows_rewards(task.observations, task.model):
+        if self.settings.buffer == "relabel":
+            self._check_relabelling(task)
+
+    def _check_relabelling(self, task: FollowerTask) -> None:
+        """Refuses stored steps whose rewards at a new θ cannot be known."""
+        if not world_of(task.model).knows_rewards(task.observations, task.model):
             raise ValueError(
                 '`buffer` must be "clear" or "keep" here: rewards at a new θ are known for tables with '
                 'observation="index", for linear-quadratic worlds and for ConfigurableRewards; got "relabel"'
             )
-        if self.settings.buffer == "relabel" and world_of(task.model).reads_components(task.model):
+        if world_of(task.model).reads_components(task.model):
             given = self.kwargs.get("replay_buffer_class")
             if given is not None:
                 raise ValueError(

@@ -448,7 +448,8 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
                 raise ValueError(
                     f"`{name}(theta, components)` must be a reward of each θ by itself, where θ is stacked as [2, 1, "
                     f"{', '.join(map(str, self._theta.shape))}]: it gave {stacked.detach().tolist()} there and "
-                    f"{wanted.tolist()} one by one. Index last axes: theta[..., 0], components[..., 1]"
+                    f"{wanted.tolist()} one by one. Make it of its arguments alone, and index last axes: "
+                    "theta[..., 0], components[..., 1]"
                 )
         if self.problem.sets is None and not any(reward.requires_grad for reward in rewards):
             raise ValueError("`r_follower` or `r_leader` must depend on θ through torch operations; neither does")
