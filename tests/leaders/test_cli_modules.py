@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from leaders.cli.arguments import env_of
+from leaders.cli.arguments import env_of, find_modules_here
 from leaders.cli.main import main
 
 SHOP = '''
@@ -146,11 +147,14 @@ def cart(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_cart_of_the_page_is_led_from_the_shell_with_its_beta(cart, capsys):
-    follower = ["--follower", "sb3", "--follower-args", "algorithm=SoftDQN", "steps=20", "learning_starts=10"]
-    size = ["--runs", "1", "--iterations", "1", "--batch", "20", "--out", "out"]
-    main(["train", "--env", "my_cart:My/Cart-v0", "--beta", "0.2", *follower, *size])
-    assert "θ after 1 iterations" in capsys.readouterr().out
+def test_the_commands_of_the_page_lead_its_cart_with_its_beta(cart):
+    commands = re.findall(r"^    (bilevel (?:.*\\\n)*.*)$", PAGE.read_text(), re.MULTILINE)
+    assert [one.split()[1] for one in commands] == ["check", "train", "curves"]
+    for command in commands:
+        done = bilevel(cart, *shlex.split(command.replace("\\\n", " "))[1:])
+        assert done.returncode == 0, done.stderr
+    assert (cart / "runs" / "cart" / "history.csv").exists()
+    find_modules_here()
     assert env_of("my_cart:My/Cart-v0", {"beta": 0.2}).unwrapped.preferences.beta == 0.2
 
 
