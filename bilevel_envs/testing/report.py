@@ -59,12 +59,14 @@ class Result:
       findings: the faults; none if all is well.
       skipped: why nothing was looked at; empty if something was.
       notes: warnings of the checkers of other libraries.
+      waits_for: the check that has to find nothing first; empty for none.
     """
 
     name: str
     findings: tuple[Finding, ...] = ()
     skipped: str = ""
     notes: tuple[str, ...] = ()
+    waits_for: str = ""
 
     def __str__(self) -> str:
         if self.skipped:
@@ -143,7 +145,7 @@ def results_of(checks: Sequence[Check[S]], subject: S) -> tuple[Result, ...]:
         missing = [name for name in check.needs if name in failed]
         if missing:
             failed.add(check.name)
-            results.append(Result(check.name, skipped=f"needs “{missing[0]}”"))
+            results.append(Result(check.name, skipped=f"needs “{missing[0]}”", waits_for=missing[0]))
             continue
         try:
             results.append(_result(check, subject))
@@ -175,7 +177,11 @@ def _raised(name: str, error: Exception) -> Finding:
     here = str(Path(__file__).parent)
     outside = [frame for frame in extract_tb(error.__traceback__) if not frame.filename.startswith(here)]
     place = f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
-    return Finding(name, f"{type(error).__name__}: {error}{place}", "let the call that raised this succeed")
+    return Finding(
+        name,
+        f"{type(error).__name__}: {error}{place}",
+        "mend what the message names; the place is where it was raised, outside of this library's checkers",
+    )
 
 
 def _plain(text: str) -> str:
