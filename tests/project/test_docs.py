@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -37,11 +38,14 @@ PAGES = QUICK + [
     ids=lambda page: page.name,
 )
 def test_snippets_run_as_they_stand(page, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    text = page.read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     code = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
     command = [sys.executable, "-W", "error::DeprecationWarning", "-c", code]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    for shown in re.findall(r"\nprints\n\n((?:    .*\n)+)", text):
+        assert dedent(shown) in done.stdout
 
 
 def rows_of_math_table():
