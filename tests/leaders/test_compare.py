@@ -161,7 +161,10 @@ def test_the_figure_says_what_it_shows():
             ["--follower", "sb3", "--follower-args", "algorithm=PPO"],
             "bchg cannot take part: V_F is not available",
         ),
-        (["--follower", "sb3"], "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for discrete actions, got SAC"),
+        (
+            ["--follower", "sb3", "--follower-args", "algorithm=SAC"],
+            "`algorithm` must be one of SoftDQN, DQN, PPO, A2C for discrete actions, got SAC",
+        ),
         (["--follower", "observed", "--follower-args", "method=linear"], '`method` must be "counts" or "network" here'),
         (["--follower", "nobody:Follower"], "`follower` must be MODULE:CLASS that can be imported"),
         (["--follower", "mixture", "--follower-args", "share=1", "share=2"], "`follower_args` must give each key once"),
