@@ -284,10 +284,8 @@ def test_saving_in_the_middle_of_a_restart_goes_on_bit_for_bit(tmp_path, dim, ar
     np.testing.assert_array_equal(second.history.state(), straight.history.state())
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ({"lr_adapt": True}, {"separable": True}))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"lr_adapt": True}, {"separable": True}])
 def test_a_search_goes_on_alike_from_its_state_through_many_restarts(settings):
     def value(x):
         return round(-float(((x - 1) ** 2).sum()), 3)  # flat at its top, so that searches end soon

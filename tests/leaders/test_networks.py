@@ -72,7 +72,8 @@ def by_a_plain_loop(first, batches, gamma, how):
     return lambda at: network(at).detach() * scale
 
 
-@pytest.mark.parametrize("normalised", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("normalised", [False, True])
 def test_the_published_fit_of_the_critic_is_a_plain_loop(half_open, normalised):
     env, best, _, batch = half_open
     how = replace(PUBLISHED_FIT, steps=6, normalised=normalised)

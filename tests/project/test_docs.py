@@ -16,8 +16,7 @@ from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
-QUICK = [ROOT / "README.md"]
-PAGES = QUICK + [
+PAGES = [ROOT / "README.md"] + [
     ROOT / f"docs/{name}.md"
     for name in (
         "quickstart",
@@ -32,11 +31,8 @@ PAGES = QUICK + [
 ]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [*QUICK, *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[len(QUICK) :])],
-    ids=lambda page: page.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_snippets_run_as_they_stand(page, tmp_path):
     text = page.read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
