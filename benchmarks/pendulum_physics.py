@@ -38,6 +38,7 @@ from tests.pendulum import led_pendulum, solved  # noqa: E402
 STEPS = {"learning_rate": 0.15, "learning_rate_decay": 0.95}
 LEADERS = {
     "bchg": (BCHG, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
+    "bchg, steps of 0.1": (BCHG, {"batch_size": 2_000, "dynamics": "learnt", "learning_rate": 0.1}),
     "cmaes": (CMAES, {"episodes": 10, "population": 6}),
     "zeroth-order": (ZerothOrder, {"episodes": 10} | STEPS),
     "naive-pgd": (NaivePGD, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
