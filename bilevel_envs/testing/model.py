@@ -17,8 +17,9 @@ STEP = 2.5e-4  # of central differences, as a share of the way between two θ
 AGREEMENT = 1e-4  # of gradients and differences, relative to the largest
 ALONG = 0.4  # where on that way
 POINTS = 200  # at which functions of vectors are compared
-PLACES = 129  # on the way from one θ to another at which jumps are looked for
-SIDE_BY_SIDE = 16  # of them at once
+PLACES, FEWER = 129, 33  # on the way from one θ to another at which jumps are looked for; of models that are large
+LARGE = 10**5  # numbers in all parts of a model
+SIDE_BY_SIDE = 16  # places at once
 STEEP = 8.0  # how many times as much as elsewhere a part has to change for a jump
 
 
@@ -102,16 +103,18 @@ def jumps(subject: Subject) -> Iterator[Finding]:
     start, end = subject.thetas.default, subject.thetas.inner[0]
     if np.array_equal(start, end):
         raise Skipped("only one θ is known")
-    values, slopes = _on_the_way(subject, torch.from_numpy(start), torch.from_numpy(end))
+    numbers = sum(part.numel() for part in law_of(subject.model(start)).quantities(few_points_of(subject)).values())
+    places = FEWER if numbers > LARGE else PLACES
+    values, slopes = _on_the_way(subject, torch.from_numpy(start), torch.from_numpy(end), places)
     for name, value in values.items():
-        change, width = value.diff(), 1 / (PLACES - 1)
+        change, width = value.diff(), 1 / (places - 1)
         off = (change - width * (slopes[name][1:] + slopes[name][:-1]) / 2).abs()
         most = torch.maximum(2 * width * slopes[name].abs().max(), STEEP * change.abs().median())
         if value.isfinite().all() and (off > most + 1e-9 * (1 + value.abs().max())).any():
             at = int(off.argmax())
             place = torch.from_numpy(start + (at + 0.5) * width * (end - start))
             yield Finding(
-                f"a sum of {name} of model(θ) at {PLACES} places on the way from one θ to another",
+                f"a sum of {name} of model(θ) at {places} places on the way from one θ to another",
                 f"near θ = {short(place.numpy())} it changes by {float(change[at]):.6g}, where its slope is at most "
                 f"{float(slopes[name].abs().max()):.3g} per unit of the way and a step {width:.3g} long",
                 f"take out what makes {name} jump, a comparison with θ or a rounding of it: a gradient says nothing of "
@@ -119,12 +122,14 @@ def jumps(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _on_the_way(subject: Subject, start: Tensor, end: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Random sums of each part of the model on the way from one θ to another, and their slopes, [PLACES] each."""
+def _on_the_way(
+    subject: Subject, start: Tensor, end: Tensor, places: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random sums of each part of the model on the way from one θ to another, and their slopes, [places] each."""
     points = few_points_of(subject)
     parts: dict[str, Tensor] = {}
     slopes: dict[str, Tensor] = {}
-    for shares in torch.linspace(0, 1, PLACES, dtype=torch.float64).split(SIDE_BY_SIDE):
+    for shares in torch.linspace(0, 1, places, dtype=torch.float64).split(SIDE_BY_SIDE):
         share = shares.clone().requires_grad_()
         theta = start + share.view(-1, *[1] * start.dim()) * (end - start)
         for name, table in law_of(subject.model(theta)).quantities(points).items():
