@@ -252,7 +252,8 @@ class Train:
             if not path.name.startswith("."):
                 print(f"  {path.name}")
         print(f"\nleader's {what} over the last tenth of {len(value)} iterations:")
-        print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
+        if len(tail) > 1:
+            print(f"  mean of {len(tail)} runs: {tail.mean():.4f}{spread}")
         print(f"  best run: {tail.max():.4f} (run {tail.argmax()}); at the start: {value[0].mean():.4f}")
         if what == "value" and not np.allclose(followed, tail, equal_nan=True):
             known = "not known" if np.isnan(followed).all() else f"{followed.mean():.4f}"

@@ -30,7 +30,8 @@ class Declared(LeaderWorld):
             return forms.tables[preset]
         if forms.declared is None:
             raise ValueError(
-                f"`env` must have a known model for {leader}, tables or matrices; {facts.problem} has none"
+                f"`env` must have a known model for {leader}, tables or matrices; {facts.problem} has none: take BCHG, "
+                "or a search such as CMAES"
             )
         return forms.declared
 
