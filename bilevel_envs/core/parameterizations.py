@@ -111,7 +111,9 @@ def around(first: np.ndarray, space: gym.spaces.Box, runs: int) -> Parameterizat
     """
     start, low, high = np.broadcast_to(first, (runs, *space.shape)), space.low.astype(float), space.high.astype(float)
     if space.is_bounded():
-        if not np.isfinite(high / 2 - low / 2).all() or np.abs(high / 2 - low / 2).max() > np.finfo(float).max / 2:
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(high - low).all()
+        if not finite:
             raise ValueError(f"`theta_space` must have bounds whose difference is a finite number, got {space}")
         width = np.where(high > low, high - low, 1.0)
         share = np.clip((start - low) / width, EDGE, 1 - EDGE)
