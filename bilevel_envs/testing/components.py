@@ -14,7 +14,7 @@ from bilevel_envs.core.checks import lacking
 from bilevel_envs.core.foreign import configure_all
 from bilevel_envs.testing.report import Absent, Finding
 from bilevel_envs.testing.subject import Subject, short
-from bilevel_envs.worlds.declared.rewards import RewardModel, RewardProblem, Step
+from bilevel_envs.worlds.declared.problem import RewardModel, RewardProblem, Step
 from bilevel_envs.worlds.declared.spaces import Actions
 
 STEPS = 60

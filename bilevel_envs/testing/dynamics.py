@@ -15,7 +15,9 @@ from bilevel_envs.testing.laws import law_of
 from bilevel_envs.testing.model import few_points_of
 from bilevel_envs.testing.report import Absent, Finding, Skipped
 from bilevel_envs.testing.subject import Subject, first_difference, played, same, short
-from bilevel_envs.worlds.declared.rewards import BlackBoxEnv, Inside, RewardProblem
+from bilevel_envs.worlds.declared.inside import Inside
+from bilevel_envs.worlds.declared.problem import RewardProblem
+from bilevel_envs.worlds.declared.rewards import BlackBoxEnv
 from bilevel_envs.worlds.declared.spaces import Actions
 
 STEPS = 100  # of an episode

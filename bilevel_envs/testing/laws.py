@@ -16,7 +16,7 @@ from bilevel_envs.testing.report import Finding, Skipped
 from bilevel_envs.testing.statistics import SHARE, binomial, chi_square, two_sided, uniform, z_score
 from bilevel_envs.testing.subject import Steps, short
 from bilevel_envs.worlds.declared.model import SimulatedModel
-from bilevel_envs.worlds.declared.rewards import RewardModel
+from bilevel_envs.worlds.declared.problem import RewardModel
 from bilevel_envs.worlds.linear_quadratic.model import LinearQuadraticModel
 from bilevel_envs.worlds.tabular.model import TabularModel
 

@@ -24,7 +24,7 @@ from bilevel_envs.core.batch import Rollout
 from bilevel_envs.core.follower import BestResponse, Policy
 from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.worlds.declared.rewards import RewardModel
+from bilevel_envs.worlds.declared.problem import RewardModel
 from leaders.critics.critic import Critic, capabilities_of
 from leaders.critics.network import NetworkCritic
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bilevel_envs.core.checks import check_shape
 from bilevel_envs.core.mdp import Preferences
-from bilevel_envs.worlds.declared.rewards import BlackBoxEnv, Options, Reward, RewardModel, RewardProblem, SetTheta
+from bilevel_envs.worlds.declared.problem import Reward, RewardModel, RewardProblem, SetTheta
+from bilevel_envs.worlds.declared.rewards import BlackBoxEnv, Options
 
 
 class DynamicsModel(RewardModel):

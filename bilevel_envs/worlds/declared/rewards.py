@@ -7,290 +7,22 @@ that a step logs are all that a hypergradient needs of the world (arXiv:2603.148
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeAlias, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
 
-from bilevel_envs.core.batch import Rollout, Terms
-from bilevel_envs.core.checks import check_count, check_shape, finite_numbers
+from bilevel_envs.core.checks import check_count, finite_numbers
 from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
-from bilevel_envs.core.follower import Policy
-from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers, Parameterization, Preferences
+from bilevel_envs.core.mdp import Model, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.parameterizations import around
 from bilevel_envs.core.problems import check_problem, check_theta_space
 from bilevel_envs.core.transparent import shortest_limit
+from bilevel_envs.worlds.declared.inside import Inside, copied, made
+from bilevel_envs.worlds.declared.problem import Reward, RewardModel, RewardProblem, SetTheta, Step
 from bilevel_envs.worlds.declared.spaces import Actions, check_actions, seen_space
-
-Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # θ [..., *θ.shape] and c [..., C] to [...]
-Step: TypeAlias = Callable[[Any, Any, Any, Any, Mapping[str, Any]], ArrayLike]
-SetTheta: TypeAlias = Callable[[Any, np.ndarray], object]  # an environment and θ
-STEP = ("observation", "reward", "terminated", "truncated", "info")
-
-
-@dataclass(frozen=True)
-class RewardModel:
-    """The follower's MDP at one θ, of which both rewards are known as functions of θ, and nothing else.
-
-    Attributes:
-      theta: ``[R, *θ.shape]``.
-      reward_follower, reward_leader: see `ConfigurableRewards`.
-    """
-
-    kind: ClassVar[str] = "declared"
-    horizon: ClassVar[int | None] = None
-    is_quadratic: ClassVar[bool] = False
-    reads_components: ClassVar[bool] = True
-    hides_moves: ClassVar[bool] = False
-    theta: Tensor
-    reward_follower: Reward
-    reward_leader: Reward
-
-    @property
-    def runs(self) -> int:
-        """R."""
-        return len(self.theta)
-
-    def detach(self) -> RewardModel:
-        """The same model without gradients."""
-        return replace(self, theta=self.theta.detach())
-
-    def rewards(self, components: Tensor) -> tuple[Tensor, Tensor]:
-        """r_F and r_L at components [R, ..., C], [R, ...].
-
-        Raises:
-          TypeError: if a reward is no tensor of real numbers.
-          ValueError: if it has another shape, or is not finite.
-        """
-        between = (1,) * (components.ndim - 2)
-        theta = self.theta.view(self.runs, *between, *self.theta.shape[1:])
-        found = []
-        for name, reward in (("r_follower", self.reward_follower), ("r_leader", self.reward_leader)):
-            try:
-                value = reward(theta, components.clone())  # which it may write into
-            except Exception as error:
-                raise ValueError(
-                    f"`{name}(theta, components)` raised {type(error).__name__} ({error}) at θ {list(theta.shape)} and "
-                    f"components {list(components.shape)}. Take torch's functions, not NumPy's, and index last axes: "
-                    "theta[..., 0], components[..., 1]"
-                ) from error
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(
-                    f"`{name}(theta, components)` must return a tensor of floating-point numbers, got {got}: make it "
-                    "of θ and components by torch operations"
-                )
-            if value.shape != components.shape[:-1]:
-                raise ValueError(
-                    f"`{name}(theta, components)` must keep the leading axes of components and sum out the last: "
-                    f"{list(components.shape[:-1])} from components {list(components.shape)} and θ "
-                    f"{list(theta.shape)}, got {list(value.shape)}. Index last axes: theta[..., 0], components[..., 1]"
-                )
-            if not value.isfinite().all():
-                first = (~value.isfinite()).nonzero()[0].tolist()
-                raise ValueError(
-                    f"`{name}(theta, components)` must be finite; it is {value[tuple(first)].item()} at θ = "
-                    f"{self.theta[first[0]].tolist()} and components {components[tuple(first)].tolist()}: keep "
-                    "logarithms, roots and quotients away from where they have no value, or narrow `theta_space`"
-                )
-            found.append(value)
-        return found[0], found[1]
-
-    def terms(self, rollout: Rollout, policy: Policy | None = None) -> Terms:
-        """Both rewards at the visited steps; transitions and first states are free of θ.
-
-        Args:
-          rollout: the steps, with their `components`.
-          policy: of no consequence here.
-
-        Raises:
-          ValueError: if the steps have no components.
-        """
-        if rollout.components is None:
-            raise ValueError("`rollout` must come from the copies of a black box, which log components")
-        r_follower, r_leader = self.rewards(rollout.components)
-        return Terms(r_leader=r_leader, r_follower=r_follower, log_start=None, log_arrival=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardProblem(ConfigurableMDP):
-    """What `ConfigurableRewards` or `ConfigurableDynamics` was told; see there.
-
-    Attributes:
-      env: the environment, by its id or class.
-      space: what θ may be.
-      first: the default θ.
-      wants: the preferences.
-      r_follower, r_leader: the rewards.
-      discrete_actions: how many there are; 0 for vectors.
-      logs: how components are logged.
-      start: makes the parameterisation; None for the usual one.
-      sets: puts θ into an environment before each reset; None where θ is in the rewards alone.
-    """
-
-    simulates_its_model: ClassVar[bool] = False
-    declared_by: ClassVar[str] = "ConfigurableRewards"
-    env: str
-    space: gym.spaces.Box
-    first: np.ndarray
-    wants: Preferences
-    r_follower: Reward
-    r_leader: Reward
-    discrete_actions: int = 0
-    logs: Sequence[str] | Step | None = None
-    start: Callable[[int, Noise], Parameterization] | None = None
-    sets: SetTheta | None = None
-
-    @property
-    def title(self) -> str:
-        """The class that a user called, and the environment inside."""
-        return f"{self.declared_by}({self.env})"
-
-    @property
-    def theta_space(self) -> gym.spaces.Box:
-        """What θ may be."""
-        return self.space
-
-    @property
-    def default_theta(self) -> np.ndarray:
-        """The first θ."""
-        return self.first
-
-    @property
-    def preferences(self) -> Preferences:
-        """γ_L, γ_F and β."""
-        return self.wants
-
-    def model(self, theta: Tensor) -> RewardModel:
-        """Both rewards at θ ``[R, *θ.shape]``."""
-        check_shape(theta, self.theta_space.shape, "theta")
-        return RewardModel(theta, self.r_follower, self.r_leader)
-
-    def parameterization(self, runs: int, noise: Noise) -> Parameterization:
-        """θ = low + (high − low) · sigmoid(raw) where θ is bounded, else raw; begun at the default θ."""
-        if self.start is not None:
-            return self.start(runs, noise)
-        made = around(self.default_theta, self.theta_space, runs)
-        if made is None:
-            raise ValueError(
-                "`parameterization` must be given where some bounds of `theta_space` are finite and others not: "
-                f"without one θ would leave it; got {self.theta_space}"
-            )
-        return made
-
-
-class Inside:
-    """One environment that somebody else wrote: observations as vectors, components of each step as numbers.
-
-    Args:
-      env: the environment.
-      problem: how components are logged, and how θ is set.
-      size: how many components there are; None for as many as the first step logs.
-    """
-
-    def __init__(self, env: gym.Env, problem: RewardProblem, size: int | None = None) -> None:
-        self.env, self.components, self.sets, self.size = env, problem.logs, problem.sets, size
-        self._name, self._actions = problem.env, Actions(env.action_space, problem.env)
-        self._observation: Any = None
-
-    def set_theta(self, theta: np.ndarray) -> None:
-        """Puts θ into the environment, if it is to be there; what `configure` raises becomes a ValueError."""
-        if self.sets is None:
-            return
-        try:
-            self.sets(self.env, theta.copy())
-        except Exception as error:
-            raise ValueError(
-                f"`configure` must set every θ of `theta_space` in the environment, but raised "
-                f"{type(error).__name__} ({error}) at θ = {theta.tolist()}"
-            ) from error
-
-    def reset(
-        self, theta: np.ndarray, seed: int | None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A first observation at θ, flat, and what `info` says."""
-        self.set_theta(theta)
-        told = self._told("reset", self.env.reset(seed=seed, options=options), ("observation", "info"))
-        self._observation, info = told
-        return self._flat(self._observation, "reset"), dict(info)
-
-    def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
-        """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
-        before = deepcopy(self._observation)  # some environments write the next one into the same array
-        told = self._told("step", self.env.step(self._actions.of(action)), STEP)
-        self._observation, reward, terminated, truncated, info = told
-        logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
-        flat = self._flat(self._observation, "step")
-        return flat, logged, self._flag(terminated, "terminated"), self._flag(truncated, "truncated"), dict(info)
-
-    def _flag(self, value: Any, name: str) -> bool:
-        """Whether an episode ends or is cut."""
-        if not isinstance(value, (bool, np.bool_, int)):
-            raise ValueError(f"`env` must return a bool as `{name}` from `step`; {self._name} returned {value!r}")
-        return bool(value)
-
-    def _told(self, call: str, told: Any, wanted: tuple[str, ...]) -> Any:
-        """What `reset` or `step` returned, if it is what Gymnasium's do."""
-        count = len(told) if isinstance(told, tuple) else 1
-        if count != len(wanted):
-            raise ValueError(
-                f"`env` must return ({', '.join(wanted)}) from `{call}`, as environments of Gymnasium do; "
-                f"{self._name} returned {count} value{'s' * (count != 1)}: put a wrapper around it that returns these"
-            )
-        return told
-
-    def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
-        if self.components is None:
-            found: ArrayLike = reward
-        elif callable(self.components):
-            try:
-                found = self.components(before, action, reward, after, info)
-            except Exception as error:
-                raise ValueError(
-                    "`components` must be a function (observation, action, reward, next observation, info), which "
-                    f"raised {type(error).__name__} ({error}) at a step of {self._name}"
-                ) from error
-        else:
-            missing = [name for name in self.components if name not in info]
-            if missing:
-                raise ValueError(
-                    f"`components` must be entries of `info` at every step; {missing} are not among {sorted(info)}"
-                )
-            found = np.concatenate([np.asarray(info[name], float).ravel() for name in self.components])
-        try:
-            array = np.asarray(found, dtype=np.float64).ravel()
-        except (TypeError, ValueError):
-            array = np.full(1, np.nan)
-        if not array.size or not np.isfinite(array).all():
-            raise ValueError(f"`components` must give finite numbers at every step, got {found!r}")
-        self.size = self.size or array.size
-        if array.size != self.size:
-            raise ValueError(
-                f"`components` must give as many numbers at every step, {self.size} as at the first, got {array.size}, "
-                f"{array.tolist()}: give 0 where one does not apply"
-            )
-        return array
-
-    def _flat(self, observation: Any, call: str) -> np.ndarray:
-        flat = np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
-        wanted = gym.spaces.flatdim(self.env.observation_space)
-        if flat.shape != (wanted,):
-            raise ValueError(
-                f"`env` must show what its observation space says; `{call}` of {self._name} returned {observation!r}, "
-                f"of {flat.size} numbers instead of {wanted}: mend the environment, or its `observation_space`"
-            )
-        if not np.isfinite(flat).all():
-            raise ValueError(
-                f"`env` must show finite numbers, but `{call}` of {self._name} returned {observation}: end the episode "
-                "before its numbers overflow, or put a wrapper around it that replaces what is missing"
-            )
-        return flat
 
 
 class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
@@ -391,7 +123,7 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
             raise ValueError(
                 f"`theta_space` of {type(self).__name__} must have an axis, as shape (1,) has, got shape ()"
             )
-        self.env = _made(env)
+        self.env = made(env)
         default = (
             _middle(theta_space)
             if default_theta is None
@@ -467,7 +199,7 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
 
     def another(self) -> Inside:
         """A new copy, whose owner is who asks."""
-        return Inside(_copied(self.env), self.problem, self._inside.size)
+        return Inside(copied(self.env), self.problem, self._inside.size)
 
     def give_back(self, copies: list[Inside]) -> None:
         """Keeps copies for the next who asks."""
@@ -593,26 +325,6 @@ def _named(components: Any) -> tuple[str, ...] | Step | None:
             f"function (observation, action, reward, next observation, info), got {components!r}"
         )
     return tuple(names)
-
-
-def _made(env: str | gym.Env) -> gym.Env:
-    """The environment of an id, or as given."""
-    if isinstance(env, str):
-        return gym.make(env, disable_env_checker=True)
-    if not isinstance(env, gym.Env):
-        raise TypeError(f"`env` must be a gymnasium.Env or the id of one, got {type(env).__name__}")
-    return env
-
-
-def _copied(env: gym.Env) -> gym.Env:
-    """Another one like it, made from its spec; a deep copy where the spec does not tell all."""
-    if env.spec is not None:
-        try:
-            drawn = {} if env.render_mode is None else {"render_mode": None}  # which not every constructor takes
-            return gym.make(env.spec, disable_env_checker=True, **drawn)
-        except (ValueError, gym.error.Error):  # wrappers that do not record their arguments
-            pass
-    return deepcopy(env)
 
 
 def _middle(space: gym.spaces.Box) -> np.ndarray:

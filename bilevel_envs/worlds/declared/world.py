@@ -11,7 +11,7 @@ import torch
 
 from bilevel_envs.core.follower import Policy
 from bilevel_envs.worlds.declared.model import SimulatedModel
-from bilevel_envs.worlds.declared.rewards import RewardModel
+from bilevel_envs.worlds.declared.problem import RewardModel
 from bilevel_envs.worlds.world import World
 
 DeclaredModel: TypeAlias = SimulatedModel | RewardModel

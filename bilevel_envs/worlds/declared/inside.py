@@ -1,0 +1,144 @@
+"""One environment that somebody else wrote, stepped: observations as vectors, components of each step as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bilevel_envs.worlds.declared.problem import RewardProblem
+from bilevel_envs.worlds.declared.spaces import Actions
+
+STEP = ("observation", "reward", "terminated", "truncated", "info")
+
+
+class Inside:
+    """One environment that somebody else wrote: observations as vectors, components of each step as numbers.
+
+    Args:
+      env: the environment.
+      problem: how components are logged, and how θ is set.
+      size: how many components there are; None for as many as the first step logs.
+    """
+
+    def __init__(self, env: gym.Env, problem: RewardProblem, size: int | None = None) -> None:
+        self.env, self.components, self.sets, self.size = env, problem.logs, problem.sets, size
+        self._name, self._actions = problem.env, Actions(env.action_space, problem.env)
+        self._observation: Any = None
+
+    def set_theta(self, theta: np.ndarray) -> None:
+        """Puts θ into the environment, if it is to be there; what `configure` raises becomes a ValueError."""
+        if self.sets is None:
+            return
+        try:
+            self.sets(self.env, theta.copy())
+        except Exception as error:
+            raise ValueError(
+                f"`configure` must set every θ of `theta_space` in the environment, but raised "
+                f"{type(error).__name__} ({error}) at θ = {theta.tolist()}"
+            ) from error
+
+    def reset(
+        self, theta: np.ndarray, seed: int | None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A first observation at θ, flat, and what `info` says."""
+        self.set_theta(theta)
+        told = self._told("reset", self.env.reset(seed=seed, options=options), ("observation", "info"))
+        self._observation, info = told
+        return self._flat(self._observation, "reset"), dict(info)
+
+    def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
+        """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
+        before = deepcopy(self._observation)  # some environments write the next one into the same array
+        told = self._told("step", self.env.step(self._actions.of(action)), STEP)
+        self._observation, reward, terminated, truncated, info = told
+        logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
+        flat = self._flat(self._observation, "step")
+        return flat, logged, self._flag(terminated, "terminated"), self._flag(truncated, "truncated"), dict(info)
+
+    def _flag(self, value: Any, name: str) -> bool:
+        """Whether an episode ends or is cut."""
+        if not isinstance(value, (bool, np.bool_, int)):
+            raise ValueError(f"`env` must return a bool as `{name}` from `step`; {self._name} returned {value!r}")
+        return bool(value)
+
+    def _told(self, call: str, told: Any, wanted: tuple[str, ...]) -> Any:
+        """What `reset` or `step` returned, if it is what Gymnasium's do."""
+        count = len(told) if isinstance(told, tuple) else 1
+        if count != len(wanted):
+            raise ValueError(
+                f"`env` must return ({', '.join(wanted)}) from `{call}`, as environments of Gymnasium do; "
+                f"{self._name} returned {count} value{'s' * (count != 1)}: put a wrapper around it that returns these"
+            )
+        return told
+
+    def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
+        if self.components is None:
+            found: ArrayLike = reward
+        elif callable(self.components):
+            try:
+                found = self.components(before, action, reward, after, info)
+            except Exception as error:
+                raise ValueError(
+                    "`components` must be a function (observation, action, reward, next observation, info), which "
+                    f"raised {type(error).__name__} ({error}) at a step of {self._name}"
+                ) from error
+        else:
+            missing = [name for name in self.components if name not in info]
+            if missing:
+                raise ValueError(
+                    f"`components` must be entries of `info` at every step; {missing} are not among {sorted(info)}"
+                )
+            found = np.concatenate([np.asarray(info[name], float).ravel() for name in self.components])
+        try:
+            array = np.asarray(found, dtype=np.float64).ravel()
+        except (TypeError, ValueError):
+            array = np.full(1, np.nan)
+        if not array.size or not np.isfinite(array).all():
+            raise ValueError(f"`components` must give finite numbers at every step, got {found!r}")
+        self.size = self.size or array.size
+        if array.size != self.size:
+            raise ValueError(
+                f"`components` must give as many numbers at every step, {self.size} as at the first, got {array.size}, "
+                f"{array.tolist()}: give 0 where one does not apply"
+            )
+        return array
+
+    def _flat(self, observation: Any, call: str) -> np.ndarray:
+        flat = np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
+        wanted = gym.spaces.flatdim(self.env.observation_space)
+        if flat.shape != (wanted,):
+            raise ValueError(
+                f"`env` must show what its observation space says; `{call}` of {self._name} returned {observation!r}, "
+                f"of {flat.size} numbers instead of {wanted}: mend the environment, or its `observation_space`"
+            )
+        if not np.isfinite(flat).all():
+            raise ValueError(
+                f"`env` must show finite numbers, but `{call}` of {self._name} returned {observation}: end the episode "
+                "before its numbers overflow, or put a wrapper around it that replaces what is missing"
+            )
+        return flat
+
+
+def made(env: str | gym.Env) -> gym.Env:
+    """The environment of an id, or as given."""
+    if isinstance(env, str):
+        return gym.make(env, disable_env_checker=True)
+    if not isinstance(env, gym.Env):
+        raise TypeError(f"`env` must be a gymnasium.Env or the id of one, got {type(env).__name__}")
+    return env
+
+
+def copied(env: gym.Env) -> gym.Env:
+    """Another one like it, made from its spec; a deep copy where the spec does not tell all."""
+    if env.spec is not None:
+        try:
+            drawn = {} if env.render_mode is None else {"render_mode": None}  # which not every constructor takes
+            return gym.make(env.spec, disable_env_checker=True, **drawn)
+        except (ValueError, gym.error.Error):  # wrappers that do not record their arguments
+            pass
+    return deepcopy(env)
