@@ -433,8 +433,7 @@ class Leader:
         model = self._model(theta, f"after {self.progress.iterations} outer iterations")  # differentiable in θ
         self._check_depends(theta, model)
         fixed = model.detach()
-        best = self._response(theta.detach(), fixed)
-        estimate = self._estimate(theta, model, best)
+        best, estimate = self._estimated(theta, model, fixed)
         value, actual = self._evaluated(fixed, best, last, estimate.leader_value)
         explored = self._evaluated(*estimate.explored, last)[0] if estimate.explored else float("nan")
         grad_norm = self._ascend(estimate.surrogate)
@@ -464,6 +463,11 @@ class Leader:
         )
         self.progress.best = best
         self.progress.iterations += 1
+
+    def _estimated(self, theta: Tensor, model: Model, fixed: Model) -> tuple[BestResponse, Estimate]:
+        """The follower's response at θ, and the estimate that is made with it; `fixed` is `model` without gradients."""
+        best = self._response(theta.detach(), fixed)
+        return best, self._estimate(theta, model, best)
 
     def _evaluated(
         self, model: Model, best: BestResponse, last: bool, known: Tensor | None = None

@@ -109,7 +109,7 @@ class CMAES(SearchLeader):
             check_memory(float(count) * start.size, name, count, f"points of {self.runs} runs")
         self.searches = [RestartedSearch(*one, settings) for one in zip(start, self.seeds, strict=True)]
 
-    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse | None) -> Estimate:
         returns, steps = [], []
         first = self.noise.state_dict()  # of each run's present generation
         for _ in range(self.searches[0].population):

@@ -41,7 +41,7 @@ class RandomSearch(SearchLeader):
         self._centre = self._raw.flat()
         self._record = torch.full((self.runs,), -torch.inf, dtype=torch.float64)
 
-    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse | None) -> Estimate:
         drawn = self._centre + self.scale * torch.from_numpy(self.noise.normal(self._centre.shape[1]))
         found, steps = self._trial(drawn, best, self.noise)
         better = found > self._record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from bilevel_envs.core.checks import check_count, check_memory
 from bilevel_envs.core.follower import BestResponse, capabilities_of
+from bilevel_envs.core.mdp import Model
 from bilevel_envs.core.noise import Noise
 from leaders.config import LeaderConfig, changed
 from leaders.estimate import Estimate
@@ -24,8 +26,9 @@ from leaders.leader import Leader
 class SearchLeader(Leader):
     """A leader that tries decisions and compares what they bring.
 
-    Every trial asks the follower for a response and samples whole episodes; both are counted. The response at the
-    present θ, which the history's exact value needs, counts where the follower learns by it.
+    Every trial asks the follower for a response and samples whole episodes; both are counted. A planner answers at the
+    present θ, too, for the history's exact value, which does not count. A follower that learns is asked in trials
+    alone: what the history says of the follower, `leader_value_actual` included, is then of its last response.
 
     Args:
       env: the environment with its follower.
@@ -44,18 +47,29 @@ class SearchLeader(Leader):
         self.episodes = check_count(episodes, "episodes")
         check_memory(float(self.runs) * self.episodes * FEW, "episodes", episodes, f"trials of {self.runs} runs")
         self._trial_steps = 0  # of followers that learn, since the last outcome
+        self._last: BestResponse | None = None  # of the trials
         if not self.ascends:
             self.check_unregularised()
         self._raw = RawParameters(self.policy, self.runs, self.env.theta_space.shape)
 
-    def _trial(self, flat: Tensor, start: BestResponse, noise: Noise) -> tuple[Tensor, Tensor]:
+    def _estimated(self, theta: Tensor, model: Model, fixed: Model) -> tuple[BestResponse, Estimate]:
+        if not capabilities_of(self.env.follower).learns:
+            return super()._estimated(theta, model, fixed)
+        estimate = self._estimate(theta, model, self.progress.best)
+        assert self._last is not None  # every iteration has a trial
+        return replace(self._last, optimal=False, steps=0), estimate  # it is not at θ, and its steps have been counted
+
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse | None) -> Estimate:
+        raise NotImplementedError
+
+    def _trial(self, flat: Tensor, start: BestResponse | None, noise: Noise) -> tuple[Tensor, Tensor]:
         """Sampled return at raw parameters [R, n], and the environment steps it took, [R] each; counts the follower's.
 
         A follower that learns goes on learning from trial to trial.
         """
         with torch.no_grad():
             theta = self._raw.theta(flat)
-        best = self._response_at(theta, start)
+        best = self._last = self._response_at(theta, start)
         self._trial_steps += best.steps
         horizon = whole_episode_horizon(self.env.preferences)
         batch = self.env.rollout(theta, best, noise, rows=self.episodes, horizon=horizon, whole_episodes=True)
@@ -76,7 +90,7 @@ class SearchLeader(Leader):
             leader_return=torch.stack(returns).mean(0),
             env_steps=torch.stack(steps).sum(0),
             episodes=len(returns) * self.episodes,
-            follower_solves=len(returns) - (not capabilities_of(self.env.follower).learns),  # the one at the present θ
+            follower_solves=len(returns) - 1,  # beside the one that an iteration counts
             follower_steps=spent,
             proposal=None if proposal is None else self._raw.named(proposal),
         )

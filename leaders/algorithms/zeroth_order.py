@@ -58,7 +58,7 @@ class ZerothOrder(SearchLeader):
         check_choice(one_sided, (True, False), "one_sided")
         self.one_sided = one_sided
 
-    def _estimate(self, theta: Tensor, model: Model, best: BestResponse) -> Estimate:
+    def _estimate(self, theta: Tensor, model: Model, best: BestResponse | None) -> Estimate:
         here = self._raw.flat()
         gradient, returns, steps = torch.zeros_like(here), [], []
         for _ in range(self.directions):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bilevel_envs.followers import SB3Follower
+from bilevel_envs.followers import SB3Follower, SoftValueIteration
 from bilevel_envs.parameterizations import Free
 from leaders import CMAES, RandomSearch, ZerothOrder, exact
 from tests.helpers import toll_bridge, z_scores
@@ -71,7 +71,7 @@ def test_histories_count_the_steps_and_solves_of_every_trial(make, leader):
 
 
 @pytest.mark.parametrize("leader", ALL)
-def test_every_response_of_a_follower_that_learns_is_counted(leader):
+def test_a_follower_that_learns_is_asked_in_trials_alone(leader):
     class Counted(SB3Follower):
         asked = 0
 
@@ -80,8 +80,20 @@ def test_every_response_of_a_follower_that_learns_is_counted(leader):
             return super().respond(*arguments, **keywords)
 
     follower = Counted("SoftDQN", 5, learning_starts=5, policy_kwargs={"net_arch": [4]})
-    trained = leader(toll_bridge(follower), episodes=1).learn(2)
-    assert trained.history["follower_solves"][-1, 0] == follower.asked
+    env = toll_bridge(follower)
+    trained = leader(env, episodes=1)
+    start = trained.theta
+    trained.learn(1)
+    asked = follower.asked
+    actual = exact.value(env.model(start), env.best_response(start, learn=False).policy, env.preferences.gamma_leader)
+    np.testing.assert_allclose(trained.history["leader_value_actual"][0], actual, rtol=1e-6)
+    optimal = exact.objective(toll_bridge(SoftValueIteration()), start)
+    np.testing.assert_allclose(trained.history["leader_value"][0], optimal, rtol=1e-6)
+    trained.learn(1)
+    trials = {ZerothOrder: 8, RandomSearch: 1}.get(leader) or trained.searches[0].population
+    assert trained.history["follower_solves"][:, 0].tolist() == [trials, 2 * trials]
+    assert asked == trials
+    assert follower.asked == 2 * trials + 1  # with the test's own
     assert trained.history["follower_steps"][-1, 0] == follower.spent
 
 
@@ -92,6 +104,18 @@ def test_saving_and_loading_goes_on_bit_for_bit(make, tmp_path, leader):
     leader(make("FourRooms"), runs=2, seed=1, episodes=1).learn(3).save(tmp_path / "leader.zip")
     second = leader.load(tmp_path / "leader.zip", env=make("FourRooms")).learn(2)
     np.testing.assert_array_equal(straight.theta, second.theta)
+    np.testing.assert_array_equal(straight.history.state(), second.history.state())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leader", ALL)
+def test_saving_and_loading_goes_on_bit_for_bit_with_an_agent(tmp_path, leader):
+    def env():
+        return toll_bridge(SB3Follower("SoftDQN", 20, learning_starts=5, policy_kwargs={"net_arch": [4]}))
+
+    straight = leader(env(), episodes=1).learn(4)
+    leader(env(), episodes=1).learn(2).save(tmp_path / "leader.zip")
+    second = leader.load(tmp_path / "leader.zip", env=env()).learn(2)
     np.testing.assert_array_equal(straight.history.state(), second.history.state())
 
 
