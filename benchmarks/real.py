@@ -114,21 +114,29 @@ class Real:
 
 
 def table(runs: dict[str, dict[str, float]]) -> str:
-    """By problem and leader: J_L of each seed, and from three on their mean with a 95 % interval of Student's t."""
-    lines = ["| world | optimum | start | steps of both | leader | J_L at the end | CPU s |", "|---" * 7 + "|"]
+    """A table per problem: by leader, J_L of each seed, and from three on their mean with a 95 % interval."""
+    lines = []
     for key, problem in PROBLEMS.items():
+        found = {}
         for leader in Real.leaders:
             mine = [run for name, run in runs.items() if name.split("; ")[:2] == [key, leader]]
             if mine:
-                start = f"{mine[0]['start']:.{problem.digits}f}"
-                values = with_interval([run["value"] for run in mine], problem.digits)
-                seconds = f"{np.median([run['seconds'] for run in mine]):.0f}"
-                spent = [run["steps"] for run in mine]
-                steps = " to ".join(f"{count:,}" for count in sorted({min(spent), max(spent)}))
-                optimum = "" if problem.optimum is None else problem.optimum
-                row = (problem.name, optimum, start, steps, leader, values, seconds)
-                lines.append("| " + " | ".join(map(str, row)) + " |")
-    return "\n".join(lines) + "\n"
+                found[leader] = mine
+        if found:
+            start = next(iter(found.values()))[0]["start"]
+            optimum = "" if problem.optimum is None else f", optimum {problem.optimum}"
+            lines += [f"**{problem.name}**: start {start:.{problem.digits}f}{optimum}", ""]
+            lines += ["| leader | J_L at the end | steps of both | CPU s |", "|---" * 4 + "|"]
+            lines += [_row(leader, mine, problem.digits) for leader, mine in found.items()] + [""]
+    return "\n".join(lines)
+
+
+def _row(leader: str, runs: list[dict[str, float]], digits: int) -> str:
+    """A leader's line."""
+    spent = [run["steps"] for run in runs]
+    steps = " to ".join(f"{count:,}" for count in sorted({min(spent), max(spent)}))
+    seconds = f"{np.median([run['seconds'] for run in runs]):.0f}"
+    return f"| {leader} | {with_interval([run['value'] for run in runs], digits)} | {steps} | {seconds} |"
 
 
 if __name__ == "__main__":
