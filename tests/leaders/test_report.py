@@ -152,7 +152,7 @@ def test_a_damaged_file_is_counted_and_hides_no_other(tmp_path):
     (tmp_path / "two" / RESULT).write_text('{"format": 1')
     main(["report", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
-    assert re.search(r"<b>1</b>damaged files", text)
+    assert re.search(r"<b>1</b>damaged file<", text)
 
 
 def test_runs_without_a_result_are_counted_and_named(tmp_path):
@@ -161,7 +161,7 @@ def test_runs_without_a_result_are_counted_and_named(tmp_path):
     (tmp_path / "failed" / CONFIG).write_text("{}")
     main(["report", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
-    assert re.search(r"<b>1</b>runs without a result", text)
+    assert re.search(r"<b>1</b>run without a result<", text)
     assert "Failed, or not ended yet: failed" in text
 
 

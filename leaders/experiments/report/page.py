@@ -155,15 +155,15 @@ def _cards(runs: Runs) -> list[tuple[str, str]]:
     rows = runs.table.rows
     evaluated = [row for row in rows if row.get("phase") != "selection"]
     cards = [
-        ("runs", len(evaluated)),
-        ("environments", len({row.get("env") for row in evaluated})),
-        ("leaders", len({row.get("leader") for row in evaluated})),
-        ("environment steps", int(sum(_number(row.get("env_steps")) for row in rows))),
-        ("runs to choose settings", len(rows) - len(evaluated)),
-        ("runs without a result", len(runs.unfinished)),
-        ("damaged files", len(runs.damaged)),
+        ("run{s}", len(evaluated)),
+        ("environment{s}", len({row.get("env") for row in evaluated})),
+        ("leader{s}", len({row.get("leader") for row in evaluated})),
+        ("environment step{s}", int(sum(_number(row.get("env_steps")) for row in rows))),
+        ("run{s} to choose settings", len(rows) - len(evaluated)),
+        ("run{s} without a result", len(runs.unfinished)),
+        ("damaged file{s}", len(runs.damaged)),
     ]
-    return [(name, f"{count:,}") for name, count in cards if count]
+    return [(name.format(s="s" * (count != 1)), f"{count:,}") for name, count in cards if count]
 
 
 # Tables -------------------------------------------------------------------------------------------------------
