@@ -94,6 +94,7 @@ def _rewards_twice(model: RewardModel, components: np.ndarray) -> Iterator[Findi
 def alone(subject: Subject) -> Iterator[Finding]:
     """Components are of the step, whichever copy takes it."""
     _model(subject)
+    named = cast(RewardProblem, subject.problem).logs
     theta = subject.thetas.inner[0]
     subject.inside.configure(theta)
     envs = subject.inside.copies(1)
@@ -107,7 +108,9 @@ def alone(subject: Subject) -> Iterator[Finding]:
                     "components of one episode in the environment, and of the same one in a copy",
                     f"at step {k} they are {short(expected)} and {short(told)}",
                     "read the function's five arguments alone: an environment that it names itself is not the one that "
-                    "took the step (put what is needed into `info`)",
+                    "took the step (put what is needed into `info`)"
+                    if callable(named)
+                    else "give the environment what it needs as keywords of its constructor, so that copies are alike",
                 )
                 envs.close()
                 return

@@ -130,6 +130,12 @@ def effective(subject: Subject) -> Iterator[Finding]:
                 "set in `configure` what `reset` reads, such as an argument that the constructor keeps, or change "
                 "`reset` of the environment so that it leaves these values alone",
             )
+        if cast(RewardProblem, subject.problem).moves_start:
+            warnings.warn(
+                'θ moves the first observation, too. Searches heed that; leaders with dynamics="learnt" leave it out',
+                UserWarning,
+                stacklevel=2,
+            )
         if not undone and same(before, box.episodes(other)):
             yield Finding(
                 f"{EPISODES} episodes of the same seeds and actions, `configure` setting θ = {short(one)} and then "

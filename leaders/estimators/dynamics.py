@@ -7,7 +7,8 @@ perturbed row by row. To the Gaussian that is fitted to all of them (`bilevel_en
 
     s'(\theta) = s + \mu_\theta(s, b) + \sigma_\theta(s, b)\, \epsilon,
 
-with the ε that was observed, so that ∂s'/∂θ carries both players' ∇V(s') back to θ.
+with the ε that was observed, so that ∂s'/∂θ carries both players' ∇V(s') back to θ. What a step logs is learnt alike,
+c(θ) = μ^c_θ(s, b) + σ^c_θ(s, b) ε^c, for components of s' move with θ, too.
 """
 
 from __future__ import annotations
@@ -99,10 +100,13 @@ class LearntDynamics:
       share: how far θ is perturbed, as a share of its interval: uniformly in [−share, share] times high − low, inside
         the space. Where θ has no bounds, of twice the larger of 1 and |θ|.
       gamma: γ_F.
+
+    Attributes:
+      pathwise: whether components carry gradients; a score's weights hold what they bring already.
     """
 
     def __init__(self, leader: str, actions: int, space: gym.spaces.Box, share: float, gamma: float) -> None:
-        self.leader, self.actions, self.space, self.share = leader, actions, space, share
+        self.leader, self.actions, self.space, self.share, self.pathwise = leader, actions, space, share, True
         self.network, self.logs = GaussianDynamics(HOW), GaussianDynamics(HOW)
         self.reactions = [TemporalDifference(gamma, Fit()) for _ in range(HALVES)]
         self.x = self.moved = self.logged = torch.empty(0)  # (s, b, θ) [R, K, d], s' − s [R, K, n], c [R, K, C]
@@ -162,7 +166,7 @@ class LearntDynamics:
     def fit(self, noise: Noise) -> None:
         """Goes on with the network, and says once if it cannot be trusted."""
         self.network.fit(self.x, self.moved, ~self.held, noise)
-        self.logs.fit(self.x[..., : -int(np.prod(self.space.shape))], self.logged, ~self.held, noise)
+        self.logs.fit(self.x, self.logged, ~self.held, noise)
         told, inside = self.network.quality(self.x, self.moved, self.held)
         self.told, self.inside = told.numpy(), inside.numpy()
         if not self.warned and ((told < TRUSTED_R2) | (inside < TRUSTED_SHARE)).any():
@@ -227,7 +231,7 @@ class LearntModel:
       model: of which both rewards are known.
       dynamics: how inputs are made.
       network: what was learnt of s', for the model's runs.
-      logs: of components, as functions of (s, b).
+      logs: of components.
       reactions: networks of ∇V_F, one for each part of a batch; they go on learning.
     """
 
@@ -246,16 +250,15 @@ class LearntModel:
           white: ε, [R, K, n].
 
         Returns:
-          s' as θ moves it, [R, K, J, n], and components, [R, K, J, C].
+          s' as θ moves it, [R, K, J, n], and components' means as θ moves them, [R, K, J, C].
         """
         runs, steps, many = action.shape[:3]
         wide = state[:, :, None].expand(runs, steps, many, -1)
         x = self.dynamics.pairs(wide, action)
         theta = self.model.theta.flatten(1)[:, None, None].expand(runs, steps, many, -1)
-        moves = self.network(torch.cat([x, theta], -1).flatten(1, 2))
-        mean, log_deviation = (part.view(wide.shape) for part in moves)
-        with torch.no_grad():
-            components = self.logs(x.flatten(1, 2))[0].view(runs, steps, many, -1)
+        at = torch.cat([x, theta], -1).flatten(1, 2)
+        mean, log_deviation = (part.view(wide.shape) for part in self.network(at))
+        components = self.logs(at)[0].view(runs, steps, many, -1)
         return wide + mean + log_deviation.exp() * white[:, :, None], components
 
     def white(self, rollout: Rollout) -> Tensor:
@@ -266,11 +269,19 @@ class LearntModel:
     def terms(self, rollout: Rollout, policy: Policy | None = None) -> Terms:
         """The model's terms, log p of the moves seen, and the next state as θ moves it; first states are free of θ."""
         mean, log_deviation, white = self._moves(rollout)
+        seen = replace(rollout, components=self._logged(rollout)) if self.dynamics.pathwise else rollout
         return replace(
-            self.model.terms(rollout, policy),
+            self.model.terms(seen, policy),
             log_arrival=-(white.square() / 2 + log_deviation).sum(-1),
             mean_next=rollout.state + mean + log_deviation.exp() * white.detach(),
         )
+
+    def _logged(self, rollout: Rollout) -> Tensor:
+        """The components seen, [R, N, T, C], as θ moves them."""
+        seen = cast(Tensor, rollout.components).double()
+        x = self.dynamics.inputs(rollout, self.model.theta.flatten(1)[:, None, None]).flatten(1, 2)
+        mean, log_deviation = (part.view(seen.shape) for part in self.logs(x))
+        return mean + log_deviation.exp() * ((seen - mean) * (-log_deviation).exp()).detach()
 
     def _moves(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """μ, log σ and ε of s' − s, [R, N, T, n] each."""

@@ -54,8 +54,9 @@ class Sample:
 
     @cached_property
     def values(self) -> Values:
-        """Both players' values, made once: some critics draw for them."""
-        return evaluate(self.judges, self.best, self.batch, self.rule.reads_follower, self.judges.fold)
+        """Both players' values, made once: some critics draw for them. The follower's weigh ∇log p alone."""
+        follower = self.rule.reads_follower and self.terms.log_arrival is not None
+        return evaluate(self.judges, self.best, self.batch, follower, self.judges.fold)
 
     @cached_property
     def guiding(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, ClassVar, cast
@@ -57,6 +58,7 @@ FEW = 10  # numbers that are held of each transition, whatever is fitted to it
 
 EXPECTED = ("bc_hg", "naive_pgd")  # estimators whose estimates may expect what follows the first step
 
+logger = logging.getLogger("leaders")
 SHOWN = ("estimator", "critic", "gradient", "guiding", "batch_size")  # settings that `repr` shows always
 
 GAME_IGNORES = (
@@ -101,8 +103,8 @@ class TrajectoryLeader(Leader):
         if "exploration" in self.without:  # it has a way of its own, whatever the environment recommends
             self.estimator_config = replace(self.estimator_config, exploration="none")
         super().__init__(wrapped, config, given)
-        gives_values = capabilities_of(wrapped.follower).gives_values
-        if ESTIMATORS[self.estimator_config.estimator].reads_follower and not gives_values:
+        reads = ESTIMATORS[self.estimator_config.estimator].reads_follower and not self.facts.only_rewards
+        if reads and not capabilities_of(wrapped.follower).gives_values:
             raise NotAvailableError(missing_value(wrapped.follower, "V_F").reason)
         if self.contexts is not None and self._restarts:
             raise ValueError('`exploration` must be "none" where contexts are drawn, got "restarts"')
@@ -430,8 +432,18 @@ class TrajectoryLeader(Leader):
         config, facts = self.estimator_config, self.facts
         if config.dynamics == "known":
             return None
+        if facts.moves_start:
+            logger.warning(
+                "%s: θ moves the first states of %s, which is not learnt: what that is worth is left out of the "
+                "gradient, which should not be trusted where first states matter. CMAES, RandomSearch and ZerothOrder "
+                "leave nothing out",
+                type(self).__name__,
+                facts.problem,
+            )
         gamma = self.env.preferences.gamma_follower
-        return LearntDynamics(type(self).__name__, facts.actions, self.env.theta_space, config.perturbation, gamma)
+        dynamics = LearntDynamics(type(self).__name__, facts.actions, self.env.theta_space, config.perturbation, gamma)
+        dynamics.pathwise = config.gradient == "pathwise"
+        return dynamics
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where it is not used."""

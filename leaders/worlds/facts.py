@@ -56,6 +56,7 @@ def facts_of(env: BilevelWrapper) -> Facts:
     model, follower = model_of(env), capabilities_of(env.follower)
     problem = env.problem
     world = world_of(model)
+    hides = not lacking(model, ["hides_moves"]) and model.hides_moves  # of declared models alone
     linear = world == LINEAR_QUADRATIC
     return Facts(
         world=world,
@@ -68,7 +69,8 @@ def facts_of(env: BilevelWrapper) -> Facts:
         leader_actions=problem.stage_actions,
         theta_size=int(np.prod(problem.theta_space.shape)),
         actions=problem.discrete_actions,
-        hides_moves=not lacking(model, ["hides_moves"]) and model.hides_moves,  # of declared models alone
+        hides_moves=hides,
+        moves_start=hides and model.moves_start,
         reads_components=kind_called(model).reads_components(model),
         learns=follower.learns,
         optimal=follower.optimal,

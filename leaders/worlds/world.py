@@ -33,6 +33,7 @@ class Facts:
       theta_size: entries of θ.
       actions: discrete ones at states that are vectors, which critics read one-hot; 0 elsewhere.
       hides_moves: whether θ moves the transitions of a world in which log p is not known.
+      moves_start: whether θ moves the first states of such a world.
       reads_components: whether rewards are functions of components that steps log, so that no θ is in log p.
       learns: whether the follower learns, or is observed.
       optimal: whether the follower's response is the soft optimum of the model.
@@ -49,9 +50,15 @@ class Facts:
     theta_size: int = 0
     actions: int = 0
     hides_moves: bool = False
+    moves_start: bool = False
     reads_components: bool = False
     learns: bool = False
     optimal: bool = True
+
+    @property
+    def only_rewards(self) -> bool:
+        """Whether θ is known to be in the rewards alone, so that no V_F of the follower has a weight."""
+        return self.reads_components and not self.hides_moves
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,15 @@ DONE = {
     "discrete from 3": spaces.Discrete(4, start=3),
     "multi-discrete": spaces.MultiDiscrete([3, 2], start=[1, 5]),
     "multi-binary": spaces.MultiBinary((2, 2)),
+    "integer box": spaces.Box(np.array([-1, 2]), np.array([1, 3]), dtype=np.int8),
     "dictionary": spaces.Dict({"gate": spaces.Discrete(2, start=1), "lamps": spaces.MultiBinary(2)}),
     "tuple": spaces.Tuple((spaces.Discrete(3), spaces.MultiDiscrete([2, 2]))),
     "matrix": REALS,
     "boxes": spaces.Dict({"a": REALS, "b": spaces.Tuple((spaces.Box(0.0, 4.0, (1,), np.float64),))}),
 }
 REFUSED = [
-    spaces.Box(0, 5, (2,), np.int64),
+    spaces.Box(0, 9, (4,), np.int64),
+    spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (1,), np.int64),
     spaces.Tuple((spaces.Discrete(2), REALS)),
     spaces.Dict({"a": spaces.Text(4)}),
     spaces.Sequence(spaces.Discrete(2)),
@@ -87,6 +89,7 @@ def test_numbers_stand_for_every_joint_action_in_row_major_order(name):
         "discrete from 3": [[3, 4, 5, 6]],
         "multi-discrete": [[1, 2, 3], [5, 6]],
         "multi-binary": [[0, 1]] * 4,
+        "integer box": [[-1, 0, 1], [2, 3]],
         "dictionary": [[1, 2], [0, 1], [0, 1]],
         "tuple": [[0, 1, 2], [0, 1], [0, 1]],
     }[name]

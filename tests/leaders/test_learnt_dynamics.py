@@ -255,7 +255,8 @@ class TrueLogs:
 
     def __call__(self, x):
         square, push = x[..., :2].square().sum(-1), x[..., 2].square()
-        return torch.stack([-0.5 * square - 0.5 * push, square], -1), None
+        mean = torch.stack([-0.5 * square - 0.5 * push, square], -1)
+        return mean, torch.zeros_like(mean)
 
 
 class TrueReaction:

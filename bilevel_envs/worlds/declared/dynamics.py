@@ -5,6 +5,7 @@ Of such a world log p is not known, while θ moves it: leaders search, or learn 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Unpack
 
 import gymnasium as gym
@@ -16,10 +17,16 @@ from bilevel_envs.worlds.declared.problem import Reward, RewardModel, RewardProb
 from bilevel_envs.worlds.declared.rewards import BlackBoxEnv, Options
 
 
+@dataclass(frozen=True)
 class DynamicsModel(RewardModel):
-    """The follower's MDP at one θ, of which both rewards are known; θ moves p, too, in a way that is not known."""
+    """The follower's MDP at one θ, of which both rewards are known; θ moves p, too, in a way that is not known.
+
+    Attributes:
+      moves_start: whether θ moves the first states, too.
+    """
 
     hides_moves: ClassVar[bool] = True
+    moves_start: bool = False
 
 
 class DynamicsProblem(RewardProblem):
@@ -30,7 +37,7 @@ class DynamicsProblem(RewardProblem):
     def model(self, theta: Tensor) -> DynamicsModel:
         """Both rewards at θ ``[R, *θ.shape]``."""
         check_shape(theta, self.theta_space.shape, "theta")
-        return DynamicsModel(theta, self.r_follower, self.r_leader)
+        return DynamicsModel(theta, self.r_follower, self.r_leader, self.moves_start)
 
 
 def first_component(theta: Tensor, components: Tensor) -> Tensor:
@@ -43,8 +50,7 @@ class ConfigurableDynamics(BlackBoxEnv):
 
     All else is as in `ConfigurableRewards`. Searches (``CMAES``, ``RandomSearch``, ``ZerothOrder``) lead it as it is.
     ``BCHG`` needs to know how θ moves the next state: with ``dynamics="learnt"`` it learns that from transitions.
-    First states are taken as free of θ there, and so are components, which should be functions of the observation and
-    the action in which a step begins.
+    First states are taken as free of θ there; components may move with θ, too.
 
     Args:
       env: the id of a registered environment, or an environment, as ``gym.make(id, render_mode="rgb_array")`` gives it;

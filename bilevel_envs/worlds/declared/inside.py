@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import ArrayLike
 
+from bilevel_envs.worlds.declared.global_streams import GlobalStreams
 from bilevel_envs.worlds.declared.problem import RewardProblem
 from bilevel_envs.worlds.declared.spaces import Actions
 
@@ -23,10 +25,18 @@ class Inside:
       env: the environment.
       problem: how components are logged, and how θ is set.
       size: how many components there are; None for as many as the first step logs.
+      streams: its own states of the global random streams; None where it draws from none of them.
     """
 
-    def __init__(self, env: gym.Env, problem: RewardProblem, size: int | None = None) -> None:
+    def __init__(
+        self,
+        env: gym.Env,
+        problem: RewardProblem,
+        size: int | None = None,
+        streams: GlobalStreams | None = None,
+    ) -> None:
         self.env, self.components, self.sets, self.size = env, problem.logs, problem.sets, size
+        self.streams = streams
         self._name, self._actions = problem.env, Actions(env.action_space, problem.env)
         self._observation: Any = None
 
@@ -46,19 +56,38 @@ class Inside:
         self, theta: np.ndarray, seed: int | None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """A first observation at θ, flat, and what `info` says."""
-        self.set_theta(theta)
-        told = self._told("reset", self.env.reset(seed=seed, options=options), ("observation", "info"))
+        if self.streams is not None and seed is not None:
+            self.streams.seed(seed)
+        with self.streams or nullcontext():
+            self.set_theta(theta)
+            first = self.env.reset(seed=seed, options=options)
+        told = self._told("reset", first, ("observation", "info"))
         self._observation, info = told
         return self._flat(self._observation, "reset"), dict(info)
 
     def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
         """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
         before = deepcopy(self._observation)  # some environments write the next one into the same array
-        told = self._told("step", self.env.step(self._actions.of(action)), STEP)
+        with self.streams or nullcontext():
+            taken = self.env.step(self._actions.of(action))
+        told = self._told("step", taken, STEP)
         self._observation, reward, terminated, truncated, info = told
         logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
         flat = self._flat(self._observation, "step")
         return flat, logged, self._flag(terminated, "terminated"), self._flag(truncated, "truncated"), dict(info)
+
+    def trace(self, theta: np.ndarray, actions: Sequence[Any]) -> list[np.ndarray]:
+        """Observations and components of the first steps of an episode at θ, from seed 0, up to one that fails."""
+        told = [self.reset(theta, 0)[0]]
+        for action in actions:
+            try:
+                seen, logged, terminated, truncated, _ = self.step(action)
+            except Exception:  # which is raised where the step is taken in earnest
+                break
+            told += [seen, logged]
+            if terminated or truncated:
+                break
+        return told
 
     def _flag(self, value: Any, name: str) -> bool:
         """Whether an episode ends or is cut."""
@@ -133,12 +162,32 @@ def made(env: str | gym.Env) -> gym.Env:
     return env
 
 
-def copied(env: gym.Env) -> gym.Env:
-    """Another one like it, made from its spec; a deep copy where the spec does not tell all."""
-    if env.spec is not None:
-        try:
-            drawn = {} if env.render_mode is None else {"render_mode": None}  # which not every constructor takes
-            return gym.make(env.spec, disable_env_checker=True, **drawn)
-        except (ValueError, gym.error.Error):  # wrappers that do not record their arguments
-            pass
-    return deepcopy(env)
+def from_spec(env: gym.Env) -> gym.Env | None:
+    """Another one made from its spec; None where it has none, or one that does not tell all."""
+    if env.spec is None:
+        return None
+    try:
+        drawn = {} if env.render_mode is None else {"render_mode": None}  # which not every constructor takes
+        return gym.make(env.spec, disable_env_checker=True, **drawn)
+    except (ValueError, gym.error.Error):  # wrappers that do not record their arguments
+        return None
+
+
+def deep_copy(env: gym.Env, name: str) -> gym.Env:
+    """Another one like it.
+
+    Raises:
+      ValueError: if it holds what cannot be copied, such as an open window.
+    """
+    try:
+        return deepcopy(env)
+    except Exception as error:
+        raise ValueError(
+            f"`env` must be one that can be copied, but `deepcopy` of {name} raised {type(error).__name__} ({error}): "
+            "hand over its id, or what gymnasium.make gives with all that you set as keywords, before it is drawn"
+        ) from error
+
+
+def same_trace(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
+    """Whether two episodes told the same."""
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))

@@ -121,6 +121,7 @@ class RewardProblem(ConfigurableMDP):
       logs: how components are logged.
       start: makes the parameterisation; None for the usual one.
       sets: puts θ into an environment before each reset; None where θ is in the rewards alone.
+      moves_start: whether the first observation of a seed depends on θ.
     """
 
     simulates_its_model: ClassVar[bool] = False
@@ -135,6 +136,7 @@ class RewardProblem(ConfigurableMDP):
     logs: Sequence[str] | Step | None = None
     start: Callable[[int, Noise], Parameterization] | None = None
     sets: SetTheta | None = None
+    moves_start: bool = False
 
     @property
     def title(self) -> str:

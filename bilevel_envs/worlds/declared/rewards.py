@@ -7,6 +7,7 @@ that a step logs are all that a hypergradient needs of the world (arXiv:2603.148
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict, Unpack
 
 import gymnasium as gym
@@ -20,9 +21,12 @@ from bilevel_envs.core.mdp import Model, Numbers, Parameterization, Preferences
 from bilevel_envs.core.noise import Noise
 from bilevel_envs.core.problems import check_problem, check_theta_space
 from bilevel_envs.core.transparent import shortest_limit
-from bilevel_envs.worlds.declared.inside import Inside, copied, made
+from bilevel_envs.worlds.declared.global_streams import GlobalStreams, StreamStates, put_back, same_streams, streams_now
+from bilevel_envs.worlds.declared.inside import Inside, deep_copy, from_spec, made, same_trace
 from bilevel_envs.worlds.declared.problem import Reward, RewardModel, RewardProblem, SetTheta, Step
 from bilevel_envs.worlds.declared.spaces import Actions, check_actions, seen_space
+
+TRIED = 10  # steps of an episode that a copy must repeat
 
 
 class RewardsVectorEnv(ConfigurableVectorEnv[RewardModel]):
@@ -155,10 +159,45 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         )
         check_problem(problem)
         self._inside = Inside(self.env, problem)
-        self._idle: list[Inside] = []
+        another = from_spec(self.env)
+        self._idle = [] if another is None else [Inside(another, problem)]
+        # What copies are deep ones of, before it is drawn; None where the spec tells all.
+        self._pattern = deep_copy(self.env, name) if another is None else None
         super().__init__(problem)
         self.render_mode = self.env.render_mode
+        before = streams_now()
         self._try_a_step()
+        self._try_a_copy(name, before)
+
+    def _try_a_copy(self, name: str, before: StreamStates) -> None:
+        """Takes copies from the spec, or deep ones, whichever repeat what the environment does with one seed.
+
+        One that has drawn from a global random stream since `before` is given states of its own, as its copies are.
+        """
+        self.action_space.seed(0)
+        theta, actions = self._theta, [self.action_space.sample() for _ in range(TRIED)]
+        told = self._inside.trace(theta, actions)
+        if not same_streams(before, streams_now()):
+            put_back(before)
+            self._inside.streams = _streams()
+            told = self._inside.trace(theta, actions)
+        repeats = same_trace(told, self._inside.trace(theta, actions))
+        if repeats and self.problem.sets is not None:
+            first = self._inside.reset(_far(theta, self.theta_space), 0)[0]
+            self.problem = replace(self.problem, moves_start=not np.array_equal(first, told[0]))
+        while True:
+            (copy,) = self.lent(1)
+            alike = same_trace(told, self._own_streams(copy).trace(theta, actions))
+            if alike or not repeats:
+                return self.give_back([copy])
+            copy.env.close()
+            if self._pattern is not None:
+                raise ValueError(
+                    f"`env` must be one whose copies do the same with the same seed and actions; those of {name} do "
+                    "not. Give what you set in it as keywords of its constructor, as in gymnasium.make(id, g=1.0), or "
+                    "set it in the `reset` of a wrapper"
+                )
+            self._pattern = deep_copy(self.env, name)
 
     def _try_a_step(self) -> None:
         """Refuses components and rewards that do not fit a step, at one θ and at two side by side."""
@@ -199,7 +238,15 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
 
     def another(self) -> Inside:
         """A new copy, whose owner is who asks."""
-        return Inside(copied(self.env), self.problem, self._inside.size)
+        env = from_spec(self.env) if self._pattern is None else deep_copy(self._pattern, self.problem.env)
+        assert env is not None, "its spec has told all before"
+        return self._own_streams(Inside(env, self.problem, self._inside.size))
+
+    def _own_streams(self, copy: Inside) -> Inside:
+        """A copy with states of the global random streams of its own, where the environment draws from them."""
+        if self._inside.streams is not None and copy.streams is None:
+            copy.streams = _streams()
+        return copy
 
     def give_back(self, copies: list[Inside]) -> None:
         """Keeps copies for the next who asks."""
@@ -263,6 +310,8 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         """Closes the environment and its idle copies."""
         for inside in (*self._idle, self._inside):
             inside.env.close()
+        if self._pattern is not None:
+            self._pattern.close()
         self._idle = []
 
 
@@ -325,6 +374,18 @@ def _named(components: Any) -> tuple[str, ...] | Step | None:
             f"function (observation, action, reward, next observation, info), got {components!r}"
         )
     return tuple(names)
+
+
+def _far(theta: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
+    """Another θ, half of the way to the bound that is farther, or 1 further where there is none."""
+    low, high = space.low - theta, space.high - theta
+    ends = np.where(-low > high, low, high)
+    return theta + np.where(np.isfinite(ends), ends / 2, np.sign(ends))
+
+
+def _streams() -> GlobalStreams:
+    """States of the global random streams that nobody else has."""
+    return GlobalStreams(int(np.random.SeedSequence().generate_state(1)[0]))
 
 
 def _middle(space: gym.spaces.Box) -> np.ndarray:

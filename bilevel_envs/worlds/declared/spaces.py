@@ -20,8 +20,9 @@ Take: TypeAlias = Callable[[Iterator[Any]], Value]
 class Actions:
     """What a follower does, and what the environment is given for it.
 
-    Numbers stand for the joint actions of spaces made of Discrete, MultiDiscrete and MultiBinary parts, in row-major
-    order, the last part changing first; vectors for those made of boxes, side by side.
+    Numbers stand for the joint actions of spaces made of Discrete, MultiDiscrete and MultiBinary parts and of boxes of
+    whole numbers, in row-major order, the last part changing first; vectors for those made of boxes of real numbers,
+    side by side.
 
     Args:
       given: the environment's action space.
@@ -40,8 +41,8 @@ class Actions:
         boxes = [part for part in parts if isinstance(part, spaces.Box)]
         if None in parts or (boxes and len(boxes) < len(parts)):
             raise TypeError(
-                "`env` must have actions made of Discrete, MultiDiscrete and MultiBinary parts, or of a Box of real "
-                f"numbers, and not of both; {name} has {given}: {remedy}"
+                "`env` must have actions made of Discrete, MultiDiscrete and MultiBinary parts and boxes of whole "
+                f"numbers, or of boxes of real numbers, and not of both; {name} has {given}: {remedy}"
             )
         self._shapes = [part.shape for part in boxes]
         self._sizes = [part for part in parts if isinstance(part, int)]
@@ -100,6 +101,10 @@ def _taken_apart(space: gym.Space) -> tuple[list[int | spaces.Box | None], Take]
     if isinstance(space, spaces.MultiDiscrete):
         start, shape = space.start, space.shape
         return [int(n) for n in space.nvec.ravel()], lambda values: start + _array(values, shape, space.dtype)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
+        low, shape = space.low, space.shape
+        many = (space.high.astype(object) - low.astype(object) + 1).ravel()
+        return [int(n) for n in many], lambda values: low + _array(values, shape, space.dtype)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         kind = space.dtype
         return [space], lambda values: next(values).astype(kind)
