@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bilevel_envs.registration import PROBLEMS
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -17,6 +19,13 @@ def test_the_table_of_environments_is_made_of_the_environments():
     tables = util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert tables.filled(README) == README, "run: python docs/tables.py"
+
+
+def test_every_environment_has_a_thumbnail():
+    shown = re.findall(r'<img src="([^"]+)"', README)
+    assert len(shown) == len(PROBLEMS)
+    for picture in shown:
+        assert (ROOT / picture).stat().st_size < 20_000, "run: python docs/tables.py"
 
 
 @pytest.mark.slow
