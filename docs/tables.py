@@ -1,4 +1,4 @@
-"""The table of environments in README and its thumbnails, made from the environments themselves: python docs/tables.py"""
+"""The table of environments in README, with thumbnails, made from the environments themselves: python docs/tables.py"""
 
 from __future__ import annotations
 

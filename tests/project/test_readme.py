@@ -28,15 +28,39 @@ def test_every_environment_has_a_thumbnail():
         assert (ROOT / picture).stat().st_size < 20_000, "run: python docs/tables.py"
 
 
-@pytest.mark.slow
-def test_the_output_of_the_quickstart_is_what_it_prints():
-    code, shown = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", README, re.DOTALL).groups()
+NUMBER = r"-?\d+\.\d+"
+
+
+def agrees(shown, printed):
+    """Whether each line that a page shows is printed, numbers within 0.002."""
+    lines = {re.sub(NUMBER, "#", line): re.findall(NUMBER, line) for line in printed.splitlines()}
+    for line in shown.splitlines():
+        found = lines[re.sub(NUMBER, "#", line)]
+        assert [float(one) for one in found] == pytest.approx(
+            [float(one) for one in re.findall(NUMBER, line)], abs=0.002
+        )
+
+
+def printed_by(code):
     code = "import torch; torch.set_num_threads(1)\n" + code
-    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    numbers = r"-?\d+\.\d+"
-    assert re.sub(numbers, "#", printed) == re.sub(numbers, "#", shown)
-    wanted = [float(one) for one in re.findall(numbers, shown)]
-    assert [float(one) for one in re.findall(numbers, printed)] == pytest.approx(wanted, abs=0.002)
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_block_of_the_readme_runs_alone_and_prints_what_is_shown(block):
+    blocks = re.findall(r"```python\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == README.count("```python") == 2
+    code, shown = blocks[block]
+    printed = printed_by(code)
+    assert len(printed.splitlines()) == len(shown.splitlines())
+    agrees(shown, printed)
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_what_it_shows():
+    text, shown, _ = re.split(r"```text\n(.*?)```", (ROOT / "docs/quickstart.md").read_text(), flags=re.DOTALL)
+    agrees(shown, printed_by("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))))
 
 
 def test_every_local_link_of_readme_and_docs_leads_to_a_committed_file():
