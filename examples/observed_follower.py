@@ -1,4 +1,4 @@
-"""Tutorial: leading a follower of whom only transitions are seen, in the four rooms. A minute and a half.
+"""Tutorial: leading a follower that is observed only, in the four rooms. A minute and a half.
 
 Nothing is asked of the follower: neither its policy nor its values. From states, actions and rewards the leader
 estimates g by counting, V_F from β log g and the rewards, and its own Q_L; then BC-HG goes on as ever.

@@ -1,4 +1,4 @@
-"""A follower of whom only transitions are seen: what is estimated comes to what is hidden."""
+"""A follower that is observed only: what is estimated comes to what is hidden."""
 
 from dataclasses import replace
 

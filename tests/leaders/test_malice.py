@@ -1,4 +1,4 @@
-"""Files from strangers: data never chooses code. Every payload would create a file if anything in it were run."""
+"""Untrusted files: data never chooses code. Every payload would create a file if anything in it were run."""
 
 import io
 import json

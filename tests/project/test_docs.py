@@ -77,12 +77,22 @@ def test_every_environment_leader_and_follower_has_its_page():
         assert f"generated/follower-{cls.__name__}\n" in index
 
 
+def test_what_code_on_a_page_imports_is_public():
+    listed = (ROOT / "docs/versioning.md").read_text()
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    for page in pages:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            for module in re.findall(r"(?m)^ *from ((?:bilevel_envs|leaders)[\w.]*) import", block):
+                assert f"`{module}`" in listed, f"{page.name} imports from {module}"
+
+
 def test_every_local_link_leads_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/leader").glob("*.md")]:
+    folders = ("", "docs", "docs/leader", "benchmarks", "benchmarks/leaderboard")
+    for page in [page for folder in folders for page in (ROOT / folder).glob("*.md")]:
         prose = re.sub(r"(?m)^    .*$|```.*?```", "", page.read_text(), flags=re.DOTALL)
         for target in re.findall(r"\]\(([^)#\s]+)", prose):
-            if "://" in target or (page.name == "index.md" and target.startswith("generated/")):
-                continue  # the index is the site's own
+            if "://" in target:
+                continue
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 

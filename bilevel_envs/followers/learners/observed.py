@@ -1,4 +1,4 @@
-"""A follower of whom only transitions are seen."""
+"""A follower that is observed only, by its transitions."""
 
 from __future__ import annotations
 
