@@ -269,16 +269,16 @@ class OldReset(gym.Wrapper):
 
 
 class Breaks(gym.Wrapper):
-    """Shows a NaN after three steps, or at the second reset."""
+    """Shows a NaN after three steps, or at a reset without a seed."""
 
     def __init__(self, env, call):
         super().__init__(env)
-        self.call, self.resets = call, -1  # one when it is tried
+        self.call = call
 
-    def reset(self, **how):
-        observation, info = super().reset(**how)
-        self.steps, self.resets = 0, self.resets + 1
-        return observation * (np.nan if self.call == "reset" and self.resets == 2 else 1.0), info
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        self.steps = 0
+        return observation * (np.nan if self.call == "reset" and seed is None else 1.0), info
 
     def step(self, action):
         observation, *rest = super().step(action)

@@ -41,10 +41,11 @@ from bilevel_envs.followers.sb3.agents import (
 )
 from bilevel_envs.followers.sb3.answers import functions, tables
 from bilevel_envs.followers.sb3.drift import drift
-from bilevel_envs.followers.sb3.progress import Paid, running
+from bilevel_envs.followers.sb3.progress import Paid, parts_of, running, scale_state
 from bilevel_envs.followers.sb3.saved import State, agent_state, checked, restore_agent
 from bilevel_envs.followers.sb3.settings import TrainingSettings
 from bilevel_envs.followers.sb3.shortfall import improvement, shortfall
+from bilevel_envs.followers.sb3.side_by_side import side_by_side
 from bilevel_envs.worlds.tabular.model import TabularModel
 from bilevel_envs.worlds.world import world_of
 
@@ -104,6 +105,8 @@ class SB3Follower:
         a step stays as it was).
       schedule: schedules of learning rate and exploration run through once per "response" or over all `total_steps`.
       envs: environments stepped side by side.
+      processes: how many runs' agents learn at the same time, each process forked anew for a response; results do not
+        depend on it. It pays where a response takes seconds.
       episode_steps: episodes of the training are cut, and their values bootstrapped, after so many steps; None for the
         environment's own limit. Where states settle, shorter ones show the agent more of those it begins in.
       accuracy: with `most_steps`, a response goes on for `steps` more while it is not as accurate: while its optimality
@@ -254,7 +257,7 @@ class SB3Follower:
             "optimality_gap": self._gap,
             "improvement": self._improvement,
             "drift": self._drift,
-            "scales": [[torch.from_numpy(one.mean), torch.from_numpy(one.var), one.count] for one in self._scales],
+            "scales": [parts_of(one) for one in self._scales],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -275,8 +278,7 @@ class SB3Follower:
         before = self._answer(task)[0] if known else None
         paid, lacking = [Paid() for _ in range(runs)], list(range(runs))
         while lacking:
-            for run in lacking:
-                self._train(task, run, paid[run])
+            self._train_all(task, lacking, paid)
             self._gap = self._shortfall(task, self._answer(task)[0])
             if any(one.rewards for one in paid):
                 self._improvement = torch.tensor([improvement(one.rewards) for one in paid], dtype=torch.float64)
@@ -289,6 +291,33 @@ class SB3Follower:
         self.spent += max(one.steps for one in paid)
         self.responses += 1
 
+    def _train_all(self, task: FollowerTask, runs: list[int], paid: list[Paid]) -> None:
+        """Some runs' agents learn at their θ, one after another or in processes of their own."""
+        if min(self.settings.processes, len(runs)) == 1:
+            for run in runs:
+                self._train(task, run, paid[run])
+            return
+
+        def trained(run: int) -> tuple[State, Paid, list[Any] | None]:
+            agent = self._train(task, run, paid[run])
+            return agent_state(agent, True), paid[run], scale_state(agent)
+
+        for run, found in zip(runs, side_by_side(trained, runs, self.settings.processes), strict=True):
+            state, paid[run], scale = found
+            if run == len(self.agents):
+                self.agents.append(self._made(task, run))
+            restore_agent(self.agents[run], state)
+            if scale is not None:
+                self._scales[run : run + 1] = [running(*scale)]
+
+    def _made(self, task: FollowerTask, run: int) -> BaseAlgorithm:
+        """A run's agent that has learnt nothing yet."""
+        with seeded(self.settings.seed + run) as seed:
+            world = self._world(task, run, seed)
+            agent = self._agent(task, world)
+            world.close()
+        return agent
+
     def _choose(self, task: FollowerTask) -> None:
         """Takes the algorithm that goes with the actions, where none was given."""
         if self.chooses:
@@ -298,10 +327,7 @@ class SB3Follower:
     def _wake(self, task: FollowerTask) -> None:
         """Makes the agents that were loaded."""
         for run, state in enumerate(self._kept):
-            with seeded(self.settings.seed + run) as seed:
-                world = self._world(task, run, seed)
-                agent = self._agent(task, world)
-                world.close()
+            agent = self._made(task, run)
             restore_agent(agent, state)
             self.agents.append(agent)
         self._kept = []
@@ -314,13 +340,13 @@ class SB3Follower:
             return []
         return [run for run in runs if paid[run].goes_on and paid[run].steps < most and not off[run] <= wanted]
 
-    def _train(self, task: FollowerTask, run: int, paid: Paid) -> None:
-        """One run's agent learns at its θ for a while, and adds to what that took and brought."""
+    def _train(self, task: FollowerTask, run: int, paid: Paid) -> BaseAlgorithm:
+        """One run's agent, once it has learnt at its θ for a while; adds to what that took and brought."""
         again, budget = paid.steps > 0, self._budget(paid)
         first = run >= len(self.agents) or (self.settings.start == "cold" and not again)
         if budget <= 0 and run < len(self.agents):
             paid.goes_on = False
-            return
+            return self.agents[run]
         with seeded(self.settings.seed + run, self.responses, *([paid.steps] if again else [])) as seed:
             world = self._world(task, run, seed)
             shown = self._normalised(world, run, first) if self.settings.normalize else world
@@ -337,6 +363,7 @@ class SB3Follower:
             world.close()
         check_networks(agent, run)
         paid.add(agent.num_timesteps - taken, world)
+        return agent
 
     def _teach(self, agent: BaseAlgorithm, budget: int, *, emptied: bool) -> None:
         """SB3's `learn` for so many steps, its buffer emptied or not before."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import as_array, check_choice, check_count, check_seed, keep_numbers
+from bilevel_envs.followers.sb3.side_by_side import can_fork
 
 if TYPE_CHECKING:
     from stable_baselines3.common.policies import BasePolicy
@@ -36,6 +37,7 @@ class TrainingSettings:
     buffer: str = "clear"
     schedule: str = "response"
     envs: int = 1
+    processes: int = 1
     episode_steps: int | None = None
     accuracy: float | None = None
     most_steps: int | None = None
@@ -48,10 +50,12 @@ class TrainingSettings:
     policy: str | type[BasePolicy] = "MlpPolicy"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "first_steps", "total_steps", "envs", "episode_steps", "most_steps"):
-            if getattr(self, name) is not None or name in ("steps", "envs"):
+        for name in ("steps", "first_steps", "total_steps", "envs", "processes", "episode_steps", "most_steps"):
+            if getattr(self, name) is not None or name in ("steps", "envs", "processes"):
                 object.__setattr__(self, name, check_count(getattr(self, name), name))
         object.__setattr__(self, "seed", check_seed(self.seed))
+        if self.processes > 1 and not can_fork():
+            raise ValueError(f"`processes` must be 1 on a system that does not fork processes, got {self.processes}")
         for name, choices in (("start", STARTS), ("buffer", BUFFERS), ("schedule", SCHEDULES)):
             check_choice(getattr(self, name), choices, name)
         if self.schedule == "total" and self.total_steps is None:
