@@ -6,6 +6,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
+from bilevel_envs.core.checks import unknown_names
 from bilevel_envs.core.env_base import ConfigurableEnv, ConfigurableVectorEnv
 from bilevel_envs.core.mdp import ConfigurableMDP, Numbers
 from bilevel_envs.core.problems import check_model, check_problem, completed, simulated_at_first
@@ -60,8 +61,8 @@ def _parts(path: str, kwargs: dict[str, object]) -> tuple[type[ConfigurableEnv],
     face = list(env_class.face)
     unknown = sorted(set(kwargs) - set(allowed) - set(face))
     if unknown:
-        known = ", ".join([*allowed, "theta", *face, "render_mode"])
-        raise TypeError(f"{cls.__name__} has no argument {', '.join(map(repr, unknown))}; it takes {known}")
+        known = [*allowed, "theta", *face, "render_mode"]
+        raise TypeError(f"{cls.__name__} has no argument {unknown_names(unknown, known)}; it takes {', '.join(known)}")
     default = {"observation": problem.default_observation} if "observation" in face else {}
     return env_class, problem, default | {key: value for key, value in kwargs.items() if key in face}
 

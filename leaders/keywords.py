@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from bilevel_envs.core.checks import meant
+from bilevel_envs.core.checks import unknown_names
 from leaders.config import EstimatorConfig, LeaderConfig, PerRun
 
 NOT_GIVEN = ("blocks", "estimator", "network", "network_of")  # fields that follow from others
@@ -106,8 +106,9 @@ def accepted(leader: type[TakesKeywords], given: Mapping[str, object]) -> dict[s
     takes = [one.name for one in parameters_of(leader) if one.name not in ("self", "env")]
     unknown = sorted(set(given) - set(takes))
     if unknown:
-        named = ", ".join(repr(name) + meant(name, takes) for name in unknown)
-        raise TypeError(f"{leader.__name__} has no argument {named}; it takes {', '.join(takes)}")
+        raise TypeError(
+            f"{leader.__name__} has no argument {unknown_names(unknown, takes)}; it takes {', '.join(takes)}"
+        )
     return dict(given)
 
 

@@ -106,6 +106,7 @@ class Leader:
     name: ClassVar[str] = "leader"
     differentiates: ClassVar[bool] = True  # whether θ must carry gradients back to the parameters
     draws_contexts: ClassVar[bool] = True  # whether it can be led in another context in every outer iteration
+    gives_samples: ClassVar[bool] = False  # whether it offers `gradient_samples`
     looks_at_trajectories: ClassVar[bool] = False  # whether its constructor takes an estimator's keywords
     without: ClassVar[frozenset[str]] = frozenset()  # generated keywords that it does not take
 
@@ -333,6 +334,8 @@ class Leader:
         Returns:
           ``[count, *θ.shape]``, or ``[count, R, *θ.shape]`` for stacked runs; with `raw` the last axes are flat.
         """
+        if not self.gives_samples:
+            raise NotImplementedError(f"`gradient_samples` is not offered by {type(self).__name__}")
         count = check_count(count, "count")
         seed = None if seed is None else check_seed(seed)
         episodes = None if episodes is None else check_count(episodes, "episodes")
@@ -344,7 +347,7 @@ class Leader:
         return (gradients if self._stacked else gradients[:, 0]).numpy()
 
     def _samples(self, count: int, episodes: int | None, seed: int | None) -> Tensor:
-        raise NotImplementedError(f"`gradient_samples` is not offered by {type(self).__name__}")
+        raise NotImplementedError
 
     def save(self, path: str | Path, rows: Rows | None = None) -> None:
         """Writes all that is needed to go on, bit for bit, to a zip file; replaced at once, never half-written.

@@ -27,9 +27,16 @@ def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning
 
 
 def meant(name: str, among: Iterable[str]) -> str:
-    """A question after the name that is nearest to a misspelt one; nothing where none is near."""
-    near = get_close_matches(name, list(among), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """A question after the name that is nearest to a misspelt one, capitals aside; nothing where none is near."""
+    known = {one.lower(): one for one in among}
+    near = get_close_matches(name.lower(), list(known), 1)
+    return f" (did you mean {known[near[0]]!r}?)" if near else ""
+
+
+def unknown_names(names: Iterable[str], among: Iterable[str]) -> str:
+    """Misspelt names as a message lists them, each with what it may have meant."""
+    known = list(among)
+    return ", ".join(repr(name) + meant(name, known) for name in names)
 
 
 def check_finite(x: Tensor | np.ndarray, name: str) -> None:
@@ -185,7 +192,8 @@ def check_choice(value: object, options: Iterable[object], name: str) -> None:
     options = list(options)
     comparable = not isinstance(value, (np.ndarray, Tensor))  # whose == is no bool
     if not comparable or not any(value is one if isinstance(one, bool) else value == one for one in options):
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}")
+        near = meant(value, [one for one in options if isinstance(one, str)]) if isinstance(value, str) else ""
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {value!r}{near}")
 
 
 def lacking(thing: object, names: Iterable[str]) -> list[str]:

@@ -1,12 +1,13 @@
-"""A treasure diver and whoever pays: MO-Gymnasium's deep-sea treasure, an agent that learns, BC-HG. Five minutes.
+"""A treasure diver and whoever pays: MO-Gymnasium's deep-sea treasure, an agent that learns, BC-HG. Four minutes.
 
 Contract, θ ∈ [0, 1]²: the diver keeps the share θ₁ of a treasure and bears the share 1 − θ₂ of the time it takes.
 Price list, θ ∈ [0, 1]^10: the share of each of the ten treasures that the diver keeps; all of the time is the diver's.
 The leader has the rest.
 
-Needs: pip install --no-deps "mo-gymnasium==1.3.2"   (its other requirements would replace pygame-ce)
+Needs: pip install "bilevel-envs[render,video]" && pip install --no-deps "mo-gymnasium==1.3.2"
+       (without --no-deps its requirements would replace pygame-ce)
 Run: python examples/real/deep_sea_treasure.py [--problem prices] [--leaders bchg cmaes naive-pgd zeroth-order]
-       [--seeds 0 1 2] [--iterations 50] [--out runs/deep_sea]
+       [--seeds 0 1 2] [--iterations 30] [--out runs/deep_sea]
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from matplotlib.figure import Figure
 from bilevel_envs import BilevelWrapper, ConfigurableMDP, ConfigurableRewards, Preferences, TabularEnv, TabularModel
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, CMAES, NaivePGD, ZerothOrder, exact, plots
-from leaders.experiments.video import episode_frames, side_by_side, write_film
+from leaders.experiments.video import check_films, episode_frames, side_by_side, write_film
 
 try:
     import mo_gymnasium  # noqa: F401  (registers deep-sea-treasure-v0)
@@ -39,16 +40,18 @@ LEADERS = {
     "cmaes": lambda wrapped, seed: CMAES(wrapped, seed=seed, episodes=10, population=6),
     "zeroth-order": lambda wrapped, seed: ZerothOrder(wrapped, seed=seed, episodes=10, learning_rate=0.1),
 }
+SEARCHES = ("cmaes", "zeroth-order")  # whose divers learn at other θ from the first trial on
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--problem", choices=("contract", "prices"), default="contract")
 parser.add_argument("--leaders", nargs="+", choices=tuple(LEADERS), default=["bchg"])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-parser.add_argument("--iterations", type=int, default=50, help="of 2,000 steps by the leader and 2,000 by the diver")
+parser.add_argument("--iterations", type=int, default=30, help="of 2,000 steps by the leader and 2,000 by the diver")
 parser.add_argument("--out", type=Path, default=Path("runs/deep_sea"))
 arguments = parser.parse_args()
 if arguments.iterations < 1:
     parser.error("--iterations must be at least 1")
 arguments.out.mkdir(parents=True, exist_ok=True)
+check_films()
 torch.set_num_threads(1)
 
 PREFERENCES = Preferences(gamma_leader=0.97, gamma_follower=0.97, beta=0.5)
@@ -125,25 +128,35 @@ class Table(ConfigurableMDP):
         return TabularModel(self.p, self.start, leader, diver, self.on)
 
 
+FIRST = np.full(SIZE, 0.5)
 table = BilevelWrapper(TabularEnv(Table()))
-first = exact.objective(table, np.full(SIZE, 0.5))
+first = exact.objective(table, FIRST)
 print(f"{sea.spec.id}: θ = ½ is worth {first:.2f} to the leader")
+
+
+def diver(seed):
+    """An agent of SoftDQN that learns from its last 20,000 steps, paid at the present θ."""
+    experience = {"buffer": "relabel", "buffer_size": 20_000}
+    return SB3Follower("SoftDQN", 2_000, first_steps=5_000, seed=seed, learning_rate=2e-3, **experience)
+
 
 # 3. Each leader with a diver of its own, at as many environment steps of both. Values are those with an exact diver.
 paths, results, films, budget = {}, {}, {}, 4_000 * arguments.iterations
+if arguments.leaders[0] in SEARCHES:  # another diver for the film
+    alone = BilevelWrapper(env, diver(arguments.seeds[0]))
+    alone.best_response(FIRST)
+    films["before"] = episode_frames(alone, FIRST, "before", steps=40)
 for name in arguments.leaders:
     for seed in dict.fromkeys(arguments.seeds):
         began = time.process_time()
-        experience = {"buffer": "relabel", "buffer_size": 20_000}  # rewards at the present θ
-        diver = SB3Follower("SoftDQN", 2_000, first_steps=5_000, seed=seed, learning_rate=2e-3, **experience)
-        wrapped = BilevelWrapper(env, diver)
+        wrapped = BilevelWrapper(env, diver(seed))
         leader = LEADERS[name](wrapped, seed)
         path, spent = [leader.theta], 0.0
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
-            if not films:  # BC-HG's diver has learnt at the first θ alone
-                films["before"] = episode_frames(wrapped, path[0], "before", steps=40)
+            if not films:  # its diver has learnt at the first θ alone
+                films["before"] = episode_frames(wrapped, FIRST, "before", steps=40)
             if len(path) % 10 == 1:
                 print(f"  after {len(path) - 1}: J_L = {exact.objective(table, leader.theta):.2f}", flush=True)
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])

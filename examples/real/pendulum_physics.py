@@ -3,6 +3,7 @@
 The agent swings the pendulum up and pays for angle, speed and torque; the designer wants calm motion and little torque,
 by a design near the middle. Nobody has written down how θ moves the pendulum: BC-HG learns it on the way.
 
+Needs: pip install "bilevel-envs[render,video]"
 Run: python examples/real/pendulum_physics.py [--iterations 20] [--seed 0] [--out runs/pendulum]   (some four minutes)
 """
 
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from bilevel_envs import BilevelWrapper, ConfigurableDynamics, Noise, Preferences
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, plots
-from leaders.experiments.video import episode_frames, side_by_side, write_film
+from leaders.experiments.video import check_films, episode_frames, side_by_side, write_film
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--iterations", type=int, default=20, help="of 2,600 steps by the leader and 1,500 by the agent")
@@ -31,6 +32,7 @@ arguments = parser.parse_args()
 if arguments.iterations < 1:
     parser.error("--iterations must be at least 1")
 arguments.out.mkdir(parents=True, exist_ok=True)
+check_films()
 torch.set_num_threads(1)
 
 TORQUES = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])

@@ -3,7 +3,7 @@
 An operator is paid for moving the tip near a target. The owner, who wants the target met and the joints spared, charges
 θ₁ for the shoulder's wear and θ₂ for the elbow's, the squares of their speeds. High prices are unpopular.
 
-Needs: pip install "bilevel-envs[real]"   (MuJoCo; where there is no screen, films need MUJOCO_GL=egl or osmesa)
+Needs: pip install "bilevel-envs[real,video]"   (where there is no screen, films need MUJOCO_GL=egl or osmesa)
 Run: python examples/real/reacher.py [--iterations 25] [--leaders bchg cmaes zeroth-order naive-pgd] [--seeds 0 1 2]
        [--first 10000] [--judge 12000] [--no-film] [--out runs/reacher]
 """
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from bilevel_envs import BilevelWrapper, ConfigurableRewards, Noise, Preferences
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG, CMAES, NaivePGD, ZerothOrder, plots
-from leaders.experiments.video import episode_frames, side_by_side, write_film
+from leaders.experiments.video import check_films, episode_frames, side_by_side, write_film
 
 try:
     import mujoco  # noqa: F401  (Gymnasium's Reacher-v5 asks for it)
@@ -50,6 +50,8 @@ arguments = parser.parse_args()
 if min(arguments.iterations, arguments.first, arguments.judge) < 1:
     parser.error("--iterations, --first and --judge must be at least 1")
 arguments.out.mkdir(parents=True, exist_ok=True)
+if not arguments.no_film:
+    check_films()
 torch.set_num_threads(1)
 
 SPACE = gym.spaces.Box(0.0, 4.0, (2,), np.float64)
@@ -79,11 +81,11 @@ env = ConfigurableRewards(reacher, SPACE, r_follower, r_leader, PREFERENCES, log
 
 # 2. What prices are worth: two hundred episodes, always the same targets, of an operator that learnt at them alone.
 def worth(theta, seed):
-    """The leader's return in each of two hundred episodes, [200], and the components of their steps, [200, 50, 4]."""
+    """The leader's returns, [200], the components of the steps, [200, 50, 4], and the environment with the operator."""
     alone = BilevelWrapper(env, operator(seed, arguments.judge))
     batch = alone.rollout(theta, alone.best_response(theta), Noise([99]), rows=200, horizon=50, whole_episodes=True)
     returns = (batch.r_leader * PREFERENCES.gamma_leader**batch.step).sum(-1)
-    return returns[0].numpy(), batch.components[0].numpy()
+    return returns[0].numpy(), batch.components[0].numpy(), alone
 
 
 def with_error(values):
@@ -110,7 +112,9 @@ def operator(seed, first_steps):
 
 # 3. Each leader with an operator of its own, at as many environment steps of both.
 paths, results, films, budget = {}, {}, {}, 2_000 * arguments.iterations + arguments.first - 1_000
-start, before = worth(FIRST, seed=99)
+start, before, alone = worth(FIRST, seed=99)
+if not arguments.no_film:
+    films["before"] = episode_frames(alone, FIRST, "before", steps=50, seed=1)
 print(f"Reacher-v5: prices {FIRST} are worth {with_error(start)} to the owner", flush=True)
 for name in arguments.leaders:
     for seed in dict.fromkeys(arguments.seeds):
@@ -121,15 +125,13 @@ for name in arguments.leaders:
         while spent < budget:
             leader.learn(1)
             path.append(leader.theta)
-            if not films and not arguments.no_film:  # BC-HG's operator has learnt at the first prices alone
-                films["before"] = episode_frames(wrapped, FIRST, "before", steps=50, seed=1)
             spent = float(leader.history["env_steps"][-1, 0] + leader.history["follower_steps"][-1, 0])
             if len(path) % 5 == 1:
                 print(f"  after {spent:,.0f} steps: θ = {leader.theta.round(2)}", flush=True)
         if "before" in films and "after" not in films:
             films["after"] = episode_frames(wrapped, leader.theta, f"after, led by {name}", steps=50, seed=1)
         seconds = round(time.process_time() - began)
-        value, after = worth(leader.theta, seed=100 + seed)
+        value, after, _ = worth(leader.theta, seed=100 + seed)
         paths[name, seed] = np.array(path)
         results[f"{name} {seed}"] = {
             "start": float(start.mean()),

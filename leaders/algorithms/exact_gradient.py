@@ -35,6 +35,7 @@ class ExactGradient(Leader):
     """
 
     name: ClassVar[str] = "exact"
+    gives_samples: ClassVar[bool] = True
 
     def __init__(self, env: gym.Env, **keywords: Unpack[LeaderKeywords]) -> None:
         given = accepted(type(self), keywords)

@@ -17,7 +17,7 @@ import gymnasium as gym
 import tyro
 from gymnasium.envs.registration import load_env_creator
 
-from bilevel_envs.core.checks import check_choice, lacking
+from bilevel_envs.core.checks import check_choice, lacking, unknown_names
 from bilevel_envs.registration import PROBLEMS
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def follower_of(name: str | None, pairs: tuple[str, ...]) -> Follower | Learning
     takes = inspect.signature(make).parameters
     unknown = sorted(set(further) - set(takes))
     if unknown and not any(one.kind == one.VAR_KEYWORD for one in takes.values()):
-        raise ValueError(f"the follower {name!r} has no argument {', '.join(unknown)}; it takes {', '.join(takes)}")
+        named = unknown_names(unknown, takes)
+        raise ValueError(f"the follower {name!r} has no argument {named}; it takes {', '.join(takes)}")
     try:
         inspect.signature(make).bind(**further)
     except TypeError as error:
@@ -152,7 +153,7 @@ def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
         if not unknown:
             raise
         raise ValueError(
-            f"the environment {name!r} has no argument {', '.join(unknown)}; its entry point takes "
+            f"the environment {name!r} has no argument {unknown_names(unknown, taken or ())}; its entry point takes "
             f"{', '.join(taken or ()) or 'none'}. {_remedy(unknown)}"
         ) from error
     inside: Any = env.unwrapped

@@ -24,7 +24,7 @@ OPTIONAL = {
     "mlflow": ("a tracker: --track mlflow", "mlflow"),
     "wandb": ("a tracker: --track wandb", "wandb"),
     "mujoco": ("examples/real/reacher.py", "real"),
-    "mo_gymnasium": ("examples/real: pip install --no-deps mo-gymnasium", ""),
+    "mo_gymnasium": ('examples/real: pip install --no-deps "mo-gymnasium==1.3.2"', ""),
 }  # module: what it is for, and the extra that brings it
 
 

@@ -20,6 +20,7 @@ from leaders.cli.compare import Compare
 from leaders.cli.curves import Curves
 from leaders.cli.doctor import Doctor
 from leaders.cli.envs import Envs
+from leaders.cli.misspelt import hints
 from leaders.cli.report import Report
 from leaders.cli.reproduce import Reproduce
 from leaders.cli.sweep import Sweep
@@ -56,9 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     traceback = "--traceback" in given
     given = [one for one in given if one != "--traceback"]
-    commands: Any = reduce(or_, (Annotated[kind, *hows] for kind, *hows in COMMANDS))
     try:
-        command = tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=given)
+        command = _command(given)
         find_modules_here()
         command.run()
     except (Exception, KeyboardInterrupt) as error:
@@ -72,6 +72,18 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(status) from error
     finally:
         release_all()
+
+
+def _command(given: list[str]) -> Any:
+    """The command that is asked for; what is misspelt is told below the usual message."""
+    commands: Any = reduce(or_, (Annotated[kind, *hows] for kind, *hows in COMMANDS))
+    try:
+        return tyro.cli(commands, prog="bilevel", description=bilevel_envs.__doc__.splitlines()[0], args=given)
+    except SystemExit as ended:
+        if ended.code == MISTAKE:
+            for line in hints(given, commands):
+                print(line, file=sys.stderr)
+        raise
 
 
 def _nobody_reads(error: BaseException) -> bool:

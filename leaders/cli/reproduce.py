@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from bilevel_envs.core.checks import check_choice, check_count, check_seed
+from bilevel_envs.core.checks import check_choice, check_count, check_seed, unknown_names
 from leaders.cli.arguments import config_of, names_in
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class FourRoomsFigure(PaperFigure):
 
     def _published_names(self) -> list[str]:
         """The leaders' names; a ValueError for what the paper does not show."""
-        from leaders.published import four_rooms
+        from leaders.published import METHODS, four_rooms
 
         names = names_in(self.leaders)
         if not self.beta or len(set(self.beta)) < len(self.beta):
@@ -120,7 +120,8 @@ class FourRoomsFigure(PaperFigure):
             check_choice(beta, [1e-3, 3e-3, 5e-3], "beta")
             for name in names:
                 if four_rooms(name, beta, self.batch) is None:
-                    raise ValueError(f"the paper shows no curve of {name!r} at β = {beta:g} and batch {self.batch}")
+                    named = unknown_names([name], METHODS)
+                    raise ValueError(f"the paper shows no curve of {named} at β = {beta:g} and batch {self.batch}")
         return names
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from bilevel_envs.core.checks import check_count, check_number
+from bilevel_envs.core.checks import check_count, check_number, unknown_names
 from leaders.cli.arguments import (
     KeyValues,
     Text,
@@ -214,9 +214,8 @@ class Train:
         given |= further
         unknown = sorted(set(given) - set(allowed))
         if unknown:
-            raise ValueError(
-                f"the leader {self.leader!r} has no argument {', '.join(unknown)}; it takes {', '.join(allowed)}"
-            )
+            named = unknown_names(unknown, allowed)
+            raise ValueError(f"the leader {self.leader!r} has no argument {named}; it takes {', '.join(allowed)}")
         return env, made, given
 
     def _log_to(self, leader: Leader) -> None:

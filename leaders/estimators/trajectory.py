@@ -83,6 +83,7 @@ class TrajectoryLeader(Leader):
       estimator: name of another estimator than the forms', as the subclass's own arguments demand.
     """
 
+    gives_samples: ClassVar[bool] = True
     looks_at_trajectories: ClassVar[bool] = True
     warns: ClassVar[bool] = True  # whether it says once when its estimates cannot be trusted yet
 

@@ -56,6 +56,14 @@ def follower_film(
     return write_film(follower_frames(env, before, after, steps=steps, seed=seed, run=run), path, fps=fps)
 
 
+def check_films() -> None:
+    """Raises an ImportError with what to install where no film can be written; ask before a long run."""
+    try:
+        import moviepy  # noqa: F401
+    except ImportError as error:
+        raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
+
+
 def write_film(frames: list[np.ndarray], path: Path, *, fps: int = 10) -> int:
     """Writes frames [height, width, 3], and the last one for another second.
 
@@ -69,10 +77,9 @@ def write_film(frames: list[np.ndarray], path: Path, *, fps: int = 10) -> int:
     path, fps = check_writable(path), check_count(fps, "fps")
     if not len(frames):
         raise ValueError("`frames` must hold at least one frame, got none")
-    try:
-        from moviepy import ImageSequenceClip
-    except ImportError as error:
-        raise ImportError('a film needs moviepy: pip install "bilevel-envs[video]"') from error
+    check_films()
+    from moviepy import ImageSequenceClip
+
     frames = [*frames, *frames[-1:] * fps]
     partial = path.with_name(f".part-{path.name}")
     ImageSequenceClip(frames, fps=fps).write_videofile(str(partial), logger=None, audio=False)

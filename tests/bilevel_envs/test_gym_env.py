@@ -373,7 +373,9 @@ def test_bad_theta_is_refused_and_the_old_one_stays(theta, message):
 
 
 def test_unknown_arguments_are_named():
-    with pytest.raises(TypeError, match=r"FourRooms has no argument 'dynamic'; it takes dynamics, closing"):
+    with pytest.raises(
+        TypeError, match=r"no argument 'dynamic' \(did you mean 'dynamics'\?\); it takes dynamics, closing"
+    ):
         gym.make("BiLevel/FourRooms-v0", dynamic="classic")
     with pytest.raises(gym.error.NameNotFound):
         gym.make("BiLevel/FiveRooms-v0")

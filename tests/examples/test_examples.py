@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from leaders.cli.doctor import OPTIONAL
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DOCS = EXAMPLES.parent / "docs"
 
@@ -136,6 +138,19 @@ def test_a_real_environment_that_is_not_there_is_asked_for(name, module, line):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["deep_sea_treasure", "water_reservoir", "reacher", "pendulum_physics"])
+def test_what_a_film_needs_is_asked_for_before_anything_is_learnt(name, tmp_path):
+    script, there = EXAMPLES / "real" / f"{name}.py", "sys.modules.setdefault"
+    modules = f"{there}('mujoco', sys); {there}('mo_gymnasium', sys)"  # which are asked for first
+    code = f"import sys, runpy; {modules}; sys.modules['moviepy'] = None; runpy.run_path({str(script)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert 'a film needs moviepy: pip install "bilevel-envs[video]"' in done.stderr
+    assert re.search(r'(?m)^Needs: .*"bilevel-envs\[(\w+,)?video\]"', script.read_text())
+
+
+@pytest.mark.slow
 def test_the_robot_arm_runs(tmp_path):
     size = ["--iterations", "1", "--first", "300", "--judge", "300", "--seeds", "0", "1"]
     draws = ctypes.util.find_library("EGL") is not None
@@ -168,6 +183,7 @@ def test_the_install_line_of_the_real_environments_works(tmp_path):
     scripts = [EXAMPLES / "real" / f"{name}.py" for name in ("deep_sea_treasure", "water_reservoir")]
     pages = [DOCS / f"{name}.md" for name in ("own_environment", "real_environments", *(one.stem for one in scripts))]
     assert all(told in path.read_text() for path in scripts + pages)
+    assert told in OPTIONAL["mo_gymnasium"][0]  # of `bilevel doctor`
     packages = tmp_path / "packages"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), *line]
     installed = subprocess.run(pip, capture_output=True, text=True)

@@ -252,9 +252,9 @@ def test_a_killed_run_resumes_to_the_same_history(tmp_path, delays):
             "FourRooms has no argument 'colour'; it takes dynamics, closing, beta",
         ),
         (["--env-args", "colour"], "`env_args` must be KEY=VALUE, got 'colour'"),
-        (["--leader-args", "depth=3"], "the leader 'bchg' has no argument depth; it takes preset, shared, critic"),
+        (["--leader-args", "depth=3"], "the leader 'bchg' has no argument 'depth'; it takes preset, shared, critic"),
         (["--leader-args", "runs=3"], "`leader_args` must not repeat what has a flag of its own: take --runs"),
-        (["--leader", "exact"], "the leader 'exact' has no argument preset"),
+        (["--leader", "exact"], "the leader 'exact' has no argument 'preset'"),
         (["--env", "CartPole-v1"], "must be configurable by a leader"),
     ],
 )
@@ -396,7 +396,7 @@ def test_the_report_tells_what_the_follower_as_it_is_brings(tmp_path, capsys):
         (["--follower-args", "steps=3"], "`follower_args` need a --follower"),
         (
             ["--follower", "sticky", "--follower-args", "shares=1"],
-            "the follower 'sticky' has no argument shares",
+            "the follower 'sticky' has no argument 'shares'",
         ),
         (["--follower", "sticky", "--follower-args", "share=2"], "`share` must be at least 0 and below 1"),
         (["--follower", "sticky"], "missing a required argument: 'share'"),

@@ -133,7 +133,8 @@ def commands_on_pages():
         for line in page.read_text().replace("\\\n", " ").splitlines():
             for part in line.strip().split(" && "):
                 command = part.partition(" #")[0]
-                if re.match(r"bilevel [a-z-]+( |$)", command) and (line.startswith("    ") or page.name == "README.md"):
+                shown = line.startswith("    ") or page.name == "README.md"
+                if shown and re.match(r"bilevel [a-z][a-z-]*( |$)", command):
                     yield page.stem, " ".join(command.split())
 
 

@@ -161,8 +161,11 @@ def test_the_commands_of_the_page_lead_its_cart_with_its_beta(cart):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["My/Cart-v0", "--env-args", "length=2"], "has no argument length; its entry point takes beta. Only what it"),
-        (["My/Cart-v0", "--dynamics", "classic"], "has no argument dynamics; its entry point takes beta."),
+        (
+            ["My/Cart-v0", "--env-args", "length=2"],
+            "has no argument 'length'; its entry point takes beta. Only what it",
+        ),
+        (["My/Cart-v0", "--dynamics", "classic"], "has no argument 'dynamics'; its entry point takes beta."),
         (["My/Cart-v0", "--env-args", "theta=[1,1]"], "`env_args` must not give theta, which leaders do not read"),
         (["My/Deaf-v0", "--beta", "0.2"], "`beta` = 0.2 did not reach 'my_cart:My/Deaf-v0', whose β is 0.1. Make its"),
     ],

@@ -92,7 +92,7 @@ def test_numbers_that_yaml_reads_as_words_are_numbers():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rat": 1}, "got 'learning_rat'; did you mean 'learning_rate'"),
+        ({"learning_rat": 1}, "got 'learning_rat' (did you mean 'learning_rate'?)"),
         ({"learning_rate": []}, "`learning_rate` must have a value or a list of them, got an empty list"),
         ({"learning_rate": [1, 1]}, "`learning_rate` must name each value once"),
         ({"learning_rate": {"low": 1, "high": 2}}, "`learning_rate` must be a number or a word"),

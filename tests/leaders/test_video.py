@@ -1,12 +1,14 @@
 """Films of worlds that `gym.make` does not know: tables of one's own, and environments that somebody else wrote."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from bilevel_envs import BilevelWrapper, ConfigurableRewards, Preferences, TabularEnv
 from bilevel_envs.followers import SB3Follower
-from leaders.experiments.video import HEADER, episode_frames, follower_frames, side_by_side, write_film
+from leaders.experiments.video import HEADER, check_films, episode_frames, follower_frames, side_by_side, write_film
 
 
 def toll_bridge(**arguments):
@@ -103,3 +105,12 @@ def test_what_is_written_over_a_narrow_picture_fits():
     assert last.shape[1] == 200
     assert (last[:HEADER, -3:] == last[0, 0]).all()
     assert (last[:HEADER, 100:] != last[0, 0]).any()
+
+
+def test_a_missing_writer_of_films_is_told_before_there_is_anything_to_write(monkeypatch, tmp_path):
+    check_films()
+    monkeypatch.setitem(sys.modules, "moviepy", None)
+    for ask in (check_films, lambda: write_film([np.zeros((8, 8, 3), np.uint8)], tmp_path / "film.mp4")):
+        with pytest.raises(ImportError, match=r'a film needs moviepy: pip install "bilevel-envs\[video\]"'):
+            ask()
+    assert not list(tmp_path.iterdir())

@@ -16,27 +16,23 @@ from bilevel_envs.registration import PROBLEMS
 from leaders import LEADERS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md"] + [
-    ROOT / f"docs/{name}.md"
-    for name in (
-        "quickstart",
-        "extending",
-        "followers",
-        "contexts",
-        "own_environment",
-        "checking",
-        "studies",
-        "save_format",
-    )
-]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/leader").glob("*.md"))]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_a_page_stands_in_a_block_that_is_run(page):
+    text = page.read_text()
+    assert set(re.findall(r"```\s*(py\w*)", text)) <= {"python"}
+    assert not re.search(r"(?m)^    (from \S+ )?import ", BLOCK.sub("", text))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_snippets_run_as_they_stand(page, tmp_path):
     text = page.read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert blocks
+    blocks = BLOCK.findall(text)
     code = "import torch; torch.set_num_threads(1)\n" + "\n".join(blocks)
     command = [sys.executable, "-W", "error::DeprecationWarning", "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from leaders import LEADERS, History
+from leaders import LEADERS, History, Leader
 from leaders.config import EstimatorConfig, LeaderConfig
 from leaders.keywords import field_docs, options_of, parameters_of
 from leaders.training.history import COLUMNS
@@ -52,6 +52,14 @@ def test_a_page_lists_every_option_of_its_leader(name):
     text = (ROOT / f"docs/leader/{name}.md").read_text()
     for one in parameters_of(LEADERS[name]):
         assert one.name in ("self", "env") or f"\n| `{one.name}` | " in text
+
+
+@pytest.mark.parametrize("name", LEADERS)
+def test_a_page_documents_gradient_samples_where_the_leader_gives_them(name):
+    text = (ROOT / f"docs/leader/{name}.md").read_text()
+    leader = LEADERS[name]
+    assert (f".. automethod:: leaders.{leader.__name__}.gradient_samples\n" in text) == leader.gives_samples
+    assert any("_samples" in vars(base) for base in leader.__mro__ if base is not Leader) == leader.gives_samples
 
 
 def test_every_option_and_column_is_documented():

@@ -54,8 +54,7 @@ class TrainingSettings:
             if getattr(self, name) is not None or name in ("steps", "envs", "processes"):
                 object.__setattr__(self, name, check_count(getattr(self, name), name))
         object.__setattr__(self, "seed", check_seed(self.seed))
-        if self.processes > 1 and not can_fork():
-            raise ValueError(f"`processes` must be 1 on a system that does not fork processes, got {self.processes}")
+        _check_processes(self.processes)
         for name, choices in (("start", STARTS), ("buffer", BUFFERS), ("schedule", SCHEDULES)):
             check_choice(getattr(self, name), choices, name)
         if self.schedule == "total" and self.total_steps is None:
@@ -65,7 +64,7 @@ class TrainingSettings:
                 "`accuracy` and `most_steps` must be given together: how near to its optimum a response must come, and "
                 f"after how many steps it ends in any case; got {self.accuracy} and {self.most_steps}"
             )
-        if self.accuracy is not None and self.most_steps is not None:
+        if self.most_steps is not None:
             keep_numbers(self, "accuracy", at_least=0)
             _check_most(self.most_steps, self.steps, self.first_steps or 0)
         if not isinstance(self.normalize, bool):
@@ -84,6 +83,12 @@ class TrainingSettings:
         """Those that are not None, by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in named.items() if value is not None}
+
+
+def _check_processes(count: int) -> None:
+    """Refuses several on a system that does not fork them."""
+    if count > 1 and not can_fork():
+        raise ValueError(f"`processes` must be 1 on a system that does not fork processes, got {count}")
 
 
 def _check_most(most: int, steps: int, first: int) -> None:

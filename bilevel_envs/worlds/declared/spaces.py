@@ -101,13 +101,8 @@ def _taken_apart(space: gym.Space) -> tuple[list[int | spaces.Box | None], Take]
     if isinstance(space, spaces.MultiDiscrete):
         start, shape = space.start, space.shape
         return [int(n) for n in space.nvec.ravel()], lambda values: start + _array(values, shape, space.dtype)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer):
-        low, shape = space.low, space.shape
-        many = (space.high.astype(object) - low.astype(object) + 1).ravel()
-        return [int(n) for n in many], lambda values: low + _array(values, shape, space.dtype)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        kind = space.dtype
-        return [space], lambda values: next(values).astype(kind)
+    if isinstance(space, spaces.Box):
+        return _box_apart(space)
     if isinstance(space, (spaces.Tuple, spaces.Dict)):
         named = dict(space.spaces) if isinstance(space, spaces.Dict) else dict(enumerate(space.spaces))
         parts, takes = zip(*map(_taken_apart, named.values()), strict=True)
@@ -119,6 +114,15 @@ def _taken_apart(space: gym.Space) -> tuple[list[int | spaces.Box | None], Take]
 
         return [one for part in parts for one in part], together
     return [None], next
+
+
+def _box_apart(box: spaces.Box) -> tuple[list[int | spaces.Box | None], Take]:
+    """Likewise, of a box: the numbers of whole numbers that its entries take, or the box."""
+    low, shape, kind = box.low, box.shape, box.dtype
+    if np.issubdtype(kind, np.integer):
+        many = (box.high.astype(object) - low.astype(object) + 1).ravel()
+        return [int(n) for n in many], lambda values: low + _array(values, shape, kind)
+    return [box], lambda values: next(values).astype(kind)
 
 
 def _array(values: Iterator[Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray:

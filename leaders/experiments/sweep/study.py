@@ -9,12 +9,11 @@ import math
 import re
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
-from bilevel_envs.core.checks import check_choice, check_count, check_number, check_seed
+from bilevel_envs.core.checks import check_choice, check_count, check_number, check_seed, meant
 
 LARGEST = 1_000_000  # bytes of a study's file
 MOST_JOBS = 100_000
@@ -232,9 +231,9 @@ def _cells_of(settings: dict[str, object], allowed: Collection[str], most: int) 
 def _check_names(settings: Mapping[str, object], allowed: Collection[str]) -> None:
     for name in settings:
         if name not in allowed:
-            near = get_close_matches(str(name), [*allowed, "blocks", "tune", "stack", "track"], n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(allowed))}"
-            raise ValueError(f"`study` must have settings of `bilevel train`, got {name!r}{meant}")
+            near = meant(str(name), [*allowed, "blocks", "tune", "stack", "track"])
+            there = near or f"; there are {', '.join(sorted(allowed))}"
+            raise ValueError(f"`study` must have settings of `bilevel train`, got {name!r}{there}")
 
 
 def _check_count(count: int, most: int = MOST_JOBS) -> None:
