@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ StreamStates: TypeAlias = tuple[tuple[Any, ...], dict[str, Any], torch.Tensor]
 
 def streams_now() -> StreamStates:
     """The states of all three."""
-    numpy = cast("dict[str, Any]", np.random.get_state(legacy=False))  # noqa: NPY002
-    return random.getstate(), numpy, torch.get_rng_state()
+    return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
 
 
 def put_back(state: StreamStates) -> None:
