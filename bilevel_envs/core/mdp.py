@@ -262,6 +262,11 @@ class ConfigurableMDP(Protocol):
         return 0
 
     @property
+    def masks_actions(self) -> bool:
+        """Whether the last `discrete_actions` entries of an observation say which actions are possible, 1 or 0."""
+        return False
+
+    @property
     def stage_actions(self) -> int:
         """A, the leader's actions in a finite game whose follower sees them; 0 elsewhere."""
         return 0

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from bilevel_envs.followers.sb3.env import FollowerVecEnv
 
+PLAIN = ("SoftDQN", "MlpPolicy", False)  # what reads masks of actions
 EPISODES = 64  # that measure a response's soft return where nothing exact is to be had
 GIVEN = {
     "gamma": "γ_F, which the problem has",
@@ -421,6 +422,13 @@ class SB3Follower:
             )
         if self.settings.normalize and not isinstance(task.observation_space, gym.spaces.Box):
             raise ValueError(f"`normalize` must be False where observations are no Box, got {task.observation_space}")
+        if task.problem.masks_actions and (self.kind, self.settings.policy, self.settings.normalize) != PLAIN:
+            raise ValueError(
+                f'`algorithm` must be "SoftDQN", with `policy` "MlpPolicy" and without `normalize`, where '
+                f"{task.problem.title} gives masks of actions, which others do not read; got "
+                f"{self.algorithm.__name__}, {self.settings.policy!r} and {self.settings.normalize}. Where it takes "
+                'every action all the same, put a wrapper around it that takes "action_mask" out of `info`'
+            )
         if self.settings.buffer == "relabel":
             self._check_relabelling(task)
 
@@ -450,11 +458,14 @@ class SB3Follower:
         if self.settings.buffer == "relabel" and world_of(task.model).reads_components(task.model):
             kept = import_module("bilevel_envs.followers.sb3.buffers").ComponentsBuffer
             own = own | {"replay_buffer_class": kept}
+        policy = self.settings.policy
+        if task.problem.masks_actions:
+            policy = import_module("bilevel_envs.followers.sb3.masked").MaskedPolicy
         file = None if self.settings.model_file is None else Path(self.settings.model_file)
         if file is not None and not file.is_file():
             raise FileNotFoundError(f"`model_file` must be a zip of SB3's save; there is none at {file}")
         try:
-            agent = self.algorithm(self.settings.policy, world, device="cpu", **own)
+            agent = self.algorithm(policy, world, device="cpu", **own)
         except (TypeError, ValueError, AssertionError, MemoryError) as error:
             names = ", ".join(f"`{name}`" for name in ("policy", *self.kwargs))
             raise ValueError(f"SB3's {self.algorithm.__name__} refuses its arguments {names}: {error}") from error

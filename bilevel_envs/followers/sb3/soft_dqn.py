@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import DQN
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor
 
 from bilevel_envs.core.checks import check_number
+from bilevel_envs.followers.sb3.masked import CLOSED
 
 
 class SoftDQN(DQN):
@@ -80,7 +83,26 @@ class SoftDQN(DQN):
             return self.policy.predict(observation, state, episode_start, deterministic)
         seen, many = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
-            probs = torch.softmax(self.q_net(seen) / self.beta, 1)
-            probs = torch.lerp(probs, torch.full_like(probs, 1 / probs.shape[1]), self.exploration_rate)
+            q = self.q_net(seen)
+            probs = torch.lerp(torch.softmax(q / self.beta, 1), _evenly(q), self.exploration_rate)
             action = torch.multinomial(probs, 1)[:, 0].numpy()
         return (action if many else action[0]), state
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """SB3's, where what it draws blindly at first is drawn again if it is not possible."""
+        action, stored = super()._sample_action(learning_starts, action_noise, n_envs)
+        if self.num_timesteps >= learning_starts or self._last_obs is None:
+            return action, stored
+        with torch.no_grad():
+            share = _evenly(self.q_net(self.policy.obs_to_tensor(self._last_obs)[0]))
+        for copy in np.flatnonzero(share[torch.arange(n_envs), torch.from_numpy(action)].numpy() == 0):
+            action[copy] = stored[copy] = self.action_space.sample(mask=(share[copy] > 0).numpy().astype(np.int8))
+        return action, stored
+
+
+def _evenly(q: Tensor) -> Tensor:
+    """The same probability for every action that is possible, [K, B]."""
+    opened = (q > CLOSED / 2).to(q.dtype)
+    return opened / opened.sum(1, keepdim=True)

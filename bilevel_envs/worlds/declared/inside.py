@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bilevel_envs.worlds.declared.global_streams import GlobalStreams
+from bilevel_envs.worlds.declared.masks import mask_of
 from bilevel_envs.worlds.declared.problem import RewardProblem
 from bilevel_envs.worlds.declared.spaces import Actions
 
@@ -38,6 +39,7 @@ class Inside:
         self.env, self.components, self.sets, self.size = env, problem.logs, problem.sets, size
         self.streams = streams
         self._name, self._actions = problem.env, Actions(env.action_space, problem.env)
+        self._masked = problem.discrete_actions if problem.masks_actions else 0
         self._observation: Any = None
 
     def set_theta(self, theta: np.ndarray) -> None:
@@ -63,7 +65,7 @@ class Inside:
             first = self.env.reset(seed=seed, options=options)
         told = self._told("reset", first, ("observation", "info"))
         self._observation, info = told
-        return self._flat(self._observation, "reset"), dict(info)
+        return self._seen(self._flat(self._observation, "reset"), info), dict(info)
 
     def step(self, action: Any) -> tuple[np.ndarray, np.ndarray, bool, bool, dict[str, Any]]:
         """The observation, flat, the components [C], whether the episode ends or is cut, and what `info` says."""
@@ -73,18 +75,29 @@ class Inside:
         told = self._told("step", taken, STEP)
         self._observation, reward, terminated, truncated, info = told
         logged = self._logged(before, self._actions.of(action), reward, self._observation, info)
-        flat = self._flat(self._observation, "step")
-        return flat, logged, self._flag(terminated, "terminated"), self._flag(truncated, "truncated"), dict(info)
+        over = self._flag(terminated, "terminated")
+        seen = self._seen(self._flat(self._observation, "step"), info, over)
+        return seen, logged, over, self._flag(truncated, "truncated"), dict(info)
 
-    def trace(self, theta: np.ndarray, actions: Sequence[Any]) -> list[np.ndarray]:
+    def _seen(self, flat: np.ndarray, info: Mapping[str, Any], over: bool = False) -> np.ndarray:
+        """An observation with the mask of actions behind it, where there is one."""
+        return np.append(flat, mask_of(info, self._masked, self._name, over)) if self._masked else flat
+
+    def drawn(self, space: gym.Space, seen: np.ndarray) -> Any:
+        """An action that is possible, drawn from the follower's space."""
+        return space.sample(mask=seen[-self._masked :].astype(np.int8)) if self._masked else space.sample()
+
+    def trace(self, theta: np.ndarray, space: gym.Space, steps: int) -> list[np.ndarray]:
         """Observations and components of the first steps of an episode at θ, from seed 0, up to one that fails."""
-        told = [self.reset(theta, 0)[0]]
-        for action in actions:
+        space.seed(0)
+        seen, told = self.reset(theta, 0)[0], []
+        for _ in range(steps):
+            told.append(seen)
             try:
-                seen, logged, terminated, truncated, _ = self.step(action)
+                seen, logged, terminated, truncated, _ = self.step(self.drawn(space, seen))
             except Exception:  # which is raised where the step is taken in earnest
                 break
-            told += [seen, logged]
+            told.append(logged)
             if terminated or truncated:
                 break
         return told

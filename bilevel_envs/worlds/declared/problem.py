@@ -119,6 +119,7 @@ class RewardProblem(ConfigurableMDP):
       r_follower, r_leader: the rewards.
       discrete_actions: how many there are; 0 for vectors.
       logs: how components are logged.
+      masks_actions: whether a mask of actions follows each observation.
       start: makes the parameterisation; None for the usual one.
       sets: puts θ into an environment before each reset; None where θ is in the rewards alone.
       moves_start: whether the first observation of a seed depends on θ.
@@ -133,6 +134,7 @@ class RewardProblem(ConfigurableMDP):
     r_follower: Reward
     r_leader: Reward
     discrete_actions: int = 0
+    masks_actions: bool = False
     logs: Sequence[str] | Step | None = None
     start: Callable[[int, Noise], Parameterization] | None = None
     sets: SetTheta | None = None

@@ -23,6 +23,7 @@ from bilevel_envs.core.problems import check_problem, check_theta_space
 from bilevel_envs.core.transparent import shortest_limit
 from bilevel_envs.worlds.declared.global_streams import GlobalStreams, StreamStates, put_back, same_streams, streams_now
 from bilevel_envs.worlds.declared.inside import Inside, deep_copy, from_spec, made, same_trace
+from bilevel_envs.worlds.declared.masks import gives_masks, with_mask
 from bilevel_envs.worlds.declared.problem import Reward, RewardModel, RewardProblem, SetTheta, Step
 from bilevel_envs.worlds.declared.spaces import Actions, check_actions, seen_space
 
@@ -137,6 +138,11 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
         self.observation_space = seen_space(self.env.observation_space, name)
         actions = self.action_space = Actions(self.env.action_space, name).space
+        before = streams_now()
+        masked = gives_masks(self.env, name)
+        count = int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0
+        if masked:
+            self.observation_space = with_mask(self.observation_space, count)
         for role, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
             if not callable(reward):
                 raise TypeError(f"`{role}` must be a function of θ and components, got {reward!r}")
@@ -153,7 +159,8 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
             r_follower=rewards[0],
             r_leader=rewards[1],
             logs=components,
-            discrete_actions=int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0,
+            discrete_actions=count,
+            masks_actions=masked,
             start=options.get("parameterization"),
             sets=sets,
         )
@@ -165,7 +172,6 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         self._pattern = deep_copy(self.env, name) if another is None else None
         super().__init__(problem)
         self.render_mode = self.env.render_mode
-        before = streams_now()
         self._try_a_step()
         self._try_a_copy(name, before)
 
@@ -174,20 +180,19 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
 
         One that has drawn from a global random stream since `before` is given states of its own, as its copies are.
         """
-        self.action_space.seed(0)
-        theta, actions = self._theta, [self.action_space.sample() for _ in range(TRIED)]
-        told = self._inside.trace(theta, actions)
+        theta = self._theta
+        told = self._inside.trace(theta, self.action_space, TRIED)
         if not same_streams(before, streams_now()):
             put_back(before)
             self._inside.streams = _streams()
-            told = self._inside.trace(theta, actions)
-        repeats = same_trace(told, self._inside.trace(theta, actions))
+            told = self._inside.trace(theta, self.action_space, TRIED)
+        repeats = same_trace(told, self._inside.trace(theta, self.action_space, TRIED))
         if repeats and self.problem.sets is not None:
             first = self._inside.reset(_far(theta, self.theta_space), 0)[0]
             self.problem = replace(self.problem, moves_start=not np.array_equal(first, told[0]))
         while True:
             (copy,) = self.lent(1)
-            alike = same_trace(told, self._own_streams(copy).trace(theta, actions))
+            alike = same_trace(told, self._own_streams(copy).trace(theta, self.action_space, TRIED))
             if alike or not repeats:
                 return self.give_back([copy])
             copy.env.close()
@@ -201,9 +206,9 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
 
     def _try_a_step(self) -> None:
         """Refuses components and rewards that do not fit a step, at one θ and at two side by side."""
-        self._inside.reset(self._theta, 0)
+        seen, _ = self._inside.reset(self._theta, 0)
         self.action_space.seed(0)
-        _, components, *_ = self._inside.step(self.action_space.sample())
+        _, components, *_ = self._inside.step(self._inside.drawn(self.action_space, seen))
         each = torch.from_numpy(components)[None, None]
         model = self.problem.model(torch.from_numpy(self._theta)[None].requires_grad_())
         rewards = model.rewards(each)
