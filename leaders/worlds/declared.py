@@ -26,6 +26,11 @@ class Declared(LeaderWorld):
 
     def form(self, forms: Forms, preset: str | None, leader: str, facts: Facts) -> EstimatorConfig:
         vector_forms(forms, leader, facts)
+        if preset is not None and facts.reads_components:
+            raise ValueError(
+                f"`preset` must be None for {facts.problem}, got {preset!r}: the published forms of {leader} are for "
+                "tables, linear-quadratic worlds and games"
+            )
         if preset is not None:
             return forms.tables[preset]
         if forms.declared is None:

@@ -182,3 +182,9 @@ def test_an_agent_without_soft_values_is_led_where_theta_is_in_the_rewards(algor
     )
     leader = BCHG(BilevelWrapper(env, follower), seed=0, batch_size=100).learn(1)
     assert leader.history["grad_norm"][0, 0] > 0
+
+
+@pytest.mark.parametrize("how", [{}, {"dynamics": "learnt"}])
+def test_a_published_form_is_refused_by_its_own_name(how):
+    with pytest.raises(ValueError, match=r"`preset` must be None for ConfigurableDynamics\(Begun\), got 'paper'"):
+        BCHG(BilevelWrapper(moved(Begun), agent()), preset="paper", **how)
