@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.training.history import replace_file
 
 LOCK, OWNER = ".lock", ".owner.json"
@@ -87,7 +88,7 @@ def is_ours(path: Path) -> bool:
 def _owner(folder: Path) -> str:
     """Who writes to a folder, as far as that is known."""
     try:
-        owner = json.loads((folder / OWNER).read_bytes())
+        owner = read_json(folder / OWNER)
         return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-    except (OSError, ValueError, LookupError, TypeError):
+    except UNREADABLE:
         return "another process"

@@ -14,6 +14,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from leaders.experiments.lock import hold, is_ours, make_folder
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.leader import Leader
 from leaders.training.checkpoint import Rows, rows_beside
 from leaders.training.history import replace_file
@@ -151,8 +152,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = Path(path) / CONFIG
     try:
-        found = json.loads(config.read_bytes())["arguments"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        found = read_json(config)["arguments"]
+    except UNREADABLE as error:
         raise ValueError(f"{config} is not a run's configuration ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{config} is not a run's configuration (its arguments are no table)")

@@ -16,6 +16,7 @@ from stable_baselines3 import DQN
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG
 from leaders.cli.main import main
+from leaders.experiments import json_file
 from leaders.experiments.compare import load_result
 from tests.helpers import toll_bridge
 
@@ -253,6 +254,39 @@ def test_a_file_with_a_part_of_another_kind_is_refused_as_a_file(tmp_path, part,
         member(tmp_path, "leader.json", json.dumps(described | {part: change}))
     with pytest.raises(ValueError, match="`path` must be a file that `save` wrote|holds a text; load it with"):
         BCHG.load(tmp_path / "leader.zip", toll_bridge())
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+@pytest.mark.parametrize("content", [DEEP, b'{"arguments": ' + DEEP + b"}", None])
+def test_a_configuration_too_deep_or_too_large_is_named_with_its_remedy(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_bytes(content or b'{"arguments": {}}')
+    (path.parent / "history.csv").touch()
+    if content is None:
+        monkeypatch.setattr(json_file, "LARGEST", 10)
+    with pytest.raises(SystemExit, match="2"):
+        main([*RUN, "--out", str(path.parent), "--resume"])
+    said = capsys.readouterr().err
+    assert f"{path} is not a run's configuration" in said
+    assert f"choose another --out, or delete {path.parent} to begin anew" in said
+
+
+@pytest.mark.parametrize("content", [DEEP, b'{"study": ' + DEEP + b"}", None])
+def test_a_study_too_deep_or_too_large_is_named_with_its_remedy(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / "out" / "study.json"
+    path.parent.mkdir()
+    path.write_bytes(content or b'{"study": {}}')
+    if content is None:
+        monkeypatch.setattr(json_file, "LARGEST", 10)
+    settings = ["env=BiLevel/TollBridge-v0", "leader=bchg", "iterations=2", "runs=1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "--out", str(path.parent), "--processes", "1", "--no-progress", "--settings", *settings])
+    said = capsys.readouterr().err
+    assert f"{path} is damaged (" in said
+    assert "the same command with --extend keeps the jobs there and writes it anew" in said
 
 
 def test_a_comparison_with_an_object_in_it_is_refused(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from jinja2 import Environment
 
 from bilevel_envs.envs.four_rooms import FourRooms
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.experiments.report.figures import (
     BUDGETS,
     Curve,
@@ -412,7 +413,7 @@ def _versions(runs: Runs) -> list[tuple[str, str]]:
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except UNREADABLE:
         return {}
     return found if isinstance(found, dict) else {}

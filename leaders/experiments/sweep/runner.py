@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.experiments.lock import Stopped, hold, is_ours, make_folder
 from leaders.experiments.results import Result, Table, read_result, table_of
 from leaders.experiments.run_directory import PACKAGES, on_signals
@@ -112,8 +113,8 @@ def read_source(path: Path) -> object:
       ValueError: if its file is damaged.
     """
     try:
-        return json.loads((path / STUDY).read_bytes())["study"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        return read_json(path / STUDY)["study"]
+    except UNREADABLE as error:
         remedy = "the same command with --extend keeps the jobs there and writes it anew"
         raise ValueError(f"{path / STUDY} is damaged ({error}); {remedy}") from error
 
