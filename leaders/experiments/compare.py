@@ -36,7 +36,7 @@ from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.experiments.statistics import Summary, summary
 from leaders.leader import Leader
-from leaders.training.checkpoint import UNREADABLE
+from leaders.training.checkpoint import UNREADABLE, arrays_in
 from leaders.training.history import History, replace_file
 
 CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, object]]] = {
@@ -298,7 +298,7 @@ def load_result(path: Path) -> Result:
       ValueError: if the file is damaged or no such result.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+        with arrays_in(path) as data:
             points = [dict(zip(data["keys"].tolist(), row.tolist(), strict=True)) for row in data["points"]]
             budgets = {name: data[name] for name in BUDGETS}
             choosing = data["choosing"] if "choosing" in data else np.empty((0, 0))  # older files lack it
