@@ -180,6 +180,20 @@ def test_a_damaged_file_is_counted_and_hides_no_other(tmp_path):
     assert re.search(r"<b>1</b>damaged file<", text)
 
 
+def test_jobs_in_no_line_of_a_studys_table_are_named_and_not_shown(tmp_path):
+    for name in ("kept", "left"):
+        run_of(tmp_path / "study" / "jobs" / name)
+    run_of(tmp_path / "alone")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    assert len(find_runs(tmp_path, {}).results) == 3  # no table yet
+    (tmp_path / "study" / "results.csv").write_text("env,folder\na,jobs/kept\n")
+    runs = find_runs(tmp_path, {})
+    assert [one.folder.name for one in runs.results] == ["alone", "kept"]
+    assert runs.outside == ["study/jobs/left"]
+    main(["report", str(tmp_path)])
+    assert "In no line of results.csv, and not shown: study/jobs/left" in (tmp_path / "report.html").read_text()
+
+
 def test_runs_without_a_result_are_counted_and_named(tmp_path):
     run_of(tmp_path / "one")
     (tmp_path / "failed").mkdir()

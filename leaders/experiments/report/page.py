@@ -28,6 +28,7 @@ from leaders.experiments.report.figures import (
 )
 from leaders.experiments.results import RESULT, Cell, Result, Row, Table, read_result, table_of
 from leaders.experiments.run_directory import CONFIG, HISTORY
+from leaders.experiments.sweep.runner import RESULTS, STUDY
 from leaders.published import four_rooms
 from leaders.training.history import replace_file
 
@@ -61,6 +62,7 @@ class Runs:
       results: one for each run directory in it.
       damaged: what is said of files that cannot be read.
       unfinished: run directories, from the root, that hold no result.
+      outside: run directories of studies, from the root, that are in no line of their tables; no results of ours.
       defaults: settings of `bilevel train` that are not shown where they are as here.
     """
 
@@ -68,6 +70,7 @@ class Runs:
     results: list[Result]
     damaged: list[str]
     unfinished: list[str]
+    outside: list[str]
     defaults: Mapping[str, object]
 
     @cached_property
@@ -77,19 +80,25 @@ class Runs:
 
 
 def find_runs(root: Path, defaults: Mapping[str, object]) -> Runs:
-    """All results in a folder and below.
+    """All results in a folder and below; of a study those that its table has.
+
+    Other jobs lie in a study's folder where it was another study before, or where settings were chosen anew after a
+    failure was mended.
 
     Raises:
       ValueError: if there are none.
     """
-    results, damaged = [], []
+    results, damaged, outside = [], [], []
+    tables = {path.parent: _folders(path.with_name(RESULTS)) for path in root.rglob(STUDY)}
     for path in sorted(root.rglob(RESULT)):
         try:
             result = read_result(path.parent)
         except ValueError as error:
             damaged.append(str(error))
             continue
-        if result is not None:
+        if _is_outside(path.parent, tables):
+            outside.append(path.parent.relative_to(root).as_posix())
+        elif result is not None:
             results.append(result)
     if not results:
         why = f" ({damaged[0]})" if damaged else ""
@@ -98,7 +107,25 @@ def find_runs(root: Path, defaults: Mapping[str, object]) -> Runs:
             f"none in {root}{why}"
         )
     begun = [path.parent for path in sorted(root.rglob(CONFIG)) if not (path.parent / RESULT).exists()]
-    return Runs(root, results, damaged, [path.relative_to(root).as_posix() for path in begun], defaults)
+    return Runs(root, results, damaged, [path.relative_to(root).as_posix() for path in begun], outside, defaults)
+
+
+def _is_outside(folder: Path, tables: Mapping[Path, set[str] | None]) -> bool:
+    """Whether a run directory lies in a study that has a table without it."""
+    study = next((parent for parent in folder.parents if parent in tables), folder)
+    told = tables.get(study)
+    return told is not None and folder.relative_to(study).as_posix() not in told
+
+
+def _folders(path: Path) -> set[str] | None:
+    """The run directories in a study's table; None where it has none yet, or one that cannot be read."""
+    try:
+        if path.stat().st_size > LARGEST_HISTORY:
+            return None
+        with open(path, newline="") as file:
+            return {line["folder"] for line in csv.DictReader(file)} or None
+    except (OSError, ValueError, LookupError, csv.Error):
+        return None
 
 
 def write_report(root: Path, path: Path, defaults: Mapping[str, object]) -> None:
@@ -143,7 +170,9 @@ def _content(runs: Runs) -> dict[str, object]:
             else ""
         )
         + (f" Failed, or not ended yet: {', '.join(runs.unfinished[:MOST_NAMES])}" if runs.unfinished else "")
-        + (f" and {len(runs.unfinished) - MOST_NAMES} more." if len(runs.unfinished) > MOST_NAMES else ""),
+        + (f" and {len(runs.unfinished) - MOST_NAMES} more." if len(runs.unfinished) > MOST_NAMES else "")
+        + (f" In no line of results.csv, and not shown: {', '.join(runs.outside[:MOST_NAMES])}" if runs.outside else "")
+        + (f" and {len(runs.outside) - MOST_NAMES} more." if len(runs.outside) > MOST_NAMES else ""),
         "runs_head": _head(table),
         "runs_rows": _cells(table.rows[:MOST_ROWS], table),
         "commands": list(_commands(runs)),
