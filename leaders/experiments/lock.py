@@ -26,7 +26,8 @@ class Stopped(Exception):
 def hold(folder: Path) -> None:
     """Keeps other processes out of a folder until `release_all`, or until this one ends in whatever way.
 
-    The lock is the file system's (`flock`); a network file system has to honour it.
+    The lock is the file system's (`flock`); a network file system has to honour it. Where there is no `flock` the file
+    itself is the lock: it outlives an owner that died on another machine, and is then deleted by hand.
 
     Raises:
       BlockingIOError: if another process writes to the folder, with what is known of it.
