@@ -43,6 +43,9 @@ class Compare:
     """outer iterations"""
     runs: int = 10
     """seeds per grid point"""
+    selection_seeds: int = 0
+    """further seeds per grid point, by which each leader's best point is chosen, and nothing else; with 0 the point is
+    chosen by the seeds that judge it, hence too well"""
     batch: int | None = None
     """transitions per outer iteration and run, for leaders that draw batches (each leader's own if not given)"""
     seed: int = 0
@@ -69,6 +72,7 @@ class Compare:
         torch.set_num_threads(1)
         check_count(self.iterations, "iterations")
         check_count(self.runs, "runs", at_least=2)
+        check_count(self.selection_seeds, "selection_seeds", at_least=0)
         check_seed(self.seed)
         names = names_in(self.leaders)
         for name in names:
@@ -99,7 +103,7 @@ class Compare:
                     self._world(),
                     name,
                     grid=grid,
-                    runs=self.runs,
+                    runs=(self.runs, self.selection_seeds),
                     iterations=self.iterations,
                     seed=self.seed,
                     value=self.value,
@@ -112,6 +116,12 @@ class Compare:
         env = self._world()
         figure = compare.comparison_figure(results, self._title(env.preferences.beta), env.best_known)
         plots.save(figure, self.out / "comparison.png")
+        self._print(lines)
+        if any(len(result.points) > 1 and not result.choosing.size for result in results):
+            print("each point was chosen by the seeds that are shown, hence too high: --selection-seeds takes others")
+
+    def _print(self, lines: list[list[str]]) -> None:
+        """The table, and where the rest is."""
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -29,10 +29,11 @@ from leaders.experiments.lock import Stopped
 from leaders.keywords import parameters_of
 
 if TYPE_CHECKING:
-    from leaders.experiments.run_directory import RunDirectory
+    from leaders.experiments.run_directory import Checkpoint, RunDirectory
     from leaders.leader import Leader
     from leaders.training.tracker import Tracker
 
+ANEW = "the same command begins anew, with --resume or without"
 RUNS_SHOWN = 10  # runs whose θ is printed
 NOT_FOR_THE_CONSTRUCTORS = (
     "env",
@@ -90,7 +91,7 @@ class Train:
     resume: bool = False
     """go on with the run in --out"""
     checkpoint_every: float = 15.0
-    """least seconds between two checkpoints"""
+    """least seconds between two checkpoints, but for the first and those of long iterations"""
     track: Text = None
     """tracker that the run is written to beside TensorBoard: mlflow, wandb, or both, mlflow,wandb"""
     progress: bool = True
@@ -106,7 +107,7 @@ class Train:
 
         from bilevel_envs.wrapper import BilevelWrapper
         from leaders.experiments.results import RESULT, write_result
-        from leaders.experiments.run_directory import RunDirectory
+        from leaders.experiments.run_directory import Checkpoint, RunDirectory, on_signals
         from leaders.training.checkpoint import AnotherTask, Damaged
 
         torch.set_num_threads(1)  # the matrices are small: threads cost more than they bring
@@ -134,13 +135,15 @@ class Train:
             print(f"resuming after {done} outer iterations")
         directory.begin()
         self._log_to(leader)
-        with ExitStack() as tracked:
-            for tracker in trackers:
-                tracked.enter_context(tracker)
-            self._learn(leader, directory, stop, trackers)
-            self._draw(leader)
-            log_folder(trackers, leader, self.out, config_of(self))
-        write_result(leader, config_of(self), self.out / RESULT)  # last: a run with a result is whole
+        checkpoint = Checkpoint(directory, self.checkpoint_every, stop)
+        with on_signals(checkpoint.interrupt):
+            with ExitStack() as tracked:
+                for tracker in trackers:
+                    tracked.enter_context(tracker)
+                self._learn(leader, directory, checkpoint, trackers)
+                self._draw(leader)
+                log_folder(trackers, leader, self.out, config_of(self))
+            write_result(leader, config_of(self), self.out / RESULT)  # last: a run with a result is whole
         self._report(leader)
 
     def _check_same(self, saved: dict[str, object], asked: dict[str, object], path: Path) -> None:
@@ -152,47 +155,54 @@ class Train:
                     "here: its folder was edited; choose another --out"
                 )
 
-    def _learn(
-        self, leader: Leader, directory: RunDirectory, stop: Callable[[], bool] | None, trackers: list[Tracker]
-    ) -> None:
+    def _learn(self, leader: Leader, directory: RunDirectory, checkpoint: Checkpoint, trackers: list[Tracker]) -> None:
         """Learns and saves; whatever ends it early, what was learnt is saved."""
-        from leaders.experiments.run_directory import Checkpoint, on_signals
         from leaders.training.tracker import KILLED
 
-        checkpoint = Checkpoint(directory, self.checkpoint_every, stop)
         left = self.iterations - leader.progress.iterations
         bar = self.progress and sys.stderr.isatty()
         often = min(100, max(1, self.iterations // 10))  # ten points at least in TensorBoard
-        with on_signals(checkpoint.interrupt):
-            try:
-                leader.learn(left, callback=[checkpoint, *trackers], log_interval=often, progress_bar=bar)
-                directory.save(leader)
-            except Exception as error:
-                raise self._ended(error, leader, directory) from error
-            finally:
-                with suppress(OSError):  # TensorBoard's folder may be gone, or the disk full
-                    leader.logger.close()
+        try:
+            leader.learn(left, callback=[checkpoint, *trackers], log_interval=often, progress_bar=bar)
+            directory.save(leader)
+        except KeyboardInterrupt:  # within an iteration, which the last checkpoint knows nothing of
+            raise KeyboardInterrupt(f"stopped at once{self._kept(directory, checkpoint.saved)}") from None
+        except Exception as error:
+            raise self._ended(error, leader, directory, checkpoint.saved) from error
+        finally:
+            with suppress(OSError):  # TensorBoard's folder may be gone, or the disk full
+                leader.logger.close()
+        checkpoint.saved = leader.progress.iterations
         if checkpoint.interrupted:
             for tracker in trackers:
                 tracker.end(KILLED)
-            raise Stopped(f"stopped after {leader.progress.iterations} outer iterations; go on with --resume")
+            raise Stopped(f"stopped after {checkpoint.saved} outer iterations; go on with --resume")
+        checkpoint.learnt = True
 
-    def _ended(self, error: Exception, leader: Leader, directory: RunDirectory) -> Exception:
+    def _kept(self, directory: RunDirectory, saved: int) -> str:
+        """What is left of a run that ended within an iteration."""
+        if directory.checkpoint is None:
+            return f" in the first outer iteration, before anything was learnt: {ANEW}"
+        return f"; {directory.checkpoint} holds the first {saved} outer iterations, go on with --resume"
+
+    def _ended(self, error: Exception, leader: Leader, directory: RunDirectory, saved: int) -> Exception:
         """What is raised when learning failed; saves before what was learnt, unless a follower may have spoilt it."""
         from bilevel_envs.core.follower import FollowerError, capabilities_of
 
-        done, unsaved = leader.progress.iterations, ""
-        if done and not (isinstance(error, FollowerError) and capabilities_of(leader.env.follower).saves):
+        done, lost = leader.progress.iterations, ""
+        if isinstance(error, FollowerError) and capabilities_of(leader.env.follower).saves:
+            lost = f" of {done}: the rest is lost with the follower, which failed while it learnt" * (done > saved)
+        elif done:
             try:
                 directory.save(leader)
+                saved = done
             except OSError as full:
-                unsaved = f" ({full})"
+                lost = f" ({full})"
         name = "" if isinstance(error, (ValueError, TypeError, OSError, RuntimeError)) else f"{type(error).__name__}: "
         if directory.checkpoint is None:
-            anew = "the same command begins anew, with --resume or without"
-            return ValueError(f"{name}{error}. {self.out}: no checkpoint yet{unsaved}, {anew}")
-        kept = "its last checkpoint is whole, --resume goes on from there"
-        return Stopped(f"{name}{error}. {self.out}: {kept}{unsaved}")
+            return ValueError(f"{name}{error}. {self.out}: no checkpoint yet{lost}, {ANEW}")
+        kept = f"its last checkpoint is whole, --resume goes on from there, after {saved} outer iterations"
+        return Stopped(f"{name}{error}. {self.out}: {kept}{lost}")
 
     def resolved(self) -> tuple[gym.Env, type[Leader], dict[str, Any]]:
         """The environment, the leader's class and its arguments."""

@@ -7,7 +7,7 @@ import inspect
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from leaders.critics.critic import capabilities_of as critic_capabilities
 from leaders.estimators.trajectory import TrajectoryLeader
 from leaders.experiments.statistics import Summary, summary
 from leaders.leader import Leader
-from leaders.training.checkpoint import UNREADABLE
+from leaders.training.checkpoint import UNREADABLE, arrays_in
 from leaders.training.history import History, replace_file
 
 CONTENDERS: dict[str, tuple[Callable[..., Leader], dict[str, object]]] = {
@@ -71,11 +71,12 @@ class Result:
     Attributes:
       name: its name in `CONTENDERS`.
       points: the hyper-parameters of each grid point, G of them.
-      value: what is compared, one of `VALUES` of the history, [iterations, G, seeds].
+      value: what is compared, one of `VALUES` of the history, [iterations, G, seeds], on the seeds that are judged.
       env_steps: environment steps spent, mean over the point's runs, [iterations, G].
       follower_solves: follower solves spent, likewise, [iterations, G].
       follower_steps: steps that followers spent on learning and observation, likewise, [iterations, G].
       column: which of `VALUES` `value` is.
+      choosing: scores on the seeds that choose a grid point, [G, further seeds]; without any, those that are judged do.
     """
 
     name: str
@@ -85,20 +86,27 @@ class Result:
     follower_solves: np.ndarray
     follower_steps: np.ndarray
     column: str = "leader_value"
+    choosing: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
 
     @property
     def scores(self) -> np.ndarray:
         """Mean value over the last tenth of the iterations, [G, seeds]."""
-        return self.value[-max(1, int(TAIL * len(self.value))) :].mean(0)
+        return tail_mean(self.value)
 
     @property
     def best(self) -> int:
-        """The grid point with the highest mean score over seeds: the paper's rule of selection."""
-        return int(self.scores.mean(1).argmax())
+        """The grid point with the highest mean score over the seeds that choose: the paper's rule of selection."""
+        scores = self.choosing if self.choosing.size else self.scores
+        return int(scores.mean(1).argmax())
 
     def summary(self) -> Summary:
-        """Statistics of the best point over its seeds. It was chosen by these very seeds, which flatters it."""
+        """Statistics of the best point over the seeds that are judged; too high if these have chosen among several."""
         return summary(self.scores[self.best])
+
+
+def tail_mean(values: np.ndarray) -> np.ndarray:
+    """Means of curves [iterations, ...] over the last tenth of the iterations."""
+    return values[-max(1, int(TAIL * len(values))) :].mean(0)
 
 
 def grid_points(grid: Mapping[str, Sequence[float]]) -> list[dict[str, float]]:
@@ -119,7 +127,7 @@ def run_grid(
     name: str,
     *,
     grid: Mapping[str, Sequence[float]] | None = None,
-    runs: int = 10,
+    runs: int | tuple[int, int] = 10,
     iterations: int = 1000,
     seed: int = 0,
     value: str = "leader_value",
@@ -132,8 +140,9 @@ def run_grid(
       env: the environment with its follower.
       name: a key of `CONTENDERS`.
       grid: values of hyper-parameters, by name; those that the leader has no use for are left out.
-      runs: seeds per grid point; every point has the same ones. (Followers that draw have streams of their own, one
-        for each stacked run.)
+      runs: seeds per grid point; every point has the same ones. A pair (seeds that are judged, further seeds by which
+        the best point is chosen) keeps the two apart; of a single point the latter are not run. (Followers that draw
+        have streams of their own, one for each stacked run.)
       iterations: outer iterations.
       seed: the first seed.
       value: what is compared: "leader_value", "leader_value_actual" (under the follower that acts), or "leader_return"
@@ -144,9 +153,11 @@ def run_grid(
     Raises:
       ValueError: if the leader's name, a grid key or `value` is unknown, or that value is not known here.
     """
-    iterations, runs = check_count(iterations, "iterations"), check_count(runs, "runs", at_least=2)
+    judged, choosing = runs if isinstance(runs, tuple) else (runs, 0)
+    iterations, runs = check_count(iterations, "iterations"), check_count(judged, "runs", at_least=2)
     check_choice(value, VALUES, "value")
-    leader, points = stacked_leader(env, name, grid=grid, runs=runs, seed=seed, **arguments)
+    further = check_count(choosing, "selection_seeds", at_least=0)
+    leader, points = stacked_leader(env, name, grid=grid, runs=runs, seed=seed, further=further, **arguments)
     history: History = leader.history
 
     def known(*_: object) -> bool:
@@ -156,16 +167,11 @@ def run_grid(
         return True
 
     leader.learn(iterations, callback=known, progress_bar=progress_bar)
-    shape = (iterations, len(points), runs)
-    return Result(
-        name,
-        points,
-        history.filled(value).reshape(shape),
-        history["env_steps"].reshape(shape).mean(2),
-        history["follower_solves"].reshape(shape).mean(2),
-        history["follower_steps"].reshape(shape).mean(2),
-        value,
-    )
+    shape = (iterations, len(points), -1)
+    values = history.filled(value).reshape(shape)
+    spent = {budget: history[budget].reshape(shape)[:, :, :runs].mean(2) for budget in BUDGETS}
+    choosers = tail_mean(values[:, :, runs:])
+    return Result(name, points, values[:, :, :runs], **spent, column=value, choosing=choosers)
 
 
 def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> None:
@@ -192,9 +198,13 @@ def stacked_leader(
     grid: Mapping[str, Sequence[float]] | None = None,
     runs: int = 10,
     seed: int = 0,
+    further: int = 0,
     **arguments: object,
 ) -> tuple[Leader, list[dict[str, float]]]:
-    """A leader with a run for every grid point and seed, and the points; arguments as those of `run_grid`."""
+    """A leader with a run for every grid point and seed, and the points; arguments as those of `run_grid`.
+
+    `further` seeds follow those of `runs` where there are several points.
+    """
     check_choice(name, CONTENDERS, "leaders")
     runs, seed = check_count(runs, "runs", at_least=2), check_seed(seed)
     cls, fixed = CONTENDERS[name]
@@ -207,6 +217,7 @@ def stacked_leader(
     used = {key: values for key, values in (grid or {}).items() if useful.get(key, True)}
     grid_points(grid or {})  # refuses bad keys also where they are left out
     points = grid_points(used)
+    runs += further if len(points) > 1 else 0
     stacked = {key: np.repeat([point[key] for point in points], runs) for key in used}
     seeds = [seed + run for run in range(runs)] * len(points)
     if isinstance(env.follower, Truncated):  # its noise goes by run, too
@@ -216,7 +227,7 @@ def stacked_leader(
 
 def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
     """One line per leader, at its best grid point; also returned."""
-    header = ["leader", "hyper-parameters", "seeds", "mean", "low", "high", "iqm", "iqm_low", "iqm_high"]
+    header = ["leader", "hyper-parameters", "chosen_by", "seeds", "mean", "low", "high", "iqm", "iqm_low", "iqm_high"]
     lines = [[*header, *BUDGETS, "value"]]
     for result in results:
         point, s = result.points[result.best], result.summary()
@@ -224,7 +235,8 @@ def write_table(results: Sequence[Result], path: Path) -> list[list[str]]:
         numbers = [s.mean, *s.mean_interval, s.iqm, *s.iqm_interval]
         budget = [f"{getattr(result, spent)[-1, result.best]:.0f}" for spent in BUDGETS]
         seeds = str(result.value.shape[2])
-        lines.append([result.name, settings, seeds, *(f"{x:.4f}" for x in numbers), *budget, result.column])
+        chosen_by = "" if len(result.points) == 1 else f"{result.choosing.shape[1] or 'the same'} seeds"
+        lines.append([result.name, settings, chosen_by, seeds, *(f"{x:.4f}" for x in numbers), *budget, result.column])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     replace_file(path, text.getvalue().encode())
@@ -274,6 +286,7 @@ def save_result(result: Result, path: Path) -> None:
         follower_solves=result.follower_solves,
         follower_steps=result.follower_steps,
         column=result.column,
+        choosing=result.choosing,
     )
     replace_file(path, buffer.getvalue())
 
@@ -285,10 +298,12 @@ def load_result(path: Path) -> Result:
       ValueError: if the file is damaged or no such result.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+        with arrays_in(path) as data:
             points = [dict(zip(data["keys"].tolist(), row.tolist(), strict=True)) for row in data["points"]]
             budgets = {name: data[name] for name in BUDGETS}
-            return Result(str(data["name"]), points, data["value"], **budgets, column=str(data["column"]))
+            choosing = data["choosing"] if "choosing" in data else np.empty((0, 0))  # older files lack it
+            column = str(data["column"])
+            return Result(str(data["name"]), points, data["value"], **budgets, column=column, choosing=choosing)
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or no result ({error}); delete it to run that leader again") from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.training.history import replace_file
 
 LOCK, OWNER = ".lock", ".owner.json"
@@ -25,7 +26,8 @@ class Stopped(Exception):
 def hold(folder: Path) -> None:
     """Keeps other processes out of a folder until `release_all`, or until this one ends in whatever way.
 
-    The lock is the file system's (`flock`); a network file system has to honour it.
+    The lock is the file system's (`flock`); a network file system has to honour it. Where there is no `flock` the file
+    itself is the lock: it outlives an owner that died on another machine, and is then deleted by hand.
 
     Raises:
       BlockingIOError: if another process writes to the folder, with what is known of it.
@@ -87,7 +89,7 @@ def is_ours(path: Path) -> bool:
 def _owner(folder: Path) -> str:
     """Who writes to a folder, as far as that is known."""
     try:
-        owner = json.loads((folder / OWNER).read_bytes())
+        owner = read_json(folder / OWNER)
         return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-    except (OSError, ValueError, LookupError, TypeError):
+    except UNREADABLE:
         return "another process"

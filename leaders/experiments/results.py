@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.experiments.statistics import summary
 from leaders.leader import Leader
 from leaders.training.history import replace_file
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 FORMAT = 1
-LARGEST = 50_000_000  # bytes of a file that is read
 TAIL = 0.1  # share of the iterations, at the end, over which the score is the mean
 BUDGETS = ("env_steps", "follower_solves", "follower_steps")
 FIRST = ("env", "leader", "follower")
@@ -109,9 +109,7 @@ def read_result(folder: Path) -> Result | None:
     """
     path = Path(folder) / RESULT
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes")
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r}, this version reads {FORMAT}")
         config, runs = found["config"], found["runs"]
@@ -123,7 +121,7 @@ def read_result(folder: Path) -> Result | None:
         return Result(Path(folder), dict(config), [dict(run) for run in runs])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or no run's result ({error}); run the same command again with --resume, which writes "
             "it anew"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.experiments.lock import hold, is_ours, make_folder
 from leaders.leader import Leader
 from leaders.training.checkpoint import Rows, rows_beside
@@ -22,6 +24,8 @@ from leaders.training.theta import write_csv
 from leaders.training.tracker_notes import OF_TRACKERS
 
 CONFIG, LEADER, HISTORY, THETA = "config.json", "leader.zip", "history.csv", "theta.csv"
+AGAIN = 0.5  # seconds within which signals are one: of a terminal, and of a program that passes it on
+CHEAP = 100  # how many times its cost an iteration takes after which there is a checkpoint at once
 SIGNALS = [one for one in signal.Signals if one.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 PACKAGES = ("bilevel-envs", "gymnasium", "numpy", "scipy", "stable-baselines3", "torch")
 
@@ -151,8 +155,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     config = Path(path) / CONFIG
     try:
-        found = json.loads(config.read_bytes())["arguments"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        found = read_json(config)["arguments"]
+    except UNREADABLE as error:
         raise ValueError(f"{config} is not a run's configuration ({error})") from error
     if not isinstance(found, dict):
         raise ValueError(f"{config} is not a run's configuration (its arguments are no table)")
@@ -162,46 +166,79 @@ def read_config(path: Path) -> dict[str, Any]:
 class Checkpoint(BaseCallback):
     """Saves a run now and then, and ends it on a signal after the iteration under way; changes nothing in the run.
 
+    The first iteration is saved at once, and so is each that takes much longer than to save it: of learning that ends
+    within an iteration little else is lost.
+
     Args:
       directory: where.
-      seconds: least time between two saves.
+      seconds: least time between two saves of shorter iterations.
       stop: whether the run is to end, asked after each iteration; None for never.
+
+    Attributes:
+      interrupted: whether the run was told to end.
+      saved: outer iterations that the last checkpoint holds.
+      learnt: whether learning is over, all of it saved: what follows then ends at the first signal.
     """
 
     def __init__(self, directory: RunDirectory, seconds: float = 15.0, stop: Callable[[], bool] | None = None) -> None:
         super().__init__()
-        self._directory, self._seconds, self._last = directory, seconds, time.monotonic()
-        self._stop = stop
-        self.interrupted = False
+        self._directory, self._seconds, self._stop = directory, seconds, stop
+        self._last = self._begun = time.monotonic()  # of the last save, of the iteration
+        self._cost = 0.0  # seconds that the last save took
+        self.interrupted = self.learnt = False
+        self.saved = 0
 
     def interrupt(self, *_: object) -> None:
-        """A signal handler: stop after this iteration; the second time at once.
+        """A signal handler: stop after this iteration; the second time, or after all of them, at once.
 
         Raises:
-          KeyboardInterrupt: the second time.
+          KeyboardInterrupt: to stop at once.
         """
+        if self.learnt:
+            raise KeyboardInterrupt(
+                f"stopped at once, after all {self.saved} outer iterations, which are in {self._directory.checkpoint}; "
+                "--resume draws the pictures and writes the result"
+            )
         if self.interrupted:
-            raise KeyboardInterrupt("stopped at once; go on with --resume from the last checkpoint")
+            raise KeyboardInterrupt
         self.interrupted = True
+
+    def _on_training_start(self) -> None:
+        self.saved = self._leader.progress.iterations
+        self._begun = time.monotonic()
 
     def _on_step(self) -> bool:
         self.interrupted |= self._stop is not None and self._stop()
         if self.interrupted:
             return False
-        if time.monotonic() - self._last >= self._seconds:
-            self._directory.save_checkpoint(self.model)  # type: ignore[arg-type]
-            self._last = time.monotonic()
+        now = time.monotonic()
+        if now - self._last >= self._seconds or now - self._begun >= CHEAP * self._cost:
+            self._directory.save_checkpoint(self._leader)
+            self.saved, self._last = self._leader.progress.iterations, time.monotonic()
+            self._cost = self._last - now
+        self._begun = time.monotonic()
         return True
+
+    @property
+    def _leader(self) -> Leader:
+        return cast(Leader, self.model)
 
 
 @contextmanager
 def on_signals(handler: Callable[..., None]) -> Iterator[None]:
     """Calls a handler on the signals that ask a command to end; those that are ignored, as under nohup, stay so."""
-    heard = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-    before = {}
+    last, before = -math.inf, {}
+
+    def hear(*given: object) -> None:
+        nonlocal last
+        if time.monotonic() - last >= AGAIN:
+            last = time.monotonic()
+            handler(*given)
+
     with suppress(ValueError):  # Python hears signals in its main thread alone
-        for one in heard:
-            before[one] = signal.signal(one, handler)
+        for one in SIGNALS:
+            if signal.getsignal(one) != signal.SIG_IGN:
+                before[one] = signal.signal(one, hear)
     try:
         yield
     finally:

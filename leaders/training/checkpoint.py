@@ -116,6 +116,21 @@ def _read_rows(path: Path, told: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(content).reshape(shape).copy()
 
 
+def _check_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuses a zip file whose members would not fit into memory, before any is read."""
+    check_memory(sum(part.file_size for part in archive.infolist()) / 8, "path", path, "what it unpacks to")
+
+
+@contextmanager
+def arrays_in(path: Path) -> Iterator[Any]:
+    """The arrays of an .npz file, by name; nothing in it is unpickled, nor read where it is larger than memory."""
+    with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        _check_size(archive, path)
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as data:
+            yield data
+
+
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarray]:
     """What `write` was given.
 
@@ -132,7 +147,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, object], np.ndarra
         raise FileNotFoundError(f"`path` must be a file that `save` wrote; there is none at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            check_memory(sum(part.file_size for part in archive.infolist()) / 8, "path", path, "what it unpacks to")
+            _check_size(archive, path)
             described = json.loads(archive.read("leader.json"))
             state = torch.load(io.BytesIO(archive.read("state.pt")), weights_only=True)
             if "history" in described:

@@ -208,7 +208,7 @@ class Tracker(BaseCallback):
         try:
             found = json.loads(note.read_bytes())
             run, settings = str(found["run"]), found["settings"]
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError):
             run, settings = "", None
         if run and settings == digest:
             return run

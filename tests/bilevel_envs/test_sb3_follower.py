@@ -522,6 +522,7 @@ def test_weights_that_are_not_finite_are_named():
         (lambda: SB3Follower("SAC", start="hot"), "`start` must be one of 'warm', 'cold'"),
         (lambda: SB3Follower("SAC", buffer="drop"), "`buffer` must be one of"),
         (lambda: SB3Follower("SAC", schedule="total"), '`total_steps` must be given with schedule="total"'),
+        (lambda: SB3Follower("SAC", tensorboard_log="/tmp"), "`tensorboard_log` must not be given to the algorithm"),
         (lambda: SB3Follower("SAC", gamma=0.5), "`gamma` must not be given to the algorithm: it is γ_F"),
         (lambda: SB3Follower("SAC", ent_coef="auto"), "`ent_coef` must not be given: it is β"),
         (lambda: SB3Follower("SAC", reward_scale=0), "`reward_scale` must be above 0"),

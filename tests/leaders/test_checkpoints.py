@@ -9,7 +9,7 @@ import pytest
 
 from leaders import BCHG
 from leaders.experiments.run_directory import RunDirectory
-from leaders.training.checkpoint import rows_beside
+from leaders.training.checkpoint import read, rows_beside
 from tests.helpers import toll_bridge
 
 
@@ -100,6 +100,16 @@ def test_rows_that_do_not_belong_to_a_checkpoint_are_refused_by_name(run, damage
                 archive.writestr(name, part)
     with pytest.raises(ValueError, match=r"`path` must be a file that `save` wrote; .*history"):
         BCHG.load(path, toll_bridge())
+
+
+def test_a_history_cut_short_at_any_byte_is_damaged_never_another(run):
+    _, _, path = run
+    rows = rows_beside(path)
+    whole = rows.read_bytes()
+    for length in range(0, len(whole), 3):
+        rows.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="leader.history, .* is missing or cut short"):
+            read(path)
 
 
 def test_a_data_frame_of_a_history_is_its_csv_file(tmp_path):

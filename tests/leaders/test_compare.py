@@ -42,6 +42,27 @@ def test_the_best_point_is_chosen_by_the_last_tenth():
     assert result.summary().mean == 1.0
 
 
+def test_further_seeds_choose_the_best_point_and_judge_nothing(make, tmp_path):
+    """The second point is better on the seeds that are judged, the first on those that choose."""
+    value = np.stack([np.zeros((20, 3)), np.ones((20, 3))], 1)
+    points = [{"learning_rate": 1.0}, {"learning_rate": 2.0}]
+    spent = [np.zeros((20, 2))] * 3
+    result = compare.Result("bchg", points, value, *spent, choosing=np.array([[5.0, 5.0], [4.0, 4.0]]))
+    assert (result.best, result.summary().mean) == (0, 0.0)
+    compare.save_result(result, tmp_path / "r.npz")
+    assert compare.load_result(tmp_path / "r.npz").best == 0
+    (_, row) = compare.write_table([result], tmp_path / "results.csv")
+    assert row[:4] == ["bchg", "learning_rate=1", "2 seeds", "3"]
+
+    grid = {"learning_rate": [0.5, 0.01]}
+    apart = compare.run_grid(make("TollBridge"), "naive-pgd", grid=grid, runs=(2, 3), iterations=10, seed=4)
+    whole = compare.run_grid(make("TollBridge"), "naive-pgd", grid=grid, runs=5, iterations=10, seed=4)
+    np.testing.assert_array_equal(apart.value, whole.value[:, :, :2])
+    np.testing.assert_array_equal(apart.choosing, whole.scores[:, 2:])
+    one = compare.run_grid(make("TollBridge"), "naive-pgd", runs=(2, 3), iterations=2)
+    assert one.value.shape == (2, 1, 2)  # nothing to choose, no further seeds
+
+
 def test_results_survive_a_file(tmp_path, make):
     for grid in (GRID, {}):
         result = compare.run_grid(make("TollBridge"), "bchg", grid=grid, runs=2, iterations=3)
@@ -150,6 +171,7 @@ def test_the_figure_says_what_it_shows():
         (["--grid", "learning_rate=fast"], "`grid` must be KEY=NUMBER,NUMBER,..., got 'learning_rate=fast'"),
         (["--grid", "learning_rate=-1"], "`learning_rate` must be above 0"),
         (["--runs", "1"], "`runs` must be at least 2"),
+        (["--selection-seeds", "-1"], "`selection_seeds` must be at least 0"),
         (["--seed", "-1"], "`seed` must be at least 0"),
         (["--leaders", "bchg,bchg"], "`leaders` must name each leader once"),
         (["--leaders", "exact", "--preset", "papers"], "`preset` must be one of None, 'paper'"),

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bilevel_envs.envs.toll_bridge import TollBridge
+from bilevel_envs.followers import SoftValueIteration
 from leaders.cli import train
 from leaders.cli.main import main
 from leaders.experiments import run_directory
@@ -28,6 +30,7 @@ HOLDS += "hold(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep
 
 FAILING = '''
 import gymnasium as gym
+from bilevel_envs.followers import SoftValueIteration
 from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.gym_env import make_env
 
@@ -187,6 +190,106 @@ def test_a_signal_ends_a_run_that_can_be_resumed(tmp_path, how):
     assert "outer iterations; go on with --resume" in said
     done = int(said.split("stopped after ")[1].split()[0])
     main([*RUN, "--iterations", str(done + 1), "--out", str(out), "--resume"] if done < 100_000 else [])
+
+
+SLOW = FAILING.replace("Failing.calls += 1", "Failing.calls += Path('out/tensorboard').exists()").replace(
+    "FAILURE", "Path('now').touch(); time.sleep(60)"
+).replace("import gymnasium", "import time\nfrom pathlib import Path\n\nimport gymnasium")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [1, 20])
+def test_a_second_signal_ends_a_run_within_its_iteration_and_keeps_all_before(tmp_path, monkeypatch, call):
+    """The model takes a minute at its first call while the run learns, or at its twentieth."""
+    (tmp_path / "failing.py").write_text(SLOW.replace("== 40", f"== {call}"))
+    run = ["train", "--env", "failing:Failing-v0", "--runs", "1", "--batch", "40", "--no-progress"]
+    run += ["--iterations", "30", "--resume", "--out"]
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [*COMMAND, *run, "out"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
+    while not (tmp_path / "now").exists() and process.poll() is None:
+        time.sleep(0.05)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)  # as from the terminal and from what passes it on: one signal
+        time.sleep(run_directory.AGAIN / 2)
+        assert process.poll() is None
+        time.sleep(run_directory.AGAIN)
+    try:
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 3, said
+    assert "Traceback" not in said
+    if call == 1:
+        assert "stopped at once in the first outer iteration, before anything was learnt" in said
+    else:
+        assert re.search(r"stopped at once; out/leader.zip holds the first [1-9]\d* outer iterations, go on with", said)
+    (tmp_path / "failing.py").write_text(SLOW.replace("== 40", "== -1"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    gym.registry.pop("Failing-v0", None)
+    for out in ("out", "whole"):
+        main([*run, out])
+    assert (tmp_path / "out" / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_learning_ends_at_once_and_says_that_all_is_saved(tmp_path, monkeypatch, capsys, how):
+    def drawing(self, leader):
+        os.kill(os.getpid(), how)
+        raise AssertionError("it went on drawing")
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Train, "_draw", drawing)
+        status, said = ended([*RUN, "--iterations", "2", "--out", str(out)], capsys)
+    assert status == 3
+    assert f"after all 2 outer iterations, which are in {out / 'leader.zip'}; --resume draws the pictures" in said
+    main([*RUN, "--iterations", "2", "--out", str(out), "--resume"])
+    assert (out / "result.json").is_file()
+
+
+class Forgetful(SoftValueIteration):
+    """A follower that is saved, as one that learns, and fails at one of its calls."""
+
+    fails_at, calls = 0, 0
+
+    @property
+    def capabilities(self):
+        return replace(super().capabilities, saves=True)
+
+    def best_response(self, *given, **further):
+        self.calls += 1
+        if self.calls == Forgetful.fails_at:
+            raise ZeroDivisionError("out of patience")
+        return super().best_response(*given, **further)
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+@pytest.mark.parametrize(("call", "status"), [(1, 2), (4, 3)])
+def test_a_follower_that_fails_while_it_learns_says_what_is_lost_with_it(tmp_path, monkeypatch, capsys, call, status):
+    monkeypatch.setattr(run_directory, "CHEAP", 1e9)
+    monkeypatch.setattr(Forgetful, "fails_at", call)
+    run = [*RUN, "--follower", f"{__name__}:Forgetful", "--iterations", "5", "--out", str(tmp_path / "out")]
+    got, said = ended(run, capsys)
+    assert got == status
+    assert f"outer iteration {call - 1}: the follower failed (ZeroDivisionError: out of patience)" in said
+    if status == 2:
+        assert "no checkpoint yet, the same command begins anew" in said
+    else:
+        assert "its last checkpoint is whole, --resume goes on from there, after 1 outer iterations of 3" in said
+        assert "the rest is lost with the follower, which failed while it learnt" in said
+    monkeypatch.setattr(Forgetful, "fails_at", 0)
+    main([*run, "--resume"])
+    assert len((tmp_path / "out" / "history.csv").read_text().splitlines()) == 1 + 2 * 5
 
 
 def test_a_signal_that_is_ignored_from_outside_ends_nothing(tmp_path, monkeypatch):

@@ -3,9 +3,11 @@
 import io
 import json
 import pickle
+import re
 import shutil
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ from stable_baselines3 import DQN
 from bilevel_envs.followers import SB3Follower
 from leaders import BCHG
 from leaders.cli.main import main
-from leaders.experiments.compare import load_result
+from leaders.experiments import json_file
+from leaders.experiments.compare import BUDGETS, load_result
 from tests.helpers import toll_bridge
 
 AGENT = ["algorithm=SoftDQN", "steps=60", "learning_starts=20", "buffer=keep", 'policy_kwargs={"net_arch":[8]}']
@@ -171,6 +174,10 @@ TAMPERED = {
         run, ("follower", "values"), as_tensor(pickled(run))
     ),
     "a critic as a pickle": lambda run: nested(run, ("critic",), as_tensor(pickled(run))),
+    "a pickled result": lambda run: (run / "result.json").write_bytes(pickled(run)),
+    "a pickled history beside its checkpoint": lambda run: (run / "leader.history").write_bytes(pickled(run)),
+    "a pickled table of the history": lambda run: (run / "history.csv").write_bytes(pickled(run)),
+    "a pickled table of θ": lambda run: (run / "theta.csv").write_bytes(pickled(run)),
 }
 LOADERS = {
     "video": lambda run: main(["video", str(run)]),
@@ -183,6 +190,7 @@ LOADERS = {
             *("--out", str(run), "--resume", "--iterations", "3"),
         ]
     ),
+    "report": lambda run: main(["report", str(run)]),
 }
 
 
@@ -200,6 +208,84 @@ def test_no_payload_in_a_run_directory_is_run(run, payload, loader, capsys):
     assert refused in (0, 2)
     if refused:
         assert "bilevel: " in capsys.readouterr().err
+
+
+COMPARISON = ["compare", "--env", "BiLevel/TollBridge-v0", "--leaders", "exact", "--runs", "2", "--iterations", "2"]
+STUDY = ["sweep", "--processes", "1", "--no-progress", "--settings", "env=BiLevel/TollBridge-v0", "leader=exact"]
+STUDY += ["runs=1", "iterations=2"]
+MEMBERS = (*("name", "keys", "points", "value", "column", "choosing"), *BUDGETS)  # of a result of `compare`
+
+
+def in_comparison(name, out):
+    """Puts an object in place of an array of a comparison's result."""
+    with np.load(out / "exact.npz") as data:
+        assert set(data.files) == set(MEMBERS)
+        arrays = dict(data)
+    np.savez(out / "exact.npz", **arrays | {name: np.array([Payload(out.parent / "ran")], object)})
+
+
+def job_of(out):
+    (folder,) = (out / "jobs").iterdir()
+    return folder
+
+
+def begun(out, name):
+    """A file of a job that has no result yet."""
+    (job_of(out) / "result.json").unlink()
+    return job_of(out) / name
+
+
+COMPARED = {f"an object as `{name}`": partial(in_comparison, name) for name in MEMBERS} | {
+    "a pickled comparison": lambda out: (out / "exact.npz").write_bytes(pickled(out)),
+    "a comparison's pickled configuration": lambda out: (out / "config.json").write_bytes(pickled(out)),
+}
+STUDIED = {
+    "a pickled study": lambda out: (out / "study.json").write_bytes(pickled(out)),
+    "a study's pickled table": lambda out: (out / "results.csv").write_bytes(pickled(out)),
+    "a job's pickled result": lambda out: (job_of(out) / "result.json").write_bytes(pickled(out)),
+    "a job's pickled configuration": lambda out: begun(out, "config.json").write_bytes(pickled(out)),
+    "a job's pickled checkpoint": lambda out: begun(out, "leader.zip").write_bytes(pickled(out)),
+    "a job with a follower of a module": lambda out: configured(begun(out, ".").resolve(), follower="evil:Thing"),
+}
+
+
+@pytest.fixture(scope="module")
+def kept_folders(tmp_path_factory):
+    """A comparison and a study."""
+    folder = tmp_path_factory.mktemp("folders")
+    main([*COMPARISON, "--no-progress", "--out", str(folder / "compare")])
+    main([*STUDY, "--out", str(folder / "sweep")])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("payload", [*COMPARED, *STUDIED])
+def test_no_payload_in_a_comparison_or_a_study_is_run(kept_folders, tmp_path, capsys, monkeypatch, payload):
+    command, further = (COMPARISON, ["--no-progress", "--resume"]) if payload in COMPARED else (STUDY, [])
+    out = tmp_path / "out"
+    shutil.copytree(kept_folders / command[0], out)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\nThing = Path\n"
+    )
+    (COMPARED | STUDIED)[payload](out)
+    for loader in ([*command, *further, "--out", str(out)], ["report", str(out)]):
+        try:
+            main(loader)
+            refused = 0
+        except SystemExit as end:
+            refused = end.code
+        assert not (tmp_path / "ran").exists()
+        assert refused in (0, 2, 3)
+        if refused:
+            assert "bilevel: " in capsys.readouterr().err
+
+
+def test_the_page_on_security_counts_the_payloads():
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    told = [int(number) for number in re.findall(r"(\d+) payloads", page)]
+    assert told == [len(TAMPERED), len(COMPARED), len(STUDIED)]
 
 
 @pytest.mark.parametrize("payload", ["policy", "data", "variables", "all of it"])
@@ -253,6 +339,39 @@ def test_a_file_with_a_part_of_another_kind_is_refused_as_a_file(tmp_path, part,
         member(tmp_path, "leader.json", json.dumps(described | {part: change}))
     with pytest.raises(ValueError, match="`path` must be a file that `save` wrote|holds a text; load it with"):
         BCHG.load(tmp_path / "leader.zip", toll_bridge())
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+@pytest.mark.parametrize("content", [DEEP, b'{"arguments": ' + DEEP + b"}", None])
+def test_a_configuration_too_deep_or_too_large_is_named_with_its_remedy(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / "run" / "config.json"
+    path.parent.mkdir()
+    path.write_bytes(content or b'{"arguments": {}}')
+    (path.parent / "history.csv").touch()
+    if content is None:
+        monkeypatch.setattr(json_file, "LARGEST", 10)
+    with pytest.raises(SystemExit, match="2"):
+        main([*RUN, "--out", str(path.parent), "--resume"])
+    said = capsys.readouterr().err
+    assert f"{path} is not a run's configuration" in said
+    assert f"choose another --out, or delete {path.parent} to begin anew" in said
+
+
+@pytest.mark.parametrize("content", [DEEP, b'{"study": ' + DEEP + b"}", None])
+def test_a_study_too_deep_or_too_large_is_named_with_its_remedy(tmp_path, monkeypatch, capsys, content):
+    path = tmp_path / "out" / "study.json"
+    path.parent.mkdir()
+    path.write_bytes(content or b'{"study": {}}')
+    if content is None:
+        monkeypatch.setattr(json_file, "LARGEST", 10)
+    settings = ["env=BiLevel/TollBridge-v0", "leader=bchg", "iterations=2", "runs=1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "--out", str(path.parent), "--processes", "1", "--no-progress", "--settings", *settings])
+    said = capsys.readouterr().err
+    assert f"{path} is damaged (" in said
+    assert "the same command with --extend keeps the jobs there and writes it anew" in said
 
 
 def test_a_comparison_with_an_object_in_it_is_refused(tmp_path):

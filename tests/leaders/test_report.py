@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from leaders.cli.main import main
-from leaders.experiments.report.page import find_runs
+from leaders.experiments.report.page import _judged, find_runs
 from leaders.experiments.results import RESULT
 from leaders.experiments.run_directory import CONFIG
 
@@ -20,7 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 STUDY = """
 env: [BiLevel/TollBridge-v0, BiLevel/FourRooms-v0]
 iterations: 3
-runs: 2
+runs: 4
 batch: 40
 leader: [bchg, naive-pgd]
 learning_rate: [0.05, 0.2]
@@ -109,7 +109,7 @@ def test_tables_sort_and_filter_and_pictures_show_in_a_browser(study):
             page.fill("input[data-table=each]", "tollbridge NAIVE")
             assert set(column("leader")) == {"naive-pgd"}
             assert set(column("env")) == {"BiLevel/TollBridge-v0"}
-            assert len(column("env")) == 4
+            assert len(column("env")) == 8
         browser.close()
     assert complaints == []
     assert {url.partition(":")[0] for url in fetched} <= {"file", "data"}
@@ -130,11 +130,36 @@ def test_the_curves_are_those_of_the_histories(study):
     np.testing.assert_array_equal(curve.budgets["env_steps"], [float(line["env_steps"]) for line in lines[:3]])
 
 
-def run_of(folder, **changed):
+def run_of(folder, config=None, **changed):
     row = {"run": 0, "seed": 0, "start": 0.0, "score": 1.0, "env_steps": 1, "follower_solves": 1, "follower_steps": 0}
     folder.mkdir(parents=True)
-    told = {"format": 1, "config": {"env": "a", "leader": "b"}, "runs": [row | {"measured": "leader_value"} | changed]}
+    told = {
+        "format": 1,
+        "config": config or {"env": "a", "leader": "b"},
+        "runs": [row | {"measured": "leader_value"} | changed],
+    }
     (folder / RESULT).write_text(json.dumps(told))
+
+
+def test_a_setting_is_chosen_on_other_seeds_than_it_is_shown_on(tmp_path):
+    """Of leader b, rate 1 is better on seeds 0 and 2, rate 2 on seeds 1 and 3; leader c has one setting."""
+    scores = {
+        ("b", 1): [9, 0, 9, 1],
+        ("b", 2): [0, 99, 0, 99],
+        ("c", None): [3, 4, 5, 6],
+        ("d", 1): [1, 2],
+        ("d", 2): [1, 3],
+    }
+    for (leader, rate), values in scores.items():
+        for seed, score in enumerate(values):
+            row = {"leader": leader, "learning_rate": rate, "seed": seed, "score": float(score), "best_known": 10.0}
+            run_of(tmp_path / f"{leader}-{rate}-{seed}", config={"env": "a", "leader": leader}, **row)
+    judged = _judged(find_runs(tmp_path, {}).table)
+    got = {leader: tasks[next(iter(tasks))].tolist() for leader, tasks in judged.scores(share=False).items()}
+    assert got == {"b": [0.0, 1.0], "c": [3.0, 4.0, 5.0, 6.0]}
+    caption = judged.over(judged.scores(share=True), "Profiles")
+    assert "the highest mean on every other seed is taken there, and shown on the seeds that remain" in caption
+    assert "Left out, with several settings and fewer than 4 seeds: d." in caption
 
 
 def test_words_of_a_stranger_are_text_not_markup(tmp_path):
@@ -153,6 +178,20 @@ def test_a_damaged_file_is_counted_and_hides_no_other(tmp_path):
     main(["report", str(tmp_path)])
     text = (tmp_path / "report.html").read_text()
     assert re.search(r"<b>1</b>damaged file<", text)
+
+
+def test_jobs_in_no_line_of_a_studys_table_are_named_and_not_shown(tmp_path):
+    for name in ("kept", "left"):
+        run_of(tmp_path / "study" / "jobs" / name)
+    run_of(tmp_path / "alone")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    assert len(find_runs(tmp_path, {}).results) == 3  # no table yet
+    (tmp_path / "study" / "results.csv").write_text("env,folder\na,jobs/kept\n")
+    runs = find_runs(tmp_path, {})
+    assert [one.folder.name for one in runs.results] == ["alone", "kept"]
+    assert runs.outside == ["study/jobs/left"]
+    main(["report", str(tmp_path)])
+    assert "In no line of results.csv, and not shown: study/jobs/left" in (tmp_path / "report.html").read_text()
 
 
 def test_runs_without_a_result_are_counted_and_named(tmp_path):

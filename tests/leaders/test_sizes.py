@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from leaders import BCHG, CMAES, ExactGradient
+from leaders.experiments import compare
+from leaders.experiments.reproduce import building, games
 from tests.helpers import toll_bridge
 
 
@@ -36,8 +38,17 @@ def test_arguments_in_a_file_are_held_to_the_same(tmp_path):
         BCHG.load(tmp_path / "leader.zip", toll_bridge())
 
 
-def test_a_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "leader.zip"
+LOADERS = {
+    "a leader": lambda path: BCHG.load(path, toll_bridge()),
+    "a comparison": compare.load_result,
+    "a building": lambda path: building.load_curves(path, "bchg", 2),
+    "a game": lambda path: games.load_returns(path, "bchg", 2),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch, loader):
+    path = tmp_path / "file.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("state.pt", bytes(2**24))
     opened = zipfile.ZipFile.infolist
@@ -49,8 +60,8 @@ def test_a_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatc
         return parts
 
     monkeypatch.setattr(zipfile.ZipFile, "infolist", claims_more)
-    with pytest.raises(ValueError, match="unpacks to, and this machine"):
-        BCHG.load(path, toll_bridge())
+    with pytest.raises(ValueError, match=r"file.zip .*unpacks to, and this machine"):
+        LOADERS[loader](path)
 
 
 def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import pytest
 from leaders.cli import sweep as sweeps
 from leaders.cli.main import main
 from leaders.cli.sweep import SETTINGS, run_job
+from leaders.cli.train import Train
 from leaders.experiments.lock import LOCK, OWNER, hold
 from leaders.experiments.report.page import find_runs
 from leaders.experiments.results import RESULT, Table, read_result
-from leaders.experiments.run_directory import RunDirectory
+from leaders.experiments.run_directory import RunDirectory, read_config
 from leaders.experiments.sweep import runner
 from leaders.experiments.sweep.arrange import arranged
 from leaders.experiments.sweep.engines import DONE, FAILED, STOPPED, Outcome, Processes
@@ -113,6 +115,7 @@ def test_numbers_that_yaml_reads_as_words_are_numbers():
         ({"tune": {"search": "random", "learning_rate": {"low": 0}}}, "or a range {low: , high: "),
         ({"tune": {"search": "best", "learning_rate": [1]}}, "`search` must be one of 'grid', 'random', 'optuna'"),
         ({"tune": {"seed": 5, "learning_rate": [1]}}, "`tune` must use other seeds than the evaluation, 0 to 9"),
+        ({"tune": {"skip_failed": 1, "learning_rate": [1]}}, "`skip_failed` must be true or false, got 1"),
         ({"tune": {"seed": [5], "learning_rate": [1]}}, "`seed` must be a whole number"),
     ],
 )
@@ -475,35 +478,72 @@ WITH_A_FAILURE = STUDY.replace(
 ).replace("leader: [bchg, naive-pgd]", "leader: bchg")
 
 
+WAITING = (
+    "import time\n"
+    + FAILING
+    + """
+
+class Waiting(TollBridge):
+    def model(self, theta):
+        while any(Path("out/logs").glob("Waiting*.running")) and not Path("go").exists():
+            time.sleep(0.05)
+        return super().model(theta)
+
+
+gym.register("Waiting-v0", "bilevel_envs.gym_env:make_env", max_episode_steps=10, kwargs={"problem": "failing:Waiting"})
+"""
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_failed_job_is_told_at_once_hides_no_other_and_is_tried_again(tmp_path, processes):
-    (tmp_path / "failing.py").write_text(FAILING)
-    (tmp_path / "study.yaml").write_text(WITH_A_FAILURE)
-    command = [
-        *COMMAND,
-        "sweep",
-        "study.yaml",
-        "--out",
-        "out",
-        "--processes",
-        str(processes),
-        "--trust",
-        "failing:Failing-v0",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 3, done.stderr
-    told = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    assert any("failed  jobs/Failing-v0-bchg" in line and "the bridge is closed" in line for line in told)
-    assert "1 job failed" in done.stderr
-    assert "wrote out/results.csv" in done.stdout  # of the jobs that are done
-    assert {row["env"] for row in lines(tmp_path / "out" / "results.csv")} == {TOLL}
+def test_a_failed_job_is_told_while_a_later_one_is_under_way_and_is_tried_again(tmp_path, processes):
+    """The later job goes on only after the failure was read from the command's output."""
+    (tmp_path / "failing.py").write_text(WAITING)
+    names = ["failing:Failing-v0", "failing:Waiting-v0"]
+    (tmp_path / "study.yaml").write_text(ONE.replace("env: BiLevel/TollBridge-v0", f"env: {names}"))
+    command = [*COMMAND, "sweep", "study.yaml", "--out", "out", "--processes", str(processes), "--trust", *names]
+    sweeping = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watchdog = threading.Timer(240, (tmp_path / "go").touch)  # fails, and does not hang, where nothing is told
+    watchdog.start()
+    told = next(line for line in sweeping.stdout if "failed" in line)
+    at_once = not (tmp_path / "go").exists()
+    watchdog.cancel()
+    ended = list((tmp_path / "out" / "jobs").glob(f"Waiting*/{RESULT}"))
+    (tmp_path / "go").touch()
+    _, said = sweeping.communicate()
+    assert at_once
+    assert not ended
+    assert "jobs/Failing-v0-bchg" in told
+    assert "the bridge is closed" in told
+    assert sweeping.returncode == 3, said
+    assert "1 job failed" in said
     (log,) = (tmp_path / "out" / "logs").glob("Failing*.log")
     assert "ZeroDivisionError: the bridge is closed" in log.read_text()
-    (tmp_path / "failing.py").write_text(FAILING.replace("== 6", "== -1"))
+    (tmp_path / "failing.py").write_text(WAITING.replace("== 6", "== -1"))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {row["env"] for row in lines(tmp_path / "out" / "results.csv")} == {TOLL, "failing:Failing-v0"}
+    assert {row["env"] for row in lines(tmp_path / "out" / "results.csv")} == set(names)
+
+
+def test_one_failed_job_hides_no_result_of_another(tmp_path, monkeypatch, capsys):
+    run = Train.run
+
+    def failing(self, stop=None):
+        if self.leader == "bchg":
+            raise ZeroDivisionError("the bridge is closed")
+        return run(self, stop)
+
+    monkeypatch.setattr(Train, "run", failing)
+    with pytest.raises(SystemExit, match="3"):
+        sweep(tmp_path, "--processes", 1)
+    told = capsys.readouterr()
+    assert "naive-pgd" in told.out
+    assert f"wrote {tmp_path / 'out'}/results.csv" in told.out
+    assert "1 job failed" in told.err
+    for name in ("results.csv", "summary.csv"):
+        assert {row["leader"] for row in lines(tmp_path / "out" / name)} == {"naive-pgd"}
+    assert len(find_runs(tmp_path / "out", {}).table.rows) == 4  # two seeds of two step sizes
 
 
 @pytest.mark.slow
@@ -517,6 +557,50 @@ def test_fail_fast_stops_everything_and_leaves_it_resumable(tmp_path):
     (tmp_path / "failing.py").write_text(FAILING.replace("== 6", "== -1"))
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
     assert len(lines(tmp_path / "out" / "results.csv")) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("error", "skip"), [(ZeroDivisionError, False), (KeyboardInterrupt, False), (ZeroDivisionError, True)]
+)
+def test_a_search_that_was_stopped_or_failed_in_a_job_ends_as_if_it_had_not(tmp_path, monkeypatch, capsys, error, skip):
+    """The first job of the second batch; where failures are skipped the search goes on without it."""
+    tune = "tune: {learning_rate: {low: 0.01, high: 1, log: true}, search: optuna, count: 4, batch: 2, runs: 2"
+    study = ONE.replace("learning_rate: 0.1", f"stack: false\n{tune}{', skip_failed: true' * skip}}}")
+    run, calls = Train.run, []
+
+    def failing(self, stop=None):
+        calls.append(self)
+        if len(calls) == 5:
+            raise error("the bridge is closed")
+        return run(self, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Train, "run", failing)
+        with pytest.raises(SystemExit, match="3"):
+            sweep(tmp_path, "--processes", 1, study=study)
+    waits = "for which 1 of the study's searches wait (`tune: skip_failed` goes on without)"
+    assert (waits in capsys.readouterr().err) == (error is ZeroDivisionError and not skip)
+    assert (tmp_path / "out" / "jobs").exists() == skip
+    if not skip:
+        sweep(tmp_path, "--processes", 1, study=study)
+        (tmp_path / "whole").mkdir()
+        sweep(tmp_path / "whole", "--processes", 1, study=study)
+        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole" / "out")
+
+
+@pytest.mark.parametrize(("name", "read"), [("study.json", runner.read_source), ("config.json", read_config)])
+def test_a_study_or_a_configuration_cut_short_at_any_byte_is_damaged_never_another(tmp_path, name, read):
+    sweep(tmp_path, "--processes", 1, study=ONE)
+    (path,) = (tmp_path / "out").rglob(name)
+    whole, good = path.read_bytes(), read(path.parent)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        if length == len(whole) - 1:
+            assert read(path.parent) == good  # without its last newline
+            continue
+        with pytest.raises(ValueError, match=f"{name} is (damaged|not a run's)"):
+            read(path.parent)
 
 
 @pytest.mark.slow

@@ -54,11 +54,12 @@ def files(folder):
 
 
 @pytest.mark.slow
-def test_runs_of_nodes_that_are_killed_go_on_from_their_checkpoints_on_others(tmp_path):
+def test_runs_of_nodes_that_are_killed_go_on_on_others_and_one_process_and_a_pool_give_the_same_bytes(tmp_path):
     found = {}
     for where, command in {
         "ray": [sys.executable, "-c", CLUSTER],
         "here": [*COMMAND, "sweep", "study.yaml", "--out", "out", "--processes", "1"],
+        "pool": [*COMMAND, "sweep", "study.yaml", "--out", "out", "--processes", "2"],
     }.items():
         folder = tmp_path / where
         folder.mkdir()
@@ -71,4 +72,4 @@ def test_runs_of_nodes_that_are_killed_go_on_from_their_checkpoints_on_others(tm
             logs = [path.read_text() for path in (folder / "out" / "logs").glob("*.log")]
             assert sum(text.count("resuming after") for text in logs) >= 2
     assert len(found["here"]) == 4 * 3 + 2
-    assert found["ray"] == found["here"]
+    assert found["ray"] == found["here"] == found["pool"]

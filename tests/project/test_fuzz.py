@@ -1,16 +1,29 @@
 """A short round of the fuzzer, and that its judge sees what is wrong. The long one: python -m tests.fuzz."""
 
+import json
 import warnings
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from tests.fuzz import KINDS, Case, case, fuzz, judge
+from tests.fuzz import KINDS, Args, Case, case, fuzz, judge, run
 
 
 @pytest.mark.slow
 def test_random_input_works_or_is_refused_by_name():
-    assert fuzz(200, seed=19, tell=lambda line: None) == []
+    assert fuzz(200, seed=19, tell=lambda line: None).faults == []
+
+
+def test_a_round_is_recorded(tmp_path):
+    path = tmp_path / "fuzz.json"
+    with pytest.raises(SystemExit, match="0"):
+        run(Args(cases=3, seed=2, kinds=("study",), out=path))
+    told = json.loads(path.read_text())
+    assert told["seconds"] > 0
+    assert {name: told[name] for name in ("cases", "seed", "kinds", "faults", "version")} == {
+        "cases": 3, "seed": 2, "kinds": {"study": 3}, "faults": [], "version": version("bilevel-envs"),
+    }  # fmt: skip
 
 
 def test_a_number_makes_the_same_case_again():

@@ -62,6 +62,7 @@ GIVEN = {
     "gamma": "γ_F, which the problem has",
     "env": "the environment",
     "device": "the CPU",
+    "tensorboard_log": "the leader's, as what a file names must not say where others are written",
     "_init_setup_model": "SB3's own",
 }
 

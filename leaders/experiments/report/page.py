@@ -16,6 +16,7 @@ import numpy as np
 from jinja2 import Environment
 
 from bilevel_envs.envs.four_rooms import FourRooms
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.experiments.report.figures import (
     BUDGETS,
     Curve,
@@ -27,6 +28,7 @@ from leaders.experiments.report.figures import (
 )
 from leaders.experiments.results import RESULT, Cell, Result, Row, Table, read_result, table_of
 from leaders.experiments.run_directory import CONFIG, HISTORY
+from leaders.experiments.sweep.runner import RESULTS, STUDY
 from leaders.published import four_rooms
 from leaders.training.history import replace_file
 
@@ -48,6 +50,7 @@ MOST_NAMES = 20  # of runs without a result, on the page
 MOST_CURVES = 16  # in one picture
 MOST_MAPS = 12
 POINTS = 400  # of a curve that is drawn
+SPLIT = 4  # seeds of a setting from which one half may choose it and the other judge it
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Runs:
       results: one for each run directory in it.
       damaged: what is said of files that cannot be read.
       unfinished: run directories, from the root, that hold no result.
+      outside: run directories of studies, from the root, that are in no line of their tables; no results of ours.
       defaults: settings of `bilevel train` that are not shown where they are as here.
     """
 
@@ -66,6 +70,7 @@ class Runs:
     results: list[Result]
     damaged: list[str]
     unfinished: list[str]
+    outside: list[str]
     defaults: Mapping[str, object]
 
     @cached_property
@@ -75,19 +80,25 @@ class Runs:
 
 
 def find_runs(root: Path, defaults: Mapping[str, object]) -> Runs:
-    """All results in a folder and below.
+    """All results in a folder and below; of a study those that its table has.
+
+    Other jobs lie in a study's folder where it was another study before, or where settings were chosen anew after a
+    failure was mended.
 
     Raises:
       ValueError: if there are none.
     """
-    results, damaged = [], []
+    results, damaged, outside = [], [], []
+    tables = {path.parent: _folders(path.with_name(RESULTS)) for path in root.rglob(STUDY)}
     for path in sorted(root.rglob(RESULT)):
         try:
             result = read_result(path.parent)
         except ValueError as error:
             damaged.append(str(error))
             continue
-        if result is not None:
+        if _is_outside(path.parent, tables):
+            outside.append(path.parent.relative_to(root).as_posix())
+        elif result is not None:
             results.append(result)
     if not results:
         why = f" ({damaged[0]})" if damaged else ""
@@ -96,7 +107,25 @@ def find_runs(root: Path, defaults: Mapping[str, object]) -> Runs:
             f"none in {root}{why}"
         )
     begun = [path.parent for path in sorted(root.rglob(CONFIG)) if not (path.parent / RESULT).exists()]
-    return Runs(root, results, damaged, [path.relative_to(root).as_posix() for path in begun], defaults)
+    return Runs(root, results, damaged, [path.relative_to(root).as_posix() for path in begun], outside, defaults)
+
+
+def _is_outside(folder: Path, tables: Mapping[Path, set[str] | None]) -> bool:
+    """Whether a run directory lies in a study that has a table without it."""
+    study = next((parent for parent in folder.parents if parent in tables), folder)
+    told = tables.get(study)
+    return told is not None and folder.relative_to(study).as_posix() not in told
+
+
+def _folders(path: Path) -> set[str] | None:
+    """The run directories in a study's table; None where it has none yet, or one that cannot be read."""
+    try:
+        if path.stat().st_size > LARGEST_HISTORY:
+            return None
+        with open(path, newline="") as file:
+            return {line["folder"] for line in csv.DictReader(file)} or None
+    except (OSError, ValueError, LookupError, csv.Error):
+        return None
 
 
 def write_report(root: Path, path: Path, defaults: Mapping[str, object]) -> None:
@@ -141,7 +170,9 @@ def _content(runs: Runs) -> dict[str, object]:
             else ""
         )
         + (f" Failed, or not ended yet: {', '.join(runs.unfinished[:MOST_NAMES])}" if runs.unfinished else "")
-        + (f" and {len(runs.unfinished) - MOST_NAMES} more." if len(runs.unfinished) > MOST_NAMES else ""),
+        + (f" and {len(runs.unfinished) - MOST_NAMES} more." if len(runs.unfinished) > MOST_NAMES else "")
+        + (f" In no line of results.csv, and not shown: {', '.join(runs.outside[:MOST_NAMES])}" if runs.outside else "")
+        + (f" and {len(runs.outside) - MOST_NAMES} more." if len(runs.outside) > MOST_NAMES else ""),
         "runs_head": _head(table),
         "runs_rows": _cells(table.rows[:MOST_ROWS], table),
         "commands": list(_commands(runs)),
@@ -301,40 +332,80 @@ def _filled(values: np.ndarray) -> np.ndarray:
     return values[known]
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Leaders by task, each at one setting, on seeds that had no part in its choice.
+
+    Attributes:
+      rows: the lines of each leader's setting, by leader and task; of the tasks that all leaders have in common.
+      chosen: whether any setting was chosen here.
+      left_out: leaders with several settings and too few seeds to choose by some and to judge by others.
+    """
+
+    rows: dict[str, dict[str, list[Row]]]
+    chosen: bool
+    left_out: list[str]
+
+    def scores(self, share: bool) -> dict[str, dict[str, np.ndarray]]:
+        """Scores of leaders by task; the tasks on which all of them have finite ones."""
+        found = {
+            leader: {task: np.array([_scored(row, share) for row in rows]) for task, rows in tasks.items()}
+            for leader, tasks in self.rows.items()
+        }
+        known = [
+            task for task in next(iter(found.values()), {}) if all(np.isfinite(f[task]).all() for f in found.values())
+        ]
+        return {leader: {task: tasks[task] for task in known} for leader, tasks in found.items()} if known else {}
+
+    def over(self, scores: Mapping[str, Mapping[str, np.ndarray]], what: str) -> str:
+        """A caption: of what, over how many tasks, and how settings were chosen."""
+        tasks = len(next(iter(scores.values())))
+        told = f"{what}, over {tasks} task{'s' if tasks > 1 else ''}."
+        if self.chosen:
+            told += (
+                " Of a leader's several settings the one with the highest mean on every other seed is taken there, "
+                "and shown on the seeds that remain."
+            )
+        if self.left_out:
+            told += f" Left out, with several settings and fewer than {SPLIT} seeds: {', '.join(self.left_out)}."
+        return told
+
+
 def _comparisons(table: Table) -> Iterator[Picture]:
-    """Leaders over all tasks that all of them were run in, at their best settings there."""
-    shares = _by_leader(table, share=True)
+    """Leaders over all tasks that all of them were run in; settings are chosen and judged on different seeds."""
+    judged = _judged(table)
+    shares = judged.scores(share=True)
     if len(shares) > 1:
-        yield profile_picture(shares, _over(shares, "Performance profiles with 95 % bootstrap intervals"))
-    scores = _by_leader(table, share=False)
+        yield profile_picture(shares, judged.over(shares, "Performance profiles with 95 % bootstrap intervals"))
+    scores = judged.scores(share=False)
     if 1 < len(scores) <= 10:
         caption = "Probability of improvement (Mann and Whitney's U), with 95 % bootstrap intervals"
-        yield improvement_picture(scores, _over(scores, caption))
+        yield improvement_picture(scores, judged.over(scores, caption))
 
 
-def _over(scores: Mapping[str, Mapping[str, np.ndarray]], what: str) -> str:
-    tasks = len(next(iter(scores.values())))
-    return (
-        f"{what}, over {tasks} task{'s' if tasks > 1 else ''}; each leader at its setting with the highest mean there."
-    )
-
-
-def _by_leader(table: Table, share: bool) -> dict[str, dict[str, np.ndarray]]:
-    """Scores of each leader's best setting by task, of the tasks that all leaders have in common."""
-    found: dict[str, dict[str, np.ndarray]] = {}
+def _judged(table: Table) -> _Judged:
+    """Leaders by task at the setting that is shown: the only one, such as one that a study has chosen, or the best."""
+    settings: dict[str, dict[str, list[list[Row]]]] = {}
     for rows in table.groups().values():
-        leader, task = (
-            str(rows[0].get("leader")),
-            str((rows[0].get("env"), rows[0].get("env_args"), rows[0].get("beta"))),
-        )
-        scores = np.array([_scored(row, share) for row in rows])
-        if len(scores) < 2 or not np.isfinite(scores).all():
-            continue
-        known = found.setdefault(leader, {}).get(task)
-        if known is None or scores.mean() > known.mean():
-            found[leader][task] = scores
-    common = set.intersection(*(set(tasks) for tasks in found.values())) if found else set()
-    return {name: {task: tasks[task] for task in sorted(common)} for name, tasks in found.items()} if common else {}
+        rows = sorted(rows, key=lambda row: _number(row.get("seed")))
+        task = str((rows[0].get("env"), rows[0].get("env_args"), rows[0].get("beta")))
+        if len(rows) > 1 and np.isfinite([_scored(row, share=False) for row in rows]).all():
+            settings.setdefault(str(rows[0].get("leader")), {}).setdefault(task, []).append(rows)
+    found: dict[str, dict[str, list[Row]]] = {}
+    chosen, left_out = False, set()
+    for leader, tasks in settings.items():
+        for task, several in tasks.items():
+            if len(several) == 1:
+                found.setdefault(leader, {})[task] = several[0]
+            elif min(map(len, several)) < SPLIT:
+                left_out.add(leader)
+            else:
+                best = max(several, key=lambda rows: np.mean([_scored(row, share=False) for row in rows[::2]]))
+                found.setdefault(leader, {})[task] = best[1::2]
+                chosen = True
+    common = set.intersection(*map(set, found.values())) if found else set()
+    rows_of = {leader: {task: tasks[task] for task in sorted(common)} for leader, tasks in found.items()}
+    return _Judged(rows_of if common else {}, chosen, sorted(left_out))
 
 
 def _scored(row: Row, share: bool) -> float:
@@ -412,7 +483,7 @@ def _versions(runs: Runs) -> list[tuple[str, str]]:
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except UNREADABLE:
         return {}
     return found if isinstance(found, dict) else {}

@@ -23,7 +23,7 @@ from leaders.algorithms.hpgd import HPGD
 from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.leader import Leader
 from leaders.published import BUILDING_METHODS, building, building_histogram, trailing_mean
-from leaders.training.checkpoint import UNREADABLE
+from leaders.training.checkpoint import UNREADABLE, arrays_in
 from leaders.training.history import replace_file
 
 ENV = "BiLevel/BuildingThermalControl-v0"
@@ -127,7 +127,7 @@ def load_curves(path: Path, name: str, iterations: int) -> Curves:
       ValueError: if the file is damaged, another leader's, or of another length.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+        with arrays_in(path) as data:
             curves = Curves(str(data["name"]), data["value"], data["theta"])
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or no result ({error}); delete it to run that leader again") from error

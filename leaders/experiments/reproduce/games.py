@@ -23,7 +23,7 @@ from leaders.algorithms.exact_gradient import ExactGradient
 from leaders.algorithms.naive_pgd import NaivePGD
 from leaders.leader import Leader
 from leaders.published import game_curve
-from leaders.training.checkpoint import UNREADABLE
+from leaders.training.checkpoint import UNREADABLE, arrays_in
 from leaders.training.history import replace_file
 
 TOY, LQR = "BiLevel/ToyMarkovGame-v0", "BiLevel/BilevelLQR-v0"
@@ -151,7 +151,7 @@ def load_returns(path: Path, name: str, iterations: int) -> Returns:
       ValueError: if the file is damaged, another leader's, or of another length.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+        with arrays_in(path) as data:
             returns = Returns(str(data["name"]), data["iteration"], data["discounted"], data["undiscounted"])
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged or no result ({error}); delete it to run that leader again") from error

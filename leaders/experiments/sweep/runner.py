@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.experiments.lock import Stopped, hold, is_ours, make_folder
 from leaders.experiments.results import Result, Table, read_result, table_of
 from leaders.experiments.run_directory import PACKAGES, on_signals
@@ -112,8 +113,8 @@ def read_source(path: Path) -> object:
       ValueError: if its file is damaged.
     """
     try:
-        return json.loads((path / STUDY).read_bytes())["study"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        return read_json(path / STUDY)["study"]
+    except UNREADABLE as error:
         remedy = "the same command with --extend keeps the jobs there and writes it anew"
         raise ValueError(f"{path / STUDY} is damaged ({error}); {remedy}") from error
 
@@ -187,7 +188,7 @@ def run_study(
             if running.stopped:
                 break
             for branch, jobs in wanted:
-                branch.tell([running.score(job) for job in jobs])
+                running.tell(branch, jobs)
     (directory.path / STOP).unlink(missing_ok=True)
     table = running.write_tables()
     if table.rows:
@@ -207,6 +208,7 @@ class _Running:
         self._written = time.monotonic()
         self.failures: list[tuple[Job, str]] = []
         self.stopped = False
+        self.waiting = 0  # searches that cannot go on
 
     def stop(self, *_: object) -> None:
         """Lets every job end after its iteration, on whichever machine it runs; the second time at once.
@@ -249,7 +251,8 @@ class _Running:
         if self.failures:
             lines = "".join(f"\n  {job.folder}: {why}, see {self._directory.log(job)}" for job, why in self.failures)
             count = "1 job" if len(self.failures) == 1 else f"{len(self.failures)} jobs"
-            raise Stopped(f"{count} failed; the same command tries again:{lines}")
+            wait = f", for which {self.waiting} of the study's searches wait (`tune: skip_failed` goes on without)"
+            raise Stopped(f"{count} failed; the same command tries again{wait * (self.waiting > 0)}:{lines}")
 
     def _known(self, job: Job) -> bool:
         """Whether a job is done; keeps its result."""
@@ -262,6 +265,18 @@ class _Running:
 
     def _under_way(self, job: Job) -> bool:
         return self._directory.log(job).with_suffix(".running").exists()
+
+    def tell(self, branch: Branch, jobs: Sequence[Job]) -> None:
+        """Tells a search the scores of its jobs; where some failed it waits until they are done.
+
+        What followed from the scores of the others alone would be another search, and left behind by the mended jobs.
+        """
+        waits = branch.cell.tune is not None and not branch.cell.tune.skip_failed and not branch.ended
+        if waits and not all(place.job.folder in self._results for job in jobs for place in self._places[job.folder]):
+            branch.ended = True
+            self.waiting += 1
+        else:
+            branch.tell([self.score(job) for job in jobs])
 
     def score(self, job: Job) -> float:
         """Mean score over the seeds of a job; NaN if any of its runs failed."""

@@ -18,6 +18,7 @@ from bilevel_envs.core.checks import check_choice, check_count, check_number, ch
 LARGEST = 1_000_000  # bytes of a study's file
 MOST_JOBS = 100_000
 PAIRS = ("env_args", "leader_args", "follower_args")
+HOW = ("search", "count", "batch", "runs", "seed", "skip_failed")  # of a choice, beside the settings that are chosen
 SEARCHES = ("grid", "random", "optuna")
 STACKABLE = ("learning_rate", "critic_learning_rate")  # which stacked runs may have each its own
 
@@ -76,6 +77,7 @@ class Tune:
       batch: points that Optuna names at a time; they run side by side.
       runs: seeds of each point.
       seed: the first of them; of the search as well.
+      skip_failed: whether the search goes on without points whose jobs fail; otherwise it waits until they are done.
     """
 
     axes: dict[str, list[object] | Range]
@@ -84,6 +86,7 @@ class Tune:
     batch: int = 4
     runs: int = 3
     seed: int = 1_000_000
+    skip_failed: bool = False
 
     @property
     def size(self) -> int:
@@ -287,7 +290,7 @@ def _tune(found: object, allowed: Collection[str]) -> Tune:
     """How settings are chosen, as a file says it."""
     if not isinstance(found, dict):
         raise ValueError(f"`tune` must be a table of settings with their values, got {found!r}")
-    how = {name: found[name] for name in ("search", "count", "batch", "runs", "seed") if name in found}
+    how = {name: found[name] for name in HOW if name in found}
     if isinstance(how.get("batch"), (dict, list)):  # values of the setting of that name
         del how["batch"]
     settings = {name: value for name, value in found.items() if name not in how}
@@ -307,6 +310,7 @@ def _check_how(how: Mapping[str, object]) -> None:
     for name in ("count", "batch", "runs"):
         check_count(how.get(name, 1), name)
     check_seed(how.get("seed", 0))
+    check_flag(how.get("skip_failed", False), "skip_failed")
 
 
 def _range(name: str, value: object) -> Range | None:
