@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilevel_envs.core.batch import Rollout, Terms
 from bilevel_envs.core.follower import BestResponse
-from bilevel_envs.core.mdp import Preferences
+from bilevel_envs.core.mdp import Preferences, kind_of
 from bilevel_envs.core.noise import Noise
 from leaders.critics.cross_fit import Judges
 from leaders.functional.guiding import Rule
@@ -54,8 +54,10 @@ class Sample:
 
     @cached_property
     def values(self) -> Values:
-        """Both players' values, made once: some critics draw for them. The follower's weigh ∇log p alone."""
-        follower = self.rule.reads_follower and self.terms.log_arrival is not None
+        """Both players' values, made once: some critics draw for them."""
+        # The follower's weigh ∇log p alone.
+        unknown = kind_of(self.best.v) == "missing" and self.terms.log_arrival is None
+        follower = self.rule.reads_follower and not unknown
         return evaluate(self.judges, self.best, self.batch, follower, self.judges.fold)
 
     @cached_property

@@ -363,7 +363,7 @@ def test_components_of_another_number_are_refused_at_their_step():
         ({"default_theta": [2.0, 0.0, 0.0]}, "default_theta"),
         ({"preferences": (0.9, 0.9, 0.1)}, "preferences"),
         (
-            {"env": gym.wrappers.TransformAction(gym.make("FrozenLake-v1"), abs, gym.spaces.Box(0, 3, (1,), int))},
+            {"env": gym.wrappers.TransformAction(gym.make("FrozenLake-v1"), abs, gym.spaces.Box(0, 5_000, (1,), int))},
             "actions",
         ),
     ],

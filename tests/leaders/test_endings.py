@@ -342,7 +342,8 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path, monkeypatch
     def full(self, leader):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "leader.zip"))
 
-    monkeypatch.setattr(run_directory.RunDirectory, "save", full)
+    for save in ("save", "save_checkpoint"):
+        monkeypatch.setattr(run_directory.RunDirectory, save, full)
     status, said = ended([*RUN, "--iterations", "4", "--out", str(out), "--resume"], capsys)
     assert status == 3
     assert "No space left on device" in said

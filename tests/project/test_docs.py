@@ -24,7 +24,7 @@ WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text())]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_on_a_page_stands_in_a_block_that_is_run(page):
     text = page.read_text()
-    assert set(re.findall(r"```\s*(py\w*)", text)) <= {"python"}
+    assert set(re.findall(r"```[ \t]*(py\w*)", text)) <= {"python"}
     assert not re.search(r"(?m)^    (from \S+ )?import ", BLOCK.sub("", text))
 
 
