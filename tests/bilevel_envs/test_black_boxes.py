@@ -9,7 +9,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from bilevel_envs import BilevelWrapper, ConfigurableDynamics, ConfigurableRewards, Preferences
-from bilevel_envs.followers import SB3Follower
+from bilevel_envs.followers import ObservedFollower, SB3Follower
 from bilevel_envs.networks.dynamics import DynamicsFit
 from bilevel_envs.testing import check_bilevel_env
 from leaders import BCHG
@@ -181,6 +181,18 @@ def test_an_agent_without_soft_values_is_led_where_theta_is_in_the_rewards(algor
         lambda observation, action, reward, after, info: [reward, after[0] ** 2],
     )
     leader = BCHG(BilevelWrapper(env, follower), seed=0, batch_size=100).learn(1)
+    assert leader.history["grad_norm"][0, 0] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["PPO", "A2C"])
+def test_an_observed_agent_without_soft_values_is_led_through_learnt_dynamics(algorithm, monkeypatch):
+    monkeypatch.setattr(dynamics, "FIRST", 300)
+    monkeypatch.setattr(dynamics, "HOW", DynamicsFit(hidden=(8,), first_steps=20, steps=5))
+    batches = {"batch_size": 32} if algorithm == "PPO" else {}
+    follower = SB3Follower(algorithm, 64, n_steps=32, policy_kwargs={"net_arch": [8]}, **batches)
+    env = BilevelWrapper(moved(Begun), ObservedFollower(follower, 100, steps=5))
+    leader = BCHG(env, seed=0, batch_size=100, dynamics="learnt").learn(1)
     assert leader.history["grad_norm"][0, 0] > 0
 
 

@@ -1,0 +1,30 @@
+"""Recorded runs in real environments: pages show what the data files hold, and BC-HG ends where it must."""
+
+import json
+
+import pytest
+
+from benchmarks import pendulum_physics, real
+from tests.project.measures import ROOT
+
+DATA = ROOT / "docs" / "data"
+RUNS = json.loads((DATA / "real.json").read_text())
+LEAST = {"contract": 4.6, "prices": 5.88, "reservoir": -402.0, "reacher": -35.0}  # of each seed
+
+
+@pytest.mark.parametrize(("name", "made"), [("real", real.table), ("pendulum_physics", pendulum_physics.table)])
+def test_pages_show_what_the_files_hold(name, made):
+    assert (DATA / f"{name}.md").read_text() == made(json.loads((DATA / f"{name}.json").read_text()))
+
+
+@pytest.mark.parametrize("problem", LEAST)
+def test_bc_hg_ends_where_it_must_in_each_of_three_seeds(problem):
+    ended = [RUNS[f"{problem}; bchg; {seed}"] for seed in range(3)]
+    assert all(run["value"] > LEAST[problem] > run["start"] for run in ended)
+
+
+def test_the_pendulum_is_better_than_it_was_in_each_of_three_seeds():
+    runs = json.loads((DATA / "pendulum_physics.json").read_text())
+    for seed in range(3):
+        start, *_, end = runs[f"bchg; {seed}"]["objective"]
+        assert end > start + 9
