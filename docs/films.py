@@ -1,4 +1,4 @@
-"""The films of README and landing page: the follower at the default θ and at the best known one, side by side.
+"""The films of README and landing page: the follower at the default θ and at a better one, side by side.
 
 Each is an animated WebP file in docs/images/films. Run: python docs/films.py [--only FourRooms ...]
 """

@@ -72,8 +72,8 @@ class EstimatorConfig:
 
     Attributes:
       estimator: its name, a key of `leaders.functional.guiding.ESTIMATORS`.
-      critic: how Q_L is learnt: "empirical" (the default for tables: solved in the world that all transitions so far
-        describe), "expected_sarsa", "sarsa" or "monte_carlo" for tables, "lstd" for linear-quadratic worlds, "td" (a
+      critic: how Q_L is learnt: "empirical" (the default for tables: solved in the empirical model of all transitions
+        so far), "expected_sarsa", "sarsa" or "monte_carlo" for tables, "lstd" for linear-quadratic worlds, "td" (a
         network) or "exact" for both, "state_values" without any policy of the follower's (the default with followers
         that learn or are observed), or an object with the methods of `leaders.critics.critic.Critic`. Games without a
         known model take "td" (their default) and "state_values". Mean returns, "monte_carlo", are noisy where a state

@@ -35,7 +35,7 @@ class BCHG(TrajectoryLeader):
 
     The default is the recommended form with reduced variance: critics judge only what they were not fitted to, the
     weight of a ∇log p is a temporal-difference error, the guiding weight is centred on features of the state that were
-    fitted on other episodes, and cut episodes go on in the world as it was seen. ``preset="paper"`` is the
+    fitted on other episodes, and cut episodes go on in the empirical model. ``preset="paper"`` is the
     published code, choice by choice: critic started at N(0, 1), shuffled SARSA, ∇Q_F averaged over repeat visits, cut
     episodes summed as far as they go and divided by the finished ones, an every-visit direct term, SGD with step 0.1.
 

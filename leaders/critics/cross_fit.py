@@ -50,7 +50,7 @@ class Judges:
       part: to which part each step belongs, int [R, N, T]; all 0 with a single critic.
       whole: the critic that is kept for the next batch, fitted to all of this one unless it has judges of its own.
       gamma: γ_L.
-      seen: for tables, the world as it was seen outside of each part; empty otherwise.
+      seen: for tables, the empirical model outside of each part; empty otherwise.
       learnt: whether the critics know no more than that: pairs that were never visited have no benefit then, and
         successors that were never left no temporal-difference error.
     """

@@ -17,7 +17,7 @@ from leaders.critics.empirical_model import EmpiricalModel, KnownMoves
 
 
 class Empirical:
-    """Solves Q_L = r_L + γ_L E[V_L(s')], V_L = E_b[Q_L], in the world that was seen (`empirical_model`).
+    """Solves Q_L = r_L + γ_L E[V_L(s')], V_L = E_b[Q_L], in the empirical model (`empirical_model`).
 
     The leader's own r_L at the present θ and the follower's g are known; transitions are counted, all that were ever
     seen. A pair that was never visited has V_L(s) for its Q_L, so that its benefit is 0.

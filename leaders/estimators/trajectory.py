@@ -249,7 +249,7 @@ class TrajectoryLeader(Leader):
         )
 
     def _expects(self) -> bool:
-        """Whether an estimate samples the first step of each row and expects the rest in the world that was seen.
+        """Whether an estimate samples the first step of each row and expects the rest in the empirical model.
 
         What lies behind a cut is solved for, in transitions of other episodes, without the noise of a trajectory. With
         the critic that is made of the same transitions, a cut after the first step costs no knowledge; the steps that
@@ -493,7 +493,7 @@ class TrajectoryLeader(Leader):
         limit, rows = self.env.time_limit, self.estimator_config.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
-            # Where cut episodes go on in the world that was seen, it must not end where rows do: they are as long as
+            # Where cut episodes go on in the empirical model, it must not end where rows do: they are as long as
             # something counts.
             least = min(10, size) if limit is None else -(-size // limit)
             if self.estimator_config.tail == "continue":

@@ -19,7 +19,7 @@ MOST_SCORE = 1.0  # ℓ2 norm to which score_weight="clipped" clips each ∇log 
 
 @dataclass(frozen=True)
 class Score:
-    """∇log p of the moves that were drawn; cut episodes go on in the world that was seen."""
+    """∇log p of the moves that were drawn; cut episodes go on in the empirical model."""
 
     def moved(self, weights: Weights, sample: Sample) -> Weights:
         """The weights, on the terms that this way of differentiating uses."""
