@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import select
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any
@@ -68,10 +71,25 @@ def main(arguments: list[str] | None = None) -> None:
         status, line = _told(error, "--resume" if "train" in given else "")
         if traceback:
             raise
-        print(line, file=sys.stderr)
+        with _undisturbed():
+            print(line, file=sys.stderr)
         raise SystemExit(status) from error
     finally:
-        release_all()
+        with _undisturbed():
+            release_all()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without Ctrl-C, which may come twice at once: from a terminal, and from a program that passes it on."""
+    before = None
+    with suppress(ValueError):  # outside of Python's main thread, which alone hears signals
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _command(given: list[str]) -> Any:

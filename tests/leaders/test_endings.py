@@ -243,9 +243,11 @@ def test_a_signal_after_learning_ends_at_once_and_says_that_all_is_saved(tmp_pat
         raise AssertionError("it went on drawing")
 
     out = tmp_path / "out"
+    before = signal.signal(how, signal.default_int_handler)  # tests in the background may have it ignored
     with monkeypatch.context() as patch:
         patch.setattr(train.Train, "_draw", drawing)
         status, said = ended([*RUN, "--iterations", "2", "--out", str(out)], capsys)
+    signal.signal(how, before)
     assert status == 3
     assert f"after all 2 outer iterations, which are in {out / 'leader.zip'}; --resume draws the pictures" in said
     main([*RUN, "--iterations", "2", "--out", str(out), "--resume"])

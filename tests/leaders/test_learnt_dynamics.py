@@ -230,7 +230,8 @@ def averaged(leader):
 
 
 @pytest.mark.slow
-def test_the_mean_estimate_is_the_exact_hypergradient_of_the_linear_world(tmp_path):
+def test_the_mean_estimate_is_the_exact_hypergradient_of_the_linear_world(tmp_path, monkeypatch):
+    monkeypatch.setattr(learnt, "HOW", DynamicsFit(hidden=(32, 32), first_steps=2_000))  # in half of the time
     truth = exact.hypergradient(BilevelWrapper(LinearEnv(Known())), THETA)
     leader = leader_of(batch_size=2_000, learning_rate=1e-9, runs=16).learn(2)
     leader.save(tmp_path / "leader.zip")
