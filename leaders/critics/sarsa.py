@@ -109,7 +109,7 @@ class Sarsa(LearnedTable):
 
 
 class ExpectedSarsa(LearnedTable):
-    """Q_L(s, b) += η (r_L + γ_L Σ_b' g(b'|s') Q_L(s', b') − Q_L(s, b)), from the last step back to the first.
+    """Q_L(s, b) += η (r_L + γ_L Σ_b' g(b' | s') Q_L(s', b') − Q_L(s, b)), from the last step back to the first.
 
     The order carries a late reward back along its whole episode in one pass. Nothing is special where the batch
     cuts an episode: V_L(s') is there, too.

@@ -68,7 +68,7 @@ class QuadraticState:
     Both of degree 2. Where rewards are quadratic and moves linear, what one step brings is such a polynomial of (s, b)
     whatever the follower does, so that a policy that bends costs V_L some accuracy, and the benefit next to none.
     E_b[Q_L] takes mean and covariance of the policy that is known or estimated. Larger states count for less in the fit
-    of Q_L (`relative`), because what is left unexplained grows with |s|². Nothing is kept from batch to batch.
+    of Q_L (`relative`), because what is left unexplained grows with ‖s‖². Nothing is kept from batch to batch.
 
     Args:
       gamma: γ_L.
