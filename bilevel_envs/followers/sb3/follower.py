@@ -108,7 +108,7 @@ class SB3Follower:
       schedule: schedules of learning rate and exploration run through once per "response" or over all `total_steps`.
       envs: environments stepped side by side.
       processes: how many runs' agents learn at the same time, each process forked anew for a response; results do not
-        depend on it. It pays where a response takes seconds.
+        depend on it.
       episode_steps: episodes of the training are cut, and their values bootstrapped, after so many steps; None for the
         environment's own limit. Where states settle, shorter ones show the agent more of those it begins in.
       accuracy: with `most_steps`, a response goes on for `steps` more while it is not as accurate: while its optimality
