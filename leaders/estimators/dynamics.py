@@ -100,13 +100,10 @@ class LearntDynamics:
       share: how far θ is perturbed, as a share of its interval: uniformly in [−share, share] times high − low, inside
         the space. Where θ has no bounds, of twice the larger of 1 and |θ|.
       gamma: γ_F.
-
-    Attributes:
-      pathwise: whether components carry gradients; a score's weights hold what they bring already.
     """
 
     def __init__(self, leader: str, actions: int, space: gym.spaces.Box, share: float, gamma: float) -> None:
-        self.leader, self.actions, self.space, self.share, self.pathwise = leader, actions, space, share, True
+        self.leader, self.actions, self.space, self.share = leader, actions, space, share
         self.network, self.logs = GaussianDynamics(HOW), GaussianDynamics(HOW)
         self.reactions = [TemporalDifference(gamma, Fit()) for _ in range(HALVES)]
         self.x = self.moved = self.logged = torch.empty(0)  # (s, b, θ) [R, K, d], s' − s [R, K, n], c [R, K, C]
@@ -269,19 +266,21 @@ class LearntModel:
     def terms(self, rollout: Rollout, policy: Policy | None = None) -> Terms:
         """The model's terms, log p of the moves seen, and the next state as θ moves it; first states are free of θ."""
         mean, log_deviation, white = self._moves(rollout)
-        seen = replace(rollout, components=self._logged(rollout)) if self.dynamics.pathwise else rollout
         return replace(
-            self.model.terms(seen, policy),
+            self.model.terms(rollout, policy),
             log_arrival=-(white.square() / 2 + log_deviation).sum(-1),
             mean_next=rollout.state + mean + log_deviation.exp() * white.detach(),
         )
 
-    def _logged(self, rollout: Rollout) -> Tensor:
-        """The components seen, [R, N, T, C], as θ moves them."""
+    def rewards(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """r_F and r_L of the components seen, as θ moves these, too, [R, N, T] each.
+
+        The scores' weights hold what moving components bring; `terms` are for them.
+        """
         seen = cast(Tensor, rollout.components).double()
         x = self.dynamics.inputs(rollout, self.model.theta.flatten(1)[:, None, None]).flatten(1, 2)
         mean, log_deviation = (part.view(seen.shape) for part in self.logs(x))
-        return mean + log_deviation.exp() * ((seen - mean) * (-log_deviation).exp()).detach()
+        return self.model.rewards(mean + log_deviation.exp() * ((seen - mean) * (-log_deviation).exp()).detach())
 
     def _moves(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """μ, log σ and ε of s' − s, [R, N, T, n] each."""
@@ -309,10 +308,13 @@ class LearntPathwise(Score):
         following = sample.terms.mean_next
         assert following is not None, "a learnt model moves it"
         arrives = (self._follower(sample) * following).sum(-1) * goes_on
-        return arrives if sample.terms.r_follower is None else arrives + sample.terms.r_follower * sample.batch.valid
+        return arrives + sample.model.rewards(sample.batch)[0] * sample.batch.valid
 
     def further(self, weights: Weights, sample: Sample, onward: Rule) -> Tensor | float:
-        return 0.0
+        """What components bring that move with θ, [R]: all that rewards change by beyond θ's own place in them."""
+        r_follower, r_leader = sample.model.rewards(sample.batch)
+        gain = weights.r_leader * (r_leader - sample.terms.r_leader)
+        return (gain + weights.r_follower * (r_follower - sample.terms.r_follower)).sum((1, 2))
 
     def _follower(self, sample: Sample) -> Tensor:
         """γ_F ∇V_F where the steps led, [R, N, T, n]."""

@@ -442,9 +442,7 @@ class TrajectoryLeader(Leader):
                 facts.problem,
             )
         gamma = self.env.preferences.gamma_follower
-        dynamics = LearntDynamics(type(self).__name__, facts.actions, self.env.theta_space, config.perturbation, gamma)
-        dynamics.pathwise = config.gradient == "pathwise"
-        return dynamics
+        return LearntDynamics(type(self).__name__, facts.actions, self.env.theta_space, config.perturbation, gamma)
 
     def _seen(self) -> Empirical | None:
         """What the leader has seen of a table, which its critic may be; None where it is not used."""

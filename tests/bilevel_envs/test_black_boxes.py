@@ -1,6 +1,7 @@
 """Environments that somebody else wrote: copies are alike, random streams apart, and what θ moves is known."""
 
 import random
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from bilevel_envs import BilevelWrapper, ConfigurableDynamics, ConfigurableRewards, Preferences
+from bilevel_envs.core.follower import Missing
 from bilevel_envs.followers import ObservedFollower, SB3Follower
 from bilevel_envs.networks.dynamics import DynamicsFit
 from bilevel_envs.testing import check_bilevel_env
@@ -166,6 +168,34 @@ def test_learnt_dynamics_heed_components_of_the_next_state(monkeypatch):
     truth = -2 * leader.theta[0]  # of E[−(θ + w)²], a leader's only reward at γ_L = 0
     estimates = leader.gradient_samples(5)
     assert abs(estimates.mean() - truth) < 0.2 * abs(truth), (estimates, truth)
+
+
+class Silent(SB3Follower):
+    """Keeps its values to itself."""
+
+    gives_values = False
+
+    def respond(self, *given, **further):
+        return replace(super().respond(*given, **further), q=Missing("Q_F is secret"), v=Missing("V_F is secret"))
+
+
+def test_values_that_have_no_weight_change_nothing():
+    theta = []
+    for kind in (SB3Follower, Silent):
+        follower = kind("SoftDQN", 60, learning_starts=20, policy_kwargs={"net_arch": [8]})
+        theta.append(BCHG(BilevelWrapper(rewarded("CartPole-v1"), follower), seed=0, batch_size=100).learn(2).theta)
+    np.testing.assert_array_equal(*theta)
+
+
+def test_masks_are_looked_for_once_theta_is_set():
+    class Unset(Begun):
+        where = property(lambda self: self.given, lambda self, value: setattr(self, "given", value))
+
+        def reset(self, *, seed=None, options=None):
+            assert self.where > 0  # which nothing has set before `configure`
+            return super().reset(seed=seed)
+
+    assert not moved(Unset).problem.masks_actions
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "A2C"])

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from bilevel_envs.followers.sb3.env import FollowerVecEnv
 
-PLAIN = ("SoftDQN", "MlpPolicy", False)  # what reads masks of actions
+READS_MASKS = ("SoftDQN", "MlpPolicy", False)  # kind, policy, and whether observations are normalised
 EPISODES = 64  # that measure a response's soft return where nothing exact is to be had
 GIVEN = {
     "gamma": "γ_F, which the problem has",
@@ -423,7 +423,7 @@ class SB3Follower:
             )
         if self.settings.normalize and not isinstance(task.observation_space, gym.spaces.Box):
             raise ValueError(f"`normalize` must be False where observations are no Box, got {task.observation_space}")
-        if task.problem.masks_actions and (self.kind, self.settings.policy, self.settings.normalize) != PLAIN:
+        if task.problem.masks_actions and (self.kind, self.settings.policy, self.settings.normalize) != READS_MASKS:
             raise ValueError(
                 f'`algorithm` must be "SoftDQN", with `policy` "MlpPolicy" and without `normalize`, where '
                 f"{task.problem.title} gives masks of actions, which others do not read; got "

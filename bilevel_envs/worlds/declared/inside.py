@@ -90,14 +90,14 @@ class Inside:
     def trace(self, theta: np.ndarray, space: gym.Space, steps: int) -> list[np.ndarray]:
         """Observations and components of the first steps of an episode at θ, from seed 0, up to one that fails."""
         space.seed(0)
-        seen, told = self.reset(theta, 0)[0], []
+        seen, _ = self.reset(theta, 0)
+        told = [seen]
         for _ in range(steps):
-            told.append(seen)
             try:
                 seen, logged, terminated, truncated, _ = self.step(self.drawn(space, seen))
             except Exception:  # which is raised where the step is taken in earnest
                 break
-            told.append(logged)
+            told += [seen, logged]
             if terminated or truncated:
                 break
         return told

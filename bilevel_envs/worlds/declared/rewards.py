@@ -23,7 +23,7 @@ from bilevel_envs.core.problems import check_problem, check_theta_space
 from bilevel_envs.core.transparent import shortest_limit
 from bilevel_envs.worlds.declared.global_streams import GlobalStreams, StreamStates, put_back, same_streams, streams_now
 from bilevel_envs.worlds.declared.inside import Inside, deep_copy, from_spec, made, same_trace
-from bilevel_envs.worlds.declared.masks import gives_masks, with_mask
+from bilevel_envs.worlds.declared.masks import gives_mask, with_mask
 from bilevel_envs.worlds.declared.problem import Reward, RewardModel, RewardProblem, SetTheta, Step
 from bilevel_envs.worlds.declared.spaces import Actions, check_actions, seen_space
 
@@ -138,11 +138,6 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
         name = type(self.env.unwrapped).__name__ if self.env.spec is None else self.env.spec.id
         self.observation_space = seen_space(self.env.observation_space, name)
         actions = self.action_space = Actions(self.env.action_space, name).space
-        before = streams_now()
-        masked = gives_masks(self.env, name)
-        count = int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0
-        if masked:
-            self.observation_space = with_mask(self.observation_space, count)
         for role, reward in zip(("r_follower", "r_leader"), rewards, strict=True):
             if not callable(reward):
                 raise TypeError(f"`{role}` must be a function of θ and components, got {reward!r}")
@@ -159,13 +154,17 @@ class BlackBoxEnv(ConfigurableEnv[RewardModel]):
             r_follower=rewards[0],
             r_leader=rewards[1],
             logs=components,
-            discrete_actions=count,
-            masks_actions=masked,
+            discrete_actions=int(actions.n) if isinstance(actions, gym.spaces.Discrete) else 0,
             start=options.get("parameterization"),
             sets=sets,
         )
         check_problem(problem)
+        before = streams_now()
         self._inside = Inside(self.env, problem)
+        if gives_mask(self._inside.reset(default, 0)[1], self.env.action_space, name):
+            problem = replace(problem, masks_actions=True)
+            self.observation_space = with_mask(self.observation_space, problem.discrete_actions)
+            self._inside = Inside(self.env, problem)
         another = from_spec(self.env)
         self._idle = [] if another is None else [Inside(another, problem)]
         # What copies are deep ones of, before it is drawn; None where the spec tells all.
