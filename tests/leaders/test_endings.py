@@ -1,11 +1,13 @@
 """However a run ends, what was learnt is saved, the folder has one writer, and the status says what happened."""
 
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from bilevel_envs.envs.toll_bridge import TollBridge
 from bilevel_envs.followers import SoftValueIteration
 from leaders.cli import train
 from leaders.cli.main import main
-from leaders.experiments import run_directory
+from leaders.experiments import lock, run_directory
 from leaders.experiments.lock import hold, release_all
 
 RUN = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "2", "--batch", "40", "--no-progress"]
@@ -395,6 +397,47 @@ def test_a_lock_tells_who_holds_it(tmp_path):
     release_all()
     assert not (tmp_path / ".owner.json").exists()
     hold(tmp_path)  # and can be held again
+
+
+def test_an_owner_gives_signs_of_life_until_it_gives_up_its_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        hold(tmp_path / name)
+        os.utime(tmp_path / name / ".owner.json", (0, 0))
+    ends = time.monotonic() + 20
+    while not all(0 <= lock.seconds_since_last_sign(tmp_path / name) < 20 for name in ("one", "two")):
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    release_all()
+    (tmp_path / "one" / ".owner.json").touch()
+    os.utime(tmp_path / "one" / ".owner.json", (0, 0))
+    time.sleep(0.2)
+    assert lock.seconds_since_last_sign(tmp_path / "one") > 1e9  # nobody beats any more
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("silent", [10.0, 1_000.0])
+def test_without_flock_an_owner_elsewhere_is_taken_for_dead_after_ten_minutes_of_silence(tmp_path, monkeypatch, silent):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "no flock here")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(socket, "gethostname", lambda: "far")
+    hold(tmp_path)
+    lock._held.clear()  # it dies there, and leaves both files behind
+    monkeypatch.undo()
+    monkeypatch.setattr(fcntl, "flock", missing)
+    then = time.time() - silent
+    os.utime(tmp_path / ".owner.json", (then, then))
+    if silent < lock.SILENCE:
+        with pytest.raises(
+            BlockingIOError, match=r"written to by process \d+ on far, since \S+, last sign of life 1\d s ago"
+        ):
+            hold(tmp_path)
+    else:
+        hold(tmp_path)
+        assert json.loads((tmp_path / ".owner.json").read_text())["host"] == socket.gethostname()
 
 
 @pytest.mark.slow
