@@ -13,7 +13,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -30,15 +29,14 @@ from leaders.leader import Leader
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the world is that of the tests
 
+from benchmarks.record import Record  # noqa: E402
 from benchmarks.seeds import with_interval  # noqa: E402
-from bilevel_envs.core.checks import check_choice, check_writable  # noqa: E402
-from leaders.training.history import replace_file  # noqa: E402
+from bilevel_envs.core.checks import check_choice  # noqa: E402
 from tests.pendulum import led_pendulum, solved  # noqa: E402
 
 STEPS = {"learning_rate": 0.15, "learning_rate_decay": 0.95}
 LEADERS = {
     "bchg": (BCHG, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
-    "bchg, steps of 0.1": (BCHG, {"batch_size": 2_000, "dynamics": "learnt", "learning_rate": 0.1}),
     "cmaes": (CMAES, {"episodes": 10, "population": 6}),
     "zeroth-order": (ZerothOrder, {"episodes": 10} | STEPS),
     "naive-pgd": (NaivePGD, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
@@ -60,18 +58,16 @@ class Pendulum:
         torch.set_num_threads(1)
         for leader in self.leaders:
             check_choice(leader, LEADERS, "leaders")
-        check_writable(self.out, "out")
+        record = Record(self.out)
         for leader in self.leaders:
+            settings = LEADERS[leader][1]
             for seed in self.seeds:
-                key = f"{leader}; {seed}"
-                if self._kept().get(key, {}).get("settings") != LEADERS[leader][1]:
-                    found = run_of(leader, seed)
-                    replace_file(self.out, (json.dumps(self._kept() | {key: found}, indent=1) + "\n").encode())
-                    print(key, found, flush=True)
-        self.out.with_suffix(".md").write_text(table(self._kept()))
-
-    def _kept(self) -> dict[str, dict]:
-        return json.loads(self.out.read_text()) if self.out.exists() else {}
+                record.get(
+                    f"{leader}; {seed}",
+                    lambda leader=leader, seed=seed: run_of(leader, seed),
+                    valid=lambda found, settings=settings: found["settings"] == settings,
+                )
+        record.table(table(record.found))
 
 
 def run_of(name: str, seed: int) -> dict[str, object]:

@@ -23,9 +23,9 @@ import tyro
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.record import Record  # noqa: E402
 from benchmarks.seeds import with_interval  # noqa: E402
-from bilevel_envs.core.checks import check_choice, check_writable  # noqa: E402
-from leaders.training.history import replace_file  # noqa: E402
+from bilevel_envs.core.checks import check_choice  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,14 @@ PROBLEMS = {
     "reservoir": Problem(
         "water reservoir, two fines", "water_reservoir.py", ("--iterations", "46"), "reservoir.json", -393.6, 1
     ),
-    "reacher": Problem("robot arm, two prices", "reacher.py", ("--iterations", "25"), "reacher.json", None, 1),
+    "reacher": Problem(
+        "robot arm, two prices",
+        "reacher.py",
+        ("--iterations", "25", "--judges", "4", "--no-film"),
+        "reacher.json",
+        None,
+        1,
+    ),
 }
 
 
@@ -88,29 +95,26 @@ class Real:
             check_choice(problem, PROBLEMS, "problems")
         for leader in self.leaders:
             check_choice(leader, Real.leaders, "leaders")
-        check_writable(self.out, "out")
+        record = Record(self.out)
         for leader in self.leaders:
             for problem in self.problems:
-                for seed in self.seeds:
-                    self._run_one(problem, leader, seed)
-        self.out.with_suffix(".md").write_text(table(self._kept()))
+                missing = [seed for seed in self.seeds if f"{problem}; {leader}; {seed}" not in record.found]
+                found = _runs(problem, leader, missing) if missing else {}
+                for seed in missing:
+                    record.get(f"{problem}; {leader}; {seed}", lambda key=f"{leader} {seed}", all=found: all[key])
+        record.table(table(record.found))
 
-    def _kept(self) -> dict[str, dict[str, float]]:
-        return json.loads(self.out.read_text()) if self.out.exists() else {}
 
-    def _run_one(self, name: str, leader: str, seed: int) -> None:
-        key, problem = f"{name}; {leader}; {seed}", PROBLEMS[name]
-        if key in self._kept():
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            flags = [*problem.flags, "--leaders", leader, "--seeds", str(seed), "--out", folder]
-            command = [sys.executable, str(ROOT / "examples" / "real" / problem.script), *flags]
-            done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{key} failed:\n{done.stderr or done.stdout}")
-            (found,) = json.loads((Path(folder) / problem.result).read_text()).values()
-        replace_file(self.out, (json.dumps(self._kept() | {key: found}, indent=1) + "\n").encode())
-        print(key, found, flush=True)
+def _runs(name: str, leader: str, seeds: list[int]) -> dict[str, dict[str, float]]:
+    """What the example writes of a leader with some seeds."""
+    problem = PROBLEMS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [*problem.flags, "--leaders", leader, "--seeds", *map(str, seeds), "--out", folder]
+        command = [sys.executable, str(ROOT / "examples" / "real" / problem.script), *flags]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name}; {leader} failed:\n{done.stderr or done.stdout}")
+        return json.loads((Path(folder) / problem.result).read_text())
 
 
 def table(runs: dict[str, dict[str, float]]) -> str:

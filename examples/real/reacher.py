@@ -42,13 +42,14 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--iterations", type=int, default=15, help="of 1,000 steps by the leader, 1,000 by the operator")
 parser.add_argument("--first", type=int, default=10_000, help="steps of an operator before it is led")
 parser.add_argument("--judge", type=int, default=12_000, help="steps of the operator by whom prices are judged")
+parser.add_argument("--judges", type=int, default=1, help="such operators; agents differ from seed to seed")
 parser.add_argument("--leaders", nargs="+", choices=tuple(LEADERS), default=["bchg"])
 parser.add_argument("--seeds", type=int, nargs="+", default=[0])
 parser.add_argument("--no-film", action="store_true", help="where there is no OpenGL to draw with")
 parser.add_argument("--out", type=Path, default=Path("runs/reacher"))
 arguments = parser.parse_args()
-if min(arguments.iterations, arguments.first, arguments.judge) < 1:
-    parser.error("--iterations, --first and --judge must be at least 1")
+if min(arguments.iterations, arguments.first, arguments.judge, arguments.judges) < 1:
+    parser.error("--iterations, --first, --judge and --judges must be at least 1")
 arguments.out.mkdir(parents=True, exist_ok=True)
 if not arguments.no_film:
     check_films()
@@ -79,18 +80,21 @@ reacher = gym.make("Reacher-v5", render_mode="rgb_array", width=320, height=320)
 env = ConfigurableRewards(reacher, SPACE, r_follower, r_leader, PREFERENCES, logged, default_theta=FIRST)
 
 
-# 2. What prices are worth: two hundred episodes, always the same targets, of an operator that learnt at them alone.
-def worth(theta, seed):
-    """The leader's returns, [200], the components of the steps, [200, 50, 4], and the environment with the operator."""
-    alone = BilevelWrapper(env, operator(seed, arguments.judge))
-    batch = alone.rollout(theta, alone.best_response(theta), Noise([99]), rows=200, horizon=50, whole_episodes=True)
-    returns = (batch.r_leader * PREFERENCES.gamma_leader**batch.step).sum(-1)
-    return returns[0].numpy(), batch.components[0].numpy(), alone
+# 2. What prices are worth: two hundred episodes, always the same targets, of operators that learnt at them alone.
+def worth(theta):
+    """The leader's returns, [judges, 200]; of the last one the components, [200, 50, 4], and where it acts."""
+    returns = []
+    for judge in range(arguments.judges):
+        alone = BilevelWrapper(env, operator(1_000 + judge, arguments.judge))
+        batch = alone.rollout(theta, alone.best_response(theta), Noise([99]), rows=200, horizon=50, whole_episodes=True)
+        returns.append((batch.r_leader * PREFERENCES.gamma_leader**batch.step).sum(-1)[0].numpy())
+    return np.array(returns), batch.components[0].numpy(), alone
 
 
-def with_error(values):
-    """Their mean and its standard error."""
-    return f"{values.mean():.2f} ± {values.std() / len(values) ** 0.5:.2f}"
+def with_error(returns):
+    """Their mean and its standard error: over operators, of a single one over its episodes."""
+    values = returns.mean(1) if len(returns) > 1 else returns[0]
+    return f"{values.mean():.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
 
 
 def operator(seed, first_steps):
@@ -112,7 +116,7 @@ def operator(seed, first_steps):
 
 # 3. Each leader with an operator of its own, at as many environment steps of both.
 paths, results, films, budget = {}, {}, {}, 2_000 * arguments.iterations + arguments.first - 1_000
-start, before, alone = worth(FIRST, seed=99)
+start, before, alone = worth(FIRST)
 if not arguments.no_film:
     films["before"] = episode_frames(alone, FIRST, "before", steps=50, seed=1)
 print(f"Reacher-v5: prices {FIRST} are worth {with_error(start)} to the owner", flush=True)
@@ -131,11 +135,12 @@ for name in arguments.leaders:
         if "before" in films and "after" not in films:
             films["after"] = episode_frames(wrapped, leader.theta, f"after, led by {name}", steps=50, seed=1)
         seconds = round(time.process_time() - began)
-        value, after, _ = worth(leader.theta, seed=100 + seed)
+        value, after, _ = worth(leader.theta)
         paths[name, seed] = np.array(path)
         results[f"{name} {seed}"] = {
             "start": float(start.mean()),
             "value": float(value.mean()),
+            "theta": leader.theta.round(4).tolist(),
             "steps": int(spent),
             "seconds": seconds,
         }
