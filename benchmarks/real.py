@@ -17,7 +17,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import tyro
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +129,7 @@ def table(runs: dict[str, dict[str, float]]) -> str:
             start = next(iter(found.values()))[0]["start"]
             optimum = "" if problem.optimum is None else f", optimum {problem.optimum}"
             lines += [f"**{problem.name}**: start {start:.{problem.digits}f}{optimum}", ""]
-            lines += ["| leader | J_L at the end | steps of both | CPU s |", "|---" * 4 + "|"]
+            lines += ["| leader | J_L at the end | steps of both |", "|---" * 3 + "|"]
             lines += [_row(leader, mine, problem.digits) for leader, mine in found.items()] + [""]
     return "\n".join(lines)
 
@@ -139,8 +138,7 @@ def _row(leader: str, runs: list[dict[str, float]], digits: int) -> str:
     """A leader's line."""
     spent = [run["steps"] for run in runs]
     steps = " to ".join(f"{count:,}" for count in sorted({min(spent), max(spent)}))
-    seconds = f"{np.median([run['seconds'] for run in runs]):.0f}"
-    return f"| {leader} | {with_interval([run['value'] for run in runs], digits)} | {steps} | {seconds} |"
+    return f"| {leader} | {with_interval([run['value'] for run in runs], digits)} | {steps} |"
 
 
 if __name__ == "__main__":

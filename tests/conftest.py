@@ -17,6 +17,11 @@ from tests.helpers import wrapped_env
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: a long one that begins last keeps one of the two processes waiting for it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def make() -> Callable[..., BilevelWrapper]:
     """`make("FourRooms", beta=1e-3)`: the environment with a soft-optimal follower."""

@@ -9,7 +9,7 @@ pytest.importorskip("ray")
 COMMAND = [sys.executable, "-c", "import sys; from leaders.cli.main import main; main(sys.argv[1:])"]
 STUDY = """
 env: BiLevel/TollBridge-v0
-iterations: 600
+iterations: 300
 runs: 2
 stack: false
 leader: [bchg, naive-pgd]

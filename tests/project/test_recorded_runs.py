@@ -9,7 +9,7 @@ from tests.project.measures import ROOT
 
 DATA = ROOT / "docs" / "data"
 RUNS = json.loads((DATA / "real.json").read_text())
-LEAST = {"contract": 4.6, "prices": 5.88, "reservoir": -402.0, "reacher": -35.0}  # of each seed
+LEAST = {"contract": 4.6, "prices": 5.88, "reservoir": -402.0, "reacher": -41.0}  # of each seed
 
 
 @pytest.mark.parametrize(("name", "made"), [("real", real.table), ("pendulum_physics", pendulum_physics.table)])
