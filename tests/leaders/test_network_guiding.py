@@ -18,7 +18,7 @@ from leaders import BCHG, exact
 from leaders.critics import NetworkCritic
 from leaders.critics.reaction import covariance
 from tests.helpers import Pendulums, building, training_estimates, unrolled_values
-from tests.lake import GOAL, HOLES, PREFERENCES, Lake, led_lake, logged
+from tests.lake import GOAL, HOLES, PREFERENCES, SPACE, Lake, led_lake, logged
 
 THETA = np.full(3, 0.5)
 OVER = (*HOLES, GOAL)
@@ -254,6 +254,19 @@ def test_samples_leave_what_was_learnt_alone():
 )
 def test_guiding_is_fitted_by_default_where_theta_is_small_and_no_model_is_known(make, guiding):
     assert make().estimator_config.guiding == guiding
+
+
+@pytest.mark.parametrize("guiding", ["fitted", "sampled"])
+@pytest.mark.parametrize("own", [lambda theta, c: c[..., 0], lambda theta, c: torch.round(theta[..., 0]) * c[..., 0]])
+def test_where_theta_does_not_move_the_follower_the_direct_term_is_left(guiding, own):
+    free = SB3Follower("SoftDQN", 20, learning_starts=10, seed=0)
+    env = ConfigurableRewards(
+        "FrozenLake-v1", SPACE, own, lambda theta, c: -theta.sum(-1) * c[..., 3], PREFERENCES, logged
+    )
+    leader = BCHG(BilevelWrapper(env, free), batch_size=100, guiding=guiding, seed=0)
+    (estimate,) = training_estimates(leader, 1)
+    assert (estimate < 0).all()  # each entry of θ costs the leader as much at every step
+    assert np.ptp(estimate) == pytest.approx(0, abs=1e-9)
 
 
 def test_reactions_are_discounted_as_the_follower_discounts():
