@@ -188,7 +188,9 @@ def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> No
     leader, _ = stacked_leader(env, name, runs=2, **arguments)
     model = env.model(np.asarray(leader.theta))
     if value == "leader_value" and not exact.solves(model):
-        raise ValueError(f'`value` must be "leader_return" where the world cannot be solved, got {value!r}')
+        raise ValueError(
+            f'`value` must be "leader_return" where no model is known, got {value!r}: take --value leader_return'
+        )
 
 
 def stacked_leader(
