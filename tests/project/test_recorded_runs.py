@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import pendulum_physics, real
+from benchmarks import best_known, estimators, pendulum_physics, plateau, real
 from tests.project.measures import ROOT
 
 DATA = ROOT / "docs" / "data"
@@ -12,9 +12,23 @@ RUNS = json.loads((DATA / "real.json").read_text())
 LEAST = {"contract": 4.6, "prices": 5.88, "reservoir": -402.0, "reacher": -41.0}  # of each seed
 
 
-@pytest.mark.parametrize(("name", "made"), [("real", real.table), ("pendulum_physics", pendulum_physics.table)])
-def test_pages_show_what_the_files_hold(name, made):
-    assert (DATA / f"{name}.md").read_text() == made(json.loads((DATA / f"{name}.json").read_text()))
+MADE = {"real": real.table, "pendulum_physics": pendulum_physics.table} | {
+    "plateau": plateau.table,
+    "best_known": best_known.table,
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_pages_show_what_the_files_hold(name):
+    assert (DATA / f"{name}.md").read_text() == MADE[name](json.loads((DATA / f"{name}.json").read_text()))
+
+
+@pytest.mark.parametrize("part", estimators.PARTS)
+def test_tables_of_estimators_show_what_their_file_holds(part):
+    _, table = estimators.PARTS[part]
+    assert (DATA / f"estimators_{part}.md").read_text() == table(
+        json.loads((DATA / "estimators.json").read_text())[part]
+    )
 
 
 @pytest.mark.parametrize("problem", LEAST)
