@@ -117,9 +117,8 @@ def measure_sac() -> dict[str, Any]:
     truth = Riccati().best_response(env.model(theta).detach(), env.preferences)
     model = env.model(theta).detach()
     optimum = float(truth.v.constant[0] + (truth.v.matrix[0] * model.initial[0]).sum())
-    short = sampled_shortfall(
-        env, theta[None], model, best.policy, env.preferences, episodes=2_000, noise=Noise([[0, 1]])
-    )
+    task = env.task(theta[None], model)
+    short = sampled_shortfall(task, best.policy, env.preferences, episodes=2_000, noise=Noise([[0, 1]]))
     batch = env.rollout(theta, truth, Noise([1]), rows=100, horizon=100)
     s, b = batch.state, batch.action
     errors = {}
@@ -131,7 +130,7 @@ def measure_sac() -> dict[str, Any]:
         errors[name] = [float((own - true).abs().median()), float(true.std())]
     slope, steep = best.v.gradient(s), truth.v.gradient(s)
     guiding = exact.hypergradient_parts(env, theta)[1]
-    watched = ObservedFollower(Told(best), 20_000).respond(env.task(theta, model), theta[None], model)
+    watched = ObservedFollower(Told(best), 20_000).respond(task, theta[None], model)
     estimates = {}
     for name, response in (
         ("exact follower", truth),

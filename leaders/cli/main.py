@@ -48,6 +48,7 @@ COMMANDS: list[tuple[object, ...]] = [
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # a full disk, a read-only folder
+RESUMED = ("train", "compare", "reproduce")  # commands that go on with --resume; a study does without
 MISTAKE, STOPPED, FAULT = (
     2,
     3,
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         if _nobody_reads(error):  # as in `bilevel envs | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the interpreter flushes at its end
             raise SystemExit(STOPPED) from None
-        status, line = _told(error, "--resume" if "train" in given else "")
+        status, line = _told(error, "--resume" if given[:1] and given[0] in RESUMED else "")
         if traceback:
             raise
         with _undisturbed():
@@ -116,7 +117,8 @@ def _nobody_reads(error: BaseException) -> bool:
 def _told(error: BaseException, resume: str) -> tuple[int, str]:
     """The status that an error ends with, and what is said of it; `resume` is the flag with which a run goes on."""
     if isinstance(error, KeyboardInterrupt):
-        return STOPPED, f"\nbilevel: {error or 'stopped'}"
+        how = "; what is done is kept, and the same command with --resume goes on" if resume else ""
+        return STOPPED, f"\nbilevel: {str(error) or 'stopped' + how}"
     if isinstance(error, Stopped):
         return STOPPED, f"bilevel: {error}"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:

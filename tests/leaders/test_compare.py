@@ -113,6 +113,25 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     assert (out / "results.csv").read_bytes() == before
 
 
+def test_a_comparison_that_is_stopped_says_how_it_goes_on(tmp_path, capsys, monkeypatch):
+    run_grid, out = compare.run_grid, tmp_path / "out"
+
+    def stopped(env, name, **further):
+        if name == "naive-pgd" and further["iterations"] > 1:
+            raise KeyboardInterrupt
+        return run_grid(env, name, **further)
+
+    monkeypatch.setattr(compare, "run_grid", stopped)
+    with pytest.raises(SystemExit, match="3"):
+        main([*COMMAND, "--out", str(out)])
+    assert "stopped; what is done is kept, and the same command with --resume goes on" in capsys.readouterr().err
+    monkeypatch.setattr(compare, "run_grid", run_grid)
+    done = (out / "bchg.npz").stat().st_mtime_ns
+    main([*COMMAND, "--out", str(out), "--resume"])
+    assert (out / "bchg.npz").stat().st_mtime_ns == done
+    assert (out / "naive-pgd.npz").exists()
+
+
 @pytest.mark.slow
 def test_leaders_are_compared_with_the_follower_that_is_there(tmp_path, make):
     """On the toll bridge half of what a follower does at random crosses the bridge, whatever the toll."""

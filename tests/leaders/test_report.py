@@ -77,6 +77,19 @@ def test_the_command_of_each_setting_repeats_its_runs(tmp_path, study, monkeypat
     assert values == pytest.approx([float(row["score"]) for row in mine], rel=1e-12)
 
 
+def test_runs_that_had_folders_of_their_own_are_repeated_in_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in ("0", "1"):
+        run = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "1", "--batch", "40", "--iterations", "1"]
+        main([*run, "--seed", seed, "--no-progress", "--out", f"all/{seed}"])
+    main(["report", "all"])
+    commands = re.findall(r"bilevel train .*$", re.sub("<[^>]*>", "\n", Path("all/report.html").read_text()), re.M)
+    assert sorted(command.rpartition(" --out ")[2] for command in commands) == ["repeated/0", "repeated/1"]
+    for command in commands:
+        main(shlex.split(command)[1:])
+    assert {path.parent.name for path in Path("repeated").rglob("history.csv")} == {"0", "1"}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_tables_sort_and_filter_and_pictures_show_in_a_browser(study):

@@ -446,10 +446,12 @@ def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
         folders: dict[str, list[Row]] = {}
         for row in rows:
             folders.setdefault(str(row["folder"]), []).append(row)
-        yield ", ".join(told), "\n".join(_command(results[name].config, mine) for name, mine in folders.items())
+        outs = ["repeated"] if len(folders) == 1 else [f"repeated/{number}" for number in range(len(folders))]
+        lines = [_command(results[name].config, folders[name], out) for name, out in zip(folders, outs, strict=True)]
+        yield ", ".join(told), "\n".join(lines)
 
 
-def _command(config: Mapping[str, object], rows: Sequence[Row]) -> str:
+def _command(config: Mapping[str, object], rows: Sequence[Row], out: str) -> str:
     """`bilevel train` with the settings of a folder, of those that differ between its runs these runs' own."""
     own = {"runs": len(rows), "seed": min(int(_number(row["seed"])) for row in rows)}
     words = ["bilevel", "train"]
@@ -462,7 +464,7 @@ def _command(config: Mapping[str, object], rows: Sequence[Row]) -> str:
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
             words += [flag, *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join([*words, "--out", "repeated"])
+    return shlex.join([*words, "--out", out])
 
 
 def _own(row: Row, name: str, value: object) -> object:
