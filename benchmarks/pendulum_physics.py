@@ -34,7 +34,7 @@ from benchmarks.seeds import with_interval  # noqa: E402
 from bilevel_envs.core.checks import check_choice  # noqa: E402
 from tests.pendulum import led_pendulum, solved  # noqa: E402
 
-STEPS = {"learning_rate": 0.15, "learning_rate_decay": 0.95}
+STEPS = {"learning_rate": 0.15, "learning_rate_decay": 0.97}
 LEADERS = {
     "bchg": (BCHG, {"batch_size": 2_000, "dynamics": "learnt"} | STEPS),
     "cmaes": (CMAES, {"episodes": 10, "population": 6}),

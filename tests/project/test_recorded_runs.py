@@ -37,8 +37,6 @@ def test_bc_hg_ends_where_it_must_in_each_of_three_seeds(problem):
     assert all(run["value"] > LEAST[problem] > run["start"] for run in ended)
 
 
-def test_the_pendulum_is_better_than_it_was_in_each_of_three_seeds():
+def test_the_pendulum_ends_above_minus_35_in_each_of_three_seeds():
     runs = json.loads((DATA / "pendulum_physics.json").read_text())
-    for seed in range(3):
-        start, *_, end = runs[f"bchg; {seed}"]["objective"]
-        assert end > start + 9
+    assert all(runs[f"bchg; {seed}"]["objective"][-1] > -35 for seed in range(3))
