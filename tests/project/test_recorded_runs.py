@@ -40,3 +40,10 @@ def test_bc_hg_ends_where_it_must_in_each_of_three_seeds(problem):
 def test_the_pendulum_ends_above_minus_35_in_each_of_three_seeds():
     runs = json.loads((DATA / "pendulum_physics.json").read_text())
     assert all(runs[f"bchg; {seed}"]["objective"][-1] > -35 for seed in range(3))
+
+
+@pytest.mark.parametrize("beta", [0.001, 0.003, 0.005])
+def test_figure_2_is_reproduced_to_its_end(beta):
+    _, _, *rows = (DATA / f"four-rooms-beta{beta}.md").read_text().splitlines()
+    assert sum("| 10,000 |" in row for row in rows) == 5
+    assert all(row.endswith("| agrees |") for row in rows)
