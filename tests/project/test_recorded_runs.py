@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import best_known, estimators, pendulum_physics, plateau, real
+from benchmarks import best_known, estimators, followers, pendulum_physics, plateau, real
 from tests.project.measures import ROOT
 
 DATA = ROOT / "docs" / "data"
@@ -29,6 +29,12 @@ def test_tables_of_estimators_show_what_their_file_holds(part):
     assert (DATA / f"estimators_{part}.md").read_text() == table(
         json.loads((DATA / "estimators.json").read_text())[part]
     )
+
+
+@pytest.mark.parametrize("part", ["observed", "soft-dqn"])
+def test_tables_of_followers_show_what_their_file_holds(part):
+    _, table = followers.PARTS[part]
+    assert (DATA / f"followers_{part}.md").read_text() == table(json.loads((DATA / "followers.json").read_text())[part])
 
 
 @pytest.mark.parametrize("problem", LEAST)
