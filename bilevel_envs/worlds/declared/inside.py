@@ -138,8 +138,11 @@ class Inside:
             found = np.concatenate([np.asarray(info[name], float).ravel() for name in self.components])
         try:
             array = np.asarray(found, dtype=np.float64).ravel()
-        except (TypeError, ValueError):
-            array = np.full(1, np.nan)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`components` must give a flat list of numbers at every step, got {found!r} ({error}): take entries one "
+                "by one, as in [reward, *observation]"
+            ) from error
         if not array.size or not np.isfinite(array).all():
             raise ValueError(f"`components` must give finite numbers at every step, got {found!r}")
         self.size = self.size or array.size
