@@ -140,8 +140,8 @@ class Inside:
             array = np.asarray(found, dtype=np.float64).ravel()
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"`components` must give a flat list of numbers at every step, got {found!r} ({error}): take entries one "
-                "by one, as in [reward, *observation]"
+                f"`components` must give a flat list of numbers at every step, got {found!r} ({error}): take entries "
+                "one by one, as in [reward, *observation]"
             ) from error
         if not array.size or not np.isfinite(array).all():
             raise ValueError(f"`components` must give finite numbers at every step, got {found!r}")
