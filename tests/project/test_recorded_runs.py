@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import best_known, estimators, followers, pendulum_physics, plateau, real
+from benchmarks import batch_size, best_known, estimators, followers, pendulum_physics, plateau, real
 from tests.project.measures import ROOT
 
 DATA = ROOT / "docs" / "data"
@@ -31,7 +31,14 @@ def test_tables_of_estimators_show_what_their_file_holds(part):
     )
 
 
-@pytest.mark.parametrize("part", ["observed", "soft-dqn"])
+@pytest.mark.parametrize(
+    ("name", "made"), [("batch_size", batch_size.declines), ("batch_size_mended", batch_size.mendings)]
+)
+def test_tables_of_batch_sizes_show_what_their_file_holds(name, made):
+    assert (DATA / f"{name}.md").read_text() == made(json.loads((DATA / "batch_size.json").read_text()))
+
+
+@pytest.mark.parametrize("part", ["observed", "soft-dqn", "sac"])
 def test_tables_of_followers_show_what_their_file_holds(part):
     _, table = followers.PARTS[part]
     assert (DATA / f"followers_{part}.md").read_text() == table(json.loads((DATA / "followers.json").read_text())[part])
