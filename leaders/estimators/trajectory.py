@@ -33,7 +33,7 @@ from leaders.estimators.coverage import Coverage
 from leaders.estimators.dynamics import LearntDynamics, LearntGuiding, LearntPathwise
 from leaders.estimators.guiding import AnalyticGuiding, FittedGuiding, Guiding, NetworkGuiding
 from leaders.estimators.restarts import DRAWS, candidates, halved
-from leaders.estimators.returns import mean_return
+from leaders.estimators.returns import mean_return, uncut_return
 from leaders.estimators.sample import Sample
 from leaders.estimators.transition import ClippedScore, Pathwise, Score
 from leaders.exact.raw_parameters import RawParameters
@@ -197,7 +197,7 @@ class TrajectoryLeader(Leader):
         coverage, visits_per_pair = (UNKNOWN, UNKNOWN) if self.coverage is None else self.coverage.columns()
         return Estimate(
             surrogate=total,
-            leader_return=mean_return(drawn, self.env.preferences.gamma_leader),
+            leader_return=uncut_return(drawn, self.env.preferences.gamma_leader),
             env_steps=self.estimator_config.batch_size + further_steps,
             episodes=(drawn.valid & (drawn.terminated | drawn.truncated)).sum((1, 2)),
             coverage=coverage,
@@ -279,7 +279,7 @@ class TrajectoryLeader(Leader):
         return Estimate(
             surrogate=first(),
             steps=steps,
-            leader_return=mean_return(batch, self.env.preferences.gamma_leader),
+            leader_return=uncut_return(batch, self.env.preferences.gamma_leader),
             env_steps=self.estimator_config.batch_size,
             episodes=batch.starts.sum((1, 2)),
         )
@@ -491,6 +491,7 @@ class TrajectoryLeader(Leader):
         limit, rows = self.env.time_limit, self.estimator_config.rows
         if rows is None:
             # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
+            # Where states are vectors, rows in which at least one episode is whole, if there are such.
             # Where cut episodes go on in the empirical model, it must not end where rows do: they are as long as
             # something counts.
             least = min(10, size) if limit is None else -(-size // limit)
@@ -499,6 +500,9 @@ class TrajectoryLeader(Leader):
                 rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
             else:
                 rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
+            if self.facts.world != TABULAR and limit is not None:
+                whole = [n for n in range(1, size // limit + 1) if size % n == 0 and size // n <= 2 * limit]
+                rows = max(whole, default=rows)
             if self.facts.features and limit is not None and size >= limit > 2 * (size // rows):
                 raise ValueError(
                     f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
