@@ -38,7 +38,7 @@ def test_tables_of_batch_sizes_show_what_their_file_holds(name, made):
     assert (DATA / f"{name}.md").read_text() == made(json.loads((DATA / "batch_size.json").read_text()))
 
 
-@pytest.mark.parametrize("part", ["observed", "soft-dqn", "sac"])
+@pytest.mark.parametrize("part", ["observed", "soft-dqn", "sac", "tax"])
 def test_tables_of_followers_show_what_their_file_holds(part):
     _, table = followers.PARTS[part]
     assert (DATA / f"followers_{part}.md").read_text() == table(json.loads((DATA / "followers.json").read_text())[part])
