@@ -488,29 +488,39 @@ class TrajectoryLeader(Leader):
         """Rows and steps per row of a batch."""
         size = check_count(self.estimator_config.batch_size, "batch_size")
         check_memory(float(self.runs) * size * FEW, "batch_size", size, f"transitions of {self.runs} runs")
-        limit, rows = self.env.time_limit, self.estimator_config.rows
+        rows = self.estimator_config.rows
         if rows is None:
-            # The fewest equal rows that the time limit allows; without one, ten: a control variate needs episodes.
-            # Where states are vectors, rows in which at least one episode is whole, if there are such.
-            # Where cut episodes go on in the empirical model, it must not end where rows do: they are as long as
-            # something counts.
-            least = min(10, size) if limit is None else -(-size // limit)
-            if self.estimator_config.tail == "continue":
-                fewest = 1 if self._expects() or limit is not None else min(2, size)
-                rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
-            else:
-                rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
-            if self.facts.world != TABULAR and limit is not None:
-                whole = [n for n in range(1, size // limit + 1) if size % n == 0 and size // n <= 2 * limit]
-                rows = max(whole, default=rows)
-            if self.facts.features and limit is not None and size >= limit > 2 * (size // rows):
-                raise ValueError(
-                    f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
-                    f"would become {rows} rows of {size // rows} steps"
-                )
+            rows = self._rows_of(size)
         elif size % check_count(rows, "rows"):
             raise ValueError(f"`batch_size` must be a multiple of `rows` ({rows}), got {size}")
         return rows, size // rows
+
+    def _rows_of(self, size: int) -> int:
+        """The rows of a batch where the user gives none: equal ones, as few as the time limit allows.
+
+        Without a limit there are ten: a control variate needs episodes. Where cut episodes go on in the empirical
+        model, it must not end where rows do: they are as long as something counts.
+        """
+        limit = self.env.time_limit
+        if self.estimator_config.tail == "continue":
+            fewest = 1 if self._expects() or limit is not None else min(2, size)
+            rows = _divisor(size, max(fewest, -(-size // min(limit or size, self._long_enough()))))
+        else:
+            least = min(10, size) if limit is None else -(-size // limit)
+            rows = next(rows for rows in range(least, size + 1) if size % rows == 0)
+        return rows if limit is None else self._rows_of_whole_episodes(size, rows, limit)
+
+    def _rows_of_whole_episodes(self, size: int, rows: int, limit: int) -> int:
+        """Where states are no table's, rows that hold at least one whole episode, if there are such."""
+        if self.facts.world != TABULAR:
+            whole = [n for n in range(1, size // limit + 1) if size % n == 0 and size // n <= 2 * limit]
+            rows = max(whole, default=rows)
+        if self.facts.features and size >= limit > 2 * (size // rows):
+            raise ValueError(
+                f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
+                f"would become {rows} rows of {size // rows} steps"
+            )
+        return rows
 
 
 def _named(critic: object, name: str) -> bool:

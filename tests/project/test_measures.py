@@ -10,7 +10,6 @@ REACHED = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("measure", measures.MEASURES, ids=lambda measure: measure.__name__)
 def test_a_measure_keeps_its_limit(measure):
     found = measure()
