@@ -72,6 +72,24 @@ class Configurable(Protocol):
         """What the follower sees in each state of a table; None for the state's number."""
 
 
+class LentCopies(gym.vector.SyncVectorEnv):
+    """Scalar environments stepped one after another, autoreset mode SAME_STEP; `close` gives them back.
+
+    Args:
+      envs: the environments.
+      idle: where they are kept until somebody asks for copies again.
+    """
+
+    def __init__(self, envs: list[gym.Env], idle: list[gym.Env]) -> None:
+        self._idle, given = idle, iter(envs)
+        super().__init__([given.__next__] * len(envs), autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Gives the environments back."""
+        self._idle.extend(self.envs)
+        self.envs = []
+
+
 class ForeignEnv:
     """What an environment that is none of ours offers by attributes of its own, and defaults for the rest.
 
@@ -90,6 +108,7 @@ class ForeignEnv:
         problem = self._own("problem", env)
         self.problem = completed(env if lacking(problem, ["preferences"]) else problem)
         self.default_follower: str | None = self._own("default_follower", "soft_value_iteration")
+        self._idle: dict[int | None, list[gym.Env]] = {}  # copies that nobody uses, by their time limit
 
     @property
     def theta_space(self) -> gym.spaces.Box:
@@ -145,14 +164,16 @@ class ForeignEnv:
         return self.stepped_copies(count, max_episode_steps) if own is None else own(count, max_episode_steps)
 
     def stepped_copies(self, count: int, max_episode_steps: int | None) -> gym.vector.VectorEnv:
-        """Copies that Gymnasium makes."""
+        """Copies that Gymnasium makes, kept from one response to the next where they are stepped one by one."""
         spec = self.env.spec
         if spec is None:
             raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
-        kwargs: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-        if spec.vector_entry_point is None:
-            kwargs |= {"vectorization_mode": "sync", "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP}}
-        return gym.make_vec(spec, num_envs=count, **kwargs)
+        limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        if spec.vector_entry_point is not None:
+            return gym.make_vec(spec, num_envs=count, **limit)
+        idle = self._idle.setdefault(max_episode_steps, [])
+        kept = [idle.pop() for _ in range(min(count, len(idle)))]
+        return LentCopies([*kept, *(gym.make(spec, **limit) for _ in range(count - len(kept)))], idle)
 
     def observations(self) -> np.ndarray | None:
         """The environment's own, if it has them."""

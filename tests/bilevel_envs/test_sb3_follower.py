@@ -285,6 +285,32 @@ def test_time_limits_hold_in_foreign_environments():
         del gym.registry["Plain-v0"]
 
 
+def test_copies_of_a_foreign_environment_are_kept_between_responses():
+    made = []
+
+    def make(**kwargs):
+        made.append(Plain(**kwargs))
+        return made[-1]
+
+    gym.register("Counted-v0", entry_point=make, max_episode_steps=20)
+    try:
+        env = BilevelWrapper(gym.make("Counted-v0", disable_env_checker=True), soft_dqn(40, learning_starts=10, envs=2))
+        thetas = [np.array([[0.0], [1.0]]), np.array([[0.5], [0.2]]), np.array([[0.3], [0.9]])]
+        for theta in thetas:
+            warm = env.best_response(theta)
+        assert len(made) == 1 + 2
+        fresh = BilevelWrapper(
+            gym.make("Counted-v0", disable_env_checker=True), soft_dqn(40, learning_starts=10, envs=2)
+        )
+        for theta in thetas:  # what is answered does not depend on it
+            fresh._inside._idle.clear()
+            anew = fresh.best_response(theta)
+        assert len(made) == 3 + 1 + 3 * 2
+        torch.testing.assert_close(warm.policy.probs, anew.policy.probs, atol=0, rtol=0)
+    finally:
+        del gym.registry["Counted-v0"]
+
+
 def test_moments_of_a_squashed_gaussian_are_those_of_many_draws():
     def network(x):
         return torch.cat([x / 3, 0.2 * x - 1], -1)
