@@ -23,6 +23,18 @@ def test_pages_show_what_the_files_hold(name):
     assert (DATA / f"{name}.md").read_text() == MADE[name](json.loads((DATA / f"{name}.json").read_text()))
 
 
+def test_odd_input_and_killed_studies_left_no_fault():
+    fuzz = json.loads((DATA / "fuzz.json").read_text())
+    assert fuzz["cases"] >= 20_000
+    assert len(fuzz["kinds"]) == 9
+    assert fuzz["faults"] == []
+    for seed in json.loads((DATA / "killed_sweeps.json").read_text()).values():
+        assert sum(seed["kills"].values()) >= 200
+        assert seed["faults"] == []
+        assert len(seed["resumes_from_a_checkpoint"]) == 5
+        assert min(seed["resumes_from_a_checkpoint"].values()) > 0
+
+
 @pytest.mark.parametrize("part", estimators.PARTS)
 def test_tables_of_estimators_show_what_their_file_holds(part):
     _, table = estimators.PARTS[part]
