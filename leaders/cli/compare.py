@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +32,10 @@ class Compare:
     """who answers, one of its own for each leader; as in train"""
     follower_args: KeyValues = ()
     """its arguments"""
-    value: str = "leader_value"
+    value: Text = None
     """what is compared: leader_value, under the optimal follower; leader_value_actual, under the one that answers; or
-    leader_return, as sampled, where neither can be computed"""
+    leader_return, as sampled. If not given, leader_value where the world has a model that is solved exactly, else
+    leader_return"""
     grid: KeyValues = ()
     """values to try, such as learning_rate=0.5,0.1,0.05,0.01 critic_learning_rate=0.5,1.0"""
     preset: Text = None
@@ -80,18 +81,19 @@ class Compare:
         check_choice(self.preset, [None, "paper"], "preset")
         grid = _grid(self.grid)
         compare.grid_points(grid)
-        check_choice(self.value, compare.VALUES, "value")
+        value = self.value or compare.value_of(self._world())
+        check_choice(value, compare.VALUES, "value")
         arguments: dict[str, object] = {"preset": self.preset} | (
             {} if self.batch is None else {"batch_size": self.batch}
         )
         for name in names:  # refuses bad settings before anything is written
             world = self._world()
             try:
-                compare.rehearse(world, name, self.value, grid=grid, **arguments)
+                compare.rehearse(world, name, value, grid=grid, **arguments)
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(f"{name} cannot take part: {error}") from error
         # ids and names may come to mean other data, and arrays have no flags
-        directory = RunDirectory(self.out, config_of(self) | {"task": task_of(self._world())})
+        directory = RunDirectory(self.out, config_of(replace(self, value=value)) | {"task": task_of(self._world())})
         directory.check(self.resume)
         paths = {name: self.out / f"{name}.npz" for name in names}
         kept = compare.kept_results(paths, self.iterations)
@@ -106,7 +108,7 @@ class Compare:
                     runs=(self.runs, self.selection_seeds),
                     iterations=self.iterations,
                     seed=self.seed,
-                    value=self.value,
+                    value=value,
                     progress_bar=bar,
                     **arguments,
                 )
@@ -116,16 +118,16 @@ class Compare:
         env = self._world()
         figure = compare.comparison_figure(results, self._title(env.preferences.beta), env.best_known)
         plots.save(figure, self.out / "comparison.png")
-        self._print(lines)
+        self._print(lines, value)
         if any(len(result.points) > 1 and not result.choosing.size for result in results):
             print("each point was chosen by the seeds that are shown, hence too high: --selection-seeds takes others")
 
-    def _print(self, lines: list[list[str]]) -> None:
+    def _print(self, lines: list[list[str]], value: str) -> None:
         """The table, and where the rest is."""
         widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
         for line in lines:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        print(f"\n{self.value}: mean over seeds of the last tenth of {self.iterations} iterations, best grid points")
+        print(f"\n{value}: mean over seeds of the last tenth of {self.iterations} iterations, best grid points")
         print(f"wrote {self.out}/results.csv, comparison.png and one .npz per leader")
 
     def _title(self, beta: float) -> str:

@@ -174,6 +174,11 @@ def run_grid(
     return Result(name, points, values[:, :, :runs], **spent, column=value, choosing=choosers)
 
 
+def value_of(env: BilevelWrapper) -> str:
+    """What is compared if nobody says: "leader_value" where a model is solved exactly, else "leader_return"."""
+    return "leader_value" if exact.solves(env.model(env.theta)) else "leader_return"
+
+
 def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> None:
     """Refuses, before anything is spent, what `run_grid` would refuse; arguments as there.
 
@@ -188,9 +193,7 @@ def rehearse(env: BilevelWrapper, name: str, value: str, **arguments: Any) -> No
     leader, _ = stacked_leader(env, name, runs=2, **arguments)
     model = env.model(np.asarray(leader.theta))
     if value == "leader_value" and not exact.solves(model):
-        raise ValueError(
-            f'`value` must be "leader_return" where no model is known, got {value!r}: take --value leader_return'
-        )
+        raise ValueError(f'`value` must be "leader_return" where no model is known, got {value!r}: leave --value out')
 
 
 def stacked_leader(

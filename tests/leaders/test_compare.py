@@ -9,6 +9,7 @@ from bilevel_envs.followers import Mixture, SB3Follower, Truncated
 from leaders import BCHG, NaivePGD
 from leaders.cli.main import main
 from leaders.experiments import compare
+from leaders.experiments.run_directory import read_config
 
 GRID = {"learning_rate": [0.5, 0.01], "critic_learning_rate": [0.3, 0.9]}
 
@@ -153,6 +154,15 @@ def test_values_that_are_not_known_are_refused_in_a_comparison():
     with pytest.raises(ValueError, match="`value` must be one that is known here, leader_return; got 'leader_value'"):
         compare.run_grid(env, "naive-pgd", **how)
     assert np.isfinite(compare.run_grid(env, "naive-pgd", value="leader_return", **how).value).all()
+
+
+def test_returns_are_compared_where_no_model_is_solved(tmp_path):
+    how = ["--follower-args", "algorithm=SAC", "steps=60", "learning_starts=20"]
+    world = ["--env", "BiLevel/GuidedPendulum-v0", "--follower", "sb3", *how, "--batch", "40"]
+    out = tmp_path / "out"
+    main(["compare", *world, "--leaders", "naive-pgd", "--iterations", "1", "--runs", "2", "--out", str(out)])
+    assert compare.load_result(out / "naive-pgd.npz").column == "leader_return"
+    assert read_config(out)["value"] == "leader_return"
 
 
 @pytest.mark.slow
