@@ -72,3 +72,23 @@ def test_figure_2_is_reproduced_to_its_end(beta):
     _, _, *rows = (DATA / f"four-rooms-beta{beta}.md").read_text().splitlines()
     assert sum("| 10,000 |" in row for row in rows) == 5
     assert all(row.endswith("| agrees |") for row in rows)
+
+
+def test_the_page_of_contexts_shows_what_its_file_holds():
+    found = json.loads((DATA / "contexts.json").read_text())
+    page = (DATA.parent / "contexts.md").read_text()
+    assert f"| no penalties | {found['no penalties']:.3f} |" in page
+    for name, curves in found.items():
+        if name not in ("iterations", "no penalties"):
+            last = curves[-1]
+            shown = f"{sum(last) / len(last):.3f} ({min(last):.3f} to {max(last):.3f})"
+            assert f"| {name} | {shown} |" in page
+
+
+def test_the_page_of_large_tables_shows_what_its_file_holds():
+    found = json.loads((DATA / "large_warehouse.json").read_text())
+    page = (DATA.parent / "large_tables.md").read_text().replace("−", "-")
+    for name in ("exact gradient", "BC-HG"):
+        curve = found[name]["leader_value"]
+        shown = " | ".join(f"{curve[k]:.3f}" for k in (10, 50, 100))
+        assert any(line.startswith(f"| {name}") and shown in line for line in page.splitlines())
