@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from pettingzoo import AECEnv, ParallelEnv
 
-from bilevel_envs.core.checks import check_choice, check_instance
+from bilevel_envs.core.checks import check_instance
 from bilevel_envs.core.env_base import Face, as_theta, check_options
 from bilevel_envs.core.follower import (
     BestResponse,
@@ -64,7 +64,6 @@ class LeaderEnv(gym.Env):
         if render_mode is None and not isinstance(game, Game):
             render_mode = game.unwrapped.render_mode  # a wrapper may make a list of its pictures
         check_picture(self.game, render_mode, self.metadata["render_modes"])
-        check_choice(self.game.sees_leader, (True,), "game.sees_leader")
         self.render_mode = render_mode
         wrapped = game.follower if isinstance(game, BilevelWrapper) else None
         if wrapped is not None and follower is not None and follower is not wrapped:

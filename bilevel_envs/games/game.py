@@ -15,7 +15,7 @@ import numpy as np
 from bilevel_envs.core.checks import check_choice
 from bilevel_envs.core.follower import Follower
 from bilevel_envs.core.mdp import ConfigurableMDP
-from bilevel_envs.games.pairs import Action, Pairs, State, pairs_of
+from bilevel_envs.games.pairs import Action, Pairs, State, StatesAlone, pairs_of
 
 Path = list[tuple[State, Action, Action]]
 
@@ -56,7 +56,7 @@ class Game(ConfigurableMDP):
 
     @property
     def seen_space(self) -> gym.Space:
-        """(s, a), what the follower sees once the leader has moved; by default from the two spaces."""
+        """(s, a), what the follower sees once the leader has moved; s where it does not see a."""
         return self.pairs.drawn
 
     @property
@@ -66,8 +66,8 @@ class Game(ConfigurableMDP):
 
     @cached_property
     def pairs(self) -> Pairs:
-        """How (s, a) is written."""
-        return pairs_of(self.game_states, self.leader_actions)
+        """How (s, a) is written; s alone where the follower does not see a."""
+        return pairs_of(self.game_states, self.leader_actions) if self.sees_leader else StatesAlone(self.game_states)
 
     # An episode -------------------------------------------------------------------------------------------------
 
@@ -97,15 +97,15 @@ class Game(ConfigurableMDP):
     # What the follower sees -------------------------------------------------------------------------------------
 
     def observe_follower(self, state: State, leader_action: Action) -> np.ndarray:
-        """(s, a) in `seen_space`, once the leader has moved."""
+        """(s, a) in `seen_space`, once the leader has moved; s where the follower does not see a."""
         return self.pairs.pair(state, leader_action)
 
     def not_drawn(self, state: State) -> np.ndarray:
-        """What stands for (s, a) in `unseen_space` before the leader has moved: a is A, or −∞ in vectors."""
+        """What stands for (s, a) in `unseen_space` before the leader moves: a is A, or −∞ in vectors; or s alone."""
         return self.pairs.marked(state)
 
     def policy_state(self, state: State, leader_action: Action) -> State:
-        """s̄ as the follower's policy takes it: the number s A + a in finite games, else the vector (s, a)."""
+        """s̄ as the follower's policy takes it: s A + a in finite games, else the vector (s, a); or s alone."""
         return self.pairs.policy_state(state, leader_action)
 
     # The follower, and a picture --------------------------------------------------------------------------------

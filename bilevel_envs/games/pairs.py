@@ -1,4 +1,4 @@
-"""How the pair s̄ = (s, a) is written: as two whole numbers in finite games, else as one vector."""
+"""What the follower sees: the pair s̄ = (s, a), two whole numbers in finite games, else one vector; or s alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Action = int | np.ndarray  # likewise, of either player
 
 
 class Pairs(Protocol):
-    """Pairs of a state and an action of the leader's."""
+    """Pairs of a state and an action of the leader's, as far as the follower sees them."""
 
     @property
     def drawn(self) -> gym.Space:
@@ -102,6 +102,39 @@ class VectorPairs:
     def policy_state(self, state: State, leader_action: Action) -> np.ndarray:
         """(s, a), one vector."""
         return self.pair(state, leader_action)
+
+
+@dataclass(frozen=True)
+class StatesAlone:
+    """What a follower sees who does not see a: s, before and after it is drawn.
+
+    Attributes:
+      states: the space of s.
+    """
+
+    states: gym.Space
+
+    @property
+    def drawn(self) -> gym.Space:
+        """All s."""
+        return self.states
+
+    @property
+    def undrawn(self) -> gym.Space:
+        """All s."""
+        return self.states
+
+    def pair(self, state: State, leader_action: Action) -> np.ndarray:
+        """s."""
+        return np.asarray(state)
+
+    def marked(self, state: State) -> np.ndarray:
+        """s."""
+        return np.asarray(state)
+
+    def policy_state(self, state: State, leader_action: Action) -> State:
+        """s."""
+        return state
 
 
 def pairs_of(states: gym.Space, leader_actions: gym.Space) -> Pairs:

@@ -112,7 +112,8 @@ class TwoPlayerForm:
 class GameEnv(TwoPlayerForm, AECEnv):
     """Turns: leader_0 observes s and draws a; follower_0 observes (s, a) and answers; then both are paid.
 
-    Before the leader has moved, `observe("follower_0")` shows the leader's action as 0.
+    Before the leader has moved, `observe("follower_0")` shows the leader's action as 0. A follower that does not see
+    the draw (`game.sees_leader`) observes s alone, in this form and the other.
 
     Args:
       game: the game.

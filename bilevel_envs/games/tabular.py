@@ -117,7 +117,7 @@ class TabularGame(Game):
     @property
     def vector_space(self) -> gym.Space:
         """What the follower observes."""
-        return self.seen_space if self.sees_leader else self.game_states
+        return self.seen_space
 
     def observe(self, state: State) -> State:
         """The pair (s, a) of an index s̄, or of many."""

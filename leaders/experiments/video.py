@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from bilevel_envs.core.checks import check_count, check_writable
 from bilevel_envs.core.follower import capabilities_of
 from bilevel_envs.rendering.drawing import INK, PAPER
+from bilevel_envs.worlds.tabular.model import TabularModel
+from bilevel_envs.worlds.world import world_of
 from bilevel_envs.wrapper import BilevelWrapper
 
 HEADER = 56  # pixels above each picture; even, as video codecs want
@@ -131,7 +134,7 @@ def _filmed(
     world: gym.Env, env: BilevelWrapper, theta: np.ndarray, caption: str, seed: int, run: int
 ) -> list[np.ndarray]:
     """One episode of a world at θ."""
-    as_state = env.problem.index  # what policies take, where the follower sees more than that
+    as_state = _states_of(env, theta)
     best, rng = env.best_response(theta, learn=False), np.random.default_rng(seed)
     theta = np.reshape(theta, (-1, *env.theta_space.shape))
     runs = len(theta)
@@ -152,6 +155,16 @@ def _filmed(
         ending = arrived if terminated else "  time is up" if truncated else ""
         frames.append(_titled(world.render(), caption, k, collected, ending))
     return frames
+
+
+def _states_of(env: BilevelWrapper, theta: np.ndarray) -> Callable[[Any], Any]:
+    """What policies take, from observations: of a table, the number of the state that shows itself so."""
+    model = env.model(np.reshape(theta, (-1, *env.theta_space.shape)))
+    if not world_of(model).countable:
+        return np.asarray
+    seen = env.observations(cast(TabularModel, model).states)
+    seen = seen.reshape(len(seen), -1)
+    return lambda observation: np.flatnonzero((seen == np.ravel(observation)).all(1))[0]
 
 
 def _drawn(env: BilevelWrapper, steps: int) -> gym.Env:

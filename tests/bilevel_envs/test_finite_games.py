@@ -25,6 +25,7 @@ from bilevel_envs import (
 from bilevel_envs.gym_env import make_env, make_vector_env
 from bilevel_envs.leader_env import game_of
 from bilevel_envs.markov_games import bilevel_lqr_v0, guided_pendulum_v0, toy_markov_game_v0
+from bilevel_envs.testing import check_bilevel_env
 from leaders import exact
 
 with warnings.catch_warnings():  # PettingZoo's tests load one of its own games in a way that it deprecates
@@ -198,8 +199,42 @@ def test_a_follower_that_does_not_see_the_draw_expects_over_it():
     np.testing.assert_array_equal(model.continues[0], t["continues"][:, 0])
     with pytest.raises(ValueError, match="`continues` must not depend on the leader's action"):
         FiniteGame(**t, sees_leader=False).model(torch.tensor(policy)[None])
-    with pytest.raises(ValueError, match="`game.sees_leader` must be one of True"):
-        LeaderEnv(blind)
+
+
+def test_a_follower_that_does_not_see_the_draw_observes_states_alone():
+    parts = {name: table for name, table in tables().items() if name != "continues"}
+    blind = FiniteGame(**parts, continues=np.repeat(tables()["continues"][:, :1], A, 1), sees_leader=False)
+    assert (blind.seen_space, blind.unseen_space, blind.policy_state(2, 1)) == (blind.game_states,) * 2 + (2,)
+    turns, together = GameEnv(blind), ParallelGameEnv(blind)
+    turns.reset(seed=0)
+    state = int(turns.observe("leader_0"))
+    for action in range(A):
+        turns.reset(seed=0)
+        turns.step(action)
+        assert turns.observe("follower_0") == together.observe_follower(state, action) == state
+        assert turns.observe("follower_0") in turns.observation_space("follower_0")
+    seen, _ = together.reset(seed=0)
+    assert seen["follower_0"] in together.observation_space("follower_0")
+    assert seen["follower_0"] == seen["leader_0"]
+    assert check_bilevel_env(blind, steps=500).ok
+
+
+@pytest.mark.slow
+def test_a_follower_that_does_not_see_the_draw_pays_the_leader_what_the_policy_is_worth():
+    parts = {name: table for name, table in tables().items() if name != "continues"}
+    blind = FiniteGame(**parts, continues=np.repeat(tables()["continues"][:, :1], A, 1), sees_leader=False)
+    policy, rng, returns = leaders_policy(), np.random.default_rng(0), []
+    env = LeaderEnv(blind, theta=policy)
+    for episode in range(1_500):
+        state, _ = env.reset(seed=episode)
+        total, over, step = 0.0, False, 0
+        while not over and step < 100:
+            state, reward, terminated, truncated, _ = env.step(int(rng.choice(A, p=policy[state])))
+            total += blind.preferences.gamma_leader**step * reward
+            over, step = terminated or truncated, step + 1
+        returns.append(total)
+    worth = float(exact.objective(BilevelWrapper(TabularEnv(blind)), policy))
+    assert abs(np.mean(returns) - worth) < 4 * np.std(returns) / len(returns) ** 0.5
 
 
 # The leader's side --------------------------------------------------------------------------------------------------

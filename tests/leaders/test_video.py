@@ -34,6 +34,24 @@ def test_a_table_that_was_constructed_is_filmed_as_the_registered_one_is():
     np.testing.assert_array_equal(ours, follower_frames(registered, theta, theta, steps=6))
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("ToyMarkovGame", {}), ("ToyMarkovGame", {"sees_leader": False}), ("FourRooms", {})]
+)
+def test_what_a_table_shows_of_its_states_makes_no_other_film(name, arguments):
+    problem = gym.make(f"BiLevel/{name}-v0", **arguments).unwrapped.problem
+    films = [
+        follower_frames(
+            BilevelWrapper(TabularEnv(problem, observation=shown, render_mode="rgb_array")),
+            problem.default_theta,
+            problem.default_theta,
+            steps=5,
+        )
+        for shown in ("index", "vector")
+    ]
+    np.testing.assert_array_equal(*films)
+    assert not np.array_equal(films[0][0], films[0][-1])
+
+
 def test_an_environment_that_somebody_else_wrote_is_filmed_before_and_after(tmp_path):
     env = cart_pole(render_mode="rgb_array")
     first = np.array([0.25])
