@@ -82,6 +82,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
                 raise TypeError(f"`follower_kwargs` must be what {follower!r} takes: {error}") from error
         elif follower_kwargs:
             raise TypeError(f"`follower_kwargs` go with a follower's name only, got {follower_kwargs}")
+        check_instance(follower, "follower")
         if not is_follower(follower) or lacking(follower, ["beta"]):
             raise TypeError(
                 f"`follower` must be an object with `best_response(model, ...)` (or `respond(task, ...)`) and `beta`, "

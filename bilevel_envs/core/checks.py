@@ -23,7 +23,8 @@ NUMBERS_OF_A_TRANSITION = 10  # in a batch, at least
 def check_shape(x: Tensor | np.ndarray, shape: Sequence[int], name: str, meaning: str = "") -> None:
     """Refuses `x` unless its trailing axes are `shape`."""
     if tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape) or x.ndim < len(shape):
-        raise ValueError(f"`{name}` must have shape {_axes(shape)}{meaning and f' {meaning}'}, got {_axes(x.shape)}")
+        wanted = _axes(["...", *shape] if x.ndim > len(shape) else shape)
+        raise ValueError(f"`{name}` must have shape {wanted}{meaning and f' {meaning}'}, got {_axes(x.shape)}")
 
 
 def meant(name: str, among: Iterable[str]) -> str:
@@ -272,5 +273,5 @@ def finite_numbers(value: ArrayLike, shape: Sequence[int] | None, name: str) -> 
     return array.astype(np.float64)
 
 
-def _axes(shape: Sequence[int]) -> str:
+def _axes(shape: Sequence[object]) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"

@@ -30,7 +30,7 @@ from bilevel_envs.core.mdp import (
     recorded_best,
 )
 from bilevel_envs.core.noise import Noise
-from bilevel_envs.core.problems import check_model, completed, simulated
+from bilevel_envs.core.problems import check_model, completed, modelled, simulated
 
 M = TypeVar("M", bound=Model)
 BLOCK = 512  # steps' worth of uniform numbers drawn at a time
@@ -50,9 +50,18 @@ def as_theta(problem: ConfigurableMDP, theta: Numbers, with_runs: bool = True) -
     wanted = problem.theta_space.shape
     if array.ndim - len(wanted) not in ((0, 1) if with_runs else (0,)) or array.size == 0:
         runs = ", or a leading runs axis before it" if with_runs else ""
-        raise ValueError(f"`theta` must have shape {list(wanted)}{runs}, got {list(array.shape)}")
+        stacked = array.ndim == len(wanted) + 1 and not with_runs
+        hint = ": of several runs take one, such as `leader.theta[0]`" if stacked else ""
+        raise ValueError(f"`theta` must have shape {list(wanted)}{runs}, got {list(array.shape)}{hint}")
     problem.check_theta(array)
     return array
+
+
+def runs_first(problem: ConfigurableMDP, theta: Numbers) -> Tensor:
+    """θ as a float64 tensor ``[R, *θ.shape]``, which keeps its gradient; checked as by `as_theta`."""
+    checked = as_theta(problem, theta)
+    tensor = theta.double() if isinstance(theta, Tensor) and theta.requires_grad else torch.tensor(checked)
+    return tensor[None] if tensor.ndim == len(problem.theta_space.shape) else tensor
 
 
 class Display(Protocol):
@@ -147,7 +156,7 @@ class Face(Generic[M]):
     @with_ordinary_tensors
     def model(self, theta: Numbers) -> M:
         """The follower's MDP at θ, ``[*θ.shape]`` or ``[R, *θ.shape]``; a tensor with gradients keeps them."""
-        return self._of_kind(self.problem.model(*self._in_place(theta)), "model")
+        return self._of_kind(modelled(self.problem, self.problem.model, *self._in_place(theta)), "model")
 
     @with_ordinary_tensors
     def simulator(self, theta: Numbers) -> M:
@@ -156,7 +165,7 @@ class Face(Generic[M]):
 
     def _in_place(self, theta: Numbers) -> tuple[Any, ...]:
         """θ ``[R, *θ.shape]``, and each run's context where one is in force."""
-        first, context = self._runs_first(theta), self.context
+        first, context = runs_first(self.problem, theta), self.context
         if context is None:
             return (first,)
         context = np.atleast_1d(context)
@@ -171,11 +180,6 @@ class Face(Generic[M]):
         """A model that this environment steps; refuses others with a TypeError."""
         check_model(model, self.problem, method, self.model_kind)
         return cast(M, model)  # an object of `model_kind`
-
-    def _runs_first(self, theta: Numbers) -> Tensor:
-        checked = as_theta(self.problem, theta)
-        tensor = theta.double() if isinstance(theta, Tensor) and theta.requires_grad else torch.tensor(checked)
-        return tensor[None] if tensor.ndim == len(self.theta_space.shape) else tensor
 
     def _prepared(self, theta: np.ndarray) -> object:
         """What `_load` takes at a θ that has been checked."""

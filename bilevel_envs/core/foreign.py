@@ -12,9 +12,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike
 
 from bilevel_envs.core.checks import lacking
-from bilevel_envs.core.env_base import ConfigurableEnv, Face
+from bilevel_envs.core.env_base import ConfigurableEnv, Face, runs_first
 from bilevel_envs.core.mdp import ConfigurableMDP, Model, Numbers
-from bilevel_envs.core.problems import check_theta_space, completed
+from bilevel_envs.core.problems import check_theta_space, completed, modelled
 
 NEEDED = ("theta_space", "preferences", "configure", "model")
 
@@ -102,7 +102,11 @@ class ForeignEnv:
     def __init__(self, env: Any) -> None:
         missing = lacking(env, NEEDED)
         if missing:
-            raise TypeError(f"`env` must be configurable by a leader; {type(env).__name__} lacks {', '.join(missing)}")
+            raise TypeError(
+                f"`env` must be configurable by a leader; {type(env).__name__} lacks {', '.join(missing)}: "
+                "ConfigurableRewards(env, ...) puts θ into the rewards of any environment, ConfigurableDynamics "
+                "into its physics, too"
+            )
         check_theta_space(env.theta_space, type(env).__name__)
         self.env = env
         problem = self._own("problem", env)
@@ -150,13 +154,13 @@ class ForeignEnv:
             self.env.configure(theta)
 
     def model(self, theta: Numbers) -> Model:
-        """The environment's own."""
-        return self.env.model(theta)
+        """The environment's own, which is given θ as a tensor ``[R, *θ.shape]``."""
+        return modelled(self.problem, self.env.model, runs_first(self.problem, theta))
 
     def simulator(self, theta: Numbers) -> Model | None:
-        """The environment's own, if it has one."""
+        """The environment's own, if it has one; it is given θ as `model` is."""
         own = self._own("simulator")
-        return None if own is None else own(theta)
+        return None if own is None else modelled(self.problem, own, runs_first(self.problem, theta))
 
     def copies(self, count: int, max_episode_steps: int | None = None) -> gym.vector.VectorEnv:
         """The environment's own, or copies that Gymnasium makes."""

@@ -104,8 +104,24 @@ def check_theta_space(space: object, name: str) -> None:
 def simulated(problem: ConfigurableMDP, theta: Tensor, *context: np.ndarray) -> Any:
     """The world that `step` simulates at θ ``[R, *θ.shape]``, in each run's context where the problem has some."""
     own = type(problem).simulator is not ConfigurableMDP.simulator
-    world: Callable[..., object] = problem.simulator if own else problem.model
-    return world(theta, *context)
+    return modelled(problem, problem.simulator if own else problem.model, theta, *context)
+
+
+def modelled(problem: ConfigurableMDP, method: Callable[..., object], theta: Tensor, *context: np.ndarray) -> Any:
+    """What a problem's `model` or `simulator` makes of θ ``[R, *θ.shape]``.
+
+    Raises:
+      TypeError: if it takes a θ that needs a gradient to NumPy.
+    """
+    try:
+        return method(theta, *context)
+    except RuntimeError as error:
+        if "numpy()" not in str(error):
+            raise
+        raise TypeError(
+            f"`{method.__name__}(theta)` of {problem.title} must keep to torch operations on θ, whose gradient leaders "
+            f"need; it took θ {list(theta.shape)} to NumPy: write torch.exp(theta) for np.exp(theta)"
+        ) from error
 
 
 def simulated_at_first(problem: ConfigurableMDP) -> Any:

@@ -143,7 +143,8 @@ def env_of(name: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
         env = gym.make(own, **kwargs)
     except gym.error.Error as error:
-        known = f"Known here: {', '.join(PROBLEMS)}; one of your own is MODULE:ID, of the module that registers it"
+        known = "One of your own is MODULE:ID, of the module that registers it"
+        known = f"{known if not colon else ''} Known here: {', '.join(PROBLEMS)}".strip()
         said = str(error).rstrip(".")
         said += "" if said.endswith("?") else "."
         raise ValueError(f"`env` must be a registered id; {said}{imported} {known}") from error

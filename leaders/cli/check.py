@@ -51,5 +51,6 @@ class CheckContract:
                 print(result)
         if waiting:
             print(f"skip  {len(waiting)} checks that need what failed: mend that first, and check again")
+        print(str(report).splitlines()[0])
         if not report.ok:
             raise SystemExit(1)

@@ -15,22 +15,16 @@ def mean_return(batch: Rollout, gamma: float) -> Tensor:
 
 
 def uncut_return(batch: Rollout, gamma: float) -> Tensor:
-    """J_L as sampled, [R]: by the step of an episode, the mean discounted reward of the episodes not cut before it.
+    """J_L as sampled, [R]: by the step t of an episode, the mean discounted reward of the episodes not cut before it.
 
-    What a row's end leaves out of its last episode is estimated by the others, so that batches of different sizes
-    agree. When an episode begins, and hence when it is cut, says nothing of what it will bring: up to the ratio the
-    estimate is unbiased as far as the longest row goes. Behind that nothing is known, and nothing is counted.
+    These are the episodes that begin t steps or more before the end of their row. The estimate is consistent in the
+    number of episodes: of a single row that holds one or two it gives long episodes too much weight. What lies beyond
+    the length of a row is left out.
     """
-    valid, length = batch.valid, batch.valid.shape[-1]
-    last = (valid * torch.arange(1, length + 1)).amax(-1)  # steps of each row, [R, N]
-    ended = (valid & (batch.terminated | batch.truncated)).gather(-1, (last - 1).clamp(min=0)[..., None])[..., 0]
-    sight = torch.where(ended, length, last)  # a row that ended early would have seen no more, and goes on with 0
-    until_cut = (sight[..., None] - torch.arange(length)).clamp(min=0)  # steps seen of an episode that begins there
-    begun = torch.zeros(len(valid), length + 1, dtype=torch.float64)
-    begun.scatter_add_(1, until_cut.flatten(1), batch.starts.flatten(1).double())
-    at_risk = begun.flip(1).cumsum(1).flip(1)[:, 1:]  # episodes that the batch shows for more than t steps, [R, T]
-    paid = torch.zeros(len(valid), length, dtype=torch.float64)
-    paid.scatter_add_(1, batch.step.flatten(1).clamp(max=length - 1), (batch.r_leader * valid).flatten(1))
+    length = batch.valid.shape[-1]
+    at_risk = batch.starts.sum(1).cumsum(-1).flip(-1)  # of each step t: episodes that begin at T - 1 - t or before
+    paid = torch.zeros(len(batch.valid), length, dtype=torch.float64)
+    paid.scatter_add_(1, batch.step.flatten(1), (batch.r_leader * batch.valid).flatten(1))
     return (gamma ** torch.arange(length).double() * paid / at_risk.clamp(min=1)).sum(1)
 
 

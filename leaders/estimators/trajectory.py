@@ -499,7 +499,7 @@ class TrajectoryLeader(Leader):
         """The rows of a batch where the user gives none: equal ones, as few as the time limit allows.
 
         Without a limit there are ten: a control variate needs episodes. Where cut episodes go on in the empirical
-        model, it must not end where rows do: they are as long as something counts.
+        model, rows are as long as something counts, so that an empirical model of one row has no end of its own.
         """
         limit = self.env.time_limit
         if self.estimator_config.tail == "continue":
@@ -511,10 +511,9 @@ class TrajectoryLeader(Leader):
         return rows if limit is None else self._rows_of_whole_episodes(size, rows, limit)
 
     def _rows_of_whole_episodes(self, size: int, rows: int, limit: int) -> int:
-        """Where states are no table's, rows that hold at least one whole episode, if there are such."""
+        """Where states are no table's, the shortest rows that hold a whole episode, if the batch holds one."""
         if self.facts.world != TABULAR:
-            whole = [n for n in range(1, size // limit + 1) if size % n == 0 and size // n <= 2 * limit]
-            rows = max(whole, default=rows)
+            rows = max((n for n in range(1, size // limit + 1) if size % n == 0), default=rows)
         if self.facts.features and size >= limit > 2 * (size // rows):
             raise ValueError(
                 f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "

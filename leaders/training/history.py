@@ -53,8 +53,8 @@ class History:
       follower_solves: follower responses that the leader has asked for.
       leader_value: exact J_L(θ) under the follower's soft optimum, without a time limit; NaN without a model, and on
         iterations where it was not evaluated (`evaluate_every`).
-      leader_return: mean discounted return of the leader in what the iteration sampled; what the batch cuts off an
-        episode is estimated by the others, as far as rows go.
+      leader_return: mean discounted return of the leader in what the iteration sampled; what a batch cuts off an
+        episode is estimated from its other episodes, as far as rows go.
       grad_norm: ℓ2 norm of the raw gradient before it is clipped.
       residual: largest violation of the follower's optimality equation; NaN for one that solves none.
       episodes: how many episodes ended in the batch.

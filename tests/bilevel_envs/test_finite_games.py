@@ -301,7 +301,7 @@ def test_an_object_that_is_no_game_is_refused():
         ({"initial": np.ones(3) / 3}, r"`initial` must have shape \[4\]"),
         ({"initial": np.ones(4)}, "`initial` .* must be non-negative and sum to 1"),
         ({"transition": np.ones((S, A, B, S))}, "`transition` .* must be non-negative and sum to 1"),
-        ({"transition": np.ones((S, A, B, 5)) / 5}, r"`transition` must have shape \[4\] \[state, leader action"),
+        ({"transition": np.ones((S, A, B, 5)) / 5}, r"`transition` must have shape \[..., 4\] \[state, leader action"),
         ({"transition": np.eye(S)}, r"`transition` must be \[state, leader action, action, next state\], got shape"),
         ({"r_follower": np.full((S, A, B), np.nan)}, "`r_follower` must be finite"),
         ({"continues": np.full((S, A, B), 0.5)}, "`continues` must be 0 or 1"),

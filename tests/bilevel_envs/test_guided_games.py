@@ -294,7 +294,7 @@ def test_bad_networks_are_refused():
         GaussianNetwork((3, 1), 0.0)
     with pytest.raises(ValueError, match="`reach` must be above 0"):
         GaussianTanhNetwork((3, 1), -1.0)
-    with pytest.raises(ValueError, match=r"`theta` must have shape \[4\] \[weights\], got \[1, 5\]"):
+    with pytest.raises(ValueError, match=r"`theta` must have shape \[..., 4\] \[weights\], got \[1, 5\]"):
         SimulatedModel(GaussianNetwork((3, 1), 1.0), torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"`theta` must have shape \[runs, 4\], got \[4\]"):
         SimulatedModel(GaussianNetwork((3, 1), 1.0), torch.zeros(4))

@@ -324,3 +324,28 @@ def test_a_model_of_other_runs_than_theta_is_refused(count):
 
     with pytest.raises(ValueError, match=rf"`model\(theta\)` of Changed must be of 3 runs, .* got {count}: keep θ's"):
         leading(3, model=model)
+
+
+class TakesToNumPy(gym.Env):
+    """Somebody's environment, whose model is made of NumPy's functions."""
+
+    observation_space, action_space = gym.spaces.Discrete(1), gym.spaces.Discrete(2)
+    theta_space, preferences = gym.spaces.Box(0.0, 1.0, (1,), np.float64), Preferences(0.9, 0.9, 0.1)
+    theta = np.zeros(1)
+
+    def configure(self, theta):
+        self.theta = theta
+
+    def model(self, theta):
+        assert theta.shape[1:] == (1,)
+        assert theta.dtype == torch.float64
+        reward = torch.from_numpy(np.exp(theta.numpy()))[..., None].expand(-1, 1, 2)
+        return TabularModel(torch.ones(1, 1, 2, 1).double(), torch.ones(1, 1).double(), reward, reward)
+
+
+def test_a_model_that_takes_theta_to_numpy_is_told_by_name():
+    env = BilevelWrapper(TakesToNumPy())
+    for theta in (np.zeros(1), np.zeros((3, 1))):  # a model is given θ as a tensor with a runs axis, whoever asks
+        assert env.model(theta).r_leader.shape[1:] == (1, 2)
+    with pytest.raises(TypeError, match=r"`model\(theta\)` of TakesToNumPy must keep to torch operations on θ"):
+        env.model(torch.zeros(1, 1, dtype=torch.float64, requires_grad=True))

@@ -34,7 +34,7 @@ def test_expected_next_counts_only_what_goes_on():
             {"transition": torch.full((1, 2, 2, 2), 0.55).double()},
             r"at \(0, 0, 0\) it sums to 1.1.*logits\.softmax",
         ),
-        ({"transition": torch.ones(1, 2, 2, 3).double() / 3}, r"`transition` must have shape \[2, 2, 2\]"),
+        ({"transition": torch.ones(1, 2, 2, 3).double() / 3}, r"`transition` must have shape \[..., 2, 2, 2\]"),
         (
             {"initial": torch.tensor([[1.5, -0.5]], dtype=torch.float64)},
             r"`initial` .*smallest entry is -0.5",
@@ -43,7 +43,7 @@ def test_expected_next_counts_only_what_goes_on():
             {"r_follower": torch.full((1, 2, 2), float("nan")).double()},
             r"`r_follower` must be finite; at \(0, 0, 0\)",
         ),
-        ({"r_leader": torch.zeros(2, 2).double()}, r"`r_leader` must have a leading runs axis"),
+        ({"r_leader": torch.zeros(2, 2).double()}, r"`r_leader` must have one leading runs axis, of length 1"),
         (
             {"transition": torch.full((2, 2, 2), 0.5).double()},
             r"`transition` must be \[run, state, action, next state\], .* got shape \[2, 2, 2\]",

@@ -61,7 +61,9 @@ def test_responses_of_other_kinds_are_refused(make):
     world = rooms.model(rooms.unwrapped.theta)
     with pytest.raises(ValueError, match=r"got \[1, 104, 5\]"):
         table_rollout(world, uniform(104, 5), Noise([0]), rows=1, horizon=3)
-    with pytest.raises(ValueError, match=r"`policy` must have shape \[104, 4\] \[state, action\], got \[1, 104, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"`policy` must have shape \[..., 104, 4\] \[state, action\], got \[1, 104, 5\]"
+    ):
         world.resolvent(uniform(104, 5).probs, 0.9, torch.zeros(1, 104).double())
 
 

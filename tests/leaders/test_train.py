@@ -386,7 +386,7 @@ def test_misspelt_and_wrong_kinds_are_refused(make):
         BCHG(make("TollBridge"), policy="mlp")
     with pytest.raises(TypeError, match="`critic` must be one of .*or an object with fit, values"):
         BCHG(make("TollBridge"), critic=3)
-    with pytest.raises(TypeError, match="`follower` must be an object with `best_response"):
+    with pytest.raises(TypeError, match="`follower` must be an object, got the class SoftValueIteration: make one"):
         BilevelWrapper(gym.make("BiLevel/FourRooms-v0"), SoftValueIteration)
     with pytest.raises(TypeError, match="`callback` must be an SB3 callback, a function, or a list"):
         BCHG(make("FourRooms")).learn(1, callback="stop")

@@ -211,7 +211,7 @@ class TabularModel:
         check_shape(table, shape, name)
         if table.ndim != len(shape) + 1 or table.shape[0] not in (1, self.runs):
             raise ValueError(
-                f"`{name}` must have a leading runs axis (1 or {self.runs}) before {list(shape)}, "
+                f"`{name}` must have one leading runs axis, {_lengths(self.runs)}, before {list(shape)}, "
                 f"got {list(table.shape)}"
             )
 
@@ -256,7 +256,7 @@ class TabularModel:
         for name, table in (("r_leader", r_leader), ("r_follower", r_follower)):
             if table.shape[:-2] not in ((1,), (changed.runs,)):
                 raise ValueError(
-                    f"`{name}` must have a leading runs axis (1 or {changed.runs}), got shape {list(table.shape)}"
+                    f"`{name}` must have one leading runs axis, {_lengths(changed.runs)}, got shape {list(table.shape)}"
                 )
         return changed
 
@@ -342,7 +342,7 @@ class Resolvents:
         runs = max(model.runs, len(g), len(y))
         for name, shape in (("policy", g.shape), ("y", y.shape)):
             if shape[0] not in (1, runs):
-                raise ValueError(f"`{name}` must have a leading runs axis (1 or {runs}), got shape {list(shape)}")
+                raise ValueError(f"`{name}` must have a leading runs axis, {_lengths(runs)}, got shape {list(shape)}")
         right = y.detach().double().contiguous().numpy()
         if model.is_large:
             return torch.from_numpy(self._systems.solutions(right, transpose)).expand(runs, -1)
@@ -371,3 +371,8 @@ def _moves_of(transition: object) -> Moves:
 
 def _kind(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _lengths(runs: int) -> str:
+    """How long a runs axis may be, in a message."""
+    return "of length 1" if runs == 1 else f"of length 1 or {runs}"
