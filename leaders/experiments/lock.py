@@ -1,4 +1,4 @@
-"""One folder, one command: a lock that goes with the process that took it, and its owner's signs of life."""
+"""One folder, one command: a lock that goes with the process that took it, and the heartbeat of its owner."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -18,9 +19,39 @@ from leaders.experiments.json_file import UNREADABLE, read_json
 from leaders.training.history import replace_file
 
 LOCK, OWNER = ".lock", ".owner.json"
-BEAT = 20.0  # seconds between two signs of life, by which `.owner.json` is dated
+BEAT = 20.0  # seconds between two heartbeats, by which `.owner.json` is dated
 SILENCE = 600.0  # seconds without one after which an owner on a file system without `flock` is taken for dead
-_held: list[FileLock] = []  # of the folders that this process writes to
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A folder that this process writes to.
+
+    Attributes:
+      lock: its lock.
+      owner: what `.owner.json` says of this process.
+    """
+
+    lock: FileLock
+    owner: bytes
+
+    @property
+    def folder(self) -> Path:
+        """The folder."""
+        return Path(self.lock.lock_file).parent
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether another process took this one for dead, which only happens where there is no `flock`."""
+        if not isinstance(self.lock, SoftFileLock):
+            return False
+        try:
+            return (self.folder / OWNER).read_bytes() != self.owner
+        except OSError:  # the folder is gone, which whoever writes to it will find
+            return False
+
+
+_held: list[Held] = []
 
 
 class Stopped(Exception):
@@ -31,8 +62,8 @@ def hold(folder: Path) -> None:
     """Keeps other processes out of a folder until `release_all`, or until this one ends in whatever way.
 
     The lock is the file system's (`flock`), and goes with its owner; a network file system has to honour it. Where
-    there is no `flock` the file itself is the lock. Then that of an owner that died on this machine, or that has given
-    no sign of life for ten minutes, is taken over.
+    there is no `flock` the file itself is the lock. Then that of an owner that died on this machine, or whose heartbeat
+    has stopped for ten minutes, is taken over.
 
     Raises:
       BlockingIOError: if another process writes to the folder, with what is known of it.
@@ -42,39 +73,71 @@ def hold(folder: Path) -> None:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not isinstance(lock, SoftFileLock) or (seconds_since_last_sign(folder) or 0.0) < SILENCE:
+            if not isinstance(lock, SoftFileLock) or not _set_aside(folder):
                 raise
-            (folder / LOCK).unlink(missing_ok=True)
             lock.acquire(timeout=0)
     except Timeout:
         raise BlockingIOError(
             f"`out` must be a folder that no other command writes to; {folder} is written to by {_owner(folder)}. "
             "Wait for it, or choose another --out"
         ) from None
-    _held.append(lock)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     owner = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
-    replace_file(folder / OWNER, json.dumps(owner).encode())
+    held = Held(lock, json.dumps(owner).encode())
+    _held.append(held)
+    replace_file(folder / OWNER, held.owner)
     if len(_held) == 1:
-        threading.Thread(target=_beat, args=(lock,), daemon=True).start()
+        threading.Thread(target=_beat, args=(held,), daemon=True).start()
 
 
-def seconds_since_last_sign(folder: Path) -> float | None:
-    """How long ago a folder's owner gave its last sign of life, by the file system's clock; None for none."""
+def seconds_since_heartbeat(folder: Path) -> float | None:
+    """How long ago a folder's owner dated `.owner.json`, by the file system's clock; of one without, its lock's age."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part") as now:
-            return os.stat(now.name).st_mtime - (folder / OWNER).stat().st_mtime
+            dated = OWNER if (folder / OWNER).exists() else LOCK
+            return os.stat(now.name).st_mtime - (folder / dated).stat().st_mtime
     except OSError:
         return None
 
 
-def _beat(first: FileLock) -> None:
+def check_held(folder: Path) -> None:
+    """Refuses to write to a folder that another process has taken over.
+
+    Raises:
+      BlockingIOError: if it has, because this one gave no heartbeat for ten minutes.
+    """
+    if any(held.taken_over for held in _held if held.folder == folder):
+        raise BlockingIOError(
+            f"`out` must be a folder that no other command writes to; {folder} was taken over by {_owner(folder)}, "
+            f"because this process gave no heartbeat for {SILENCE / 60:.0f} minutes: it ends, and the other one goes on"
+        )
+
+
+def _set_aside(folder: Path) -> bool:
+    """Whether the lock of an owner that has been silent for too long could be moved out of the way."""
+    silent, aside = seconds_since_heartbeat(folder), folder / f".{os.getpid()}.part"
+    if silent is None or silent < SILENCE:
+        return False
+    try:
+        stale = (folder / LOCK).stat().st_ino
+        os.rename(folder / LOCK, aside)
+        if aside.stat().st_ino != stale:  # another process was faster: this is its lock
+            os.rename(aside, folder / LOCK)
+            return False
+        aside.unlink()
+    except FileNotFoundError:  # likewise
+        return False
+    return True
+
+
+def _beat(first: Held) -> None:
     """Dates `.owner.json` of every folder that is held, as long as this process holds the first."""
     pause = threading.Event()
     while not pause.wait(BEAT) and first in _held:
-        for lock in tuple(_held):
+        for held in tuple(_held):
             with suppress(OSError):  # the folder may be gone, or read-only by now
-                os.utime(Path(lock.lock_file).parent / OWNER)
+                if not held.taken_over:
+                    os.utime(held.folder / OWNER)
 
 
 def make_folder(folder: Path) -> None:
@@ -106,10 +169,12 @@ def released_afterwards() -> Iterator[None]:
 
 def _release_to(count: int) -> None:
     while len(_held) > count:
-        lock = _held.pop()
+        held = _held.pop()
+        if held.taken_over:  # both files are another process's by now
+            continue
         with suppress(OSError):  # the folder may be gone, or read-only by now
-            (Path(lock.lock_file).parent / OWNER).unlink(missing_ok=True)
-        lock.release()
+            (held.folder / OWNER).unlink(missing_ok=True)
+        held.lock.release()
 
 
 def is_ours(path: Path) -> bool:
@@ -122,7 +187,7 @@ def _owner(folder: Path) -> str:
     try:
         owner = read_json(folder / OWNER)
         told = f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-        silent = seconds_since_last_sign(folder)
-        return told if silent is None else f"{told}, last sign of life {max(silent, 0.0):.0f} s ago"
+        silent = seconds_since_heartbeat(folder)
+        return told if silent is None else f"{told}, last heartbeat {max(silent, 0.0):.0f} s ago"
     except UNREADABLE:
         return "another process"

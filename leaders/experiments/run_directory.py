@@ -15,7 +15,7 @@ from typing import Any, cast
 from stable_baselines3.common.callbacks import BaseCallback
 
 from leaders.experiments.json_file import UNREADABLE, read_json
-from leaders.experiments.lock import hold, is_ours, make_folder
+from leaders.experiments.lock import check_held, hold, is_ours, make_folder
 from leaders.leader import Leader
 from leaders.training.checkpoint import Rows, rows_beside
 from leaders.training.history import replace_file
@@ -135,11 +135,13 @@ class RunDirectory:
 
     def save_checkpoint(self, leader: Leader) -> None:
         """Writes a checkpoint and θ, at a cost that does not depend on how far the run is."""
+        check_held(self.path)
         leader.save(self.path / LEADER, self._rows)
         write_csv(leader.theta, leader.runs, self.path / THETA)
 
     def save(self, leader: Leader) -> None:
         """Writes the checkpoint with its whole history, and history and θ as CSV."""
+        check_held(self.path)
         leader.save(self.path / LEADER)
         self._rows.path.unlink(missing_ok=True)
         self._rows = Rows(self._rows.path)

@@ -406,14 +406,14 @@ def test_an_owner_gives_signs_of_life_until_it_gives_up_its_folders(tmp_path, mo
         hold(tmp_path / name)
         os.utime(tmp_path / name / ".owner.json", (0, 0))
     ends = time.monotonic() + 20
-    while not all(0 <= lock.seconds_since_last_sign(tmp_path / name) < 20 for name in ("one", "two")):
+    while not all(0 <= lock.seconds_since_heartbeat(tmp_path / name) < 20 for name in ("one", "two")):
         assert time.monotonic() < ends
         time.sleep(0.02)
     release_all()
     (tmp_path / "one" / ".owner.json").touch()
     os.utime(tmp_path / "one" / ".owner.json", (0, 0))
     time.sleep(0.2)
-    assert lock.seconds_since_last_sign(tmp_path / "one") > 1e9  # nobody beats any more
+    assert lock.seconds_since_heartbeat(tmp_path / "one") > 1e9  # nobody beats any more
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
@@ -432,12 +432,41 @@ def test_without_flock_an_owner_elsewhere_is_taken_for_dead_after_ten_minutes_of
     os.utime(tmp_path / ".owner.json", (then, then))
     if silent < lock.SILENCE:
         with pytest.raises(
-            BlockingIOError, match=r"written to by process \d+ on far, since \S+, last sign of life 1\d s ago"
+            BlockingIOError, match=r"written to by process \d+ on far, since \S+, last heartbeat 1\d s ago"
         ):
             hold(tmp_path)
     else:
         hold(tmp_path)
         assert json.loads((tmp_path / ".owner.json").read_text())["host"] == socket.gethostname()
+        release_all()
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_flock_an_owner_that_was_taken_over_leaves_the_folder_alone(tmp_path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "no flock here")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(socket, "gethostname", lambda: "far")
+    hold(tmp_path)
+    lock.check_held(tmp_path)
+    [asleep] = lock._held
+    lock._held.clear()
+    (tmp_path / ".owner.json").unlink()  # the age of the lock counts
+    then = time.time() - 1_000
+    os.utime(tmp_path / ".lock", (then, then))
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    hold(tmp_path)
+    [awake] = lock._held
+    lock._held[:] = [asleep]
+    with pytest.raises(BlockingIOError, match="was taken over by process .* on here"):
+        lock.check_held(tmp_path)
+    release_all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".owner.json"]
+    assert (tmp_path / ".owner.json").read_bytes() == awake.owner
+    lock._held[:] = [awake]
+    release_all()
+    assert not (tmp_path / ".owner.json").exists()
 
 
 @pytest.mark.slow
