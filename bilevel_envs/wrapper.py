@@ -340,4 +340,5 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
     def close(self) -> None:
         """Closes the environment and its copies."""
         self._close_copies()
+        self._inside.close_copies()
         super().close()

@@ -274,6 +274,9 @@ class ConfigurableEnv(Face[M], gym.Env):
         """So many copies that show states as models number them, from which leaders draw by steps."""
         return self.vector_class(self.problem, count, max_episode_steps=max_episode_steps)
 
+    def close_copies(self) -> None:
+        """Closes copies that are kept for later; by default there are none."""
+
     def observations(self) -> np.ndarray | None:
         """What the follower sees in each state of a table, [S] or [S, ...]; None for the state's number."""
         return None

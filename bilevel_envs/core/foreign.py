@@ -68,6 +68,9 @@ class Configurable(Protocol):
     def stepped_copies(self, count: int, max_episode_steps: int | None) -> gym.vector.VectorEnv:
         """Copies from which leaders draw by steps."""
 
+    def close_copies(self) -> None:
+        """Closes copies that are kept for later."""
+
     def observations(self) -> np.ndarray | None:
         """What the follower sees in each state of a table; None for the state's number."""
 
@@ -76,18 +79,21 @@ class LentCopies(gym.vector.SyncVectorEnv):
     """Scalar environments stepped one after another, autoreset mode SAME_STEP; `close` gives them back.
 
     Args:
-      envs: the environments.
-      idle: where they are kept until somebody asks for copies again.
+      lent: the environments, without a time limit.
+      limit: the time limit; None for none.
+      idle: where they are kept for the next response.
     """
 
-    def __init__(self, envs: list[gym.Env], idle: list[gym.Env]) -> None:
-        self._idle, given = idle, iter(envs)
+    def __init__(self, lent: list[gym.Env], limit: int | None, idle: list[gym.Env]) -> None:
+        self._lent, self._idle = lent, idle
+        envs = lent if limit is None else [gym.wrappers.TimeLimit(env, limit) for env in lent]
+        given = iter(envs)
         super().__init__([given.__next__] * len(envs), autoreset_mode=AutoresetMode.SAME_STEP)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Gives the environments back."""
-        self._idle.extend(self.envs)
-        self.envs = []
+        self._idle.extend(self._lent)
+        self._lent, self.envs = [], []
 
 
 class ForeignEnv:
@@ -112,7 +118,7 @@ class ForeignEnv:
         problem = self._own("problem", env)
         self.problem = completed(env if lacking(problem, ["preferences"]) else problem)
         self.default_follower: str | None = self._own("default_follower", "soft_value_iteration")
-        self._idle: dict[int | None, list[gym.Env]] = {}  # copies that nobody uses, by their time limit
+        self._idle: list[gym.Env] = []  # copies without a time limit
 
     @property
     def theta_space(self) -> gym.spaces.Box:
@@ -172,12 +178,18 @@ class ForeignEnv:
         spec = self.env.spec
         if spec is None:
             raise ValueError("`env` must come from gymnasium.make, so that it can be made many times")
-        limit: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         if spec.vector_entry_point is not None:
-            return gym.make_vec(spec, num_envs=count, **limit)
-        idle = self._idle.setdefault(max_episode_steps, [])
-        kept = [idle.pop() for _ in range(min(count, len(idle)))]
-        return LentCopies([*kept, *(gym.make(spec, **limit) for _ in range(count - len(kept)))], idle)
+            kwargs: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+            return gym.make_vec(spec, num_envs=count, **kwargs)
+        while len(self._idle) < count:
+            self._idle.append(gym.make(spec, max_episode_steps=-1))  # Gymnasium's word for no limit
+        lent, self._idle[:count] = self._idle[:count], []
+        return LentCopies(lent, spec.max_episode_steps if max_episode_steps is None else max_episode_steps, self._idle)
+
+    def close_copies(self) -> None:
+        """Closes the copies that are kept."""
+        while self._idle:
+            self._idle.pop().close()
 
     def observations(self) -> np.ndarray | None:
         """The environment's own, if it has them."""

@@ -285,27 +285,41 @@ def test_time_limits_hold_in_foreign_environments():
         del gym.registry["Plain-v0"]
 
 
-def test_copies_of_a_foreign_environment_are_kept_between_responses():
-    made = []
+def test_copies_of_a_foreign_environment_are_kept_between_responses_and_closed_in_the_end():
+    made, closed = [], []
 
-    def make(**kwargs):
-        made.append(Plain(**kwargs))
-        return made[-1]
+    class Counted(Plain):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
 
-    gym.register("Counted-v0", entry_point=make, max_episode_steps=20)
+        def close(self):
+            closed.append(self)
+
+    gym.register("Counted-v0", entry_point=Counted, max_episode_steps=20)
     try:
-        env = BilevelWrapper(gym.make("Counted-v0", disable_env_checker=True), soft_dqn(40, learning_starts=10, envs=2))
+        follower = soft_dqn(40, learning_starts=10, envs=2)
+        env = BilevelWrapper(gym.make("Counted-v0", disable_env_checker=True), follower)
         thetas = [np.array([[0.0], [1.0]]), np.array([[0.5], [0.2]]), np.array([[0.3], [0.9]])]
         for theta in thetas:
             warm = env.best_response(theta)
         assert len(made) == 1 + 2
+        for limit in (5, 6):  # a time limit asks for no other copies
+            copies = env.copies(4, thetas[0][0], limit)
+            copies.reset(seed=0)
+            cut = next(k for k in range(1, 30) if copies.step(copies.action_space.sample())[3].any())
+            assert cut == limit
+            copies.close()
+        assert len(made) == 1 + 4
+        env.close()
+        assert set(closed) == set(made)
         fresh = BilevelWrapper(
             gym.make("Counted-v0", disable_env_checker=True), soft_dqn(40, learning_starts=10, envs=2)
         )
-        for theta in thetas:  # what is answered does not depend on it
-            fresh._inside._idle.clear()
+        for theta in thetas:  # what is answered does not depend on whether copies are kept
+            fresh._inside.close_copies()
             anew = fresh.best_response(theta)
-        assert len(made) == 3 + 1 + 3 * 2
+        assert len(made) == 5 + 1 + 3 * 2
         torch.testing.assert_close(warm.policy.probs, anew.policy.probs, atol=0, rtol=0)
     finally:
         del gym.registry["Counted-v0"]

@@ -1,6 +1,7 @@
 """The report: one page that needs nothing else, made from files alone, in a real browser."""
 
 import csv
+import itertools
 import json
 import re
 import shlex
@@ -69,7 +70,8 @@ def test_the_command_of_each_setting_repeats_its_runs(tmp_path, study, monkeypat
     monkeypatch.chdir(tmp_path)
     command = next(one for one in commands if "TollBridge" in one and "naive" in one and "0.2" in one)
     main(shlex.split(command)[1:])
-    with open(tmp_path / "repeated" / "history.csv") as file:
+    [history] = (tmp_path / "repeated").rglob("history.csv")
+    with open(history) as file:
         values = [float(line["leader_value"]) for line in csv.DictReader(file) if line["iteration"] == "2"]
     mine = [
         r for r in rows if ("TollBridge" in r["env"], r["leader"], r["learning_rate"]) == (True, "naive-pgd", "0.2")
@@ -79,15 +81,17 @@ def test_the_command_of_each_setting_repeats_its_runs(tmp_path, study, monkeypat
 
 def test_runs_that_had_folders_of_their_own_are_repeated_in_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for seed in ("0", "1"):
+    for seed, rate in itertools.product(("0", "1"), ("0.1", "0.2")):
         run = ["train", "--env", "BiLevel/TollBridge-v0", "--runs", "1", "--batch", "40", "--iterations", "1"]
-        main([*run, "--seed", seed, "--no-progress", "--out", f"all/{seed}"])
+        main([*run, "--seed", seed, "--learning-rate", rate, "--no-progress", "--out", f"all/{seed}-{rate}"])
     main(["report", "all"])
     commands = re.findall(r"bilevel train .*$", re.sub("<[^>]*>", "\n", Path("all/report.html").read_text()), re.M)
-    assert sorted(command.rpartition(" --out ")[2] for command in commands) == ["repeated/0", "repeated/1"]
+    assert sorted(command.rpartition(" --out ")[2] for command in commands) == [
+        f"repeated/{number}" for number in range(4)
+    ]
     for command in commands:
         main(shlex.split(command)[1:])
-    assert {path.parent.name for path in Path("repeated").rglob("history.csv")} == {"0", "1"}
+    assert {path.parent.name for path in Path("repeated").rglob("history.csv")} == {"0", "1", "2", "3"}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import shlex
@@ -438,7 +439,8 @@ def _below(runs: Runs, result: Result) -> str:
 
 
 def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
-    """What to type to repeat the runs of a setting, which may have shared a folder with others."""
+    """What to type to repeat the runs of a setting, in a folder for each that they had."""
+    outs = (f"repeated/{number}" for number in itertools.count())
     results = {_below(runs, one): one for one in runs.results}
     names = runs.table.settings
     for values, rows in runs.table.groups().items():
@@ -446,8 +448,7 @@ def _commands(runs: Runs) -> Iterator[tuple[str, str]]:
         folders: dict[str, list[Row]] = {}
         for row in rows:
             folders.setdefault(str(row["folder"]), []).append(row)
-        outs = ["repeated"] if len(folders) == 1 else [f"repeated/{number}" for number in range(len(folders))]
-        lines = [_command(results[name].config, folders[name], out) for name, out in zip(folders, outs, strict=True)]
+        lines = [_command(results[name].config, rows, next(outs)) for name, rows in folders.items()]
         yield ", ".join(told), "\n".join(lines)
 
 
