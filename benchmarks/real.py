@@ -100,7 +100,7 @@ class Real:
                 missing = [seed for seed in self.seeds if f"{problem}; {leader}; {seed}" not in record.found]
                 found = _runs(problem, leader, missing) if missing else {}
                 for seed in missing:
-                    record.get(f"{problem}; {leader}; {seed}", lambda key=f"{leader} {seed}", all=found: all[key])
+                    record.get(f"{problem}; {leader}; {seed}", lambda key=f"{leader} {seed}", runs=found: runs[key])
         record.table(table(record.found))
 
 

@@ -1,4 +1,4 @@
-"""A JSON file of measurements, of which none is made twice."""
+"""A JSON file of measurements, of which none is made twice by one process after another."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class Record:
 
     def get(self, key: str, measure: Callable[[], Any], *, valid: Callable[[Any], bool] = lambda _: True) -> Any:
         """The measurement of that name: what the file holds, if that is valid, else a new one, which is kept."""
+        self.found = self._kept()
         if key not in self.found or not valid(self.found[key]):
-            found = measure()
+            found = json.loads(json.dumps(measure()))  # as the file has it, or refused before anything is kept
             self.found = self._kept() | {key: found}
             replace_file(self.path, (json.dumps(self.found, indent=1, ensure_ascii=False) + "\n").encode())
             print(key, found, flush=True)

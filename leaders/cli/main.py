@@ -117,7 +117,7 @@ def _nobody_reads(error: BaseException) -> bool:
 def _told(error: BaseException, resume: str) -> tuple[int, str]:
     """The status that an error ends with, and what is said of it; `resume` is the flag with which a run goes on."""
     if isinstance(error, KeyboardInterrupt):
-        how = "; what is done is kept, and the same command with --resume goes on" if resume else ""
+        how = "; what has been saved is kept, and the same command with --resume goes on" if resume else ""
         return STOPPED, f"\nbilevel: {str(error) or 'stopped' + how}"
     if isinstance(error, Stopped):
         return STOPPED, f"bilevel: {error}"

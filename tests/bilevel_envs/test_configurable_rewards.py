@@ -318,6 +318,16 @@ def test_components_of_another_number_are_refused_at_their_step():
             one.step(action)
 
 
+def test_components_that_are_no_numbers_are_named():
+    class Says(gym.Wrapper):
+        def step(self, action):
+            *told, info = self.env.step(action)
+            return *told, {**info, "speed": "fast", "prob": 1.0}
+
+    with pytest.raises(ValueError, match=r"flat list of numbers at every step, got \{'prob': 1.0, 'speed': 'fast'\}"):
+        made(env=Says(gym.make("FrozenLake-v1")), components=("prob", "speed"))
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -348,6 +358,7 @@ def test_components_of_another_number_are_refused_at_their_step():
         ),
         ({"components": ("speed",)}, "entries of `info`"),
         ({"components": lambda *step: ["fast"]}, "a flat list of numbers"),
+        ({"components": lambda *step: torch.ones(2, requires_grad=True)}, "a flat list of numbers"),
         ({"components": lambda *step: [1.0, np.ones(2)]}, "a flat list of numbers"),
         ({"components": lambda *step: [np.nan]}, "finite numbers"),
         ({"components": lambda *step: []}, "finite numbers"),

@@ -125,7 +125,7 @@ def test_a_comparison_that_is_stopped_says_how_it_goes_on(tmp_path, capsys, monk
     monkeypatch.setattr(compare, "run_grid", stopped)
     with pytest.raises(SystemExit, match="3"):
         main([*COMMAND, "--out", str(out)])
-    assert "stopped; what is done is kept, and the same command with --resume goes on" in capsys.readouterr().err
+    assert "stopped; what has been saved is kept, and the same command with --resume goes on" in capsys.readouterr().err
     monkeypatch.setattr(compare, "run_grid", run_grid)
     done = (out / "bchg.npz").stat().st_mtime_ns
     main([*COMMAND, "--out", str(out), "--resume"])

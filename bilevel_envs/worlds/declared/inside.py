@@ -9,7 +9,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from numpy.typing import ArrayLike
 
 from bilevel_envs.worlds.declared.global_streams import GlobalStreams
 from bilevel_envs.worlds.declared.masks import mask_of
@@ -120,7 +119,7 @@ class Inside:
 
     def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
         if self.components is None:
-            found: ArrayLike = reward
+            found: Any = reward
         elif callable(self.components):
             try:
                 found = self.components(before, action, reward, after, info)
@@ -135,10 +134,11 @@ class Inside:
                 raise ValueError(
                     f"`components` must be entries of `info` at every step; {missing} are not among {sorted(info)}"
                 )
-            found = np.concatenate([np.asarray(info[name], float).ravel() for name in self.components])
+            found = {name: info[name] for name in self.components}
         try:
-            array = np.asarray(found, dtype=np.float64).ravel()
-        except (TypeError, ValueError) as error:
+            parts = [found] if self.components is None or callable(self.components) else found.values()
+            array = np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"`components` must give a flat list of numbers at every step, got {found!r} ({error}): take entries "
                 "one by one, as in [reward, *observation]"
