@@ -12,13 +12,24 @@ import numpy as np
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import OrderEnforcingWrapper
 
-from bilevel_envs.core.checks import check_choice, check_count, check_instance
+from bilevel_envs.core.checks import check_choice, check_count, check_instance, lacking
 from bilevel_envs.core.env_base import Display
 from bilevel_envs.games.game import Game, Play, as_move, check_picture
 from bilevel_envs.games.pairs import Action, State
 
 LEADER, FOLLOWER = AGENTS = ("leader_0", "follower_0")
 RENDER_MODES = ["rgb_array", "human"]
+
+
+def check_game(game: object) -> None:
+    """Refuses what is no game with a TypeError."""
+    check_instance(game, "game")
+    missing = lacking(game, ["game_states", "leader_actions", "follower_actions", "advance"])
+    if missing:
+        raise TypeError(
+            f"`game` must be a Game, got {type(game).__name__}, which lacks {', '.join(missing)}: of an environment that "
+            "was made of one take `env.unwrapped.problem`"
+        )
 
 
 class TwoPlayerForm:
@@ -125,7 +136,7 @@ class GameEnv(TwoPlayerForm, AECEnv):
     def __init__(
         self, game: Game, name: str | None = None, max_cycles: int | None = None, render_mode: str | None = None
     ) -> None:
-        check_instance(game, "game")
+        check_game(game)
         AECEnv.__init__(self)
         TwoPlayerForm.__init__(self, game, name, max_cycles, render_mode, game.seen_space)
 
@@ -185,7 +196,7 @@ class ParallelGameEnv(TwoPlayerForm, ParallelEnv):
     def __init__(
         self, game: Game, name: str | None = None, max_cycles: int | None = None, render_mode: str | None = None
     ) -> None:
-        check_instance(game, "game")
+        check_game(game)
         TwoPlayerForm.__init__(self, game, name, max_cycles, render_mode, game.unseen_space)
 
     def reset(

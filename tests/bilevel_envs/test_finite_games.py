@@ -201,6 +201,12 @@ def test_a_follower_that_does_not_see_the_draw_expects_over_it():
         FiniteGame(**t, sees_leader=False).model(torch.tensor(policy)[None])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_no_game_is_refused(form):
+    with pytest.raises(TypeError, match=r"`game` must be a Game, got TabularEnv, .* take `env.unwrapped.problem`"):
+        form(TabularEnv(game()))
+
+
 def test_a_follower_that_does_not_see_the_draw_observes_states_alone():
     parts = {name: table for name, table in tables().items() if name != "continues"}
     blind = FiniteGame(**parts, continues=np.repeat(tables()["continues"][:, :1], A, 1), sees_leader=False)
