@@ -27,8 +27,8 @@ def check_game(game: object) -> None:
     missing = lacking(game, ["game_states", "leader_actions", "follower_actions", "advance"])
     if missing:
         raise TypeError(
-            f"`game` must be a Game, got {type(game).__name__}, which lacks {', '.join(missing)}: of an environment that "
-            "was made of one take `env.unwrapped.problem`"
+            f"`game` must be a Game, got {type(game).__name__}, which lacks {', '.join(missing)}: of an environment "
+            "made of one take `env.unwrapped.problem`"
         )
 
 
