@@ -118,25 +118,10 @@ class Inside:
         return told
 
     def _logged(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> np.ndarray:
-        if self.components is None:
-            found: Any = reward
-        elif callable(self.components):
-            try:
-                found = self.components(before, action, reward, after, info)
-            except Exception as error:
-                raise ValueError(
-                    "`components` must be a function (observation, action, reward, next observation, info), which "
-                    f"raised {type(error).__name__} ({error}) at a step of {self._name}"
-                ) from error
-        else:
-            missing = [name for name in self.components if name not in info]
-            if missing:
-                raise ValueError(
-                    f"`components` must be entries of `info` at every step; {missing} are not among {sorted(info)}"
-                )
-            found = {name: info[name] for name in self.components}
+        found = self._given(before, action, reward, after, info)
+        named = self.components is not None and not callable(self.components)
         try:
-            parts = [found] if self.components is None or callable(self.components) else found.values()
+            parts = found.values() if named else [found]
             array = np.concatenate([np.asarray(part, dtype=np.float64).ravel() for part in parts])
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -152,6 +137,25 @@ class Inside:
                 f"{array.tolist()}: give 0 where one does not apply"
             )
         return array
+
+    def _given(self, before: Any, action: Any, reward: Any, after: Any, info: Mapping[str, Any]) -> Any:
+        """What a step logs, as it is: the reward, what a function of the step gives, or entries of `info` by name."""
+        if self.components is None:
+            return reward
+        if callable(self.components):
+            try:
+                return self.components(before, action, reward, after, info)
+            except Exception as error:
+                raise ValueError(
+                    "`components` must be a function (observation, action, reward, next observation, info), which "
+                    f"raised {type(error).__name__} ({error}) at a step of {self._name}"
+                ) from error
+        missing = [name for name in self.components if name not in info]
+        if missing:
+            raise ValueError(
+                f"`components` must be entries of `info` at every step; {missing} are not among {sorted(info)}"
+            )
+        return {name: info[name] for name in self.components}
 
     def _flat(self, observation: Any, call: str) -> np.ndarray:
         flat = np.asarray(gym.spaces.flatten(self.env.observation_space, observation), np.float64)
