@@ -20,12 +20,21 @@ DRAWS = 32  # of the follower's action, for its soft value
 
 
 def run_by_run(networks: Sequence[Network], *inputs: Tensor) -> Tensor:
-    """Applies network i to run i's inputs [R, ..., d_i], flattened between; [R, ..., D], float64."""
-    outputs = []
+    """Applies network i to run i's inputs [R, ..., d_i], flattened between; [R, ..., D], float64.
+
+    Raises:
+      ValueError: if the first inputs, which are states, do not lead with R.
+    """
+    state, outputs = inputs[0], []
+    if state.ndim < 2 or len(state) != len(networks):
+        raise ValueError(
+            f"`state` must have a leading runs axis, of length {len(networks)}, before a vector; got shape "
+            f"{list(state.shape)}: a single state of a single run is state[None]"
+        )
     for index, network in enumerate(networks):
         flat = [x[index].reshape(-1, x.shape[-1]).float() for x in inputs]
         outputs.append(network(*flat).double())
-    return torch.stack(outputs).reshape(*inputs[0].shape[:-1], -1)
+    return torch.stack(outputs).reshape(*state.shape[:-1], -1)
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], state: Tensor) -> Tensor:

@@ -727,6 +727,13 @@ def test_gradient_samples_train_the_follower_no_further():
     assert env.follower.spent == spent
 
 
+def test_states_without_a_runs_axis_are_refused_by_a_learnt_policy():
+    policy = building(SB3Follower("SAC", 60, action_range=20.0, **QUICK)).best_response(np.full(8, 0.5)).policy
+    for state in (np.zeros(4), np.zeros((2, 4))):
+        with pytest.raises(ValueError, match=r"`state` must have a leading runs axis, of length 1, .* state\[None\]"):
+            policy.sample(state, np.zeros(4))
+
+
 def test_a_learnt_policy_makes_the_trajectories():
     env = building(SB3Follower("SAC", 60, action_range=20.0, **QUICK))
     theta = np.full(8, 0.5)
