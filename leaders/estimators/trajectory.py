@@ -513,7 +513,9 @@ class TrajectoryLeader(Leader):
     def _rows_of_whole_episodes(self, size: int, rows: int, limit: int) -> int:
         """Where states are no table's, the shortest rows that hold a whole episode, if the batch holds one."""
         if self.facts.world != TABULAR:
-            rows = max((n for n in range(1, size // limit + 1) if size % n == 0), default=rows)
+            longest = 2 * limit if self.facts.features else size  # features as a control variate need several rows
+            whole = [n for n in range(1, size // limit + 1) if size % n == 0 and size // n <= longest]
+            rows = max(whole, default=rows)
         if self.facts.features and size >= limit > 2 * (size // rows):
             raise ValueError(
                 f"`batch_size` must make whole episodes, a multiple of {limit}, unless `rows` is given: {size} "
