@@ -47,8 +47,8 @@ class Held:
             return False
         try:
             return (self.folder / OWNER).read_bytes() != self.owner
-        except OSError:  # the folder is gone, which whoever writes to it will find
-            return False
+        except OSError:  # the other process may be done; of a folder that is gone, whoever writes to it will be told
+            return self.folder.exists()
 
 
 _held: list[Held] = []
@@ -170,11 +170,10 @@ def released_afterwards() -> Iterator[None]:
 def _release_to(count: int) -> None:
     while len(_held) > count:
         held = _held.pop()
-        if held.taken_over:  # both files are another process's by now
-            continue
         with suppress(OSError):  # the folder may be gone, or read-only by now
-            (held.folder / OWNER).unlink(missing_ok=True)
-        held.lock.release()
+            if not held.taken_over:
+                (held.folder / OWNER).unlink(missing_ok=True)
+        held.lock.release()  # which leaves the lock of another process alone
 
 
 def is_ours(path: Path) -> bool:

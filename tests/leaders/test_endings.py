@@ -467,6 +467,10 @@ def test_without_flock_an_owner_that_was_taken_over_leaves_the_folder_alone(tmp_
     lock._held[:] = [awake]
     release_all()
     assert not (tmp_path / ".owner.json").exists()
+    lock._held[:] = [asleep]
+    with pytest.raises(BlockingIOError, match="was taken over by another process"):  # which is done by now
+        lock.check_held(tmp_path)
+    release_all()
 
 
 @pytest.mark.slow
