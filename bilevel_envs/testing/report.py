@@ -99,22 +99,24 @@ class Report:
         """The faults, by the name of the check that found them."""
         return {result.name: result.findings for result in self.results if result.findings}
 
+    @property
+    def verdict(self) -> str:
+        """How many findings there are in how many checks, in one line."""
+        count = sum(map(len, self.findings.values()))
+        left = sum(bool(result.skipped) for result in self.results)
+        found = f"{count or 'no'} finding{'' if count == 1 else 's'} in {len(self.results) - left} checks"
+        return f"{self.subject}: {found}" + (f", {left} skipped" if left else "")
+
     def __add__(self, other: Report) -> Report:
         return Report(self.subject, (*self.results, *other.results))
 
     def __str__(self) -> str:
         told = [result for result in self.results if result.findings or result.notes]
-        count = sum(len(result.findings) for result in told)
         skipped: dict[str, list[str]] = {}
         for result in self.results:
             if result.skipped:
                 skipped.setdefault(result.skipped, []).append(result.name)
-        left = sum(map(len, skipped.values()))
-        head = (
-            f"{self.subject}: {count or 'no'} finding{'' if count == 1 else 's'} in {len(self.results) - left} checks"
-        )
-        head += f", {left} skipped" if left else ""
-        return "\n".join([head, *map(str, told), *(_skips(why, names) for why, names in skipped.items())])
+        return "\n".join([self.verdict, *map(str, told), *(_skips(why, names) for why, names in skipped.items())])
 
 
 def _skips(why: str, names: Sequence[str]) -> str:

@@ -51,6 +51,6 @@ class CheckContract:
                 print(result)
         if waiting:
             print(f"skip  {len(waiting)} checks that need what failed: mend that first, and check again")
-        print(str(report).splitlines()[0])
+        print(report.verdict)
         if not report.ok:
             raise SystemExit(1)

@@ -1151,6 +1151,7 @@ def test_the_command_prints_ok_and_ends_well(folder, capsys, arguments):
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.startswith("fail")]
     assert len([line for line in lines if line.startswith("ok    ")]) >= 5
+    assert re.search(r": no findings in \d+ checks", lines[-1])
 
 
 @pytest.mark.parametrize("name", ["my_checked:My/Checked-v0", "my_checked:Shop"])
