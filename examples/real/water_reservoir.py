@@ -5,7 +5,7 @@ river that overflows below. High fines are unpopular: each costs the leader as m
 
 Needs: pip install "bilevel-envs[render,video]" && pip install --no-deps "mo-gymnasium==1.3.2"
        (without --no-deps its requirements would replace pygame-ce)
-Run: python examples/real/water_reservoir.py [--iterations 25] [--seeds 0 1 2] [--guiding sampled]
+Run: python examples/real/water_reservoir.py [--iterations 18] [--seeds 0 1 2] [--guiding sampled]
        [--leaders bchg cmaes zeroth-order naive-pgd] [--out runs/reservoir]
 """
 
@@ -44,7 +44,7 @@ LEADERS = {
 }
 SEARCHES = ("cmaes", "zeroth-order")  # whose operators learn at other fines from the first trial on
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--iterations", type=int, default=25, help="of 1,000 steps by the leader, 1,000 by the operator")
+parser.add_argument("--iterations", type=int, default=18, help="of 1,000 steps by the leader, 1,000 by the operator")
 parser.add_argument(
     "--guiding", choices=("sampled", "fitted"), help='of BC-HG: "sampled" or "fitted" (the default here)'
 )
