@@ -24,6 +24,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from bilevel_envs import BilevelWrapper
@@ -34,7 +36,7 @@ from bilevel_envs.followers import ObservedFollower, Riccati, SB3Follower, SoftV
 from bilevel_envs.followers.sb3.shortfall import sampled_shortfall
 from bilevel_envs.parameterizations import Budget
 from bilevel_envs.worlds.linear_quadratic.model import Quadratic
-from leaders import BCHG, NaivePGD, exact
+from leaders import BCHG, NaivePGD, exact, plots
 from leaders.training.history import replace_file
 
 BUILDING, ROOMS, TAX = "BiLevel/BuildingThermalControl-v0", "BiLevel/FourRooms-v0", "BiLevel/TaxDesign-v0"
@@ -44,7 +46,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.record import Record  # noqa: E402
 
-SHOWN = (30, 100)  # iterations of the building after which J_L is read; the last for one agent alone
+SHOWN = (30, 100)  # iterations of the building after which J_L is shown; the last for one agent alone
 AGENTS = (0, 1, 2)
 WATCHED = (300, 1_000, 10_000, 100_000)  # transitions
 
@@ -207,15 +209,11 @@ def trained(seed: int) -> dict[str, Any]:
 
 
 def lead(make: type[BCHG] | type[NaivePGD], follower: Any, iterations: int) -> list[float]:
-    """J_L under an optimal follower before the first update, and after those of `SHOWN` that are reached."""
+    """J_L under an optimal follower before each update and after the last."""
     env = BilevelWrapper(gym.make(BUILDING), follower)
-    leader, found, done = make(env, seed=0, batch_size=2_000, learning_rate=0.1), [], 0
-    for shown in (0, *(shown for shown in SHOWN if shown <= iterations)):
-        if shown > done:
-            leader.learn(shown - done)
-        done = shown
-        found.append(round(float(exact.objective(env.unwrapped, leader.theta)), 3))
-    return found
+    leader = make(env, seed=0, batch_size=2_000, learning_rate=0.1).learn(iterations)
+    values = [*leader.history["leader_value"][:, 0], exact.objective(env.unwrapped, leader.theta)]
+    return [round(float(value), 3) for value in values]
 
 
 LED: dict[str, tuple[type[BCHG] | type[NaivePGD], bool]] = {
@@ -252,11 +250,28 @@ def lead_table(found: dict[str, Any]) -> str:
     for name, (make, watched) in LED.items():
         runs = [found[f"lead: agent {seed}, {name}"] for seed in AGENTS]
         known = found[f"lead: exact follower, {'BC-HG' if make is BCHG else 'Naive-PGD'}"]
-        exactly = ["", ""] if watched else [_signed(value, 1) for value in known[1:]]
-        agents = ", ".join(_signed(run[1], 1) for run in runs)
-        lines.append(f"| {name} | {agents} | {exactly[0]} | {_signed(runs[0][2], 1)} | {exactly[1]} |")
-    start = next(value for key, value in found.items() if key.startswith("lead: "))[0]
+        exactly = ["", ""] if watched else [_signed(known[shown], 1) for shown in SHOWN]
+        agents = ", ".join(_signed(run[SHOWN[0]], 1) for run in runs)
+        lines.append(f"| {name} | {agents} | {exactly[0]} | {_signed(runs[0][SHOWN[1]], 1)} | {exactly[1]} |")
+    start = next(values for key, values in found.items() if key.startswith("lead: "))[0]
     return "\n".join(lines) + f"\n\nAll begin at {_signed(start, 1)}.\n"
+
+
+def lead_figure(found: dict[str, Any]) -> Figure:
+    """J_L over outer iterations: of the first agent, and of the exact follower."""
+    figure = Figure(figsize=(7.0, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for colour, name in zip(plots.COLOURS, LED, strict=False):
+        axes.plot(found[f"lead: agent {AGENTS[0]}, {name}"], color=colour, label=f"SAC: {name}")
+    for colour, make in zip((plots.COLOURS[0], plots.COLOURS[2]), ("BC-HG", "Naive-PGD"), strict=True):
+        axes.plot(found[f"lead: exact follower, {make}"], "--", color=colour, label=f"exact follower: {make}")
+    best = gym.make(BUILDING).unwrapped.best_known
+    axes.axhline(best, color=plots.BEST, linewidth=1, linestyle=":", label=f"best known: {best:.1f}")
+    axes.set(xlabel="outer iterations", ylabel=r"leader's value $J_L(\theta)$ under an optimal follower")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.25)
+    return figure
 
 
 def soft_dqn(beta: float, steps: int = 80_000) -> SB3Follower:
@@ -460,6 +475,7 @@ def main(args: Args) -> None:
         if part == "lead":
             measure_lead(record)
             text = lead_table(record.found)
+            plots.save(lead_figure(record.found), ROOT / "docs" / "images" / "sac.png")
         else:
             measure, table = PARTS[part]
             text = table(record.get(part, measure))
