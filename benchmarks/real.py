@@ -71,7 +71,10 @@ PROBLEMS = {
     "reacher": Problem(
         "robot arm, two prices",
         "reacher.py",
-        ("--iterations", "25", "--judges", "4", "--no-film"),
+        (
+            *("--iterations", "25", "--learning-rate", "0.1", "--first", "10000"),
+            *("--judge", "12000", "--judges", "4", "--no-film"),
+        ),
         "reacher.json",
         None,
         1,
