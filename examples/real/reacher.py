@@ -4,7 +4,7 @@ An operator is paid for moving the tip near a target. The owner, who wants the t
 θ₁ for the shoulder's wear and θ₂ for the elbow's, the squares of their speeds. High prices are unpopular.
 
 Needs: pip install "bilevel-envs[real,video]"   (where there is no screen, films need MUJOCO_GL=egl or osmesa)
-Run: python examples/real/reacher.py [--iterations 8] [--leaders bchg cmaes zeroth-order naive-pgd] [--seeds 0 1 2]
+Run: python examples/real/reacher.py [--iterations 10] [--leaders bchg cmaes zeroth-order naive-pgd] [--seeds 0 1 2]
        [--learning-rate 0.2] [--first 8000] [--judge 8000] [--no-film] [--out runs/reacher]
 """
 
@@ -39,7 +39,7 @@ LEADERS = {
     "naive-pgd": lambda w, seed: NaivePGD(w, seed=seed, batch_size=1_000, learning_rate=arguments.learning_rate),
 }
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("--iterations", type=int, default=8, help="of 1,000 steps by the leader, 1,000 by the operator")
+parser.add_argument("--iterations", type=int, default=10, help="of 1,000 steps by the leader, 1,000 by the operator")
 parser.add_argument("--learning-rate", type=float, default=0.2, help="of leaders that follow a gradient")
 parser.add_argument("--first", type=int, default=8_000, help="steps of an operator before it is led")
 parser.add_argument("--judge", type=int, default=8_000, help="steps of the operator by whom prices are judged")
