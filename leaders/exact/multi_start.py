@@ -78,7 +78,7 @@ def multi_start(
     ``BiLevel/RandomMDP-v0``, there is no maximum: the number of steps is bounded, and the result is where they ended.
 
     Costs one solution of the follower's problem and of the gradient for each start and each step of those kept, some
-    2,600 by default: seconds with tables of 100 states, 20 minutes in ``BiLevel/TaxDesign-v0``.
+    2,600 by default: seconds with tables of 100 states, minutes in ``BiLevel/TaxDesign-v0``.
 
     Args:
       env: a configurable environment or a `BilevelWrapper` (whose follower's β then counts).
