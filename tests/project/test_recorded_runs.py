@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import batch_size, best_known, estimators, followers, pendulum_physics, plateau, real
+from leaders import published
 from tests.project.measures import ROOT
 
 DATA = ROOT / "docs" / "data"
@@ -92,3 +93,23 @@ def test_the_page_of_large_tables_shows_what_its_file_holds():
         curve = found[name]["leader_value"]
         shown = " | ".join(f"{curve[k]:.3f}" for k in (10, 50, 100))
         assert any(line.startswith(f"| {name}") and shown in line for line in page.splitlines())
+
+
+def test_the_readme_quotes_what_the_files_hold():
+    page = (ROOT / "README.md").read_text().replace("−", "-")
+    raw = ROOT / "benchmarks" / "leaderboard" / "raw"
+    rooms, floor = (json.loads((raw / f"{run}.json").read_text()) for run in ("four-rooms--bchg", "warehouse--mbhg"))
+    assert (rooms["budget"]["env_steps"], floor["budget"]["env_steps"]) == (300_000, 25_000)
+    assert f"after 300,000 steps ten runs are at {sum(rooms['values']) / 10:.3f} of 1.623 in the mean" in page
+    assert min(floor["values"]) >= 0.748
+    assert "0.748 or more of 0.749 in 25,000 steps by each of ten runs of MBHG" in page
+    curve = published.four_rooms("bchg", 0.005, 100)
+    assert f"is at {curve.at(3_000)[0]:.2f} then and at {curve.at(10_000)[0]:.3f} after" in page
+    large = json.loads((DATA / "large_warehouse.json").read_text())
+    gradient, sampled = (large[name]["leader_value"] for name in ("exact gradient", "BC-HG"))
+    assert f"go from {large['at_zero']:.3f} to {gradient[100]:.3f}, and 100 of BC-HG" in page
+    assert f"at batch 200,000 to {sampled[100]:.3f}" in page
+    (row,) = [line for line in (DATA / "bilevel-lqr.md").read_text().splitlines() if line.startswith("| BC-HG |")]
+    worst = float(row.split("|")[4])
+    assert 18.26 <= worst < 18.27
+    assert "every one of twenty 18.26 or more of 18.43" in page
