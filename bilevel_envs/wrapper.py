@@ -65,7 +65,7 @@ class BilevelWrapper(gym.Wrapper, RecordConstructorArgs):
         if not isinstance(env, gym.Env):
             raise TypeError(
                 f"`env` must be a Gymnasium environment, got {type(env).__name__}: gymnasium.make makes those that are "
-                "registered, TabularEnv(problem) one of a table of your own"
+                "registered, TabularEnv(problem) one of a table or a finite game of your own"
             )
         RecordConstructorArgs.__init__(self, follower=follower, **follower_kwargs)
         gym.Wrapper.__init__(self, env)

@@ -111,7 +111,8 @@ class ForeignEnv:
             raise TypeError(
                 f"`env` must be configurable by a leader; {type(env).__name__} lacks {', '.join(missing)}: "
                 "ConfigurableRewards(env, ...) puts θ into the rewards of any environment, ConfigurableDynamics "
-                "into its physics, too"
+                "into its physics, too; of a game take the follower's side, TabularEnv(game), LinearEnv(game) or "
+                "SimulatedEnv(game)"
             )
         check_theta_space(env.theta_space, type(env).__name__)
         self.env = env

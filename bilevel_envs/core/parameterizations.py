@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise, product
 from typing import ClassVar
 
@@ -102,7 +103,7 @@ def around(first: np.ndarray, space: gym.spaces.Box, runs: int) -> Parameterizat
 
     Args:
       first: where every run begins, [*θ.shape]; a thousandth of the interval away from a bound, at which a sigmoid does
-        not move.
+        not move: a UserWarning says so.
       space: what θ may be.
       runs: R.
 
@@ -116,7 +117,18 @@ def around(first: np.ndarray, space: gym.spaces.Box, runs: int) -> Parameterizat
         if not finite:
             raise ValueError(f"`theta_space` must have bounds whose difference is a finite number, got {space}")
         width = np.where(high > low, high - low, 1.0)
-        share = np.clip((start - low) / width, EDGE, 1 - EDGE)
+        share = (start - low) / width
+        flat = ((share < EDGE) | (share > 1 - EDGE))[0][high > low]
+        if flat.any():
+            warnings.warn(
+                f"`default_theta` lies at a bound of `theta_space` in {flat.sum()} of {flat.size} entries. Leaders "
+                f"begin {EDGE:g} of the interval inside, where the sigmoid that keeps θ between its bounds is nearly "
+                "flat, and may take hundreds of iterations to get away: take a default well inside, or write a "
+                "`parameterization` that begins there",
+                UserWarning,
+                stacklevel=2,
+            )
+        share = np.clip(share, EDGE, 1 - EDGE)
         return Box(np.log(share / (1 - share)), low, high)
     return None if np.isfinite(low).any() or np.isfinite(high).any() else Free(start.copy())
 

@@ -49,7 +49,7 @@ def check_problem(problem: Any, *further: str) -> None:
     if default.dtype.kind not in "fiu" or default.shape != space.shape:
         raise ValueError(
             f"`default_theta` of {name} must be numbers of the shape {list(space.shape)} of its `theta_space`, got "
-            f"{problem.default_theta!r}: change the one or the other"
+            f"{problem.default_theta!r}: give it as many numbers, inside the space, or change the space"
         )
     try:
         problem.check_theta(default.astype(np.float64))

@@ -232,7 +232,10 @@ def best_response(model: Model, preferences: Preferences, start: BestResponse | 
 def check_env(env: gym.Env) -> None:
     """Refuses what is no environment, or is wrapped so that its follower sees another world."""
     if not isinstance(env, gym.Env):
-        raise TypeError(f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}")
+        raise TypeError(
+            f"`env` must be a configurable Gymnasium environment, got {type(env).__name__}: gymnasium.make makes those "
+            "that are registered, TabularEnv(problem) one of a table of your own"
+        )
     check_transparent(env)
 
 

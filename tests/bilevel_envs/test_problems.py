@@ -100,7 +100,7 @@ def test_a_class_in_place_of_an_object_is_refused(make, name):
             changed(default_theta=np.zeros(3)),
             ValueError,
             "`default_theta` of Changed must be numbers of the shape [2] of its `theta_space`, got "
-            "array([0., 0., 0.]): change the one or the other",
+            "array([0., 0., 0.]): give it as many numbers, inside the space, or change the space",
         ),
         (
             changed(default_theta=np.zeros((1, 2))),
@@ -187,7 +187,6 @@ def test_parts_of_a_foreign_environment_are_checked_too():
     ("space", "default", "first"),
     [
         (gym.spaces.Box(0.0, 5.0, (2,), np.float64), [1.0, 2.5], [1.0, 2.5]),
-        (gym.spaces.Box(0.0, 5.0, (2,), np.float64), [0.0, 5.0], [0.005, 4.995]),  # where a sigmoid moves
         (gym.spaces.Box(np.array([0.0, 2.0]), np.array([1.0, 2.0]), dtype=np.float64), [0.25, 2.0], [0.25, 2.0]),
         (gym.spaces.Box(-np.inf, np.inf, (2,), np.float64), [1.0, -7.0], [1.0, -7.0]),
     ],
@@ -198,6 +197,14 @@ def test_a_problem_without_a_parameterization_begins_at_its_default(space, defau
     leader = BCHG(env, runs=runs, batch_size=20)
     np.testing.assert_allclose(leader.theta, np.broadcast_to(first, leader.theta.shape), rtol=1e-12)
     assert leader.learn(1).theta.shape == ((2,) if runs is None else (runs, 2))
+
+
+def test_a_default_at_a_bound_is_told_and_moved_to_where_a_sigmoid_moves():
+    space = gym.spaces.Box(np.array([0.0, 2.0]), np.array([5.0, 2.0]), dtype=np.float64)  # θ₂ is 2
+    env = BilevelWrapper(TabularEnv(changed(theta_space=space, default_theta=np.array([5.0, 2.0]))))
+    with pytest.warns(UserWarning, match="`default_theta` lies at a bound of `theta_space` in 1 of 1 entries"):
+        leader = BCHG(env, runs=3, batch_size=20)
+    np.testing.assert_allclose(leader.theta, [[4.995, 2.0]] * 3, rtol=1e-12)
 
 
 def test_where_some_bounds_are_missing_a_policy_must_be_given():

@@ -223,7 +223,10 @@ class SB3Follower:
         self._choose(task)  # also to answer without training, where nothing is checked
         runs, before, known = len(theta), self.spent, len(self.agents or self._kept)
         if not learn and not known:
-            raise FollowerError("the follower has learnt nothing yet: let the leader `learn` first")
+            raise FollowerError(
+                "the follower has learnt nothing yet: call `best_response(theta)` of the wrapped environment, or let "
+                "the leader `learn`, first"
+            )
         if learn:
             self.check(task)
         if known not in ((0, runs) if learn else (1, runs)):
