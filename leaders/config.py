@@ -74,9 +74,10 @@ class EstimatorConfig:
       estimator: its name, a key of `leaders.functional.guiding.ESTIMATORS`.
       critic: how Q_L is learnt: "empirical" (the default for tables: solved in the empirical model of all transitions
         so far), "expected_sarsa", "sarsa" or "monte_carlo" for tables, "lstd" for linear-quadratic worlds, "td" (a
-        network) or "exact" for both, "state_values" without any policy of the follower's (the default with followers
-        that learn or are observed), or an object with the methods of `leaders.critics.critic.Critic`. Games without a
-        known model take "td" (their default) and "state_values". Mean returns, "monte_carlo", are noisy where a state
+        network) or "exact" for both, "state_values" without any policy of the follower's (the default in tables and
+        linear-quadratic worlds with followers that learn or are observed), or an object with the methods of
+        `leaders.critics.critic.Critic`. Games and environments of which no model is known take "td" (their default) and
+        "state_values". Mean returns, "monte_carlo", are noisy where a state
         has many successors (docs: "Estimators").
       critic_learning_rate: η of learnt tables, a number or one per run.
       critic_start: their first entries, "zeros" or "normal".
@@ -91,7 +92,8 @@ class EstimatorConfig:
         "reference" is the published form.
       score_weight: weight of ∇log p: "td_error" or "value"; "clipped" is the published form for continuous worlds.
       batch_size: transitions per outer iteration and run; None for 100, for `MBHG` 500 in each of its two batches, in
-        linear-quadratic worlds 1,000, or what a quadratic critic of a larger one needs.
+        linear-quadratic worlds 1,000, or what a quadratic critic of a larger one needs, and 2,000 where no model is
+        known.
       rows: trajectories side by side that make up a batch; None for the fewest that the time limit allows (10 without
         one); with `tail="continue"` for the fewest that go on until discounting has left a twentieth.
       sampler: "fused" draws from the model itself, "steps" drives `reset` and `step`.
