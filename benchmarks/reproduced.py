@@ -52,7 +52,7 @@ FIGURES = {
             *("building-thermal-control", "--full", "--leaders"),
             "bchg,bchg-pathwise,bchg-score,naive-pgd,bchg-paper,naive-pgd-paper,hpgd-mc-paper,hpgd-td-paper",
         ),
-        ("building-thermal-control.md",),
+        ("building-thermal-control.md", "random-search.md"),
         {
             "objective.png": "figure3.png",
             "parts.png": "figure3_parts.png",

@@ -144,7 +144,7 @@ class BuildingFigure(PaperFigure):
     """random configurations for the histogram; 0 for none"""
 
     def run(self) -> None:
-        """Writes pictures of the objective, of its parts and of θ, a table, and an .npz per leader."""
+        """Writes pictures of the objective, of its parts and of θ, tables, and an .npz per leader."""
         import gymnasium as gym
         import torch
 
@@ -186,12 +186,14 @@ class BuildingFigure(PaperFigure):
         plots.save(building.parts_figure(results), self.out / "parts.png")
         plots.save(building.theta_figure(results), self.out / "theta.png")
         text = building.table_of(results, best)
+        replace_file(self.out / "building-thermal-control.md", text.encode())
+        print(text)
         if self.search:
             found = building.random_search(self.search)
             plots.save(building.search_figure(found, best), self.out / "random-search.png")
-            text += "\n" + building.search_table(found)
-        replace_file(self.out / "building-thermal-control.md", text.encode())
-        print(text)
+            text = building.search_table(found)
+            replace_file(self.out / "random-search.md", text.encode())
+            print(text)
         print(f"wrote {self.out}")
 
 

@@ -124,6 +124,7 @@ def test_the_building_is_redrawn(tmp_path, capsys):
     assert "| exact hypergradient | 100 |" in said
     for name in ("objective", "parts", "theta", "random-search"):
         assert (out / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "| mean of the best 25 | -" in (out / "random-search.md").read_text()
     before = (out / "bchg.npz").stat().st_mtime_ns
     main([*arguments, "--resume"])
     assert (out / "bchg.npz").stat().st_mtime_ns == before
