@@ -1,4 +1,4 @@
-"""Prices for the wear of a robot arm's joints: MuJoCo's Reacher-v5, an agent of SAC, BC-HG. Two minutes as it stands.
+"""Prices for the wear of a robot arm's joints: MuJoCo's Reacher-v5, an agent of SAC, BC-HG. Two to three minutes.
 
 An operator is paid for moving the tip near a target. The owner, who wants the target met and the joints spared, charges
 θ₁ for the shoulder's wear and θ₂ for the elbow's, the squares of their speeds. High prices are unpopular.
