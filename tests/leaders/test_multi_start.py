@@ -135,6 +135,16 @@ def test_all_of_the_budget_on_one_cell_is_best_before_the_top_corridor(make):
     assert found.theta.min() == pytest.approx(-0.2 * np.exp(6) / (np.exp(6) + 104), rel=1e-12)
 
 
+@pytest.mark.parametrize("beta", [1e-3, 3e-3, 5e-3])
+def test_most_of_the_budget_lies_before_the_top_corridor_at_the_best_known_theta(make, beta):
+    from bilevel_envs.envs.four_rooms import STATE
+
+    env = make("FourRooms", beta=beta)
+    found = exact.multi_start(env, seed=0)
+    assert found.value == pytest.approx(float(env.best_known), rel=1e-3)
+    assert found.theta[STATE[3, 5]] < -0.2 / 2
+
+
 def test_the_followers_beta_counts(make):
     env = BilevelWrapper(gym.make("BiLevel/TollBridge-v0"), "soft_value_iteration", beta=1.0)
     assert exact.multi_start(env, **SHORT).value == pytest.approx(0.9 / (1 + np.exp(-1.5)), rel=1e-3)
